@@ -1,0 +1,2 @@
+//! The agent of Transship.
+fn main() {}

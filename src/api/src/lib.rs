@@ -1,0 +1,1 @@
+//! The kinds of `transship.dev/v1alpha1`.

@@ -1,0 +1,1 @@
+//! CRIU image formats and its page-server dialect.

@@ -1,0 +1,2 @@
+//! The holder of Transship.
+fn main() {}

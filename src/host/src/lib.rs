@@ -1,0 +1,1 @@
+//! Records, journal and paths on the host.

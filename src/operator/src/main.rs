@@ -1,0 +1,2 @@
+//! The operator of Transship.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Chained CNI plugin.
+fn main() {}

@@ -1,0 +1,2 @@
+//! OCI runtime wrapper.
+fn main() {}
