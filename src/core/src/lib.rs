@@ -1,1 +1,2 @@
 //! Every decision, without input or output.
+pub mod facts;

@@ -1,1 +1,88 @@
-//! The commit protocol as pure transitions.
+//! The commit protocol as pure transitions: used unchanged by the operator, by the holders on both
+//! nodes, by the OCI wrapper and by the model checker in this crate's tests. No I/O, no clock.
+//!
+//! * [`wrapper_verdict`]: what the wrapper does under which record.
+//! * [`SourceMachine`], [`TargetMachine`], run by a [`Driver`]: event in, ordered effects out. The
+//!   state is the journal; `recover` rebuilds it after a crash or reboot.
+//! * [`decide`] and the `may_…` functions: the operator.
+//! * [`judge_read`]: what a quorum read of the Migration means to a holder.
+//!
+//! # Orders
+//!
+//! ```text
+//! S freeze    journal Freezing → record frozen → wrapper quiet → network closed → tasks frozen
+//! S vote      tasks verified → journal Voted → publish
+//! S abort     journal Decided(Abort) | AbortedBeforeVote → record open → network open → announce → thaw → journal Opened
+//! S commit    journal Decided(Commit) … resumedAt read → journal PeerResumed → record moved … release: kill frozen → journal Released
+//!             … resolution read → journal Resolved → (connections destroyed) → as abort
+//! T vote      record held → wrapper quiet → tasks verified → dead-man armed → journal Voted → publish
+//! T abort     journal Decided(Abort) | AbortedBeforeVote | NeverThawed → publish → record aborted → wrapper quiet → kill frozen → journal Closed
+//! T commit    journal Decided(Commit) → tasks verified → journal Thawing → guarded thaw → network open → announce → journal Thawed → publish
+//!             … resumedAt read → journal Confirmed → dead-man off → (thaw) → record open → journal Closed
+//!             … resolution read → journal Stopping → freeze, close → record aborted → kill frozen → journal Closed → publish
+//! ```
+//!
+//! # Where this is stricter than the first sketch of the protocol
+//!
+//! The model checker has a counter-example for each of these when the rule is broken.
+//!
+//! 1. **T's record is opened only when `resumedAt` was read**, not after the thaw. An open record
+//!    lets kubelet start a fresh copy after a reboot of T's node (or a crash of the application),
+//!    which no dead-man watches, while the operator, to whom the node looks dead, lets S go on.
+//!    Between thaw and confirmation the record stays `held`: kubelet's verbs are refused for that
+//!    moment.
+//! 2. **An expired dead-man stays expired** from T's vote until it reads `resumedAt`. The operator
+//!    reads a stale Lease and writes the resolution at some later moment; a T that came back in
+//!    between, read "Commit, no resolution" and thawed would run beside S. So such a T says
+//!    `neverThawed`, or, if it had run, stays frozen until the Migration settles it. For the same
+//!    reason the dead-man is armed before the vote, and the thaw itself is guarded by it.
+//! 3. **The signal is one**: what extends T's time is exactly what the operator looks at for its
+//!    proof (the node's Lease, counted from the send time), not T's own successful reads.
+//! 4. **The wrapper judges and then acts**: a `kill` let through before S's record was `frozen`
+//!    may reach runc afterwards, and `runc kill` thaws what it signals. So both sides wait until no
+//!    such verb is at work ([`Effect::QuiesceWrapper`]) after their record is written and before
+//!    they freeze (S) or vote (T).
+//! 5. **A reboot of T after `thawing`** is neither `neverThawed` nor `resumed` but `lost`, which is
+//!    not final while the Migration exists: `resumedAt` may have been recorded in that moment, and
+//!    then T is the pod and starts fresh. Final words are `neverThawed`, `resumed`, `stopped`.
+//! 6. **When the Migration has vanished** S acts only on such a final word (or on an
+//!    administrator's, by removing T's node object), never on a stale Lease: a confirmed T is an
+//!    ordinary pod and runs on when cut off. A T that runs closes as `resumed` only if its dead-man
+//!    never expired, otherwise as `stopped`, since a resolution may have been recorded and read.
+//! 7. **Votes follow a check** that the very tasks are there, whole and frozen, made after record
+//!    and quiet: a kill let through under `restore` may have ended some.
+//! 8. **Fail-over decides Commit with both votes in though S is being deleted**, if S's node is
+//!    dead: the eviction of a dead node's pods sets that timestamp by itself.
+//!
+//! # What it takes for granted
+//!
+//! The API server's content is what the operator wrote (RBAC, admission); reads are linearizable;
+//! the dead-man freezes in time (T₂ ≥ T₁ + its delay + drift); the wrapper is the only way to runc;
+//! an fsynced entry stays. A source whose node is declared dead for fail-over without being off
+//! (a lease-based proof) needs a mark of its own before a version is restored elsewhere: that
+//! belongs to fail-over of protected pods and is not part of this protocol.
+
+mod effect;
+mod operator;
+mod record;
+mod recorded;
+mod rules;
+mod source;
+mod target;
+mod word;
+
+#[cfg(test)]
+mod model;
+
+pub use effect::{Driver, Effect, Facts, Failure, Machine, ThawGuard};
+pub use operator::{
+    DecisionInput, PodSeen, TargetProof, decide, may_record_resumed, may_release_source,
+    may_remove_finalizer, may_resolve_source_resumes, may_restore_version,
+};
+pub use record::{RecordState, Verb, Verdict, sandbox_verdict, wrapper_verdict};
+pub use recorded::{Decision, Read, Recorded, Resolution, judge_read};
+pub use source::{
+    Sockets, SourceEffect, SourceEntry, SourceEvent, SourceMachine, SourcePhase, may_begin,
+};
+pub use target::{TargetEffect, TargetEntry, TargetEvent, TargetMachine, TargetPhase};
+pub use word::{SourceOutcome, SourceWord, TargetOutcome, TargetWord};

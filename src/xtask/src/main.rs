@@ -1,2 +1,38 @@
-//! Developer tasks.
-fn main() {}
+//! Developer tasks: `cargo xtask TASK`.
+//!
+//! One module per task. This file only parses the command line and hands over; a task is a module
+//! with `Args` and `run(Args) -> anyhow::Result<ExitCode>`.
+
+mod generate;
+mod oci;
+mod sandbox;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Developer tasks of Transship")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Write the generated files, or check them
+    Gen(generate::Args),
+    /// A real Kubernetes cluster on this machine, made from packages
+    Sandbox(sandbox::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().task {
+        Task::Gen(args) => generate::run(args),
+        Task::Sandbox(args) => sandbox::run(args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

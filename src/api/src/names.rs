@@ -1,0 +1,104 @@
+//! Names that are a contract: group, annotations, labels, gates, finalizers, fixed object names.
+//!
+//! On pods, annotations and labels are *requests to the operator or its notes*; nothing on a host
+//! acts on them. Those marked "operator only" are kept from others by admission policies in the
+//! chart.
+
+/// The API group of all kinds.
+pub const GROUP: &str = "transship.dev";
+/// The served and stored version.
+pub const VERSION: &str = "v1alpha1";
+
+// --- Pods: annotations -------------------------------------------------------------------------
+
+/// UID of the Migration that holds the pod; written with the pod's resourceVersion, so at most one
+/// migration, suspension, fail-over or eviction works on a pod at a time. Operator only.
+pub const CLAIM: &str = "transship.dev/claim";
+/// On the source and target pod: `namespace/name` of the Migration, for people. Operator only.
+pub const MIGRATION_NAME: &str = "transship.dev/migration-name";
+/// Address that was lent to this pod by another node, `<ip>@<home node>`. Operator only.
+pub const LEASE: &str = "transship.dev/lease";
+/// Node that the pod came from in its last migration. Operator only.
+pub const MOVED_FROM: &str = "transship.dev/moved-from";
+/// `run` or `skip`: what happens to postStart hooks when the pod moves. Set by people; without it
+/// a pod with such hooks is refused.
+pub const POST_START: &str = "transship.dev/post-start";
+/// Name of the Checkpoint a pod asks to start from. Set by people; counts only with a Restore or
+/// MigrationPolicy that allows it.
+pub const RESTORE_FROM: &str = "transship.dev/restore-from";
+/// JSON array of Swarm constraint expressions. Set by people.
+pub const CONSTRAINTS: &str = "transship.dev/constraints";
+/// JSON array of Swarm affinity expressions. Set by people.
+pub const AFFINITIES: &str = "transship.dev/affinities";
+/// JSON array of node names. Set by people.
+pub const WHITELIST: &str = "transship.dev/whitelist";
+/// `spread`, `binpack` or `random`. Set by people.
+pub const STRATEGY: &str = "transship.dev/strategy";
+/// `on-node-failure` or `off`. Set by people.
+pub const RESCHEDULE: &str = "transship.dev/reschedule";
+/// `auto`: take a checkpoint once the application is initialised and start replicas from it. Set
+/// by people.
+pub const WARM_START: &str = "transship.dev/warm-start";
+
+// --- Pods: gates and labels --------------------------------------------------------------------
+
+/// Scheduling gate of a target pod, until its record is on the node. Operator only.
+pub const PREPARE_GATE: &str = "transship.dev/prepare";
+/// Readiness gate and condition type of a target pod, True once it may take traffic. Operator only.
+pub const RESUMED_GATE: &str = "transship.dev/resumed";
+/// Label on the target pod: UID of its Migration. Operator only.
+pub const MIGRATION_LABEL: &str = "transship.dev/migration";
+
+// --- Our own objects ---------------------------------------------------------------------------
+
+/// Finalizer of a Migration: stays until both sides have acknowledged. Operator only.
+pub const FINALIZER: &str = "transship.dev/finalizer";
+/// Finalizer of a Checkpoint: its chunks are released first. Operator only.
+pub const CHECKPOINT_FINALIZER: &str = "transship.dev/checkpoint-data";
+/// Label on a Migration while its pod changes owners: UID of the controller whose creates are
+/// denied. Operator only.
+pub const HANDOVER_LABEL: &str = "transship.dev/handover";
+/// Annotation beside [`HANDOVER_LABEL`]: when the hand-over began (RFC 3339 with microseconds).
+/// Operator only.
+pub const HANDOVER_TIME: &str = "transship.dev/handover-at";
+/// Labels on a Migration, for selecting: UID of the pod that moves.
+pub const POD_UID_LABEL: &str = "transship.dev/pod-uid";
+/// Label on a Migration: name of the source node.
+pub const SOURCE_NODE_LABEL: &str = "transship.dev/source-node";
+/// Label on a Migration: name of the target node.
+pub const TARGET_NODE_LABEL: &str = "transship.dev/target-node";
+/// Annotation on any of our kinds: `"true"` makes the operator leave the object alone.
+pub const PAUSED: &str = "transship.dev/paused";
+/// Annotation on a Node: `"true"` makes its agent remove the host side. Operator only.
+pub const UNINSTALL: &str = "transship.dev/uninstall";
+/// Label on a namespace in which re-creation of exclusive pods is held back during a hand-over.
+pub const HANDOVER_NAMESPACE_LABEL: &str = "transship.dev/handover";
+
+// --- Fixed names -------------------------------------------------------------------------------
+
+/// Name of the operator's Deployment, Service and service account.
+pub const OPERATOR: &str = "transship-operator";
+/// Name of the agent's DaemonSet and service account.
+pub const AGENT: &str = "transship-agent";
+/// Secret with the key and certificate of the authority, in the operator's namespace.
+pub const CA_SECRET: &str = "transship-ca";
+/// ConfigMap with the authority's certificates, in the operator's namespace.
+pub const CA_BUNDLE: &str = "transship-ca-bundle";
+/// Key in [`CA_BUNDLE`].
+pub const CA_BUNDLE_KEY: &str = "ca.crt";
+/// Lease by which the operator's replicas elect a leader, in the operator's namespace.
+pub const LEADER_LEASE: &str = "transship-operator";
+/// Audience of the tokens that agents show to the operator.
+pub const AUDIENCE: &str = "transship";
+/// Category of all kinds: `kubectl get transship`.
+pub const CATEGORY: &str = "transship";
+/// Field manager of the operator.
+pub const OPERATOR_MANAGER: &str = "transship-operator";
+/// Field manager of the agents.
+pub const AGENT_MANAGER: &str = "transship-agent";
+
+/// Name of an agent's Lease in the agents' namespace. Prefixed, because the operator's own
+/// election shares the namespace and a node may have any name.
+pub fn node_lease(node: &str) -> String {
+    format!("transship-node-{node}")
+}

@@ -1,0 +1,75 @@
+//! Rules that several kinds share: patterns with the one sentence that says what to write.
+//!
+//! Formats are CEL rules rather than schema patterns, because a failed pattern is answered with
+//! the pattern itself. Lengths stay in the schema: they bound the cost of the rules.
+
+use kube::core::Rule;
+
+const DNS_SUBDOMAIN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// At most four parts of at most five digits: the sum cannot overflow what the API server's
+/// `duration()` holds, so the comparison after the pattern never ends in an error.
+const DURATION: &str = r"^([0-9]{1,5}([.][0-9]{1,6})?(ms|s|m|h)){1,4}$";
+const QUANTITY: &str = r"^[0-9]{1,12}([.][0-9]{1,6})?(k|M|G|T|Ki|Mi|Gi|Ti)?$";
+/// Swarm's grammar of expressions; `(?i)` must stay in front for both sides' regex engines.
+const EXPRESSION: &str =
+    r"^(?i)[a-z_][a-z0-9_.-]+(==|!=)[=!/]?~?[a-z0-9:_\\s./()?+*\\[\\]\\\\^$|-]+$";
+
+/// A pod's name.
+pub(crate) fn pod_name() -> Rule {
+    Rule::new(format!("self.matches('{DNS_SUBDOMAIN}')"))
+        .message("write the name of a pod of this namespace alone, such as web-0 (lower-case letters, digits, '-' and '.'), without 'pod/'")
+}
+
+/// A node's name.
+pub(crate) fn node_name() -> Rule {
+    Rule::new(format!("self.matches('{DNS_SUBDOMAIN}')"))
+        .message("write the name of a node as 'kubectl get nodes' prints it, such as node-b (lower-case letters, digits, '-' and '.'), without 'node/'")
+}
+
+/// The name of another object.
+pub(crate) fn object_name() -> Rule {
+    Rule::new(format!("self.matches('{DNS_SUBDOMAIN}')")).message(
+        "write the object's name alone, such as default (lower-case letters, digits, '-' and '.')",
+    )
+}
+
+/// A duration longer than nothing.
+pub(crate) fn duration(example: &str) -> Rule {
+    Rule::new(format!("self.matches('{DURATION}') && duration(self) > duration('0s')"))
+        .message(format!("write a duration above zero as numbers with the units ms, s, m or h, such as {example} or 1m30s").as_str())
+}
+
+/// On a struct: one duration is shorter than another. Silent where either is malformed, so that one
+/// mistake gets one answer.
+pub(crate) fn shorter(less: &str, more: &str, example: &str) -> Rule {
+    Rule::new(format!(
+        "!self.{less}.matches('{DURATION}') || !self.{more}.matches('{DURATION}') || \
+         duration(self.{less}) < duration(self.{more})"
+    ))
+    .message(format!("write a {less} that is shorter than {more}, such as {example}").as_str())
+}
+
+/// A rate in bytes per second, above nothing.
+pub(crate) fn rate() -> Rule {
+    Rule::new(format!(
+        "self.matches('{QUANTITY}') && quantity(self).isGreaterThan(quantity('0'))"
+    ))
+    .message("write the bytes per second as a quantity above zero, such as 200Mi or 1Gi, without '/s'")
+}
+
+/// A list of Swarm expressions.
+pub(crate) fn expressions(example: &str) -> Rule {
+    Rule::new(format!("self.all(e, e.matches('{EXPRESSION}'))")).message(
+        format!("write each expression as KEY==VALUE or KEY!=VALUE, such as {example}").as_str(),
+    )
+}
+
+/// At the root of a kind: `status.<field>`, once written, is neither changed nor removed. At the
+/// root, because a rule on the field itself is not evaluated when the field goes away.
+pub(crate) fn status_written_once(field: &str) -> Rule {
+    Rule::new(format!(
+        "!has(oldSelf.status) || !has(oldSelf.status.{field}) || \
+         (has(self.status) && has(self.status.{field}) && self.status.{field} == oldSelf.status.{field})"
+    ))
+    .message(format!("status.{field} is written once; leave it as it is, or create another Migration").as_str())
+}

@@ -1,0 +1,148 @@
+//! Watching one Migration: a live line on a terminal, plain lines elsewhere.
+
+use std::{io::IsTerminal, time::Duration};
+
+use anyhow::Result;
+use futures::{Stream, TryStreamExt, pin_mut};
+use indicatif::{ProgressBar, ProgressStyle};
+use kube::{Api, runtime::watcher};
+use transship_api::{Migration, MigrationStatus, Step, conditions};
+
+use crate::Outcome;
+
+/// The state of a Migration at each change; `None` when it does not exist.
+fn changes(
+    api: &Api<Migration>,
+    name: &str,
+) -> impl Stream<Item = Result<Option<Migration>, watcher::Error>> {
+    watcher::watch_object(api.clone(), name)
+}
+
+/// Shows each step until the Migration has ended, at most `patience`.
+pub async fn until_ended(api: &Api<Migration>, name: &str, patience: Duration) -> Result<Outcome> {
+    let display = Display::new(name);
+    let ended = async {
+        let stream = changes(api, name);
+        pin_mut!(stream);
+        let mut last = None;
+        while let Some(migration) = stream.try_next().await? {
+            let Some(migration) = migration else {
+                display.finish(&format!("{name} was deleted"));
+                return Ok(Outcome::Failed);
+            };
+            let status = migration.status.unwrap_or_default();
+            if last != status.step {
+                last = status.step;
+                display.step(&status);
+            }
+            if status.step.is_some_and(Step::is_final) {
+                display.finish(&summary(name, &status));
+                return Ok(if status.step == Some(Step::Succeeded) {
+                    Outcome::Done
+                } else {
+                    Outcome::Failed
+                });
+            }
+        }
+        Ok(Outcome::Failed)
+    };
+    match tokio::time::timeout(patience, ended).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            display.finish(&format!(
+                "{name} still runs after {patience:?}; look with `kubectl transship describe {name}`"
+            ));
+            Ok(Outcome::TimedOut)
+        }
+    }
+}
+
+/// Waits until the object is gone, at most `patience`.
+pub async fn until_gone(api: &Api<Migration>, name: &str, patience: Duration) -> Result<Outcome> {
+    let gone = async {
+        let stream = changes(api, name);
+        pin_mut!(stream);
+        while let Some(migration) = stream.try_next().await? {
+            if migration.is_none() {
+                return Ok(Outcome::Done);
+            }
+        }
+        Ok(Outcome::Failed)
+    };
+    match tokio::time::timeout(patience, gone).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            eprintln!("{name} is still there after {patience:?}");
+            Ok(Outcome::TimedOut)
+        }
+    }
+}
+
+/// One sentence about an ended Migration.
+pub fn summary(name: &str, status: &MigrationStatus) -> String {
+    let node = |side: &Option<transship_api::PodRef>| {
+        side.as_ref().map_or_else(|| "?".to_owned(), |side| side.node.clone())
+    };
+    let succeeded =
+        status.conditions.iter().find(|condition| condition.type_ == conditions::SUCCEEDED);
+    match status.step {
+        Some(Step::Succeeded) if status.target.is_some() && status.resumed_at.is_some() => {
+            let pod = status.target.as_ref().map(|side| side.pod_name.as_str()).unwrap_or_default();
+            format!(
+                "{name}: {} → {}, now pod {pod}; stood still for {}",
+                node(&status.source),
+                node(&status.target),
+                status.downtime.as_deref().unwrap_or("?"),
+            )
+        }
+        _ => {
+            let mut text = format!(
+                "{name}: {}",
+                succeeded.map_or("ended", |condition| condition.message.as_str())
+            );
+            for violation in &status.violations {
+                text += &format!(
+                    "\n  {}: {}. {}",
+                    violation.check, violation.message, violation.remedy
+                );
+            }
+            text
+        }
+    }
+}
+
+/// A spinner on a terminal, lines elsewhere.
+struct Display {
+    bar: Option<ProgressBar>,
+    name: String,
+}
+
+impl Display {
+    fn new(name: &str) -> Display {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        Display { bar, name: name.to_owned() }
+    }
+
+    fn step(&self, status: &MigrationStatus) {
+        let step = status.step.map_or("Pending", Step::as_str);
+        let text = format!("{}: {step}", self.name);
+        match &self.bar {
+            Some(bar) => bar.set_message(text),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn finish(&self, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        eprintln!("{text}");
+    }
+}

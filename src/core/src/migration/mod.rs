@@ -1,0 +1,16 @@
+//! A migration's course: what was observed ([`state`]), what is to be done next ([`plan`]), who is
+//! admitted ([`admission`]), and how labels and ownership go from one pod to the other
+//! ([`handover`]). All of it pure: the clock is an argument.
+
+pub mod admission;
+pub mod events;
+pub mod handover;
+pub mod plan;
+pub mod rollback;
+pub mod state;
+mod status;
+pub mod takeover;
+pub mod voting;
+
+pub use plan::{Action, Plan, plan};
+pub use state::{Observed, Report, Role, Side, Stage};

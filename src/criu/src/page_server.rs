@@ -1,0 +1,392 @@
+//! The receiving side of CRIU's page-server protocol. The client is a CRIU on this node that
+//! dumps with `--page-server --address 127.0.0.1 --port N`.
+//!
+//! ```text
+//! CRIU                                      we
+//!  │ OPEN2 dst                               │ sink.open(dst)
+//!  │◄──────────────────────── u8 has parent ─┤
+//!  │ ADD_F(flags) vaddr nr [+ nr·4096 bytes] │ sink.pages / sink.hole      (repeated)
+//!  │ PARENT dst                              │ sink.has_parent(dst)
+//!  │◄─────────────────────── i32 has parent ─┤
+//!  │ CLOSE or FORCE_CLOSE                    │ sink.finish()
+//!  │◄──────────────────────────── i32 zero ──┤
+//!  │ end of stream ──────────────────────────►│
+//! ```
+//! A command is `{u32 cmd; nr_pages; u64 vaddr; u64 dst_id}`, little-endian, flags in the upper
+//! 16 bits of `cmd`. Up to CRIU 4.1 `nr_pages` has 32 bits (24 bytes in all), from 4.2 on 64
+//! (32 bytes, 4 of padding). There is no handshake that tells which: see [`Dialect`].
+//!
+//! The protocol has no authentication. [`accept`] takes connections only on a loopback listener
+//! and asks its caller about each; see [`owned_by_descendant`].
+
+use std::collections::HashSet;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use thiserror::Error;
+
+use crate::pages::{DstId, PageFlags, PageRun, PageSink};
+
+const ADD: u32 = 1;
+const HOLE: u32 = 2;
+const OPEN: u32 = 3;
+const OPEN2: u32 = 4;
+const PARENT: u32 = 5;
+const ADD_F: u32 = 6;
+const CLOSE: u32 = 0x1023;
+const FORCE_CLOSE: u32 = 0x1024;
+
+/// Bytes read ahead: enough for many small runs, little enough that the bulk of a long run is
+/// read straight into the sink's buffer.
+const READ_AHEAD: usize = 64 << 10;
+
+/// The layout of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// CRIU up to 4.1: 24 bytes.
+    Narrow,
+    /// CRIU 4.2 and later: 32 bytes.
+    Wide,
+}
+
+impl Dialect {
+    /// The dialect of a CRIU version.
+    pub fn of_version(major: u32, minor: u32) -> Self {
+        if (major, minor) >= (4, 2) { Dialect::Wide } else { Dialect::Narrow }
+    }
+
+    fn command_len(self) -> usize {
+        match self {
+            Dialect::Narrow => 24,
+            Dialect::Wide => 32,
+        }
+    }
+}
+
+/// Why a dump's pages could not be received.
+#[derive(Debug, Error)]
+pub enum PageServerError {
+    /// The connection broke, or could not be made in time.
+    #[error("connection from criu: {0}")]
+    Io(#[source] io::Error),
+    /// The stream ended before CLOSE: the dump failed.
+    #[error("criu ended its page stream without closing it")]
+    Unfinished,
+    /// A command that a dump does not send.
+    #[error("unknown page-server command {0:#x}")]
+    Command(u32),
+    /// A destination of unknown type.
+    #[error("unknown page destination {0:#x}")]
+    Destination(u64),
+    /// Pages for another destination than the one opened last.
+    #[error("pages for {0} before it was opened")]
+    NotOpen(DstId),
+    /// An empty, unaligned or overlong run.
+    #[error("invalid run of {nr_pages} pages at {vaddr:#x}")]
+    Run {
+        /// Address of the run.
+        vaddr: u64,
+        /// Its length in pages.
+        nr_pages: u64,
+    },
+    /// The sink failed.
+    #[error("pages could not be stored: {0}")]
+    Sink(#[source] io::Error),
+}
+
+/// What a completed dump sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Received {
+    /// Destinations opened.
+    pub destinations: u64,
+    /// Runs, holes included.
+    pub runs: u64,
+    /// Bytes of page data.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Command {
+    cmd: u32,
+    nr_pages: u64,
+    vaddr: u64,
+    dst_id: u64,
+}
+
+impl Command {
+    /// `raw` has the length of the dialect.
+    fn parse(raw: &[u8], dialect: Dialect) -> Self {
+        let u32_at = |at: usize| {
+            let mut word = [0; 4];
+            word.copy_from_slice(&raw[at..at + 4]);
+            u32::from_le_bytes(word)
+        };
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        match dialect {
+            Dialect::Narrow => Self {
+                cmd: u32_at(0),
+                nr_pages: u64::from(u32_at(4)),
+                vaddr: u64_at(8),
+                dst_id: u64_at(16),
+            },
+            Dialect::Wide => Self {
+                cmd: u32_at(0),
+                nr_pages: u64_at(8),
+                vaddr: u64_at(16),
+                dst_id: u64_at(24),
+            },
+        }
+    }
+
+    fn dst(&self) -> Result<DstId, PageServerError> {
+        DstId::from_raw(self.dst_id).ok_or(PageServerError::Destination(self.dst_id))
+    }
+}
+
+/// Receives one dump from `stream` into `sink`.
+///
+/// Returns when CRIU has closed its page stream and `sink.finish` has succeeded. On an error the
+/// caller drops the stream, upon which CRIU fails the dump.
+pub fn receive<S: Read + Write>(
+    stream: S,
+    dialect: Dialect,
+    sink: &mut dyn PageSink,
+) -> Result<Received, PageServerError> {
+    Session {
+        stream: BufReader::with_capacity(READ_AHEAD, stream),
+        dialect,
+        sink,
+        open: None,
+        received: Received::default(),
+    }
+    .run()
+}
+
+struct Session<'a, S> {
+    stream: BufReader<S>,
+    dialect: Dialect,
+    sink: &'a mut dyn PageSink,
+    open: Option<DstId>,
+    received: Received,
+}
+
+impl<S: Read + Write> Session<'_, S> {
+    fn run(mut self) -> Result<Received, PageServerError> {
+        loop {
+            let command = self.command()?;
+            match command.cmd & 0xffff {
+                kind @ (OPEN | OPEN2) => {
+                    let dst = command.dst()?;
+                    let parent = self.sink.open(dst).map_err(PageServerError::Sink)?;
+                    self.open = Some(dst);
+                    self.received.destinations += 1;
+                    if kind == OPEN2 {
+                        self.reply(&[u8::from(parent)])?;
+                    }
+                }
+                PARENT => {
+                    let dst = command.dst()?;
+                    let parent = self.sink.has_parent(dst).map_err(PageServerError::Sink)?;
+                    self.reply(&i32::from(parent).to_le_bytes())?;
+                }
+                ADD_F => self.add(&command, PageFlags(command.cmd >> 16))?,
+                ADD => self.add(&command, PageFlags::PRESENT)?,
+                HOLE => self.add(&command, PageFlags::PARENT)?,
+                CLOSE | FORCE_CLOSE => {
+                    self.sink.finish().map_err(PageServerError::Sink)?;
+                    self.reply(&0i32.to_le_bytes())?;
+                    self.await_end();
+                    return Ok(self.received);
+                }
+                _ => return Err(PageServerError::Command(command.cmd)),
+            }
+        }
+    }
+
+    fn command(&mut self) -> Result<Command, PageServerError> {
+        let mut raw = [0; 32];
+        let raw = &mut raw[..self.dialect.command_len()];
+        if self.stream.fill_buf().map_err(PageServerError::Io)?.is_empty() {
+            return Err(PageServerError::Unfinished);
+        }
+        self.stream.read_exact(raw).map_err(PageServerError::Io)?;
+        Ok(Command::parse(raw, self.dialect))
+    }
+
+    fn add(&mut self, command: &Command, flags: PageFlags) -> Result<(), PageServerError> {
+        let dst = command.dst()?;
+        if self.open != Some(dst) {
+            return Err(PageServerError::NotOpen(dst));
+        }
+        let (vaddr, nr_pages) = (command.vaddr, command.nr_pages);
+        let run = PageRun::checked(vaddr, nr_pages, flags)
+            .ok_or(PageServerError::Run { vaddr, nr_pages })?;
+        self.received.runs += 1;
+        let len = run.data_len();
+        if len == 0 {
+            return self.sink.hole(run).map_err(PageServerError::Sink);
+        }
+        self.received.bytes += len;
+        let mut data = Exact { inner: &mut self.stream, left: len, failed: None };
+        let result = self.sink.pages(run, &mut data);
+        if let Some(error) = data.failed {
+            return Err(PageServerError::Io(error));
+        }
+        result.map_err(PageServerError::Sink)?;
+        if data.left > 0 {
+            return Err(PageServerError::Sink(io::Error::other("page data was not consumed")));
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self, bytes: &[u8]) -> Result<(), PageServerError> {
+        let stream = self.stream.get_mut();
+        stream.write_all(bytes).and_then(|()| stream.flush()).map_err(PageServerError::Io)
+    }
+
+    /// CRIU closes first, so that our side has no connection in TIME_WAIT. Whatever happens now
+    /// no longer matters: everything is stored and CRIU was told so.
+    fn await_end(&mut self) {
+        let _ = self.stream.fill_buf();
+    }
+}
+
+/// Lets a sink read one run's data and no more, and keeps errors of the connection apart from
+/// those of the sink.
+struct Exact<'a, R> {
+    inner: &'a mut R,
+    left: u64,
+    failed: Option<io::Error>,
+}
+
+impl<R: Read> Read for Exact<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if len == 0 {
+            return Ok(0);
+        }
+        match self.inner.read(&mut buf[..len]) {
+            Ok(0) => {
+                let kind = io::ErrorKind::UnexpectedEof;
+                self.failed = Some(io::Error::new(kind, "stream ended inside a run of pages"));
+                Err(kind.into())
+            }
+            Ok(n) => {
+                self.left -= n as u64;
+                Ok(n)
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(e),
+            Err(e) => {
+                let kind = e.kind();
+                self.failed = Some(e);
+                Err(kind.into())
+            }
+        }
+    }
+}
+
+/// A listener on a free loopback port for [`accept`], and that port.
+pub fn listen() -> io::Result<(TcpListener, u16)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    listener.set_nonblocking(true)?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}
+
+/// Waits until CRIU connects, at most for `patience`.
+///
+/// `trusted` is asked about each connection (its own end, then the peer's); one that it does not
+/// trust is closed and the wait goes on. `cancelled` is looked at every 20 ms: it should say true
+/// as soon as the dump has ended without a connection.
+pub fn accept(
+    listener: &TcpListener,
+    patience: Duration,
+    mut trusted: impl FnMut(SocketAddr, SocketAddr) -> bool,
+    mut cancelled: impl FnMut() -> bool,
+) -> io::Result<TcpStream> {
+    let tick = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    let deadline = Instant::now() + patience;
+    loop {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                if peer.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST)
+                    && trusted(stream.local_addr()?, peer)
+                {
+                    stream.set_nonblocking(false)?;
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                continue;
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        }
+        if cancelled() {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "dump ended"));
+        }
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&tick)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Whether the socket at the other end of a loopback connection belongs to `pid` or one of its
+/// descendants (runc starts CRIU as its child). Any process on the node may connect to a loopback
+/// port; only the dump may send pages.
+pub fn owned_by_descendant(pid: u32, ours: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
+    let Some(inode) = socket_inode(&std::fs::read_to_string("/proc/net/tcp")?, peer, ours) else {
+        return Ok(false);
+    };
+    let wanted = format!("socket:[{inode}]");
+    let mut seen = HashSet::new();
+    let mut queue = vec![pid];
+    while let Some(pid) = queue.pop() {
+        // A bound on what a fork bomb could make us look at.
+        if !seen.insert(pid) || seen.len() > 4096 {
+            continue;
+        }
+        let process = std::path::PathBuf::from(format!("/proc/{pid}"));
+        // Processes and descriptors may vanish while we look.
+        for entry in std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
+            if std::fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == &*wanted) {
+                return Ok(true);
+            }
+        }
+        for task in std::fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
+            let children = std::fs::read_to_string(task.path().join("children"));
+            queue.extend(
+                children.unwrap_or_default().split_whitespace().filter_map(|c| c.parse::<u32>().ok()),
+            );
+        }
+    }
+    Ok(false)
+}
+
+/// The inode of the socket `local` → `remote` in the text of /proc/net/tcp.
+fn socket_inode(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
+    let hex = |address: SocketAddr| match address.ip() {
+        // The kernel prints the address as a native word.
+        IpAddr::V4(ip) => {
+            Some(format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port()))
+        }
+        IpAddr::V6(_) => None,
+    };
+    let (local, remote) = (hex(local)?, hex(remote)?);
+    table.lines().find_map(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        (columns.next()? == local && columns.next()? == remote)
+            .then(|| columns.nth(6)?.parse().ok())
+            .flatten()
+    })
+}
+
+#[cfg(test)]
+#[path = "page_server_tests.rs"]
+mod tests;

@@ -1,0 +1,264 @@
+//! Reads the Migration from the API server: the only source of decisions.
+//!
+//! Each read is a GET by name without a resourceVersion, which the API server answers from a
+//! quorum of its store, never from a cache. Address, authority and token come from files that the
+//! node's agent keeps fresh; they are read again whenever they change, so a holder outlives any
+//! number of agents. What follows from what is read is decided by `transship-protocol`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, anyhow};
+use kube::config::AuthInfo;
+use kube::{Api, Client, Config};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use transship_api::{Decision, HolderState, Migration, Resolution, Role};
+use transship_protocol::{TargetOutcome, TargetWord};
+
+use crate::reading::Reading;
+
+/// How long one read may take. Shorter than the pace of reads would pile up nothing, since reads
+/// follow one another.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a quorum read said about this Migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It exists, with this UID.
+    Present {
+        /// `status.decision`.
+        decision: Option<Decision>,
+        /// Whether `status.resumedAt` is written.
+        resumed: bool,
+        /// `status.resolution`.
+        resolution: Option<Resolution>,
+    },
+    /// No Migration of this name and UID exists.
+    Gone,
+}
+
+/// Reads one Migration.
+pub struct Reader {
+    files: PathBuf,
+    namespace: String,
+    name: String,
+    uid: String,
+    client: Option<(Stamp, Client)>,
+}
+
+/// When the files that a client was made from were last written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp([Option<SystemTime>; 2]);
+
+impl Reader {
+    /// A reader of Migration `namespace/name` with this UID, by the files in directory `files`.
+    pub fn new(files: &Path, namespace: &str, name: &str, uid: &str) -> Self {
+        Reader {
+            files: files.to_path_buf(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            client: None,
+        }
+    }
+
+    /// One quorum read. Any error means that nothing is known: no decision follows from it.
+    pub async fn read(&mut self) -> Result<Seen> {
+        let outcome = tokio::time::timeout(READ_TIMEOUT, self.get()).await;
+        let outcome = outcome
+            .unwrap_or_else(|_| Err(anyhow!("the API server did not answer in {READ_TIMEOUT:?}")));
+        if outcome.is_err() {
+            // A connection that hangs or a token that was refused is not tried again.
+            self.client = None;
+        }
+        outcome
+    }
+
+    /// The UID of the Migration that counts.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// A quorum read of what the target's node has published for this Migration.
+    pub async fn peer(&mut self, node: &str) -> Result<Reading> {
+        let outcome = tokio::time::timeout(READ_TIMEOUT, async {
+            let api: Api<transship_api::Node> = Api::all(self.client().await?);
+            let found = api.get_opt(node).await.context("cannot read the target's Node")?;
+            Ok(found.map_or(Reading::PeerNodeGone, |node| {
+                Reading::Peer(published(&node.status.unwrap_or_default(), &self.uid))
+            }))
+        })
+        .await
+        .unwrap_or_else(|_| Err(anyhow!("the API server did not answer in {READ_TIMEOUT:?}")));
+        if outcome.is_err() {
+            self.client = None;
+        }
+        outcome
+    }
+
+    async fn get(&mut self) -> Result<Seen> {
+        let client = self.client().await?;
+        let api: Api<Migration> = Api::namespaced(client, &self.namespace);
+        let found = api.get_opt(&self.name).await.context("cannot read the Migration")?;
+        Ok(seen(found, &self.uid))
+    }
+
+    async fn client(&mut self) -> Result<Client> {
+        let stamp = self.stamp();
+        if let Some((made, client)) = &self.client
+            && *made == stamp
+        {
+            return Ok(client.clone());
+        }
+        let client = connect(&self.files).await?;
+        self.client = Some((stamp, client.clone()));
+        Ok(client)
+    }
+
+    fn stamp(&self) -> Stamp {
+        Stamp(["server", "ca.crt"].map(|file| {
+            std::fs::metadata(self.files.join(file)).and_then(|meta| meta.modified()).ok()
+        }))
+    }
+}
+
+fn seen(found: Option<Migration>, uid: &str) -> Seen {
+    match found {
+        Some(migration) if migration.metadata.uid.as_deref() == Some(uid) => {
+            let status = migration.status.unwrap_or_default();
+            Seen::Present {
+                decision: status.decision,
+                resumed: status.resumed_at.is_some(),
+                resolution: status.resolution,
+            }
+        }
+        Some(_) | None => Seen::Gone,
+    }
+}
+
+/// The target's word for a migration, as far as its Node's status tells it. Only final words have
+/// an outcome; a target that says nothing has said nothing.
+fn published(status: &transship_api::NodeStatus, uid: &str) -> TargetWord {
+    let found = status
+        .active_migrations
+        .iter()
+        .find(|active| active.migration_uid == uid && active.role == Role::Target);
+    let Some(active) = found else { return TargetWord::default() };
+    let outcome = match active.state {
+        HolderState::NeverThawed => Some(TargetOutcome::NeverThawed),
+        HolderState::Resumed => Some(TargetOutcome::Resumed),
+        HolderState::Aborted => Some(TargetOutcome::Stopped),
+        _ => None,
+    };
+    TargetWord {
+        begun: true,
+        voted: active.voted,
+        thawed: active.resumed_at.is_some() || outcome == Some(TargetOutcome::Resumed),
+        lost: active.state == HolderState::Rebooted,
+        outcome,
+        closed: outcome.is_some(),
+    }
+}
+
+async fn connect(files: &Path) -> Result<Client> {
+    let read = async |name: &str| {
+        let path = files.join(name);
+        tokio::fs::read(&path).await.with_context(|| format!("cannot read {}", path.display()))
+    };
+    let server = String::from_utf8(read("server").await?).context("server is not a text")?;
+    let url = server.trim().parse().with_context(|| format!("{server:?} is not a URL"))?;
+    let authorities = read("ca.crt").await?;
+    let authorities = CertificateDer::pem_slice_iter(&authorities)
+        .map(|certificate| certificate.map(|der| der.to_vec()))
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .context("ca.crt holds no certificates")?;
+    let mut config = Config::new(url);
+    config.root_cert = Some(authorities);
+    config.connect_timeout = Some(READ_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    config.auth_info = AuthInfo {
+        // The client reads the file again as the agent renews it.
+        token_file: Some(files.join("token").to_string_lossy().into_owned()),
+        ..AuthInfo::default()
+    };
+    Client::try_from(config).context("cannot set up the API client")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use transship_api::{MigrationSpec, MigrationStatus};
+
+    fn migration(uid: &str, status: Option<MigrationStatus>) -> Migration {
+        let mut migration = Migration::new("m", MigrationSpec::for_pod("p"));
+        migration.metadata.uid = Some(uid.into());
+        migration.status = status;
+        migration
+    }
+
+    #[test]
+    fn only_a_migration_with_the_same_uid_counts() {
+        assert_eq!(seen(None, "u"), Seen::Gone);
+        assert_eq!(seen(Some(migration("other", None)), "u"), Seen::Gone);
+        assert_eq!(
+            seen(Some(migration("u", None)), "u"),
+            Seen::Present { decision: None, resumed: false, resolution: None }
+        );
+    }
+
+    #[test]
+    fn decision_and_outcome_are_read_from_the_status() {
+        let status = MigrationStatus {
+            decision: Some(Decision::Commit),
+            resolution: Some(Resolution::SourceResumes),
+            ..Default::default()
+        };
+        assert_eq!(
+            seen(Some(migration("u", Some(status))), "u"),
+            Seen::Present {
+                decision: Some(Decision::Commit),
+                resumed: false,
+                resolution: Some(Resolution::SourceResumes)
+            }
+        );
+    }
+
+    #[test]
+    fn a_target_has_an_outcome_only_when_its_state_is_final() {
+        let active = |state, role| transship_api::ActiveMigration {
+            migration_uid: "u".into(),
+            migration: String::new(),
+            role,
+            pod_uid: "p".into(),
+            state,
+            voted: true,
+            resumed_at: None,
+            since: None,
+            message: String::new(),
+        };
+        for (state, outcome) in [
+            (HolderState::Voted, None),
+            (HolderState::Thawing, None),
+            (HolderState::Rebooted, None),
+            (HolderState::Resumed, Some(TargetOutcome::Resumed)),
+            (HolderState::NeverThawed, Some(TargetOutcome::NeverThawed)),
+            (HolderState::Aborted, Some(TargetOutcome::Stopped)),
+        ] {
+            let mut status = transship_api::NodeStatus::default();
+            status.active_migrations = vec![active(state, Role::Target)];
+            assert_eq!(published(&status, "u").outcome, outcome, "{state:?}");
+            assert_eq!(published(&status, "other"), TargetWord::default());
+            status.active_migrations = vec![active(state, Role::Source)];
+            assert_eq!(published(&status, "u"), TargetWord::default());
+        }
+    }
+
+    #[tokio::test]
+    async fn without_the_agents_files_nothing_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut reader = Reader::new(dir.path(), "ns", "m", "u");
+        let error = format!("{:#}", reader.read().await.unwrap_err());
+        assert!(error.contains("server"), "{error}");
+    }
+}

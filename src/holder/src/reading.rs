@@ -1,0 +1,171 @@
+//! The task that reads the API server for the machine: when asked, and at a pace of its own.
+//!
+//! A read that fails is no reading: it is tried again and never becomes an event.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use transship_protocol::{Read, Recorded, TargetWord, judge_read};
+
+use crate::decision::{Reader, Seen};
+
+/// Pace of reads after the vote, and of those that were asked for and failed.
+const PACE: Duration = Duration::from_secs(1);
+/// Pace before the vote: only to notice that the Migration was deleted or decided unheard.
+const SLOW_PACE: Duration = Duration::from_secs(5);
+
+/// What was read.
+#[derive(Debug, Clone, Copy)]
+pub enum Reading {
+    /// The Migration.
+    Migration(Read),
+    /// What the target published.
+    Peer(TargetWord),
+    /// The target's node object does not exist.
+    PeerNodeGone,
+}
+
+/// Asks the reading task for something. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Asker(Arc<Wishes>);
+
+#[derive(Default)]
+struct Wishes {
+    wake: Notify,
+    migration: AtomicBool,
+    peer: AtomicBool,
+    voted: AtomicBool,
+}
+
+impl Asker {
+    /// Read the Migration now.
+    pub fn migration(&self) {
+        self.0.migration.store(true, Ordering::SeqCst);
+        self.0.wake.notify_one();
+    }
+
+    /// Read the target's word now.
+    pub fn peer(&self) {
+        self.0.peer.store(true, Ordering::SeqCst);
+        self.0.wake.notify_one();
+    }
+
+    /// From now on read the Migration every second (or no more so).
+    pub fn voted(&self, voted: bool) {
+        if self.0.voted.swap(voted, Ordering::SeqCst) != voted {
+            self.0.wake.notify_one();
+        }
+    }
+}
+
+/// Reads for as long as somebody listens.
+pub async fn read<E>(
+    mut reader: Reader,
+    peer_node: String,
+    asker: Asker,
+    events: mpsc::Sender<E>,
+    into_event: impl Fn(Reading) -> Option<E>,
+) {
+    let wishes = asker.0;
+    loop {
+        if wishes.peer.swap(false, Ordering::SeqCst) {
+            match reader.peer(&peer_node).await {
+                Ok(reading) => {
+                    if !pass_on(&events, into_event(reading)).await {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!("cannot read what the target published: {error:#}");
+                    wishes.peer.store(true, Ordering::SeqCst);
+                }
+            }
+        }
+        wishes.migration.store(false, Ordering::SeqCst);
+        match reader.read().await {
+            Ok(seen) => {
+                let reading = Reading::Migration(judge(reader.uid(), seen));
+                if !pass_on(&events, into_event(reading)).await {
+                    return;
+                }
+            }
+            Err(error) => tracing::warn!("{error:#}"),
+        }
+        let unmet = wishes.peer.load(Ordering::SeqCst);
+        let voted = wishes.voted.load(Ordering::SeqCst);
+        let pace = if voted || unmet { PACE } else { SLOW_PACE };
+        tokio::select! {
+            () = wishes.wake.notified() => {}
+            () = tokio::time::sleep(pace) => {}
+            () = events.closed() => return,
+        }
+    }
+}
+
+/// Hands an event over; false when nobody listens any more.
+async fn pass_on<E>(events: &mpsc::Sender<E>, event: Option<E>) -> bool {
+    match event {
+        Some(event) => events.send(event).await.is_ok(),
+        None => true,
+    }
+}
+
+/// The protocol's view of a read.
+fn judge(uid: &str, seen: Seen) -> Read {
+    match seen {
+        Seen::Present { decision, resumed, resolution } => {
+            let recorded = Recorded {
+                decision: decision.map(|decision| match decision {
+                    transship_api::Decision::Commit => transship_protocol::Decision::Commit,
+                    transship_api::Decision::Abort => transship_protocol::Decision::Abort,
+                }),
+                resumed_at: resumed,
+                resolution: resolution.map(|resolution| match resolution {
+                    transship_api::Resolution::SourceResumes => {
+                        transship_protocol::Resolution::SourceResumes
+                    }
+                }),
+            };
+            judge_read(uid, Some((uid, recorded)))
+        }
+        Seen::Gone => judge_read(uid, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use transship_protocol::Decision;
+
+    #[test]
+    fn a_read_is_judged_by_the_protocol() {
+        assert_eq!(judge("u", Seen::Gone), Read::Gone);
+        let seen = Seen::Present {
+            decision: Some(transship_api::Decision::Abort),
+            resumed: false,
+            resolution: None,
+        };
+        let Read::Recorded(recorded) = judge("u", seen) else { panic!("it exists") };
+        assert_eq!(recorded.decision, Some(Decision::Abort));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_reported_while_the_api_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let reader = Reader::new(dir.path(), "ns", "m", "u");
+        let (events, mut received) = mpsc::channel::<()>(1);
+        let asker = Asker::default();
+        asker.peer();
+        let task = tokio::spawn(read(reader, "n".into(), asker.clone(), events, |_| Some(())));
+        asker.migration();
+        assert!(
+            tokio::time::timeout(Duration::from_millis(200), received.recv()).await.is_err(),
+            "a failed read became an event"
+        );
+        received.close();
+        asker.migration();
+        task.await.unwrap();
+    }
+}

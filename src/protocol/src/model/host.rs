@@ -1,0 +1,271 @@
+//! What effects do on a node, and what must hold when they are done.
+
+use super::world::{Inflight, Role, Side, Tasks, World, CONTAINERS};
+use crate::rules::{Rule, holds};
+use crate::source::SourceEntry;
+use crate::{
+    Decision, Driver, Effect, Facts, Failure, Machine, RecordState, SourcePhase, TargetOutcome,
+    TargetPhase, ThawGuard,
+};
+
+/// A broken invariant.
+pub type Broken = &'static str;
+
+enum Done {
+    Yes,
+    No(Failure),
+    /// Must wait for something else.
+    Blocked,
+}
+
+/// Which of two holders on a node (there should be one).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Which {
+    First,
+    Second,
+}
+
+fn slot<R: Role>(world: &mut World, which: Which) -> &mut Option<Driver<R>> {
+    let host = R::host_mut(world);
+    match which {
+        Which::First => &mut host.holder,
+        Which::Second => &mut host.second,
+    }
+}
+
+/// The holder does its next effect. `None`: there is none, or it has to wait.
+pub fn run_effect<R: Role>(world: &World, which: Which) -> Option<Result<World, Broken>> {
+    let mut next = world.clone();
+    let effect = slot::<R>(&mut next, which).as_ref()?.next_effect()?;
+    let done = match perform::<R>(&mut next, effect) {
+        Ok(done) => done,
+        Err(broken) => return Some(Err(broken)),
+    };
+    let driver = slot::<R>(&mut next, which).as_mut()?;
+    match done {
+        Done::Yes => driver.done(),
+        Done::No(failure) => {
+            if !driver.failed(failure) {
+                return None;
+            }
+        }
+        Done::Blocked => return None,
+    }
+    Some(Ok(next))
+}
+
+fn perform<R: Role>(
+    world: &mut World,
+    effect: Effect<R::Entry, R::Word>,
+) -> Result<Done, Broken> {
+    let before_vote = R::host(world).holder.as_ref().is_some_and(|d| d.machine().is_before_vote());
+    match effect {
+        Effect::Journal(entry) => R::host_mut(world).journal.push(entry),
+        Effect::Publish(word) => R::host_mut(world).word = word,
+        Effect::WriteRecord(state) => {
+            if R::SIDE == Side::S && state == RecordState::Open {
+                source_may_go_on(world)?;
+            }
+            world.env_mut(R::SIDE).record = Some(state);
+        }
+        Effect::QuiesceWrapper => {
+            let env = world.env_mut(R::SIDE);
+            if env.inflight.is_some() {
+                if env.record == Some(RecordState::Aborted) {
+                    env.inflight = None;
+                } else {
+                    return Ok(Done::Blocked);
+                }
+            }
+        }
+        Effect::CloseNetwork => world.env_mut(R::SIDE).net = false,
+        Effect::OpenNetwork => world.env_mut(R::SIDE).net = true,
+        Effect::FreezeTasks => {
+            let env = world.env_mut(R::SIDE);
+            match env.tasks {
+                Tasks::Absent if before_vote => return Ok(Done::No(Failure::TasksLost)),
+                Tasks::Absent => {}
+                Tasks::Running | Tasks::Frozen => env.tasks = Tasks::Frozen,
+            }
+        }
+        Effect::VerifyTasks => {
+            let env = world.env(R::SIDE);
+            let whole = R::SIDE == Side::S || env.whole == CONTAINERS;
+            if env.tasks != Tasks::Frozen || !whole {
+                return Ok(Done::No(Failure::TasksLost));
+            }
+        }
+        Effect::ArmDeadman => world.env_mut(R::SIDE).armed = true,
+        Effect::DisarmDeadman => {
+            let env = world.env_mut(R::SIDE);
+            env.armed = false;
+            env.lapsed = false;
+        }
+        Effect::DestroySockets => world.env_mut(R::SIDE).sockets_destroyed = true,
+        Effect::ThawTasks(guard) => {
+            if guard == ThawGuard::Deadman && world.env(R::SIDE).lapsed {
+                return Ok(Done::No(Failure::Lapsed));
+            }
+            if world.env(R::SIDE).tasks == Tasks::Frozen {
+                world.env_mut(R::SIDE).tasks = Tasks::Running;
+                if R::SIDE == Side::T {
+                    target_may_run(world)?;
+                }
+            }
+        }
+        Effect::KillTasksFrozen => kill_frozen(world, R::SIDE)?,
+        Effect::Announce | Effect::ReadRecorded | Effect::ReadPeer => {}
+    }
+    Ok(Done::Yes)
+}
+
+/// An undecided source's own state must survive: nothing may be lost before the commit.
+fn source_may_go_on(world: &World) -> Result<(), Broken> {
+    let recorded = world.api.recorded;
+    let voted = world.s.journal.contains(&SourceEntry::Voted);
+    let allowed = !voted
+        || recorded.decision == Some(Decision::Abort)
+        || recorded.resolution.is_some()
+        || (!world.api.exists && world.target_is_out());
+    if allowed { Ok(()) } else { Err("a voted source goes on without a decision") }
+}
+
+fn target_may_run(world: &mut World) -> Result<(), Broken> {
+    world.t_ran = true;
+    if world.t.env.whole != CONTAINERS {
+        return Err("a target that is not whole was thawed");
+    }
+    Ok(())
+}
+
+/// SIGKILL while frozen: nothing runs, but what is killed is lost.
+fn kill_frozen(world: &mut World, side: Side) -> Result<(), Broken> {
+    if world.env(side).tasks != Tasks::Absent {
+        match side {
+            Side::S => {
+                let confirmed = world.api.recorded.resumed_at
+                    || world.t_phase() == TargetPhase::Closed(TargetOutcome::Resumed);
+                if !confirmed {
+                    return Err("the source was killed before the target was confirmed");
+                }
+            }
+            Side::T => target_may_be_ended(world)?,
+        }
+    }
+    let env = world.env_mut(side);
+    env.tasks = Tasks::Absent;
+    env.whole = 0;
+    Ok(())
+}
+
+fn target_may_be_ended(world: &World) -> Result<(), Broken> {
+    match world.t_phase() {
+        TargetPhase::Voted | TargetPhase::Committed | TargetPhase::Thawing | TargetPhase::Thawed => {
+            Err("a voted target was killed undecided")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A verb that the wrapper let through comes to its end. `None`: it has to wait.
+pub fn finish_verb(world: &World, side: Side) -> Option<Result<World, Broken>> {
+    let mut next = world.clone();
+    let verb = next.env_mut(side).inflight.take()?;
+    let result = match verb {
+        Inflight::Create => {
+            let env = next.env_mut(side);
+            if env.tasks == Tasks::Absent {
+                env.tasks = Tasks::Running;
+                env.net = true;
+                if side == Side::T {
+                    next.t_ran = true;
+                }
+            }
+            Ok(())
+        }
+        Inflight::Restore => {
+            if !next.sent {
+                return None;
+            }
+            let env = next.env_mut(side);
+            env.tasks = Tasks::Frozen;
+            env.whole += 1;
+            env.restored += 1;
+            Ok(())
+        }
+        Inflight::Kill => runc_kill(&mut next, side),
+        Inflight::KillFrozen => kill_frozen(&mut next, side),
+    };
+    Some(result.map(|()| next))
+}
+
+/// runc's own kill: signals the container's init, and thaws what is frozen; the rest of a frozen
+/// container runs until the kernel has reaped it.
+fn runc_kill(world: &mut World, side: Side) -> Result<(), Broken> {
+    if world.env(side).tasks == Tasks::Absent {
+        return Ok(());
+    }
+    match side {
+        Side::S if matches!(world.s_phase(), SourcePhase::Voted | SourcePhase::Committed) => {
+            return Err("a voted source was ended undecided");
+        }
+        Side::S => {}
+        Side::T => target_may_be_ended(world)?,
+    }
+    let env = world.env_mut(side);
+    match env.tasks {
+        Tasks::Frozen => {
+            env.tasks = Tasks::Running;
+            env.dying = true;
+            if side == Side::T {
+                world.t_ran = true;
+            }
+        }
+        Tasks::Running | Tasks::Absent => {
+            env.tasks = Tasks::Absent;
+            env.whole = 0;
+        }
+    }
+    Ok(())
+}
+
+/// The supervisor starts a holder (or a second one, where nothing keeps it from doing so).
+pub fn start_holder<R: Role>(world: &World, which: Which) -> Option<World> {
+    let host = R::host(world);
+    if host.env.dead || host.journal.is_empty() {
+        return None;
+    }
+    let free = match which {
+        Which::First => host.holder.is_none() && !R::is_final(&host.word),
+        Which::Second => {
+            host.holder.is_some() && host.second.is_none() && !holds(Rule::OneHolder)
+        }
+    };
+    if !free {
+        return None;
+    }
+    let facts = Facts {
+        same_boot: !host.env.rebooted,
+        tasks: host.env.tasks != Tasks::Absent,
+        lapsed: host.env.lapsed,
+    };
+    let (machine, effects) = <R as Role>::recover(&host.journal, facts);
+    let mut next = world.clone();
+    *slot::<R>(&mut next, which) = Some(Driver::new(machine, effects));
+    Some(next)
+}
+
+/// An event for an idle holder. `None`: it is busy or absent.
+pub fn feed<R: Role>(
+    world: &World,
+    which: Which,
+    event: <R as Machine>::Event,
+) -> Option<World> {
+    let mut next = world.clone();
+    let driver = slot::<R>(&mut next, which).as_mut()?;
+    if !driver.is_idle() {
+        return None;
+    }
+    driver.feed(event);
+    Some(next)
+}

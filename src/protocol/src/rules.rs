@@ -1,0 +1,168 @@
+//! The rules of the protocol, by name. In the product every rule holds. The model checker breaks
+//! them one at a time, to show that each is needed and that the search would notice.
+
+/// One rule.
+#[cfg_attr(not(test), allow(dead_code, reason = "some are broken by the model's actors only"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Rule {
+    /// The decision, `resumedAt` and the resolution are written with the resourceVersion read, and the API server refuses to change them.
+    ConditionalWrites,
+    /// The operator re-reads Migration and pods uncached before it decides.
+    UncachedReads,
+    /// Commit needs both votes.
+    CommitNeedsBothVotes,
+    /// Commit needs S's claim.
+    CommitNeedsClaim,
+    /// A resolution needs a proof that the target stopped or never ran.
+    ResolutionNeedsProof,
+    /// A resolution is never written after `resumedAt`, nor the other way round (CEL, resourceVersion).
+    ResolutionExcludesResumed,
+    /// Fail-over writes the decision before it restores a version.
+    FailoverDecidesFirst,
+    /// Fail-over restores a version only if neither side can run.
+    FailoverOnlyIfNeitherRuns,
+    /// A holder acts on a decision it has itself read, never on a call.
+    HintsAreNotDecisions,
+    /// A decision of another Migration with the same name is not ours.
+    DecisionIsOfOwnUid,
+    /// Commit counts only if the own vote is journalled.
+    CommitNeedsOwnVote,
+    /// A vote is journalled before it is published.
+    VoteIsJournalledFirst,
+    /// A side votes only after it has checked that its tasks are there, whole and frozen.
+    VotesOnlyWhenVerified,
+    /// After its vote the source does not give up by itself.
+    SourceObeysAfterVote,
+    /// After a reboot the source stays refused until the decision.
+    SourceWaitsAfterReboot,
+    /// The source's record is open, and the network, before it thaws.
+    SourceOpensBeforeThaw,
+    /// The source waits for verbs already let through before it freezes.
+    SourceQuiesces,
+    /// A Migration that vanished is not an abort.
+    VanishedIsNotAbort,
+    /// When the Migration has vanished, only the target's final word counts.
+    OnlyTheLastWordCounts,
+    /// The source is killed only after `resumedAt`.
+    KilledOnlyAfterResumed,
+    /// When the target may have run, the source's connections are destroyed before it goes on.
+    UnknownDestroysSockets,
+    /// The target's record is `held` before it votes.
+    TargetHoldsBeforeVote,
+    /// The target waits for verbs already let through before it votes.
+    TargetQuiesces,
+    /// `thawing` is journalled before the thaw.
+    ThawingIsJournalledFirst,
+    /// The target thaws only while its dead-man has not expired.
+    ThawIsGuarded,
+    /// A dead-man that has expired since the vote stays expired until `resumedAt` is read.
+    LapseIsSticky,
+    /// The dead-man freezes an unconfirmed target in time.
+    DeadmanFreezes,
+    /// The target's record is not opened before the thaw.
+    TargetOpensAfterThaw,
+    /// The target's record is opened only when `resumedAt` was read.
+    TargetOpensOnlyConfirmed,
+    /// After a reboot a target that had begun to thaw does not say that it never ran.
+    RebootIsNotNeverThawed,
+    /// A target whose dead-man expired stops for good when the Migration has vanished.
+    LapsedStopsWhenVanished,
+    /// The loser's tasks are killed.
+    LoserIsReaped,
+    /// Wrapper: no create on an undecided source.
+    FrozenRefusesCreate,
+    /// Wrapper: no kill on an undecided source.
+    FrozenRefusesKill,
+    /// Wrapper: no create on a held target.
+    HeldRefusesCreate,
+    /// Wrapper: no kill on a held target.
+    HeldRefusesKill,
+    /// Wrapper: no create on a source that has moved.
+    MovedRefusesCreate,
+    /// Wrapper: no create on a target that lost.
+    AbortedRefusesCreate,
+    /// Wrapper: a loser's tasks are killed while frozen, never thawed by runc's kill.
+    LoserIsKilledFrozen,
+    /// A container is restored at most once.
+    TicketIsConsumed,
+    /// T's pod is not bound to a node before its record is there (scheduling gate).
+    GateUntilRecord,
+    /// One holder per journal (flock).
+    OneHolder,
+    /// One migration per pod: none begins while another's journal is open.
+    OneMigration,
+}
+
+/// Whether the rule holds: always, but in the model checker's own thread.
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) const fn holds(_: Rule) -> bool {
+    true
+}
+
+#[cfg(test)]
+thread_local! {
+    static BROKEN: std::cell::Cell<Option<Rule>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether the rule holds on this thread.
+#[cfg(test)]
+pub(crate) fn holds(rule: Rule) -> bool {
+    BROKEN.get() != Some(rule)
+}
+
+/// Breaks one rule on this thread, or none.
+#[cfg(test)]
+pub(crate) fn break_rule(rule: Option<Rule>) {
+    BROKEN.set(rule);
+}
+
+#[cfg(test)]
+impl Rule {
+    /// Every rule.
+    pub(crate) const ALL: &'static [Rule] = &[
+        Rule::ConditionalWrites,
+        Rule::UncachedReads,
+        Rule::CommitNeedsBothVotes,
+        Rule::CommitNeedsClaim,
+        Rule::ResolutionNeedsProof,
+        Rule::ResolutionExcludesResumed,
+        Rule::FailoverDecidesFirst,
+        Rule::FailoverOnlyIfNeitherRuns,
+        Rule::HintsAreNotDecisions,
+        Rule::DecisionIsOfOwnUid,
+        Rule::CommitNeedsOwnVote,
+        Rule::VoteIsJournalledFirst,
+        Rule::VotesOnlyWhenVerified,
+        Rule::SourceObeysAfterVote,
+        Rule::SourceWaitsAfterReboot,
+        Rule::SourceOpensBeforeThaw,
+        Rule::SourceQuiesces,
+        Rule::VanishedIsNotAbort,
+        Rule::OnlyTheLastWordCounts,
+        Rule::KilledOnlyAfterResumed,
+        Rule::UnknownDestroysSockets,
+        Rule::TargetHoldsBeforeVote,
+        Rule::TargetQuiesces,
+        Rule::ThawingIsJournalledFirst,
+        Rule::ThawIsGuarded,
+        Rule::LapseIsSticky,
+        Rule::DeadmanFreezes,
+        Rule::TargetOpensAfterThaw,
+        Rule::TargetOpensOnlyConfirmed,
+        Rule::RebootIsNotNeverThawed,
+        Rule::LapsedStopsWhenVanished,
+        Rule::LoserIsReaped,
+        Rule::FrozenRefusesCreate,
+        Rule::FrozenRefusesKill,
+        Rule::HeldRefusesCreate,
+        Rule::HeldRefusesKill,
+        Rule::MovedRefusesCreate,
+        Rule::AbortedRefusesCreate,
+        Rule::LoserIsKilledFrozen,
+        Rule::TicketIsConsumed,
+        Rule::GateUntilRecord,
+        Rule::OneHolder,
+        Rule::OneMigration,
+    ];
+}

@@ -1,0 +1,428 @@
+//! The source's side: freezes, votes, and either goes on as if nothing had happened or is killed
+//! while frozen. It decides nothing about the migration after its vote.
+//!
+//! ```text
+//! Idle → Begun → Freezing → Voted → Committed → Moved → Released
+//!          └────────┴──────────┴→ Aborting │                          pre-vote failure, Abort
+//!                                Resuming ←┘ → Opened                 resolution, target's last word
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::effect::{Effect, Facts, Failure, Machine, ThawGuard};
+use crate::record::RecordState;
+use crate::recorded::{Decision, Read, Recorded};
+use crate::rules::{Rule, holds};
+use crate::word::{SourceOutcome, SourceWord, TargetOutcome, TargetWord};
+
+/// What becomes of established connections when the source goes on after a Commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sockets {
+    /// The target never ran: they are as they were.
+    Keep,
+    /// The target may have run and answered on them: they are destroyed first.
+    Destroy,
+}
+
+/// The source's journal. The host crate adds version, boot id and time to each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SourceEntry {
+    /// It has taken the migration on; the pod is untouched.
+    Begun,
+    /// It is about to touch the pod.
+    Freezing,
+    /// Everything is frozen and sent: from here only a recorded decision counts.
+    Voted,
+    /// It gave up before its vote.
+    AbortedBeforeVote,
+    /// It has read the decision.
+    Decided {
+        /// What was decided.
+        decision: Decision,
+    },
+    /// The Commit came to nothing and the source goes on: a resolution was read, or the target's
+    /// last word when the Migration has vanished.
+    Resolved {
+        /// What becomes of established connections.
+        sockets: Sockets,
+    },
+    /// `resumedAt` was read (or the target's last word): the pod runs elsewhere.
+    PeerResumed,
+    /// Last entry: an ordinary pod again.
+    Opened {
+        /// Its tasks were gone; it starts fresh.
+        memory_lost: bool,
+    },
+    /// Last entry: its tasks are dead.
+    Released,
+}
+
+/// What happens to the source's holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceEvent {
+    /// Take the migration on (empty journal; see [`may_begin`]).
+    Begin,
+    /// Freeze now.
+    FreezeNow,
+    /// All containers are frozen and everything has been sent.
+    AllFrozenAndSent,
+    /// Something failed on this side or on the way to the peer.
+    LocalFailure,
+    /// The patience before the vote has run out.
+    DeadlinePassed,
+    /// The tasks are gone.
+    TasksLost,
+    /// Somebody says there is news (RPC, whatever it claims): read for yourself.
+    Poked,
+    /// A quorum read of the Migration of our UID.
+    DecisionRead(Recorded),
+    /// A quorum read: the Migration of our UID does not exist.
+    ObjectGone,
+    /// A quorum read of what the target published for this Migration.
+    PeerRead(TargetWord),
+    /// The target's node object is gone: an administrator vouches that the node does not run.
+    PeerNodeGone,
+    /// Hand-over: kill the tasks.
+    ReleaseRequested,
+}
+
+impl From<Read> for SourceEvent {
+    fn from(read: Read) -> Self {
+        match read {
+            Read::Recorded(recorded) => Self::DecisionRead(recorded),
+            Read::Gone => Self::ObjectGone,
+        }
+    }
+}
+
+/// Where the source stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SourcePhase {
+    /// Empty journal.
+    #[default]
+    Idle,
+    /// Begun; the pod runs and is untouched.
+    Begun,
+    /// Frozen, or on the way to it; may still give up by itself.
+    Freezing,
+    /// Voted, undecided.
+    Voted,
+    /// Commit; neither `resumedAt` nor a resolution has been read.
+    Committed,
+    /// Abort, its own or the recorded one: on the way to `Opened`.
+    Aborting,
+    /// After a Commit on the way to `Opened`.
+    Resuming(Sockets),
+    /// The pod runs elsewhere; the tasks are still frozen, for the hand-over.
+    Moved,
+    /// Closed.
+    Opened,
+    /// Closed.
+    Released,
+}
+
+/// An effect of the source.
+pub type SourceEffect = Effect<SourceEntry, SourceWord>;
+
+/// The source's machine. Rebuild it with [`SourceMachine::recover`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SourceMachine {
+    phase: SourcePhase,
+    voted: bool,
+    memory_lost: bool,
+    /// The Migration has vanished: the target's last word decides.
+    gone: bool,
+    /// A resolution was read; the target's word is wanted, for the connections' sake.
+    resolved: bool,
+}
+
+/// Whether a pod may be taken on by a (further) migration: no journal of another migration of the
+/// pod is open, and its record leaves it an ordinary pod. The host crate asks before `Begin`.
+pub fn may_begin(record: Option<RecordState>, another_journal_is_open: bool) -> bool {
+    let free = !another_journal_is_open && matches!(record, None | Some(RecordState::Open));
+    free || !holds(Rule::OneMigration)
+}
+
+/// Collects effects; words are those of the moment at which they are published.
+struct Plan {
+    ahead: SourceMachine,
+    effects: Vec<SourceEffect>,
+}
+
+impl Plan {
+    fn of(machine: &SourceMachine) -> Self {
+        Self { ahead: *machine, effects: Vec::new() }
+    }
+
+    fn journal(mut self, entry: SourceEntry) -> Self {
+        self.ahead.apply(entry);
+        self.with(Effect::Journal(entry))
+    }
+
+    fn with(mut self, effect: SourceEffect) -> Self {
+        self.effects.push(effect);
+        self
+    }
+
+    fn publish(self) -> Self {
+        let word = self.ahead.word();
+        self.with(Effect::Publish(word))
+    }
+
+    /// Back to an ordinary pod: record open (fsynced) → network open and announced → thaw.
+    fn resume(mut self, sockets: Sockets) -> Self {
+        if sockets == Sockets::Destroy {
+            self = self.with(Effect::DestroySockets);
+        }
+        let order = [
+            Effect::WriteRecord(RecordState::Open),
+            Effect::OpenNetwork,
+            Effect::Announce,
+            Effect::ThawTasks(ThawGuard::None),
+        ];
+        if holds(Rule::SourceOpensBeforeThaw) {
+            self.effects.extend(order);
+        } else {
+            self.effects.extend(order.into_iter().rev());
+        }
+        let memory_lost = self.ahead.memory_lost;
+        self.journal(SourceEntry::Opened { memory_lost }).publish()
+    }
+
+    fn release(self) -> Self {
+        self.with(Effect::KillTasksFrozen).journal(SourceEntry::Released).publish()
+    }
+}
+
+impl SourceMachine {
+    /// A machine with an empty journal.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Rebuilds the machine after a restart of the holder (or the node) and returns what may be
+    /// left to do. Before the vote that is always to give up.
+    pub fn recover(entries: &[SourceEntry], facts: Facts) -> (Self, Vec<SourceEffect>) {
+        let mut machine = Self::new();
+        for entry in entries {
+            machine.apply(*entry);
+        }
+        let touched = !matches!(machine.phase, SourcePhase::Idle | SourcePhase::Begun);
+        if touched && !(facts.same_boot && facts.tasks) {
+            machine.memory_lost = true;
+        }
+        let plan = Plan::of(&machine);
+        let plan = match machine.phase {
+            SourcePhase::Idle => plan,
+            SourcePhase::Begun | SourcePhase::Freezing => machine.give_up(),
+            SourcePhase::Voted if !facts.same_boot && !holds(Rule::SourceWaitsAfterReboot) => {
+                machine.give_up()
+            }
+            SourcePhase::Voted | SourcePhase::Committed => {
+                plan.publish().with(Effect::ReadRecorded)
+            }
+            SourcePhase::Aborting => plan.resume(Sockets::Keep),
+            SourcePhase::Resuming(sockets) => plan.resume(sockets),
+            SourcePhase::Moved => plan
+                .with(Effect::WriteRecord(RecordState::Moved))
+                .publish()
+                .with(Effect::ReadRecorded),
+            SourcePhase::Opened | SourcePhase::Released => plan.publish(),
+        };
+        (machine, plan.effects)
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> SourcePhase {
+        self.phase
+    }
+
+    /// Nothing is left to do but to keep the last word published.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, SourcePhase::Opened | SourcePhase::Released)
+    }
+
+    /// It may still give up by itself.
+    pub fn is_before_vote(&self) -> bool {
+        matches!(self.phase, SourcePhase::Idle | SourcePhase::Begun | SourcePhase::Freezing)
+    }
+
+    fn word(&self) -> SourceWord {
+        SourceWord {
+            begun: self.phase != SourcePhase::Idle,
+            voted: self.voted,
+            memory_lost: self.memory_lost,
+            outcome: match self.phase {
+                SourcePhase::Opened => Some(SourceOutcome::Opened),
+                SourcePhase::Released => Some(SourceOutcome::Released),
+                _ => None,
+            },
+        }
+    }
+
+    fn give_up(&self) -> Plan {
+        Plan::of(self).journal(SourceEntry::AbortedBeforeVote).resume(Sockets::Keep)
+    }
+
+    fn vote(&self) -> Plan {
+        let mut plan = Plan::of(self);
+        if holds(Rule::VotesOnlyWhenVerified) {
+            plan = plan.with(Effect::VerifyTasks);
+        }
+        if holds(Rule::VoteIsJournalledFirst) {
+            plan.journal(SourceEntry::Voted).publish()
+        } else {
+            let mut ahead = *self;
+            ahead.apply(SourceEntry::Voted);
+            plan.with(Effect::Publish(ahead.word())).journal(SourceEntry::Voted)
+        }
+    }
+
+    fn decided(&mut self, recorded: Recorded) -> Plan {
+        let plan = Plan::of(self);
+        match recorded.decision {
+            None => plan,
+            Some(Decision::Abort) => {
+                plan.journal(SourceEntry::Decided { decision: Decision::Abort }).resume(Sockets::Keep)
+            }
+            Some(Decision::Commit) => {
+                let plan = if self.phase == SourcePhase::Voted {
+                    plan.journal(SourceEntry::Decided { decision: Decision::Commit })
+                } else {
+                    plan
+                };
+                if recorded.resumed_at {
+                    Self::moved(plan)
+                } else if recorded.resolution.is_some() {
+                    self.resolved = true;
+                    plan.with(Effect::ReadPeer)
+                } else {
+                    plan
+                }
+            }
+        }
+    }
+
+    fn moved(plan: Plan) -> Plan {
+        plan.journal(SourceEntry::PeerResumed)
+            .with(Effect::WriteRecord(RecordState::Moved))
+            .publish()
+    }
+
+    /// The target's word counts only where the Migration has said that the source goes on, or can
+    /// say nothing any more.
+    fn peer_read(&self, word: TargetWord) -> Plan {
+        let plan = Plan::of(self);
+        let go_on =
+            |plan: Plan, sockets| plan.journal(SourceEntry::Resolved { sockets }).resume(sockets);
+        let unknown =
+            if holds(Rule::UnknownDestroysSockets) { Sockets::Destroy } else { Sockets::Keep };
+        match word.outcome {
+            Some(TargetOutcome::NeverThawed) if self.resolved || self.gone => {
+                go_on(plan, Sockets::Keep)
+            }
+            _ if self.resolved => go_on(plan, unknown),
+            Some(TargetOutcome::Stopped) if self.gone => go_on(plan, unknown),
+            Some(TargetOutcome::Resumed) if self.gone => Self::moved(plan).release(),
+            None if self.gone && word.lost && !holds(Rule::OnlyTheLastWordCounts) => {
+                go_on(plan, unknown)
+            }
+            _ => plan,
+        }
+    }
+}
+
+impl Machine for SourceMachine {
+    type Entry = SourceEntry;
+    type Word = SourceWord;
+    type Event = SourceEvent;
+
+    fn step(&mut self, event: SourceEvent) -> Vec<SourceEffect> {
+        use SourceEvent as E;
+        use SourcePhase as P;
+        let plan = Plan::of(self);
+        let plan = match (self.phase, event) {
+            (_, E::Poked) if !self.is_closed() => plan.with(Effect::ReadRecorded),
+            (P::Idle, E::Begin) => plan.journal(SourceEntry::Begun).publish(),
+            (P::Begun, E::FreezeNow) => {
+                let plan = plan
+                    .journal(SourceEntry::Freezing)
+                    .with(Effect::WriteRecord(RecordState::Frozen));
+                let plan = if holds(Rule::SourceQuiesces) {
+                    plan.with(Effect::QuiesceWrapper)
+                } else {
+                    plan
+                };
+                plan.with(Effect::CloseNetwork).with(Effect::FreezeTasks)
+            }
+            (P::Freezing, E::AllFrozenAndSent) => self.vote(),
+            (
+                P::Begun | P::Freezing,
+                E::LocalFailure | E::DeadlinePassed | E::TasksLost | E::ObjectGone,
+            ) => self.give_up(),
+            // A decision cannot be ours before our vote; whatever it says, we are out.
+            (P::Begun | P::Freezing, E::DecisionRead(recorded)) if recorded.decision.is_some() => {
+                self.give_up()
+            }
+            (P::Voted, E::LocalFailure | E::DeadlinePassed)
+                if !holds(Rule::SourceObeysAfterVote) =>
+            {
+                self.give_up()
+            }
+            (P::Voted, E::ObjectGone) if !holds(Rule::VanishedIsNotAbort) => self.give_up(),
+            (P::Committed, E::ReleaseRequested) if !holds(Rule::KilledOnlyAfterResumed) => {
+                plan.release()
+            }
+            (P::Voted | P::Committed, E::DecisionRead(recorded)) if recorded.is_lawful() => {
+                self.decided(recorded)
+            }
+            (P::Voted | P::Committed, E::ObjectGone) => {
+                self.gone = true;
+                plan.with(Effect::ReadPeer)
+            }
+            (P::Voted | P::Committed, E::PeerRead(word)) => self.peer_read(word),
+            (P::Voted | P::Committed, E::PeerNodeGone) if self.gone || self.resolved => plan
+                .journal(SourceEntry::Resolved { sockets: Sockets::Destroy })
+                .resume(Sockets::Destroy),
+            (P::Voted | P::Committed, E::TasksLost) => {
+                self.memory_lost = true;
+                plan
+            }
+            (P::Moved, E::ReleaseRequested | E::ObjectGone | E::TasksLost) => plan.release(),
+            _ => plan,
+        };
+        plan.effects
+    }
+
+    fn apply(&mut self, entry: SourceEntry) {
+        use SourcePhase as P;
+        self.phase = match entry {
+            SourceEntry::Begun => P::Begun,
+            SourceEntry::Freezing => P::Freezing,
+            SourceEntry::Voted => {
+                self.voted = true;
+                P::Voted
+            }
+            // A Commit without a vote of ours is not ours.
+            SourceEntry::Decided { decision: Decision::Commit } if self.voted => P::Committed,
+            SourceEntry::AbortedBeforeVote | SourceEntry::Decided { .. } => P::Aborting,
+            SourceEntry::Resolved { sockets } => P::Resuming(sockets),
+            SourceEntry::PeerResumed => P::Moved,
+            SourceEntry::Opened { memory_lost } => {
+                self.memory_lost |= memory_lost;
+                P::Opened
+            }
+            SourceEntry::Released => P::Released,
+        };
+    }
+
+    fn failed(&self, failure: Failure) -> Option<SourceEvent> {
+        match failure {
+            Failure::TasksLost if self.is_before_vote() => Some(SourceEvent::TasksLost),
+            _ if self.is_before_vote() => Some(SourceEvent::LocalFailure),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! The target's side: restores into frozen cgroups, votes, and either thaws or never does. It
+//! decides nothing about the migration after its vote, except that it may find itself unable to
+//! thaw (`neverThawed`).
+//!
+//! ```text
+//! Idle → Begun → Voted → Committed → Thawing → Thawed → Confirmed → Closed(Resumed)
+//!          └───────┴─────────┴→ NeverThawed ┊ Closed(NeverThawed)
+//!                                      Thawing, Thawed ⇄ Lost → Stopping → Closed(Stopped)
+//! ```
+//! `Thawed` is the state of a *protected* pod: its dead-man is armed, its record still `held`.
+//! Only `resumedAt`, read by itself, makes it an ordinary pod.
+
+use serde::{Deserialize, Serialize};
+
+use crate::effect::{Effect, Facts, Failure, Machine, ThawGuard};
+use crate::record::RecordState;
+use crate::recorded::{Decision, Read, Recorded};
+use crate::rules::{Rule, holds};
+use crate::word::{TargetOutcome, TargetWord};
+
+/// The target's journal. The host crate adds version, boot id and time to each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum TargetEntry {
+    /// It has taken the migration on.
+    Begun,
+    /// Everything is restored, whole and frozen: from here only a recorded decision counts.
+    Voted,
+    /// It gave up before its vote.
+    AbortedBeforeVote,
+    /// It has read the decision.
+    Decided {
+        /// What was decided.
+        decision: Decision,
+    },
+    /// It is about to thaw: from here nobody can say that it never ran.
+    Thawing,
+    /// It runs, and the network knows.
+    Thawed,
+    /// It may have run, and its tasks are gone.
+    Lost,
+    /// `resumedAt` was read: it is the pod.
+    Confirmed,
+    /// It did not thaw and never will.
+    NeverThawed,
+    /// It may have run, and the source goes on: it stops for good.
+    Stopping,
+    /// Last entry.
+    Closed {
+        /// How it ended.
+        outcome: TargetOutcome,
+    },
+}
+
+/// What happens to the target's holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TargetEvent {
+    /// Take the migration on (empty journal).
+    Begin,
+    /// Every container is Running in the CRI with the restored pid, frozen and alive.
+    AllRestoredAndFrozen,
+    /// Something failed on this side or on the way to the peer.
+    LocalFailure,
+    /// The patience before the vote has run out.
+    DeadlinePassed,
+    /// Tasks are gone.
+    TasksLost,
+    /// The dead-man expired: the tasks are frozen and the network is closed.
+    Lapsed,
+    /// Somebody says there is news (RPC, whatever it claims): read for yourself.
+    Poked,
+    /// A quorum read of the Migration of our UID.
+    DecisionRead(Recorded),
+    /// A quorum read: the Migration of our UID does not exist.
+    ObjectGone,
+}
+
+impl From<Read> for TargetEvent {
+    fn from(read: Read) -> Self {
+        match read {
+            Read::Recorded(recorded) => Self::DecisionRead(recorded),
+            Read::Gone => Self::ObjectGone,
+        }
+    }
+}
+
+/// Where the target stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TargetPhase {
+    /// Empty journal.
+    #[default]
+    Idle,
+    /// Restoring; may still give up by itself.
+    Begun,
+    /// Voted, undecided.
+    Voted,
+    /// Commit; not yet on the way to thaw.
+    Committed,
+    /// It thaws, or has.
+    Thawing,
+    /// It runs, unconfirmed.
+    Thawed,
+    /// It may have run; the tasks are gone; neither `resumedAt` nor a resolution has been read.
+    Lost,
+    /// `resumedAt` was read: on the way to `Closed(Resumed)`.
+    Confirmed,
+    /// On the way to `Closed(NeverThawed)`.
+    NeverThawed,
+    /// On the way to `Closed(Stopped)`.
+    Stopping,
+    /// Closed.
+    Closed(TargetOutcome),
+}
+
+/// An effect of the target.
+pub type TargetEffect = Effect<TargetEntry, TargetWord>;
+
+/// The target's machine. Rebuild it with [`TargetMachine::recover`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TargetMachine {
+    phase: TargetPhase,
+    voted: bool,
+    thawed: bool,
+    lost: bool,
+    /// The dead-man has expired since the vote. Sticky: the operator may be about to record a
+    /// resolution on the strength of it, at any later time.
+    lapsed: bool,
+}
+
+struct Plan {
+    ahead: TargetMachine,
+    effects: Vec<TargetEffect>,
+}
+
+impl Plan {
+    fn of(machine: &TargetMachine) -> Self {
+        Self { ahead: *machine, effects: Vec::new() }
+    }
+
+    fn journal(mut self, entry: TargetEntry) -> Self {
+        self.ahead.apply(entry);
+        self.with(Effect::Journal(entry))
+    }
+
+    fn with(mut self, effect: TargetEffect) -> Self {
+        self.effects.push(effect);
+        self
+    }
+
+    fn publish(self) -> Self {
+        let word = self.ahead.word();
+        self.with(Effect::Publish(word))
+    }
+
+    /// After `NeverThawed`: the word goes out first (nothing can run here any more, so the source
+    /// need not wait), then everything ends.
+    fn never(self) -> Self {
+        let mut plan = self
+            .publish()
+            .with(Effect::WriteRecord(RecordState::Aborted))
+            .with(Effect::QuiesceWrapper);
+        if holds(Rule::LoserIsReaped) {
+            plan = plan.with(Effect::KillTasksFrozen);
+        }
+        plan.with(Effect::DisarmDeadman)
+            .journal(TargetEntry::Closed { outcome: TargetOutcome::NeverThawed })
+            .publish()
+    }
+
+    /// After `Stopping`: the source goes on, so nothing is published before the tasks are dead.
+    fn stop(self) -> Self {
+        self.with(Effect::FreezeTasks)
+            .with(Effect::CloseNetwork)
+            .with(Effect::WriteRecord(RecordState::Aborted))
+            .with(Effect::QuiesceWrapper)
+            .with(Effect::KillTasksFrozen)
+            .with(Effect::DisarmDeadman)
+            .journal(TargetEntry::Closed { outcome: TargetOutcome::Stopped })
+            .publish()
+    }
+
+    /// After `Confirmed`: an ordinary pod. The thaw is for one that the dead-man had frozen.
+    fn open(self) -> Self {
+        self.with(Effect::DisarmDeadman)
+            .with(Effect::ThawTasks(ThawGuard::None))
+            .with(Effect::OpenNetwork)
+            .with(Effect::Announce)
+            .with(Effect::WriteRecord(RecordState::Open))
+            .journal(TargetEntry::Closed { outcome: TargetOutcome::Resumed })
+            .publish()
+    }
+
+    /// After `Thawing`.
+    fn thaw(mut self) -> Self {
+        let guard =
+            if holds(Rule::ThawIsGuarded) { ThawGuard::Deadman } else { ThawGuard::None };
+        if !holds(Rule::TargetOpensAfterThaw) {
+            self = self.with(Effect::WriteRecord(RecordState::Open));
+        }
+        self = self
+            .with(Effect::ThawTasks(guard))
+            .with(Effect::OpenNetwork)
+            .with(Effect::Announce);
+        if !holds(Rule::TargetOpensOnlyConfirmed) {
+            self = self.with(Effect::WriteRecord(RecordState::Open));
+        }
+        self.journal(TargetEntry::Thawed).publish()
+    }
+}
+
+impl TargetMachine {
+    /// A machine with an empty journal.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Rebuilds the machine after a restart of the holder (or the node) and returns what may be
+    /// left to do. Before the vote that is always to give up.
+    pub fn recover(entries: &[TargetEntry], facts: Facts) -> (Self, Vec<TargetEffect>) {
+        let mut machine = Self::new();
+        for entry in entries {
+            machine.apply(*entry);
+        }
+        let alive = facts.same_boot && facts.tasks;
+        machine.lapsed = facts.lapsed && facts.same_boot && holds(Rule::LapseIsSticky);
+        let plan = Plan::of(&machine);
+        let plan = match machine.phase {
+            TargetPhase::Idle => plan,
+            TargetPhase::Begun => machine.give_up(),
+            TargetPhase::Voted if alive => plan.publish().with(Effect::ReadRecorded),
+            // A lapsed one learns its end by reading (Commit: never thawed).
+            TargetPhase::Committed if alive => {
+                plan.publish().with(Effect::ReadRecorded)
+            }
+            TargetPhase::Voted | TargetPhase::Committed => machine.never(),
+            TargetPhase::Thawing if !facts.same_boot && !holds(Rule::RebootIsNotNeverThawed) => {
+                machine.never()
+            }
+            TargetPhase::Thawing if alive && !machine.lapsed => {
+                plan.thaw().with(Effect::ReadRecorded)
+            }
+            TargetPhase::Thawing if alive => plan.publish().with(Effect::ReadRecorded),
+            // Same boot: it ran and has ended by itself, as any application may.
+            TargetPhase::Thawed if facts.same_boot => {
+                plan.publish().with(Effect::ReadRecorded)
+            }
+            TargetPhase::Thawing | TargetPhase::Thawed => {
+                plan.journal(TargetEntry::Lost).publish().with(Effect::ReadRecorded)
+            }
+            TargetPhase::Lost => plan.publish().with(Effect::ReadRecorded),
+            TargetPhase::Confirmed => plan.open(),
+            TargetPhase::NeverThawed => plan.never(),
+            TargetPhase::Stopping => plan.stop(),
+            TargetPhase::Closed(_) => plan.publish(),
+        };
+        (machine, plan.effects)
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> TargetPhase {
+        self.phase
+    }
+
+    /// Nothing is left to do but to keep the last word published.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, TargetPhase::Closed(_))
+    }
+
+    /// It may still give up by itself.
+    pub fn is_before_vote(&self) -> bool {
+        matches!(self.phase, TargetPhase::Idle | TargetPhase::Begun)
+    }
+
+    /// It may have run and has not read `resumedAt`: a protected pod.
+    pub fn is_protected(&self) -> bool {
+        matches!(self.phase, TargetPhase::Thawing | TargetPhase::Thawed)
+    }
+
+    fn word(&self) -> TargetWord {
+        TargetWord {
+            begun: self.phase != TargetPhase::Idle,
+            voted: self.voted,
+            thawed: self.thawed || (self.phase == TargetPhase::Thawing && self.lapsed),
+            lost: self.lost,
+            outcome: match self.phase {
+                TargetPhase::NeverThawed => Some(TargetOutcome::NeverThawed),
+                TargetPhase::Closed(outcome) => Some(outcome),
+                _ => None,
+            },
+            closed: self.is_closed(),
+        }
+    }
+
+    fn give_up(&self) -> Plan {
+        Plan::of(self).journal(TargetEntry::AbortedBeforeVote).never()
+    }
+
+    fn never(&self) -> Plan {
+        Plan::of(self).journal(TargetEntry::NeverThawed).never()
+    }
+
+    fn stop(&self) -> Plan {
+        Plan::of(self).journal(TargetEntry::Stopping).stop()
+    }
+
+    fn vote(&self) -> Plan {
+        let mut plan = Plan::of(self);
+        if holds(Rule::TargetHoldsBeforeVote) {
+            plan = plan.with(Effect::WriteRecord(RecordState::Held));
+        }
+        if holds(Rule::TargetQuiesces) {
+            plan = plan.with(Effect::QuiesceWrapper);
+        }
+        if holds(Rule::VotesOnlyWhenVerified) {
+            plan = plan.with(Effect::VerifyTasks);
+        }
+        plan.with(Effect::ArmDeadman).journal(TargetEntry::Voted).publish()
+    }
+
+    /// Commit was read, and nothing that settles it otherwise.
+    fn commit(&self) -> Plan {
+        let mut plan = Plan::of(self);
+        if self.phase != TargetPhase::Committed {
+            plan = plan.journal(TargetEntry::Decided { decision: Decision::Commit });
+        }
+        plan = plan.with(Effect::VerifyTasks);
+        if holds(Rule::ThawingIsJournalledFirst) {
+            plan.journal(TargetEntry::Thawing).thaw()
+        } else {
+            let guard = Effect::ThawTasks(ThawGuard::Deadman);
+            plan.with(guard).journal(TargetEntry::Thawing).thaw()
+        }
+    }
+
+    fn decided(&mut self, recorded: Recorded) -> Plan {
+        use TargetPhase as P;
+        let plan = Plan::of(self);
+        if !recorded.is_lawful() {
+            return plan;
+        }
+        match (recorded.decision, self.phase) {
+            (None, _) => plan,
+            (Some(Decision::Abort), P::Voted) => {
+                plan.journal(TargetEntry::Decided { decision: Decision::Abort }).never()
+            }
+            // Written once: it cannot turn into an Abort after we have read Commit.
+            (Some(Decision::Abort), _) => plan,
+            (Some(Decision::Commit), _) if recorded.resumed_at => {
+                plan.journal(TargetEntry::Confirmed).open()
+            }
+            (Some(Decision::Commit), P::Voted | P::Committed) => {
+                if recorded.resolution.is_some() || self.lapsed {
+                    self.never()
+                } else {
+                    self.commit()
+                }
+            }
+            (Some(Decision::Commit), _) if recorded.resolution.is_some() => self.stop(),
+            (Some(Decision::Commit), P::Thawing) if self.lapsed => plan.publish(),
+            (Some(Decision::Commit), P::Thawing) => plan.thaw(),
+            (Some(Decision::Commit), _) => plan,
+        }
+    }
+
+    fn gone(&self) -> Plan {
+        match self.phase {
+            TargetPhase::Voted | TargetPhase::Committed => self.never(),
+            // It runs and its dead-man never expired: nobody can have recorded a resolution.
+            TargetPhase::Thawed if !self.lapsed || !holds(Rule::LapsedStopsWhenVanished) => {
+                Plan::of(self).journal(TargetEntry::Confirmed).open()
+            }
+            _ => self.stop(),
+        }
+    }
+}
+
+impl Machine for TargetMachine {
+    type Entry = TargetEntry;
+    type Word = TargetWord;
+    type Event = TargetEvent;
+
+    fn step(&mut self, event: TargetEvent) -> Vec<TargetEffect> {
+        use TargetEvent as E;
+        use TargetPhase as P;
+        let plan = Plan::of(self);
+        let plan = match (self.phase, event) {
+            (_, E::Poked) if !self.is_closed() => plan.with(Effect::ReadRecorded),
+            (P::Idle, E::Begin) => plan
+                .journal(TargetEntry::Begun)
+                .with(Effect::WriteRecord(RecordState::Restore))
+                .publish(),
+            (P::Begun, E::AllRestoredAndFrozen) => self.vote(),
+            (P::Begun, E::LocalFailure | E::DeadlinePassed | E::TasksLost | E::ObjectGone) => {
+                self.give_up()
+            }
+            (P::Begun, E::DecisionRead(recorded)) if recorded.decision.is_some() => {
+                if recorded.decision == Some(Decision::Commit) && !holds(Rule::CommitNeedsOwnVote) {
+                    plan.journal(TargetEntry::Thawing).thaw()
+                } else {
+                    // A decision cannot be ours before our vote; whatever it says, we are out.
+                    self.give_up()
+                }
+            }
+            (P::Voted | P::Committed | P::Thawing | P::Thawed | P::Lost, E::DecisionRead(r)) => {
+                self.decided(r)
+            }
+            (P::Voted | P::Committed | P::Thawing | P::Thawed | P::Lost, E::ObjectGone) => {
+                self.gone()
+            }
+            (P::Voted | P::Committed, E::TasksLost) => self.never(),
+            (P::Thawing, E::TasksLost) => plan.journal(TargetEntry::Lost).publish(),
+            (P::Voted | P::Committed, E::Lapsed) => {
+                self.lapsed = holds(Rule::LapseIsSticky);
+                plan
+            }
+            (P::Thawing | P::Thawed, E::Lapsed) => {
+                self.lapsed = holds(Rule::LapseIsSticky);
+                Plan::of(self).with(Effect::FreezeTasks).with(Effect::CloseNetwork).publish()
+            }
+            _ => plan,
+        };
+        plan.effects
+    }
+
+    fn apply(&mut self, entry: TargetEntry) {
+        use TargetPhase as P;
+        self.phase = match entry {
+            TargetEntry::Begun => P::Begun,
+            TargetEntry::Voted => {
+                self.voted = true;
+                P::Voted
+            }
+            // A Commit without a vote of ours is not ours.
+            TargetEntry::Decided { decision: Decision::Commit } if self.voted => P::Committed,
+            TargetEntry::AbortedBeforeVote
+            | TargetEntry::NeverThawed
+            | TargetEntry::Decided { .. } => P::NeverThawed,
+            TargetEntry::Thawing => P::Thawing,
+            TargetEntry::Thawed => {
+                self.thawed = true;
+                P::Thawed
+            }
+            TargetEntry::Lost => {
+                self.lost = true;
+                P::Lost
+            }
+            TargetEntry::Confirmed => P::Confirmed,
+            TargetEntry::Stopping => P::Stopping,
+            TargetEntry::Closed { outcome } => P::Closed(outcome),
+        };
+    }
+
+    fn failed(&self, failure: Failure) -> Option<TargetEvent> {
+        match (self.phase, failure) {
+            (TargetPhase::Idle | TargetPhase::Begun, Failure::TasksLost) => {
+                Some(TargetEvent::TasksLost)
+            }
+            (TargetPhase::Idle | TargetPhase::Begun, _) => Some(TargetEvent::LocalFailure),
+            (TargetPhase::Committed | TargetPhase::Thawing, Failure::TasksLost) => {
+                Some(TargetEvent::TasksLost)
+            }
+            (TargetPhase::Thawing, Failure::Lapsed) => Some(TargetEvent::Lapsed),
+            _ => None,
+        }
+    }
+}

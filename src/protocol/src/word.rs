@@ -1,0 +1,70 @@
+//! What each side says of itself to the rest of the cluster: votes and outcomes, published per
+//! Migration UID in its own Node's status (and as a hint over RPC). Every field only ever goes
+//! from unset to set, so an old copy of a word is merely a part of the truth.
+
+use serde::{Deserialize, Serialize};
+
+/// How the source's part ended. Final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceOutcome {
+    /// The pod is an ordinary pod again.
+    Opened,
+    /// Its tasks were killed; it runs on the target.
+    Released,
+}
+
+/// How the target's part ends. Final, and irrevocable from the moment it is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetOutcome {
+    /// Not one instruction of the application ran here, and none ever will.
+    NeverThawed,
+    /// The application runs here, as an ordinary pod.
+    Resumed,
+    /// It may have run here; it has stopped and will never run here again.
+    Stopped,
+}
+
+/// The source's word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceWord {
+    /// It has begun (its journal exists).
+    #[serde(default)]
+    pub begun: bool,
+    /// Its vote is journalled.
+    #[serde(default)]
+    pub voted: bool,
+    /// Its tasks were gone when the outcome came (reboot): it starts fresh, its memory is lost.
+    #[serde(default)]
+    pub memory_lost: bool,
+    /// Nothing is left to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<SourceOutcome>,
+}
+
+/// The target's word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetWord {
+    /// It has begun (its journal exists).
+    #[serde(default)]
+    pub begun: bool,
+    /// Its vote is journalled.
+    #[serde(default)]
+    pub voted: bool,
+    /// It ran, or may have run and can go on: the operator may record `resumedAt`.
+    #[serde(default)]
+    pub thawed: bool,
+    /// It may have run and its tasks are gone (reboot): the operator should record a resolution.
+    /// Not final: `resumedAt` may have been recorded already, and then it starts fresh.
+    #[serde(default)]
+    pub lost: bool,
+    /// The final outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<TargetOutcome>,
+    /// Nothing is left to do.
+    #[serde(default)]
+    pub closed: bool,
+}

@@ -1,0 +1,207 @@
+//! `runc checkpoint`: memory goes to a page server, the small images to a directory, and the
+//! container is left as it was (frozen when it was frozen).
+//!
+//! Not decided here: who freezes, and what happens after a failure. CRIU may thaw the container
+//! while it dumps and freezes it again at the end; whoever froze it checks that.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::{Child, Command};
+
+use crate::{Error, Layout, Result};
+
+/// CRIU's settings that runc has no option for, as a CRIU configuration file. `network-lock skip`:
+/// the pod's devices are closed before; CRIU's own lock would cost time and leave rules behind
+/// when it dies. `ghost-limit`: unlinked files that are still open travel in the images.
+pub const CRIU_CONFIG: &str = "network-lock skip\nghost-limit 268435456\n";
+
+/// One dump of one container.
+#[derive(Debug, Clone)]
+pub struct Checkpoint<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// Where the images (all but the memory's pages) are written.
+    pub images: &'a Path,
+    /// Where CRIU writes its log.
+    pub work: &'a Path,
+    /// Where the pages go.
+    pub page_server: SocketAddr,
+    /// A file with [`CRIU_CONFIG`].
+    pub criu_config: &'a Path,
+    /// Directory with the `criu` to use, put first in runc's PATH.
+    pub bin: &'a Path,
+    /// The runc to call.
+    pub runc: &'a Path,
+}
+
+impl Checkpoint<'_> {
+    /// The arguments for runc.
+    pub fn arguments(&self, layout: &Layout) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["--root".into(), layout.runc_root.clone().into()];
+        arguments.extend(["--log".into(), self.work.join("runc.log").into()]);
+        arguments.extend(["--log-format", "json", "checkpoint", "--leave-running"].map(Into::into));
+        arguments.extend(["--image-path".into(), self.images.into()]);
+        arguments.extend(["--work-path".into(), self.work.into()]);
+        arguments.extend(["--page-server".into(), self.page_server.to_string().into()]);
+        arguments.extend(
+            [
+                "--tcp-established",
+                "--tcp-skip-in-flight",
+                "--file-locks",
+                "--manage-cgroups-mode",
+                "ignore",
+                self.id,
+            ]
+            .map(Into::into),
+        );
+        arguments
+    }
+
+    /// Starts the dump, in a process group of its own so that it can be ended with its CRIU.
+    pub fn start(&self, layout: &Layout) -> Result<Running> {
+        for directory in [self.images, self.work] {
+            std::fs::create_dir_all(directory)
+                .map_err(|source| Error::Read { path: directory.to_path_buf(), source })?;
+        }
+        let log = self.work.join("runc.stderr");
+        let stderr =
+            std::fs::File::create(&log).map_err(|source| Error::Read { path: log, source })?;
+        let path = match std::env::var_os("PATH") {
+            Some(path) => {
+                let mut joined = OsString::from(self.bin);
+                joined.push(":");
+                joined.push(path);
+                joined
+            }
+            None => self.bin.into(),
+        };
+        let child = Command::new(self.runc)
+            .args(self.arguments(layout))
+            .env("PATH", path)
+            .env("CRIU_CONFIG_FILE", self.criu_config)
+            .current_dir(self.work)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .process_group(0)
+            .spawn()
+            .map_err(|source| Error::Run { program: self.runc.display().to_string(), source })?;
+        Ok(Running { child, id: self.id.to_owned(), work: self.work.to_path_buf() })
+    }
+}
+
+/// A dump that runs.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    id: String,
+    work: PathBuf,
+}
+
+impl Running {
+    /// Waits for its end.
+    pub async fn wait(&mut self) -> Result<()> {
+        let status = self
+            .child
+            .wait()
+            .await
+            .map_err(|source| Error::Run { program: "runc".into(), source })?;
+        if status.success() {
+            return Ok(());
+        }
+        let message = why(&self.work).unwrap_or_else(|| status.to_string());
+        Err(Error::Checkpoint { container: self.id.clone(), message })
+    }
+
+    /// Kills runc and the CRIU it started, and waits until runc is gone. The container must be
+    /// frozen, or CRIU's end lets it run on.
+    pub async fn kill(&mut self) {
+        if let Some(group) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            let group = rustix::process::Pid::from_raw(group);
+            if let Some(group) = group {
+                // Already gone is as good.
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            }
+        }
+        let _ = self.child.wait().await;
+    }
+}
+
+/// The reason of a failed dump: CRIU's own errors when there are some, else runc's.
+fn why(work: &Path) -> Option<String> {
+    let criu =
+        std::fs::read_to_string(work.join("dump.log")).ok().and_then(|log| errors_of_criu(&log));
+    let runc = || {
+        let text = std::fs::read_to_string(work.join("runc.stderr")).ok()?;
+        text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
+    };
+    criu.or_else(runc)
+}
+
+/// The first errors of a CRIU log: the first is the cause, those after it its consequences.
+pub fn errors_of_criu(log: &str) -> Option<String> {
+    let errors: Vec<&str> = log
+        .lines()
+        .filter_map(|line| line.split_once("Error (").map(|(_, rest)| rest))
+        .filter_map(|rest| rest.split_once("): ").map(|(_, message)| message.trim()))
+        .take(2)
+        .collect();
+    (!errors.is_empty()).then(|| errors.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runc_is_called_with_everything_a_moving_container_needs() {
+        let checkpoint = Checkpoint {
+            id: "c1",
+            images: Path::new("/i"),
+            work: Path::new("/w"),
+            page_server: ([127, 0, 0, 1], 4711).into(),
+            criu_config: Path::new("/w/criu.conf"),
+            bin: Path::new("/opt/transship/bin"),
+            runc: Path::new("runc"),
+        };
+        let arguments = checkpoint.arguments(&Layout::default());
+        let line = arguments.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            line,
+            "--root /run/containerd/runc/k8s.io --log /w/runc.log --log-format json checkpoint \
+             --leave-running --image-path /i --work-path /w --page-server 127.0.0.1:4711 \
+             --tcp-established --tcp-skip-in-flight --file-locks --manage-cgroups-mode ignore c1"
+        );
+    }
+
+    #[test]
+    fn the_cause_is_the_first_error_in_the_log() {
+        let log = "(00.1) Something\n(00.2) Error (criu/files-ext.c:96): Can't dump file 7 of that type\n\
+                   (00.3) Error (criu/cr-dump.c:1737): Dump files failed\n(00.4) Error (x): third\n";
+        assert_eq!(
+            errors_of_criu(log).unwrap(),
+            "Can't dump file 7 of that type; Dump files failed"
+        );
+        assert_eq!(errors_of_criu("(00.1) fine\n"), None);
+    }
+
+    #[tokio::test]
+    async fn a_failing_runc_is_reported_with_its_last_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint {
+            id: "c1",
+            images: &dir.path().join("i"),
+            work: &dir.path().join("w"),
+            page_server: ([127, 0, 0, 1], 1).into(),
+            criu_config: &dir.path().join("criu.conf"),
+            bin: dir.path(),
+            runc: Path::new("/bin/false"),
+        };
+        let mut running = checkpoint.start(&Layout::default()).unwrap();
+        let error = running.wait().await.unwrap_err().to_string();
+        assert!(error.starts_with("runc checkpoint of c1 failed: exit status: 1"), "{error}");
+    }
+}

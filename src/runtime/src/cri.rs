@@ -1,0 +1,220 @@
+//! A pod as the CRI knows it: its ready sandbox, its containers and their states.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use k8s_cri::v1 as cri;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{Error, Result};
+
+/// How long containerd may take to answer one call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Label by which kubelet tells containerd the pod a sandbox or container belongs to.
+pub(crate) const POD_UID: &str = "io.kubernetes.pod.uid";
+
+/// A ready sandbox of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    /// containerd's id of it.
+    pub id: String,
+    /// kubelet's count of sandboxes made for this pod.
+    pub attempt: u32,
+}
+
+/// What the CRI says about a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Made and not started.
+    Created,
+    /// Started and not ended.
+    Running,
+    /// Ended.
+    Exited,
+    /// containerd cannot tell.
+    Unknown,
+}
+
+/// One container of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CriContainer {
+    /// containerd's id of it.
+    pub id: String,
+    /// Its name in the pod.
+    pub name: String,
+    /// Its state.
+    pub state: State,
+    /// kubelet's count of starts of this container.
+    pub attempt: u32,
+}
+
+/// A connection to containerd's CRI service. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Cri {
+    pub(crate) client: RuntimeServiceClient<Channel>,
+}
+
+impl Cri {
+    /// Connects to containerd.
+    pub async fn connect(socket: &Path) -> Result<Self> {
+        let failed = |source| Error::Connect { socket: socket.to_path_buf(), source };
+        let channel = Endpoint::from_shared(format!("unix://{}", socket.display()))
+            .map_err(failed)?
+            .connect_timeout(CALL_TIMEOUT)
+            .timeout(CALL_TIMEOUT)
+            .connect()
+            .await
+            .map_err(failed)?;
+        // Verbose statuses carry the whole runtime spec; pods with many mounts make them long.
+        let client = RuntimeServiceClient::new(channel).max_decoding_message_size(64 << 20);
+        Ok(Cri { client })
+    }
+
+    /// Ready sandboxes of a pod, the newest attempt first. More than one is possible for a moment
+    /// while kubelet replaces one.
+    pub async fn sandboxes(&self, pod_uid: &str) -> Result<Vec<Sandbox>> {
+        let filter = cri::PodSandboxFilter {
+            label_selector: [(POD_UID.to_owned(), pod_uid.to_owned())].into(),
+            ..Default::default()
+        };
+        let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+        let reply = self
+            .client
+            .clone()
+            .list_pod_sandbox(request)
+            .await
+            .map_err(call("ListPodSandbox"))?
+            .into_inner();
+        let mut found: Vec<Sandbox> = reply
+            .items
+            .into_iter()
+            .filter(|item| item.state == cri::PodSandboxState::SandboxReady as i32)
+            .map(|item| Sandbox {
+                id: item.id,
+                attempt: item.metadata.map_or(0, |metadata| metadata.attempt),
+            })
+            .collect();
+        found.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.attempt));
+        Ok(found)
+    }
+
+    /// The pod's ready sandbox.
+    pub async fn sandbox(&self, pod_uid: &str) -> Result<Sandbox> {
+        self.sandboxes(pod_uid)
+            .await?
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::NoSandbox(pod_uid.to_owned()))
+    }
+
+    /// Whether any sandbox of the pod, ready or not, is still known to containerd.
+    pub async fn has_sandbox(&self, pod_uid: &str) -> Result<bool> {
+        let filter = cri::PodSandboxFilter {
+            label_selector: [(POD_UID.to_owned(), pod_uid.to_owned())].into(),
+            ..Default::default()
+        };
+        let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+        let reply =
+            self.client.clone().list_pod_sandbox(request).await.map_err(call("ListPodSandbox"))?;
+        Ok(!reply.into_inner().items.is_empty())
+    }
+
+    /// All containers of a sandbox, ended ones included.
+    pub async fn containers(&self, sandbox_id: &str) -> Result<Vec<CriContainer>> {
+        let filter =
+            cri::ContainerFilter { pod_sandbox_id: sandbox_id.to_owned(), ..Default::default() };
+        let request = cri::ListContainersRequest { filter: Some(filter) };
+        let reply =
+            self.client.clone().list_containers(request).await.map_err(call("ListContainers"))?;
+        Ok(reply.into_inner().containers.into_iter().map(container).collect())
+    }
+
+    /// The pid of a container's first process as containerd sees it; none when it has ended or
+    /// containerd does not tell.
+    pub async fn pid(&self, container_id: &str) -> Result<Option<i32>> {
+        Ok(self.verbose(container_id).await?.and_then(|info| {
+            info.get("pid")?.as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0)
+        }))
+    }
+
+    /// The path of the network namespace of a sandbox.
+    pub async fn network_namespace(&self, sandbox_id: &str) -> Result<Option<PathBuf>> {
+        let request =
+            cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox_id.to_owned(), verbose: true };
+        let reply = self
+            .client
+            .clone()
+            .pod_sandbox_status(request)
+            .await
+            .map_err(call("PodSandboxStatus"))?
+            .into_inner();
+        Ok(info_json(&reply.info).as_ref().and_then(namespace_path))
+    }
+
+    /// The extra facts of a container's status.
+    async fn verbose(&self, container_id: &str) -> Result<Option<serde_json::Value>> {
+        let request =
+            cri::ContainerStatusRequest { container_id: container_id.to_owned(), verbose: true };
+        let reply = self
+            .client
+            .clone()
+            .container_status(request)
+            .await
+            .map_err(call("ContainerStatus"))?
+            .into_inner();
+        Ok(info_json(&reply.info))
+    }
+}
+
+pub(crate) fn call(call: &'static str) -> impl FnOnce(tonic::Status) -> Error {
+    move |status| Error::Call { call, source: Box::new(status) }
+}
+
+fn container(item: cri::Container) -> CriContainer {
+    let (name, attempt) =
+        item.metadata.map_or_else(Default::default, |metadata| (metadata.name, metadata.attempt));
+    let state = match cri::ContainerState::try_from(item.state) {
+        Ok(cri::ContainerState::ContainerCreated) => State::Created,
+        Ok(cri::ContainerState::ContainerRunning) => State::Running,
+        Ok(cri::ContainerState::ContainerExited) => State::Exited,
+        Ok(cri::ContainerState::ContainerUnknown) | Err(_) => State::Unknown,
+    };
+    CriContainer { id: item.id, name, state, attempt }
+}
+
+/// containerd puts everything extra under the one key `info`, as JSON text.
+fn info_json(info: &std::collections::HashMap<String, String>) -> Option<serde_json::Value> {
+    serde_json::from_str(info.get("info")?).ok()
+}
+
+fn namespace_path(info: &serde_json::Value) -> Option<PathBuf> {
+    let namespaces = info.pointer("/runtimeSpec/linux/namespaces")?.as_array()?;
+    let network = namespaces.iter().find(|namespace| namespace["type"] == "network")?;
+    network["path"].as_str().filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_network_namespace_is_read_from_the_verbose_status() {
+        let info = serde_json::json!({"pid": 7, "runtimeSpec": {"linux": {"namespaces": [
+            {"type": "pid"}, {"type": "network", "path": "/var/run/netns/cni-1"}]}}});
+        assert_eq!(namespace_path(&info), Some("/var/run/netns/cni-1".into()));
+        let host = serde_json::json!({"runtimeSpec": {"linux": {"namespaces": [{"type": "pid"}]}}});
+        assert_eq!(namespace_path(&host), None);
+    }
+
+    #[test]
+    fn states_are_told_apart_and_strange_ones_are_unknown() {
+        for (number, state) in
+            [(0, State::Created), (1, State::Running), (2, State::Exited), (9, State::Unknown)]
+        {
+            let item = cri::Container { id: "x".into(), state: number, ..Default::default() };
+            assert_eq!(container(item).state, state);
+        }
+    }
+}

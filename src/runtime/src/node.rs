@@ -1,0 +1,146 @@
+//! What containerd says about itself and about all that runs on the node: version, effective
+//! configuration, sandboxes of all pods, the image of a container.
+
+use k8s_cri::v1 as cri;
+
+use crate::cri::{Cri, POD_UID, call};
+use crate::Result;
+
+/// Name and version of the runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// Such as containerd.
+    pub name: String,
+    /// Such as 2.1.9, without a leading `v`.
+    pub version: String,
+}
+
+/// The runtime's own view of its health, and the configuration in force.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// Whether it can run containers.
+    pub ready: bool,
+    /// Why not, when it is not.
+    pub message: String,
+    /// The CRI plugin's configuration as it is in force, null where the runtime does not tell.
+    pub config: serde_json::Value,
+}
+
+/// A sandbox of some pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodSandbox {
+    /// The runtime's id of it.
+    pub id: String,
+    /// UID of the pod.
+    pub pod_uid: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// Whether it is ready.
+    pub ready: bool,
+}
+
+/// The image of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerImage {
+    /// As written in the pod.
+    pub image: String,
+    /// By digest (`name@sha256:…`) where the runtime knows one, else the image's id.
+    pub digest: String,
+}
+
+impl Cri {
+    /// Name and version of the runtime.
+    pub async fn version(&self) -> Result<Version> {
+        let request = cri::VersionRequest { version: "v1".into() };
+        let reply =
+            self.client.clone().version(request).await.map_err(call("Version"))?.into_inner();
+        let version = reply.runtime_version.trim_start_matches('v').to_owned();
+        Ok(Version { name: reply.runtime_name, version })
+    }
+
+    /// Health and configuration of the runtime.
+    pub async fn status(&self) -> Result<Status> {
+        let request = cri::StatusRequest { verbose: true };
+        let reply = self.client.clone().status(request).await.map_err(call("Status"))?.into_inner();
+        let conditions = reply.status.map(|status| status.conditions).unwrap_or_default();
+        let runtime = conditions.into_iter().find(|condition| condition.r#type == "RuntimeReady");
+        let config = reply
+            .info
+            .get("config")
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or(serde_json::Value::Null);
+        Ok(Status {
+            ready: runtime.as_ref().is_some_and(|condition| condition.status),
+            message: runtime.map(|condition| condition.message).unwrap_or_default(),
+            config,
+        })
+    }
+
+    /// Every sandbox on the node, ready or not.
+    pub async fn all_sandboxes(&self) -> Result<Vec<PodSandbox>> {
+        let request = cri::ListPodSandboxRequest { filter: None };
+        let reply =
+            self.client.clone().list_pod_sandbox(request).await.map_err(call("ListPodSandbox"))?;
+        Ok(reply.into_inner().items.into_iter().map(sandbox).collect())
+    }
+
+    /// The image of a container.
+    pub async fn image(&self, container_id: &str) -> Result<ContainerImage> {
+        let request =
+            cri::ContainerStatusRequest { container_id: container_id.to_owned(), verbose: false };
+        let reply = self
+            .client
+            .clone()
+            .container_status(request)
+            .await
+            .map_err(call("ContainerStatus"))?
+            .into_inner();
+        let status = reply.status.unwrap_or_default();
+        let image = status.image.unwrap_or_default();
+        let named = if image.user_specified_image.is_empty() {
+            image.image
+        } else {
+            image.user_specified_image
+        };
+        Ok(ContainerImage { image: named, digest: status.image_ref })
+    }
+}
+
+fn sandbox(item: cri::PodSandbox) -> PodSandbox {
+    let metadata = item.metadata.unwrap_or_default();
+    let pod_uid = item.labels.get(POD_UID).cloned().unwrap_or(metadata.uid);
+    PodSandbox {
+        id: item.id,
+        pod_uid,
+        namespace: metadata.namespace,
+        name: metadata.name,
+        ready: item.state == cri::PodSandboxState::SandboxReady as i32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_belongs_to_the_pod_of_its_label() {
+        let metadata = cri::PodSandboxMetadata {
+            name: "web".into(),
+            namespace: "shop".into(),
+            uid: "u-meta".into(),
+            attempt: 0,
+        };
+        let mut item = cri::PodSandbox {
+            id: "s".into(),
+            metadata: Some(metadata),
+            state: cri::PodSandboxState::SandboxReady as i32,
+            ..Default::default()
+        };
+        assert_eq!(sandbox(item.clone()).pod_uid, "u-meta");
+        item.labels.insert(POD_UID.into(), "u-label".into());
+        let found = sandbox(item);
+        assert_eq!((found.pod_uid.as_str(), found.ready), ("u-label", true));
+    }
+}

@@ -1,0 +1,285 @@
+//! A machine: namespaces, a disk and supervised services, started and ended from the host.
+//!
+//! Decides how a machine is begun, found again and ended; what runs in it comes from its
+//! [`Specification`] (modules `control_plane` and `node`), and what happens inside is the business
+//! of `init`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    cgroup::Group,
+    cmd::{self, wait_for, write_file},
+    layout::{self, Node},
+    network,
+    process::{self, Process},
+};
+
+/// Where the supervisor tells what its services do, inside the machine.
+pub const SERVICES_FILE: &str = "/run/sandbox/services.json";
+
+/// What a machine is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Specification {
+    /// Name, host name and control group.
+    pub name: String,
+    /// Read-only root file system.
+    pub lower: PathBuf,
+    /// Holds `upper`, `work`, `root` and `var` (a real file system for what must not lie on an
+    /// overlay), and the papers.
+    pub directory: PathBuf,
+    /// Directories of the host seen inside.
+    pub binds: Vec<Bind>,
+    /// A network namespace of its own; without it the host's.
+    pub network: Option<Network>,
+    /// Settings of that namespace.
+    pub sysctls: BTreeMap<String, String>,
+    /// What runs, in order of starting.
+    pub services: Vec<Service>,
+    /// New with each start.
+    pub boot_id: String,
+}
+
+/// A directory of the host seen inside a machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Bind {
+    /// On the host.
+    pub source: PathBuf,
+    /// Inside, absolute.
+    pub target: PathBuf,
+}
+
+/// Addresses of a node's bridge `cni0`, which its cable `eth0` and its pods are plugged into.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Network {
+    /// With prefix length.
+    pub addresses: Vec<String>,
+    /// MAC of the bridge.
+    pub mac: String,
+    /// Default route.
+    pub gateway: String,
+}
+
+/// A supervised program.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Service {
+    /// Names its log and control group.
+    pub name: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Starts only when these hold.
+    pub after: Vec<Condition>,
+    /// Runs until it has succeeded once.
+    pub once: bool,
+}
+
+/// What a service waits for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Condition {
+    /// Something accepts connections on this Unix socket.
+    Socket(PathBuf),
+    /// Something accepts connections on this TCP address.
+    Tcp(String),
+    /// The file exists.
+    File(PathBuf),
+}
+
+/// What the supervisor tells about a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// As in [`Service`].
+    pub name: String,
+    /// Process number inside the machine while it runs.
+    pub pid: Option<i32>,
+    /// How often it was started.
+    pub starts: u32,
+    /// A service that runs once has succeeded.
+    pub done: bool,
+}
+
+/// What the first process of a machine writes when it begins.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Birth {
+    /// The first process, as the host sees it.
+    pub init: Process,
+}
+
+/// A machine seen from the host.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    name: String,
+    /// The node whose cable the machine has.
+    node: Option<Node>,
+}
+
+impl Machine {
+    /// The machine of a node.
+    pub fn of(node: Node) -> Self {
+        Self { name: node.name(), node: Some(node) }
+    }
+
+    /// The machine of the control plane.
+    pub fn control_plane() -> Self {
+        Self { name: layout::CONTROL_PLANE.to_owned(), node: None }
+    }
+
+    /// By name.
+    pub fn parse(name: &str) -> Result<Self> {
+        if name == layout::CONTROL_PLANE {
+            return Ok(Self::control_plane());
+        }
+        Node::parse(name).map(Self::of)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its disk and papers.
+    pub fn directory(&self) -> PathBuf {
+        layout::machine(&self.name)
+    }
+
+    /// Its first process, if it runs.
+    pub fn init(&self) -> Option<Process> {
+        let birth = fs::read(self.directory().join("init.json")).ok()?;
+        let birth: Birth = serde_json::from_slice(&birth).ok()?;
+        birth.init.alive().then_some(birth.init)
+    }
+
+    /// Its first process, or an error that says what to do.
+    pub fn running(&self) -> Result<Process> {
+        self.init().with_context(|| {
+            format!("{0} is not running: `cargo xtask sandbox start {0}` starts it", self.name)
+        })
+    }
+
+    /// A path inside the running machine, seen from the host.
+    pub fn inside(&self, init: Process, path: &str) -> PathBuf {
+        Path::new("/proc").join(init.pid.to_string()).join("root").join(path.trim_start_matches('/'))
+    }
+
+    /// What its services do; none while it is not running or not yet that far.
+    pub fn services(&self) -> Option<Vec<ServiceStatus>> {
+        let file = self.inside(self.init()?, SERVICES_FILE);
+        serde_json::from_slice(&fs::read(file).ok()?).ok()
+    }
+
+    /// Whether it runs and nothing that the host gives it is missing.
+    pub fn whole(&self) -> bool {
+        self.services().is_some() && self.node.is_none_or(network::connected)
+    }
+
+    /// Boots it. What is left of an earlier life is ended first; its disk remains.
+    pub fn start(&self, specification: &Specification) -> Result<()> {
+        self.end()?;
+        let directory = self.directory();
+        make_disk(&directory, &specification.lower)?;
+        let papers = directory.join("spec.json");
+        write_file(&papers, serde_json::to_vec_pretty(specification)?, 0o600)?;
+        Group::machine(&self.name)?.create()?;
+
+        let console = fs::File::create(directory.join("console.log"))?;
+        let mut launcher = Command::new(layout::program())
+            .args(["sandbox", "launch"])
+            .arg(&papers)
+            .stdin(Stdio::null())
+            .stdout(console.try_clone()?)
+            .stderr(console)
+            .spawn()
+            .context("launching a machine")?;
+        let launcher_pid = i32::try_from(launcher.id())?;
+        let mut check = || match launcher.try_wait()? {
+            Some(status) => bail!("{} ended ({status}): {}", self.name, self.console()),
+            None => Ok(()),
+        };
+        let limit = Duration::from_secs(20);
+        let init = wait_for(format!("{} begins", self.name), limit, || {
+            check()?;
+            Ok(self.init())
+        })?;
+        if let Some(node) = self.node {
+            // The launcher stands beside the machine's groups, which version 2 does not like.
+            Group::machine(&self.name)?.settle(launcher_pid)?;
+            network::connect(node, init.pid)?;
+        }
+        wait_for(format!("{} boots", self.name), limit, || {
+            check()?;
+            Ok(self.services())
+        })
+        .with_context(|| self.console())?;
+        Ok(())
+    }
+
+    fn console(&self) -> String {
+        let text = fs::read_to_string(self.directory().join("console.log")).unwrap_or_default();
+        cmd::last_lines(&text, 10)
+    }
+
+    /// Ends it as a loss of power does: nobody in it is asked, and its peers hear nothing more.
+    pub fn end(&self) -> Result<()> {
+        if let Some(node) = self.node.filter(|&node| network::connected(node)) {
+            // First of all: the kernel would say goodbye to the peers of a killed process.
+            network::set_up(node, false)?;
+        }
+        if let Some(init) = self.init() {
+            process::kill(init.pid);
+        }
+        let group = Group::machine(&self.name)?;
+        group.kill()?;
+        if let Some(node) = self.node {
+            network::disconnect(node)?;
+        }
+        group.remove()?;
+        match fs::remove_file(self.directory().join("init.json")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A command that runs inside, in all of the machine's namespaces.
+    pub fn command(&self, program: &str) -> Result<Command> {
+        let init = self.running()?;
+        let mut command = Command::new("nsenter");
+        command
+            .env_clear()
+            .envs(super::init::environment())
+            .arg(format!("--target={}", init.pid))
+            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--", program]);
+        Ok(command)
+    }
+}
+
+/// A fresh overlay, and /var copied to where it is no overlay: container layers, volumes and the
+/// product's own files need a real file system.
+fn make_disk(directory: &Path, lower: &Path) -> Result<()> {
+    for part in ["upper", "work", "root"] {
+        fs::create_dir_all(directory.join(part))?;
+    }
+    let var = directory.join("var");
+    if var.exists() {
+        return Ok(());
+    }
+    let partial = directory.join("var.partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial)?;
+    }
+    cmd::run(Command::new("cp").arg("-a").args([lower.join("var"), partial.clone()]))?;
+    fs::rename(partial, var)?;
+    Ok(())
+}
+
+/// A new identifier as the kernel makes them.
+pub fn fresh_boot_id() -> Result<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/uuid").context("reading a random UUID")?;
+    Ok(id.trim().to_owned())
+}

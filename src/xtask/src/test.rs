@@ -1,0 +1,158 @@
+//! `cargo xtask test`: everything, cheapest first; each stage has a time budget and says how long
+//! it took.
+//!
+//! The stages only call tools; what is tested is decided where it lives.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args as ClapArgs;
+
+use crate::{
+    images,
+    sandbox::{self, layout},
+};
+
+/// Runs all tests.
+#[derive(ClapArgs)]
+pub struct Args {
+    /// Only the tests on the cluster whose names contain this.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Leave the sandbox up afterwards.
+    #[arg(long)]
+    keep: bool,
+    /// Leave out everything that needs the sandbox.
+    #[arg(long)]
+    quick: bool,
+}
+
+struct Stages {
+    begun: Instant,
+    lines: Vec<String>,
+}
+
+impl Stages {
+    fn run(&mut self, name: &str, budget_s: u64, stage: impl FnOnce() -> Result<()>) -> Result<()> {
+        eprintln!("\n=== {name} (budget {budget_s} s)");
+        let begun = Instant::now();
+        let result = stage().with_context(|| format!("stage {name:?}"));
+        let took = begun.elapsed().as_secs();
+        let note = if took > budget_s { "  over its budget" } else { "" };
+        self.lines.push(format!("{name:<28} {took:>5} s of {budget_s:>5} s{note}"));
+        result
+    }
+
+    fn print(&self) {
+        eprintln!("\n=== time per stage");
+        for line in &self.lines {
+            eprintln!("{line}");
+        }
+        eprintln!("{:<28} {:>5} s", "all", self.begun.elapsed().as_secs());
+    }
+}
+
+/// Runs the task.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let root = layout::checkout()?;
+    let mut stages = Stages { begun: Instant::now(), lines: Vec::new() };
+    let result = all(&args, &root, &mut stages);
+    if !args.quick && !args.keep {
+        let down = stages.run("sandbox down", 60, sandbox::down);
+        stages.print();
+        result.and(down)?;
+    } else {
+        stages.print();
+        result?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
+    stages.run("tools", 120, sandbox::ensure_tools)?;
+    if args.only.is_none() {
+        stages.run("format", 10, || cargo(root, &["fmt", "--all", "--check"], &[]))?;
+        stages.run("lints", 420, || {
+            cargo(root, &["clippy", "--locked", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"], &[])
+        })?;
+        stages.run("generated files", 10, || crate::generate::check(root))?;
+        stages.run("unit and model tests", 600, || cargo(root, &["test", "--locked", "--workspace"], &[]))?;
+        stages.run("documentation", 120, || {
+            cargo(root, &["doc", "--locked", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")])
+        })?;
+    }
+    if args.quick {
+        return Ok(());
+    }
+    stages.run("images", 600, || images::build(root))?;
+    stages.run("sandbox up, with the chart", 900, sandbox::up)?;
+    if args.only.is_none() {
+        stages.run("chart", 10, || lint_chart(root))?;
+    }
+    stages.run("cluster tests", 900, || cluster_tests(args, root))
+}
+
+/// What Helm itself says of the chart, with the default values and the sandbox's.
+fn lint_chart(root: &Path) -> Result<()> {
+    let chart = root.join("charts/transship");
+    let values = root.join("src/xtask/sandbox-assets/values.yaml");
+    status(Command::new(layout::helm()).args(["lint", "--strict"]).arg(&chart))?;
+    status(Command::new(layout::helm()).args(["lint", "--strict", "--values"]).arg(&values).arg(&chart))
+}
+
+/// The end-to-end tests, one after another, with what they need named in the environment.
+fn cluster_tests(args: &Args, root: &Path) -> Result<()> {
+    let release = images::release_dir(root);
+    install_probe(&release.join("transship-probe"))?;
+    let xtask = std::env::current_exe()?;
+    let kubectl = layout::kubectl();
+    let helm = layout::helm();
+    let environment: Vec<(&str, std::ffi::OsString)> = vec![
+        ("KUBECONFIG", layout::kubeconfig().into()),
+        ("TRANSSHIP_XTASK", xtask.into()),
+        ("TRANSSHIP_KUBECTL", kubectl.into()),
+        ("TRANSSHIP_HELM", helm.into()),
+        ("TRANSSHIP_PLUGIN", release.join("kubectl-transship").into()),
+        ("TRANSSHIP_CHECKOUT", root.into()),
+    ];
+    let mut command = Command::new(cargo_program());
+    command
+        .current_dir(root)
+        .args(["test", "--locked", "-p", "transship-tests", "--features", "cluster", "--test", "cluster", "--"])
+        .args(["--test-threads=1", "--nocapture"])
+        .args(&args.only)
+        .envs(environment);
+    status(&mut command)
+}
+
+/// Puts the prober on each node.
+fn install_probe(program: &Path) -> Result<()> {
+    for node in sandbox::nodes()? {
+        let file = fs::File::open(program).with_context(|| format!("opening {}", program.display()))?;
+        let script = "cat > /usr/local/bin/transship-probe && chmod 755 /usr/local/bin/transship-probe";
+        let mut command = sandbox::exec_command(&node, &["sh", "-c", script])?;
+        status(command.stdin(file))?;
+    }
+    Ok(())
+}
+
+fn cargo_program() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+fn cargo(root: &Path, args: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    status(Command::new(cargo_program()).current_dir(root).args(args).envs(environment.iter().copied()))
+}
+
+fn status(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("running {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{:?} ended with {status}", command.get_program());
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! What fails before the commit leaves the source running with its connection, and no residue.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use transship_tests::{
+    cluster::{Cluster, Pod, condition},
+    counter::Client,
+};
+
+use crate::counter;
+
+/// The source must be the same pod, running, connected; the target gone on both counts.
+fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result<()> {
+    let now = cluster.pod("app=counter")?;
+    ensure!(&now == before, "{before:?} became {now:?}");
+    // Two more seconds of replies prove that the connection goes on after the roll-back.
+    let proof = Client::connect(format!("{}:8080", now.ip).parse()?, Duration::from_millis(2))?;
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(proof.stop().is_whole());
+    let report = client.stop();
+    ensure!(report.broken.is_none(), "{report:?}");
+    cluster.await_that("the target pod is gone", Duration::from_secs(60), || {
+        Ok(cluster.list("pods", "transship.dev/migration")?.is_empty())
+    })?;
+    let claim = &cluster.get("pod", &now.name)?["metadata"]["annotations"]["transship.dev/claim"];
+    ensure!(claim.is_null(), "the claim is still there: {claim}");
+    Ok(())
+}
+
+fn no_record_is_left(cluster: &Cluster, node: &str) -> Result<()> {
+    cluster.await_that(&format!("no record is left on {node}"), Duration::from_secs(90), || {
+        let left = cluster.on_node(node, &["sh", "-c", "ls /var/lib/transship/pods /var/lib/transship/migrations 2>/dev/null | grep -v : | grep . || true"])?;
+        ensure!(left.trim().is_empty(), "{left}");
+        Ok(true)
+    })
+}
+
+#[test]
+fn a_restore_that_criu_refuses_is_rolled_back() -> Result<()> {
+    let cluster = Cluster::with_namespace("refused")?;
+    let before = counter(&cluster)?;
+    let client = Client::connect(format!("{}:8080", before.ip).parse()?, Duration::from_millis(2))?;
+    let target = before.other_node();
+    // The real CRIU, but with a feature cache that says restore is impossible: it is replaced by a
+    // program that refuses each restore as CRIU does, with an exit status.
+    let bin = "/opt/transship/bin";
+    cluster.on_node(target, &["sh", "-c", &format!("cp {bin}/criu {bin}/criu.kept && printf '#!/bin/sh\\necho refused by a test >&2\\nexit 1\\n' > {bin}/criu.new && chmod 755 {bin}/criu.new && mv {bin}/criu.new {bin}/criu")])?;
+    let result = (|| {
+        let migration = cluster.migrate(&before.name, target)?;
+        cluster.ended(&migration, Duration::from_secs(90))?;
+        let object = cluster.get("migration", &migration)?;
+        ensure!(condition(&object, "Succeeded").0 == "False", "{object:#}");
+        ensure!(object["status"]["phase"] == "RolledBack", "{:#}", object["status"]);
+        cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])
+    })();
+    cluster.on_node(target, &["mv", &format!("{bin}/criu.kept"), &format!("{bin}/criu")])?;
+    result?;
+    source_goes_on(&cluster, &before, client)?;
+    no_record_is_left(&cluster, target)
+}
+
+#[test]
+fn a_deleted_migration_leaves_the_source_running() -> Result<()> {
+    let cluster = Cluster::with_namespace("deleted")?;
+    let before = counter(&cluster)?;
+    let client = Client::connect(format!("{}:8080", before.ip).parse()?, Duration::from_millis(2))?;
+    let migration = cluster.migrate(&before.name, before.other_node())?;
+    cluster.await_that("the target pod exists", Duration::from_secs(30), || {
+        Ok(!cluster.list("pods", "transship.dev/migration")?.is_empty())
+    })?;
+    cluster.kubectl(&["delete", "migration", &migration, "--timeout=90s"])?;
+    source_goes_on(&cluster, &before, client)?;
+    no_record_is_left(&cluster, before.other_node())?;
+    no_record_is_left(&cluster, &before.node)
+}
+
+#[test]
+fn a_killed_target_agent_leaves_one_running_copy_with_its_connection() -> Result<()> {
+    let cluster = Cluster::with_namespace("agent")?;
+    let before = counter(&cluster)?;
+    let client = Client::connect(format!("{}:8080", before.ip).parse()?, Duration::from_millis(2))?;
+    let target = before.other_node();
+    let migration = cluster.migrate(&before.name, target)?;
+    cluster.await_that("the target pod exists", Duration::from_secs(30), || {
+        Ok(!cluster.list("pods", "transship.dev/migration")?.is_empty())
+    })?;
+    // The stream runs through the agents, so this cuts it.
+    let agents = cluster.kubectl(&[
+        "--namespace=transship-system", "get", "pods", "-l", "app.kubernetes.io/component=agent",
+        "-o", "jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name}{\"\\n\"}{end}",
+    ])?;
+    let agent = agents
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(node, _)| *node == target)
+        .map(|(_, name)| name.to_owned())
+        .context("no agent")?;
+    cluster.on_node(target, &["sh", "-c", "for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' < $p/cmdline 2>/dev/null)\" in /usr/bin/transship-agent*) kill -9 ${p#/proc/};; esac; done"])?;
+    cluster.ended(&migration, Duration::from_secs(120))?;
+    let object = cluster.get("migration", &migration)?;
+    let succeeded = condition(&object, "Succeeded");
+    eprintln!("agent {agent} was killed; the migration ended with {succeeded:?}");
+    if succeeded.0 == "False" {
+        source_goes_on(&cluster, &before, client)?;
+    } else {
+        // Killed too late to matter: the holders had all they needed.
+        let report = client.stop();
+        ensure!(report.is_whole(), "{report:?}");
+    }
+    cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
+    cluster.await_that("the agent runs again", Duration::from_secs(60), || {
+        let pods = cluster.kubectl(&["--namespace=transship-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", "jsonpath={.items[*].status.containerStatuses[0].ready}"])?;
+        Ok(pods.trim() == "true true")
+    })
+}
+
+#[test]
+fn ordinary_pods_start_and_stop_with_the_agent_gone_and_a_damaged_record_directory() -> Result<()> {
+    let cluster = Cluster::with_namespace("ordinary")?;
+    let damage = "mkdir -p /var/lib/transship/pods/not-a-uid && echo '{' > /var/lib/transship/pods/not-a-uid/record.json \
+                  && mkdir -p /var/lib/transship/pods/22222222-2222-2222-2222-222222222222 && head -c 4096 /dev/urandom > /var/lib/transship/pods/22222222-2222-2222-2222-222222222222/record.json";
+    let repair = "rm -rf /var/lib/transship/pods/not-a-uid /var/lib/transship/pods/22222222-2222-2222-2222-222222222222";
+    cluster.kubectl(&["--namespace=transship-system", "patch", "daemonset", "transship-agent", "--type=merge", "-p", r#"{"spec":{"template":{"spec":{"nodeSelector":{"no-such":"node"}}}}}"#])?;
+    let result = (|| {
+        cluster.await_that("the agents are gone", Duration::from_secs(90), || {
+            Ok(cluster.kubectl(&["--namespace=transship-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", "name"])?.is_empty())
+        })?;
+        cluster.on_node("node-a", &["sh", "-c", damage])?;
+        cluster.apply(
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: ordinary}\nspec:\n  nodeName: node-a\n  terminationGracePeriodSeconds: 1\n  containers:\n    - {name: c, image: \"localhost/transship-examples:1\", imagePullPolicy: IfNotPresent, command: [sleep, '3600']}\n",
+        )?;
+        cluster.kubectl(&["wait", "--for=condition=Ready", "pod/ordinary", "--timeout=60s"])?;
+        cluster.kubectl(&["delete", "pod", "ordinary", "--timeout=60s"])
+    })();
+    cluster.on_node("node-a", &["sh", "-c", repair])?;
+    cluster.kubectl(&["--namespace=transship-system", "patch", "daemonset", "transship-agent", "--type=json", "-p", r#"[{"op":"remove","path":"/spec/template/spec/nodeSelector/no-such"}]"#])?;
+    cluster.kubectl(&["--namespace=transship-system", "rollout", "status", "daemonset/transship-agent", "--timeout=120s"])?;
+    result?;
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! The hold: while the target is held and undecided, nothing that dies makes it run.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use transship_tests::{
+    cluster::{Cluster, Pod},
+    counter::Client,
+};
+
+use crate::counter;
+
+/// Replicas of the operator, as the chart has them.
+const REPLICAS: &str = "2";
+
+fn scale_operator(cluster: &Cluster, replicas: &str) -> Result<()> {
+    cluster.kubectl(&[
+        "--namespace=transship-system", "scale", "deployment/transship-operator", "--replicas", replicas,
+    ])?;
+    let want: u64 = replicas.parse()?;
+    cluster.await_that("the operator is scaled", Duration::from_secs(60), || {
+        let pods = cluster.kubectl(&[
+            "--namespace=transship-system", "get", "pods", "-l", "app.kubernetes.io/component=operator", "-o", "name",
+        ])?;
+        Ok(pods.lines().count() as u64 == want)
+    })
+}
+
+/// Times that a frozen task cannot change: user and system time, and context switches.
+const ACTIVITY: &str = r#"
+for c in /sys/fs/cgroup/freezer/kubepods/pod$UID/* /sys/fs/cgroup/freezer/kubepods/*/pod$UID/*; do
+  for p in $(cat $c/cgroup.procs 2>/dev/null); do
+    [ "$(cat /proc/$p/comm)" = pause ] && continue
+    echo "$p $(cut -d' ' -f14,15 /proc/$p/stat) $(grep -h ctxt /proc/$p/status | tr -d '\n') $(cat $c/freezer.state)"
+  done
+done
+"#;
+
+fn activity(cluster: &Cluster, pod: &Pod) -> Result<String> {
+    let script = ACTIVITY.replace("$UID", &pod.uid);
+    cluster.on_node(&pod.node, &["sh", "-c", &script])
+}
+
+/// Kills every process in a node whose command line contains `what`; true if there was one.
+fn kill(cluster: &Cluster, node: &str, what: &str) -> Result<bool> {
+    let script = format!(
+        "n=1; for p in /proc/[0-9]*; do c=$(tr '\\0' ' ' < $p/cmdline 2>/dev/null); \
+         case \"$c\" in *'{what}'*) [ ${{p#/proc/}} = $$ ] || {{ kill -9 ${{p#/proc/}} && n=0; }} ;; esac; done; exit $n"
+    );
+    Ok(cluster.try_on_node(node, &["sh", "-c", &script])?.status.success())
+}
+
+/// A migration that stands at "both sides have voted" because no operator decides. The first
+/// operator is stopped as soon as the source is frozen, so this may miss; then it is tried again.
+fn undecided(cluster: &Cluster) -> Result<(Pod, Pod, String, Client)> {
+    let source = counter(cluster)?;
+    let client = Client::connect(format!("{}:8080", source.ip).parse()?, Duration::from_millis(2))?;
+    // A decision needs the API: without write access to the status no operator can record one.
+    let policy = r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: test-no-decision}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    resourceRules:
+      - {apiGroups: [transship.dev], apiVersions: [v1alpha1], resources: [migrations/status], operations: [UPDATE]}
+  validations:
+    - expression: "!has(object.status.decision)"
+      message: held back by a test
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: test-no-decision}
+spec: {policyName: test-no-decision, validationActions: [Deny]}
+"#;
+    cluster.apply(policy)?;
+    cluster.await_that("the policy is in force", Duration::from_secs(30), || {
+        let probe = cluster.try_kubectl(&[
+            "get", "validatingadmissionpolicy", "test-no-decision", "-o", "jsonpath={.status.observedGeneration}",
+        ])?;
+        Ok(probe.stdout == b"1")
+    })?;
+    let migration = cluster.migrate(&source.name, source.other_node())?;
+    let mut target = None;
+    cluster.await_that("the target is held", Duration::from_secs(60), || {
+        let object = cluster.get("migration", &migration)?;
+        let uid = object["status"]["target"]["podUID"].as_str().unwrap_or_default().to_owned();
+        ensure!(!uid.is_empty(), "no target pod yet: {object:#}");
+        let record = format!("/var/lib/transship/pods/{uid}/record.json");
+        let record = cluster.on_node(source.other_node(), &["cat", &record])?;
+        let name = object["status"]["target"]["podName"].as_str().unwrap_or_default().to_owned();
+        target = Some(Pod { name, uid, node: source.other_node().to_owned(), ip: source.ip.clone() });
+        Ok(record.contains("\"held\""))
+    })?;
+    Ok((source, target.context("no target")?, migration, client))
+}
+
+fn allow_decisions(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "test-no-decision", "--ignore-not-found"])?;
+    Ok(())
+}
+
+#[test]
+fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
+    let cluster = Cluster::with_namespace("hold")?;
+    allow_decisions(&cluster)?;
+    let (source, target, migration, client) = undecided(&cluster)?;
+    let result = (|| {
+        let before = activity(&cluster, &target)?;
+        ensure!(before.contains("FROZEN") && !before.contains("THAWED"), "not held: {before:?}");
+        for victim in ["transship-holder run", "transship-holder supervise", "transship-agent", "containerd-shim-runc-v2 -namespace k8s.io -id"] {
+            // The shim of the target's pod, not those of others.
+            let what = if victim.starts_with("containerd-shim") {
+                let sandbox = cluster.on_node(&target.node, &["sh", "-c", &format!("ctr -n k8s.io containers ls | grep -l . >/dev/null; for c in $(ctr -n k8s.io containers ls -q); do ctr -n k8s.io containers info $c | grep -q {} && ctr -n k8s.io containers info $c | grep -q '\"io.cri-containerd.kind\": \"sandbox\"' && echo $c; done | head -1", target.uid)])?;
+                format!("-id {}", sandbox.trim())
+            } else {
+                victim.to_owned()
+            };
+            ensure!(kill(&cluster, &target.node, &what)?, "{victim} was not running");
+            let after = activity(&cluster, &target)?;
+            ensure!(after == before, "after kill -9 of {victim} the target was active:\n{before}\n{after}");
+        }
+        Ok(())
+    })();
+    allow_decisions(&cluster)?;
+    result?;
+    // Whatever is decided, one copy runs in the end, and it is whole or a fresh start is told.
+    cluster.ended(&migration, Duration::from_secs(120))?;
+    cluster.await_that("one pod runs", Duration::from_secs(60), || Ok(cluster.pod("app=counter").is_ok()))?;
+    let report = client.stop();
+    ensure!(report.jumps.is_empty(), "{report:?}");
+    let live = cluster.pod("app=counter")?;
+    eprintln!("after the kills the pod runs on {} (came from {})", live.node, source.node);
+    Ok(())
+}
+
+#[test]
+fn an_operator_that_dies_undecided_is_followed_by_one_that_decides() -> Result<()> {
+    let cluster = Cluster::with_namespace("operator")?;
+    allow_decisions(&cluster)?;
+    let (source, _, migration, client) = undecided(&cluster)?;
+    let result = scale_operator(&cluster, "0");
+    allow_decisions(&cluster)?;
+    let result = result.and(scale_operator(&cluster, REPLICAS));
+    result?;
+    cluster.succeeded(&migration, Duration::from_secs(120))?;
+    let report = client.stop();
+    ensure!(report.is_whole(), "{report:?}");
+    ensure!(cluster.pod("app=counter")?.node == source.other_node());
+    Ok(())
+}

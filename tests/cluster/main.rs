@@ -1,0 +1,18 @@
+//! End-to-end tests on the sandbox cluster: real kubelets, containerd, runc and CRIU. Run them with
+//! `cargo xtask test`; they run one after another.
+
+mod faults;
+mod hold;
+mod manifests;
+mod migration;
+mod redis;
+mod service;
+mod states;
+mod uninstall;
+
+/// Deploys the example application into a test's namespace.
+fn counter(cluster: &transship_tests::cluster::Cluster) -> anyhow::Result<transship_tests::cluster::Pod> {
+    cluster.apply(include_str!("../../examples/counter.yaml"))?;
+    cluster.rolled_out("counter")?;
+    cluster.pod("app=counter")
+}

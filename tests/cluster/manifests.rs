@@ -1,0 +1,108 @@
+//! Wrong manifests are answered within a second, in one sentence that says what to write instead.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use transship_tests::cluster::{Cluster, condition, migration};
+
+use crate::counter;
+
+/// Both the answer and its speed.
+fn refused_by_condition(cluster: &Cluster, name: &str, manifest: &str, words: &[&str]) -> Result<()> {
+    cluster.apply(manifest)?;
+    let began = Instant::now();
+    cluster.ended(name, Duration::from_secs(10))?;
+    let took = began.elapsed();
+    let object = cluster.get("migration", name)?;
+    let (status, reason, message) = condition(&object, "Succeeded");
+    ensure!(status == "False", "{object:#}");
+    ensure!(condition(&object, "Admitted").0 == "False", "{object:#}");
+    ensure!(took < Duration::from_millis(1500), "{name} was answered only after {took:?}");
+    for word in words {
+        ensure!(message.contains(word), "{name} ({reason}): {message:?} does not say {word:?}");
+    }
+    cluster.kubectl(&["delete", "migration", name, "--timeout=30s"])?;
+    Ok(())
+}
+
+#[test]
+fn errors_in_manifests_say_what_to_write_instead() -> Result<()> {
+    let cluster = Cluster::with_namespace("manifests")?;
+    let pod = counter(&cluster)?;
+
+    refused_by_condition(&cluster, "no-pod", &migration("no-pod", "nothing-here", "node-b"), &["nothing-here"])?;
+    refused_by_condition(&cluster, "no-node", &migration("no-node", &pod.name, "node-z"), &["node-z"])?;
+    refused_by_condition(&cluster, "same", &migration("same", &pod.name, &pod.node), &[&pod.node])?;
+    let precopy = migration("precopy", &pod.name, pod.other_node()).replace("}\n", ", mode: PreCopy}\n");
+    let precopy = precopy.replacen("{name: precopy, mode: PreCopy}", "{name: precopy}", 1);
+    refused_by_condition(&cluster, "precopy", &precopy, &["StopAndCopy"])?;
+
+    // What the API server itself answers.
+    for (field, words) in [
+        ("timeout: soon", "10m"),
+        ("maxDowntime: 300", "300ms"),
+        ("bandwidthLimit: fast", "200Mi"),
+        ("mode: Warp", "StopAndCopy"),
+    ] {
+        let manifest = format!(
+            "apiVersion: transship.dev/v1alpha1\nkind: Migration\nmetadata: {{name: bad}}\nspec:\n  podName: {}\n  {field}\n",
+            pod.name
+        );
+        let output = cluster.try_apply(&manifest)?;
+        let answer = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success(), "{field} was accepted");
+        ensure!(answer.contains(words), "{field}: {answer:?} does not say {words:?}");
+    }
+
+    // A spec never changes.
+    let paused = migration("fixed", "nothing-here", "node-b");
+    cluster.apply(&paused)?;
+    let output = cluster.try_apply(&paused.replace("node-b", "node-a"))?;
+    let answer = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success() && answer.contains("create another Migration"), "{answer}");
+
+    // Nor does a decision, not even for an administrator's patch of the status.
+    let output = cluster.try_kubectl(&[
+        "patch", "migration", "fixed", "--subresource=status", "--type=merge",
+        "-p", r#"{"status":{"decision":"Commit"}}"#, "--as=mallory", "--as-group=system:masters",
+    ])?;
+    ensure!(!output.status.success(), "a decision could be forged");
+
+    // The pod was never touched.
+    let after = cluster.pod("app=counter")?;
+    ensure!(after == pod, "{pod:?} became {after:?}");
+    Ok(())
+}
+
+#[test]
+fn a_user_who_may_create_pods_restores_and_runs_nothing_by_annotations() -> Result<()> {
+    let cluster = Cluster::with_namespace("annotations")?;
+    let manifest = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: mallory
+  annotations:
+    org.criu.config: /tmp/evil.conf
+    transship.dev/restore-from: anything
+    transship.dev/restore: /tmp/images
+    io.kubernetes.cri.sandbox-uid: 00000000-0000-0000-0000-000000000000
+spec:
+  terminationGracePeriodSeconds: 1
+  nodeName: node-a
+  containers:
+    - name: c
+      image: localhost/transship-examples:1
+      imagePullPolicy: IfNotPresent
+      command: [sleep, "3600"]
+"#;
+    cluster.apply(manifest)?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/mallory", "--timeout=60s"])?;
+    // An ordinary, fresh container: its process is what the manifest says.
+    let process = cluster.kubectl(&["exec", "mallory", "--", "cat", "/proc/1/cmdline"])?;
+    ensure!(process.starts_with("sleep"), "{process:?}");
+    let uid = cluster.get("pod", "mallory")?["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let record = cluster.try_on_node("node-a", &["test", "-e", &format!("/var/lib/transship/pods/{uid}")])?;
+    ensure!(!record.status.success(), "the host has a record for a pod that only bears annotations");
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! State beside plain memory: several containers at one point, shared files, System V memory,
+//! files of the root file system, hooks.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use transship_tests::cluster::{Cluster, Pod, condition};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Two containers that share an emptyDir and a System V segment. `writer` counts requests on 8080
+/// in the segment, in the emptyDir and in a file of its root file system; `reader` tells on 8081
+/// what it sees of the first two.
+const TWO: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: two}
+data:
+  common.py: |
+    import ctypes, os, socket
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.shmat.restype = ctypes.c_void_p
+    segment = libc.shmget(0x5354, 4096, 0o1600)
+    assert segment >= 0, os.strerror(ctypes.get_errno())
+    shared = ctypes.c_uint64.from_address(libc.shmat(segment, None, 0))
+    def serve(port, answer):
+        server = socket.create_server(("", port))
+        while True:
+            connection, _ = server.accept()
+            while connection.recv(64):
+                connection.sendall(answer().encode() + b"\n")
+  writer.py: |
+    from common import *
+    os.symlink("count", "/var/link")
+    os.makedirs("/srv/dir"); open("/srv/dir/one", "w").write("1"); os.link("/srv/dir/one", "/srv/dir/two")
+    os.setxattr("/srv/dir/one", "user.note", b"kept")
+    os.remove("/etc/passwd")
+    sparse = open("/srv/sparse", "wb"); sparse.truncate(64 << 20); sparse.seek(32 << 20); sparse.write(b"x"); sparse.flush()
+    log = open("/var/count", "w"); data = open("/data/count", "w")
+    posix = open("/dev/shm/count", "w")
+    def answer():
+        shared.value += 1
+        for file in (log, data, posix):
+            file.seek(0); file.write(str(shared.value)); file.flush()
+        return str(shared.value)
+    serve(8080, answer)
+  reader.py: |
+    from common import *
+    data = open("/data/count")
+    def answer():
+        data.seek(0)
+        return f"{shared.value} {data.read()}"
+    serve(8081, answer)
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: two}
+spec:
+  selector: {matchLabels: {app: two}}
+  template:
+    metadata: {labels: {app: two}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: writer
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [python3, -u, /code/writer.py]
+          env: [{name: PYTHONDONTWRITEBYTECODE, value: "1"}]
+          volumeMounts: [{name: data, mountPath: /data}, {name: code, mountPath: /code}]
+          readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
+        - name: reader
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [sh, -c, "while [ ! -e /data/count ]; do sleep 0.1; done; exec python3 -u /code/reader.py"]
+          env: [{name: PYTHONDONTWRITEBYTECODE, value: "1"}]
+          volumeMounts: [{name: data, mountPath: /data}, {name: code, mountPath: /code}]
+          readinessProbe: {tcpSocket: {port: 8081}, periodSeconds: 2}
+      volumes: [{name: data, emptyDir: {}}, {name: code, configMap: {name: two}}]
+"#;
+
+/// Counts calls of its preStop hook, and answers them with their number.
+const HOOK: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: hook}
+spec:
+  selector: {matchLabels: {app: hook}}
+  template:
+    metadata: {labels: {app: hook}}
+    spec:
+      terminationGracePeriodSeconds: 5
+      containers:
+        - name: hook
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [python3, -u, -c]
+          args:
+            - |
+              from http.server import BaseHTTPRequestHandler, HTTPServer
+              calls = 0
+              class Handler(BaseHTTPRequestHandler):
+                  protocol_version = "HTTP/1.1"
+                  def do_GET(self):
+                      global calls
+                      if self.path == "/stop":
+                          calls += 1
+                      body = f"{calls}\n".encode()
+                      self.send_response(200)
+                      self.send_header("Content-Length", str(len(body)))
+                      self.end_headers()
+                      self.wfile.write(body)
+              HTTPServer(("", 8080), Handler).serve_forever()
+          lifecycle: {preStop: {httpGet: {path: /stop, port: 8080}}}
+          readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
+"#;
+
+struct Line {
+    reader: BufReader<TcpStream>,
+}
+
+impl Line {
+    fn connect(pod: &Pod, port: u16) -> Result<Line> {
+        let stream = TcpStream::connect((pod.ip.as_str(), port))
+            .with_context(|| format!("connecting to {}:{port}", pod.ip))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        Ok(Line { reader: BufReader::new(stream) })
+    }
+
+    fn ask(&mut self) -> Result<String> {
+        self.reader.get_mut().write_all(b"x")?;
+        let mut line = String::new();
+        self.reader.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "the connection was closed");
+        Ok(line.trim().to_owned())
+    }
+}
+
+fn moved(cluster: &Cluster, selector: &str, before: &Pod) -> Result<Pod> {
+    let migration = cluster.migrate(&before.name, before.other_node())?;
+    cluster.succeeded(&migration, PATIENCE)?;
+    let after = cluster.pod(selector)?;
+    ensure!(after.node == before.other_node() && after.ip == before.ip, "{before:?} → {after:?}");
+    Ok(after)
+}
+
+#[test]
+fn two_containers_move_at_one_point_with_their_shared_files_and_system_v_memory() -> Result<()> {
+    let cluster = Cluster::with_namespace("two")?;
+    cluster.apply(TWO)?;
+    cluster.rolled_out("two")?;
+    let before = cluster.pod("app=two")?;
+    let (mut writer, mut reader) = (Line::connect(&before, 8080)?, Line::connect(&before, 8081)?);
+    for n in 1..=100 {
+        ensure!(writer.ask()? == n.to_string());
+    }
+    ensure!(reader.ask()? == "100 100");
+
+    let after = moved(&cluster, "app=two", &before)?;
+
+    ensure!(reader.ask()? == "100 100", "the reader lost sight of the shared state");
+    for n in 101..=110 {
+        ensure!(writer.ask()? == n.to_string());
+        // Still the same memory and the same file, not copies.
+        ensure!(reader.ask()? == format!("{n} {n}"));
+    }
+    let run = |container: &str, script: &str| {
+        cluster.kubectl(&["exec", &after.name, "-c", container, "--", "sh", "-c", script])
+    };
+    ensure!(run("writer", "cat /var/count /dev/shm/count /data/count")? == "110110110");
+    ensure!(run("reader", "cat /dev/shm/count /data/count")? == "110110");
+    ensure!(run("writer", "readlink /var/link; stat -c %h /srv/dir/two; test -e /etc/passwd || echo gone")? == "count\n2\ngone\n");
+    let sparse = run("writer", "stat -c '%s %b' /srv/sparse")?;
+    let mut words = sparse.split_whitespace();
+    ensure!(words.next() == Some("67108864"), "{sparse}");
+    let blocks: u64 = words.next().context("no blocks")?.parse()?;
+    ensure!(blocks < 1024, "a sparse file was filled: {blocks} blocks");
+    let note = run("writer", "python3 -c 'import os; print(os.getxattr(\"/srv/dir/one\", \"user.note\").decode())'")?;
+    ensure!(note == "kept\n", "{note}");
+
+    // A fresh token, not the one of the pod that is gone.
+    let token = run("writer", "cat /var/run/secrets/kubernetes.io/serviceaccount/token")?;
+    let claims = token.split('.').nth(1).context("not a token")?.to_owned();
+    let decoded = run("writer", &format!("python3 -c 'import base64; print(base64.urlsafe_b64decode(\"{claims}\" + \"==\").decode())'"))?;
+    ensure!(decoded.contains(&after.uid) && !decoded.contains(&before.uid), "{decoded}");
+
+    moved(&cluster, "app=two", &after)?;
+    ensure!(writer.ask()? == "111" && reader.ask()? == "111 111");
+    Ok(())
+}
+
+#[test]
+fn an_http_pre_stop_hook_does_not_reach_the_moved_application() -> Result<()> {
+    let cluster = Cluster::with_namespace("hook")?;
+    cluster.apply(HOOK)?;
+    cluster.rolled_out("hook")?;
+    let before = cluster.pod("app=hook")?;
+    let calls = |pod: &Pod| -> Result<String> {
+        let mut stream = TcpStream::connect((pod.ip.as_str(), 8080))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(b"GET /calls HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let lines: Vec<String> = BufReader::new(stream).lines().collect::<Result<_, _>>()?;
+        lines.last().cloned().context("no reply")
+    };
+    ensure!(calls(&before)? == "0");
+    let after = moved(&cluster, "app=hook", &before)?;
+    ensure!(calls(&after)? == "0", "the hook of the pod that moved away reached the application");
+
+    // Nor does the hook of a target that is given up reach the source: an impossible target image.
+    let migration = cluster.migrate(&after.name, after.other_node())?;
+    cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
+    let live = cluster.pod("app=hook")?;
+    ensure!(calls(&live)? == "0", "the hook of a cancelled target reached the application");
+    ensure!(condition(&cluster.get("pod", &live.name)?, "Ready").0 == "True");
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! `helm uninstall` leaves the nodes as they were; running pods go on and can be stopped.
+
+use std::{path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use transship_tests::{cluster::Cluster, counter::Client};
+
+use crate::counter;
+
+fn helm(args: &[&str]) -> Result<()> {
+    let helm = std::env::var("TRANSSHIP_HELM").context("TRANSSHIP_HELM is not set")?;
+    let output = Command::new(helm).args(args).output()?;
+    ensure!(output.status.success(), "helm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// What the product changes on a node, as text.
+const TRACES: &str = "ls -d /opt/transship /etc/containerd/conf.d/transship.toml 2>/dev/null; \
+    grep -l transship /etc/containerd/config.toml /etc/cni/net.d/* 2>/dev/null; \
+    ls /usr/lib/cni/transship-cni 2>/dev/null; \
+    for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -E '^/opt/transship|transship-(holder|agent)'; done; \
+    find /sys/fs/cgroup/freezer -maxdepth 1 -name '*transship*'; true";
+
+#[test]
+fn helm_uninstall_leaves_nodes_as_they_were_and_running_pods_alone() -> Result<()> {
+    let cluster = Cluster::with_namespace("uninstall")?;
+    let before = counter(&cluster)?;
+    let migration = cluster.migrate(&before.name, before.other_node())?;
+    cluster.succeeded(&migration, Duration::from_secs(90))?;
+    cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
+    let pod = cluster.pod("app=counter")?;
+    let client = Client::connect(format!("{}:8080", pod.ip).parse()?, Duration::from_millis(2))?;
+
+    helm(&["uninstall", "transship", "--namespace", "transship-system", "--wait", "--timeout", "3m"])?;
+
+    // The moved pod and everything else runs on, can be looked into, and can be stopped.
+    ensure!(cluster.kubectl(&["exec", &pod.name, "--", "echo", "alive"])? == "alive\n");
+    let report = client.stop();
+    ensure!(report.is_whole(), "{report:?}");
+    cluster.kubectl(&["delete", "deployment", "counter", "--timeout=60s"])?;
+    cluster.await_that("the pod is gone", Duration::from_secs(60), || {
+        Ok(cluster.list("pods", "app=counter")?.is_empty())
+    })?;
+    // A fresh pod starts without the product.
+    counter(&cluster)?;
+    for node in ["node-a", "node-b"] {
+        let left = cluster.on_node(node, &["sh", "-c", TRACES])?;
+        // A link in place of the wrapper stays while shims live that were started with it.
+        let link = cluster.on_node(node, &["sh", "-c", "find /opt/transship -mindepth 1 ! -type d ! -type l 2>/dev/null || true"])?;
+        let beyond: Vec<&str> =
+            left.lines().filter(|line| *line != "/opt/transship" && !line.contains("transship-cleanup")).collect();
+        ensure!(beyond.is_empty() && link.trim().is_empty(), "{node} still has {beyond:?} {link}");
+    }
+
+    // And back, for the tests that follow.
+    let checkout = PathBuf::from(std::env::var("TRANSSHIP_CHECKOUT")?);
+    let path = |relative: &str| checkout.join(relative).display().to_string();
+    helm(&[
+        "install", "transship", &path("charts/transship"), "--namespace", "transship-system",
+        "--values", &path("src/xtask/sandbox-assets/values.yaml"), "--wait", "--timeout", "3m",
+    ])?;
+    let pod = cluster.pod("app=counter")?;
+    // The pod was started without the wrapper; it is moved all the same.
+    let migration = cluster.migrate(&pod.name, pod.other_node())?;
+    cluster.succeeded(&migration, Duration::from_secs(90))?;
+    Ok(())
+}

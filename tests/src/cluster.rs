@@ -1,0 +1,297 @@
+//! The sandbox cluster as the tests see it: kubectl, the nodes' shells, and conditions to await.
+//!
+//! `cargo xtask test` brings the sandbox up and says in the environment where its parts are; a
+//! test does not start or configure the cluster.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// The cluster and the namespace to work in. Dropping it deletes a namespace made for a test.
+pub struct Cluster {
+    kubectl: PathBuf,
+    kubeconfig: PathBuf,
+    xtask: PathBuf,
+    /// Namespace in which `kubectl` works.
+    pub namespace: String,
+    temporary: bool,
+}
+
+impl Cluster {
+    /// The cluster of a kubeconfig; `xtask` is the program whose `sandbox` commands reach the nodes.
+    pub fn new(kubectl: &Path, kubeconfig: &Path, xtask: &Path, namespace: &str) -> Cluster {
+        Cluster {
+            kubectl: kubectl.into(),
+            kubeconfig: kubeconfig.into(),
+            xtask: xtask.into(),
+            namespace: namespace.into(),
+            temporary: false,
+        }
+    }
+
+    /// A fresh namespace in the running sandbox.
+    pub fn with_namespace(name: &str) -> Result<Cluster> {
+        let path = |variable: &str| {
+            std::env::var_os(variable).map(PathBuf::from).with_context(|| {
+                format!("{variable} is not set; run these tests with `cargo xtask test`")
+            })
+        };
+        let cluster = Cluster {
+            kubectl: path("TRANSSHIP_KUBECTL")?,
+            kubeconfig: path("KUBECONFIG")?,
+            xtask: path("TRANSSHIP_XTASK")?,
+            namespace: format!("test-{name}"),
+            temporary: true,
+        };
+        cluster.delete_namespace()?;
+        cluster.kubectl(&["create", "namespace", &cluster.namespace])?;
+        cluster.await_that(
+            "the default service account exists",
+            Duration::from_secs(30),
+            || Ok(cluster.try_kubectl(&["get", "serviceaccount", "default"])?.status.success()),
+        )?;
+        Ok(cluster)
+    }
+
+    fn delete_namespace(&self) -> Result<()> {
+        self.kubectl(&[
+            "delete",
+            "namespace",
+            &self.namespace,
+            "--ignore-not-found",
+            "--timeout=120s",
+        ])?;
+        Ok(())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.kubectl);
+        command.env("KUBECONFIG", &self.kubeconfig).args(["--namespace", &self.namespace]);
+        command
+    }
+
+    /// Runs kubectl and returns what it did, success or not.
+    pub fn try_kubectl(&self, args: &[&str]) -> Result<Output> {
+        self.command().args(args).stdin(Stdio::null()).output().context("running kubectl")
+    }
+
+    /// Runs kubectl; an error is its stderr. Returns its stdout.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        succeed(self.try_kubectl(args)?, args)
+    }
+
+    /// Starts kubectl in the background, its stdout piped.
+    pub fn spawn_kubectl(&self, args: &[&str]) -> Result<Child> {
+        Ok(self
+            .command()
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?)
+    }
+
+    /// `kubectl apply` of a manifest given as text. Returns what kubectl said, success or not.
+    pub fn try_apply(&self, manifest: &str) -> Result<Output> {
+        use std::io::Write;
+        let mut child = self
+            .command()
+            .args(["apply", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child.stdin.take().context("no stdin")?.write_all(manifest.as_bytes())?;
+        Ok(child.wait_with_output()?)
+    }
+
+    /// `kubectl apply` of a manifest given as text.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        succeed(self.try_apply(manifest)?, &["apply"])
+    }
+
+    /// `kubectl get … -o json`, or null when there is no such object.
+    pub fn get(&self, kind: &str, name: &str) -> Result<Value> {
+        let text = self.kubectl(&["get", kind, name, "--ignore-not-found", "-o", "json"])?;
+        if text.trim().is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
+    }
+
+    /// The items of a list.
+    pub fn list(&self, kind: &str, selector: &str) -> Result<Vec<Value>> {
+        let text = self.kubectl(&["get", kind, "-l", selector, "-o", "json"])?;
+        let list: Value = serde_json::from_str(&text)?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// The one live pod with a label.
+    pub fn pod(&self, selector: &str) -> Result<Pod> {
+        let mut live: Vec<Value> = self.list("pods", selector)?;
+        live.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        match live.as_slice() {
+            [pod] => Ok(Pod::of(pod)),
+            pods => bail!("{} live pods with {selector}, expected one", pods.len()),
+        }
+    }
+
+    /// Waits until the Deployment is rolled out.
+    pub fn rolled_out(&self, deployment: &str) -> Result<()> {
+        self.kubectl(&["rollout", "status", &format!("deployment/{deployment}"), "--timeout=90s"])?;
+        Ok(())
+    }
+
+    /// Runs a command in a node and returns its stdout.
+    pub fn on_node(&self, node: &str, command: &[&str]) -> Result<String> {
+        let output = self.try_on_node(node, command)?;
+        succeed(output, command)
+    }
+
+    /// Runs a command in a node.
+    pub fn try_on_node(&self, node: &str, command: &[&str]) -> Result<Output> {
+        Ok(self.on_node_command(node, command).stdin(Stdio::null()).output()?)
+    }
+
+    /// A command in a node, not started.
+    pub fn on_node_command(&self, node: &str, command: &[&str]) -> Command {
+        let mut run = Command::new(&self.xtask);
+        run.args(["sandbox", "exec", node, "--"]).args(command);
+        run
+    }
+
+    /// Runs `cargo xtask sandbox …`.
+    pub fn sandbox(&self, args: &[&str]) -> Result<String> {
+        let output =
+            Command::new(&self.xtask).arg("sandbox").args(args).stdin(Stdio::null()).output()?;
+        succeed(output, args)
+    }
+
+    /// Awaits a condition; the error says which and, if it failed, how.
+    pub fn await_that(
+        &self,
+        what: &str,
+        patience: Duration,
+        mut holds: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
+        let end = Instant::now() + patience;
+        loop {
+            let last = holds();
+            if matches!(last, Ok(true)) {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                return match last {
+                    Err(error) => Err(error).context(format!("waited {patience:?} until {what}")),
+                    _ => bail!("waited {patience:?} in vain until {what}"),
+                };
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Applies a Migration of `pod` to `target` and returns its name.
+    pub fn migrate(&self, pod: &str, target: &str) -> Result<String> {
+        let name = format!("{pod}-to-{target}");
+        self.kubectl(&["delete", "migration", &name, "--ignore-not-found", "--timeout=60s"])?;
+        self.apply(&migration(&name, pod, target))?;
+        Ok(name)
+    }
+
+    /// Awaits a Migration's success; a failure shows its whole status and events.
+    pub fn succeeded(&self, migration: &str, patience: Duration) -> Result<Value> {
+        self.ended(migration, patience)?;
+        let object = self.get("migration", migration)?;
+        if condition(&object, "Succeeded").0 != "True" {
+            let events =
+                self.kubectl(&["get", "events", "--sort-by=.metadata.creationTimestamp"])?;
+            bail!("{migration} did not succeed:\n{:#}\n{events}", object["status"]);
+        }
+        Ok(object)
+    }
+
+    /// Awaits a Migration's end, whichever.
+    pub fn ended(&self, migration: &str, patience: Duration) -> Result<()> {
+        self.await_that(&format!("migration {migration} has ended"), patience, || {
+            let (status, _, _) = condition(&self.get("migration", migration)?, "Succeeded");
+            Ok(status == "True" || status == "False")
+        })
+        .with_context(|| {
+            let object = self.get("migration", migration).unwrap_or_default();
+            format!("status: {:#}", object["status"])
+        })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // A failed test leaves its objects for a look; the next run removes them.
+        if self.temporary && !std::thread::panicking() {
+            let _ = self.delete_namespace();
+        }
+    }
+}
+
+/// A Migration manifest.
+pub fn migration(name: &str, pod: &str, target: &str) -> String {
+    format!(
+        "apiVersion: transship.dev/v1alpha1\nkind: Migration\nmetadata: {{name: {name}}}\n\
+         spec: {{podName: {pod}, targetNode: {target}}}\n"
+    )
+}
+
+/// What a test needs to know of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its node.
+    pub node: String,
+    /// Its address.
+    pub ip: String,
+}
+
+impl Pod {
+    /// From its JSON.
+    pub fn of(pod: &Value) -> Pod {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Pod {
+            name: text(&pod["metadata"]["name"]),
+            uid: text(&pod["metadata"]["uid"]),
+            node: text(&pod["spec"]["nodeName"]),
+            ip: text(&pod["status"]["podIP"]),
+        }
+    }
+
+    /// The other one of the two nodes.
+    pub fn other_node(&self) -> &'static str {
+        if self.node == "node-a" { "node-b" } else { "node-a" }
+    }
+}
+
+/// Status, reason and message of a condition; empty where it is not set.
+pub fn condition(object: &Value, type_: &str) -> (String, String, String) {
+    let found = object["status"]["conditions"]
+        .as_array()
+        .and_then(|conditions| conditions.iter().find(|condition| condition["type"] == type_));
+    let text = |key: &str| {
+        found.and_then(|condition| condition[key].as_str()).unwrap_or_default().to_owned()
+    };
+    (text("status"), text("reason"), text("message"))
+}
+
+fn succeed(output: Output, args: &[&str]) -> Result<String> {
+    if !output.status.success() {
+        bail!(
+            "{args:?} failed ({}): {}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
