@@ -87,8 +87,13 @@ fn a_killed_target_agent_leaves_one_running_copy_with_its_connection() -> Result
     })?;
     // The stream runs through the agents, so this cuts it.
     let agents = cluster.kubectl(&[
-        "--namespace=transship-system", "get", "pods", "-l", "app.kubernetes.io/component=agent",
-        "-o", "jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name}{\"\\n\"}{end}",
+        "--namespace=transship-system",
+        "get",
+        "pods",
+        "-l",
+        "app.kubernetes.io/component=agent",
+        "-o",
+        "jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name}{\"\\n\"}{end}",
     ])?;
     let agent = agents
         .lines()
@@ -110,7 +115,15 @@ fn a_killed_target_agent_leaves_one_running_copy_with_its_connection() -> Result
     }
     cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
     cluster.await_that("the agent runs again", Duration::from_secs(60), || {
-        let pods = cluster.kubectl(&["--namespace=transship-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", "jsonpath={.items[*].status.containerStatuses[0].ready}"])?;
+        let pods = cluster.kubectl(&[
+            "--namespace=transship-system",
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/component=agent",
+            "-o",
+            "jsonpath={.items[*].status.containerStatuses[0].ready}",
+        ])?;
         Ok(pods.trim() == "true true")
     })
 }
@@ -121,10 +134,28 @@ fn ordinary_pods_start_and_stop_with_the_agent_gone_and_a_damaged_record_directo
     let damage = "mkdir -p /var/lib/transship/pods/not-a-uid && echo '{' > /var/lib/transship/pods/not-a-uid/record.json \
                   && mkdir -p /var/lib/transship/pods/22222222-2222-2222-2222-222222222222 && head -c 4096 /dev/urandom > /var/lib/transship/pods/22222222-2222-2222-2222-222222222222/record.json";
     let repair = "rm -rf /var/lib/transship/pods/not-a-uid /var/lib/transship/pods/22222222-2222-2222-2222-222222222222";
-    cluster.kubectl(&["--namespace=transship-system", "patch", "daemonset", "transship-agent", "--type=merge", "-p", r#"{"spec":{"template":{"spec":{"nodeSelector":{"no-such":"node"}}}}}"#])?;
+    cluster.kubectl(&[
+        "--namespace=transship-system",
+        "patch",
+        "daemonset",
+        "transship-agent",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"template":{"spec":{"nodeSelector":{"no-such":"node"}}}}}"#,
+    ])?;
     let result = (|| {
         cluster.await_that("the agents are gone", Duration::from_secs(90), || {
-            Ok(cluster.kubectl(&["--namespace=transship-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", "name"])?.is_empty())
+            Ok(cluster
+                .kubectl(&[
+                    "--namespace=transship-system",
+                    "get",
+                    "pods",
+                    "-l",
+                    "app.kubernetes.io/component=agent",
+                    "-o",
+                    "name",
+                ])?
+                .is_empty())
         })?;
         cluster.on_node("node-a", &["sh", "-c", damage])?;
         cluster.apply(
@@ -134,8 +165,22 @@ fn ordinary_pods_start_and_stop_with_the_agent_gone_and_a_damaged_record_directo
         cluster.kubectl(&["delete", "pod", "ordinary", "--timeout=60s"])
     })();
     cluster.on_node("node-a", &["sh", "-c", repair])?;
-    cluster.kubectl(&["--namespace=transship-system", "patch", "daemonset", "transship-agent", "--type=json", "-p", r#"[{"op":"remove","path":"/spec/template/spec/nodeSelector/no-such"}]"#])?;
-    cluster.kubectl(&["--namespace=transship-system", "rollout", "status", "daemonset/transship-agent", "--timeout=120s"])?;
+    cluster.kubectl(&[
+        "--namespace=transship-system",
+        "patch",
+        "daemonset",
+        "transship-agent",
+        "--type=json",
+        "-p",
+        r#"[{"op":"remove","path":"/spec/template/spec/nodeSelector/no-such"}]"#,
+    ])?;
+    cluster.kubectl(&[
+        "--namespace=transship-system",
+        "rollout",
+        "status",
+        "daemonset/transship-agent",
+        "--timeout=120s",
+    ])?;
     result?;
     Ok(())
 }

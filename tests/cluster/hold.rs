@@ -15,12 +15,22 @@ const REPLICAS: &str = "2";
 
 fn scale_operator(cluster: &Cluster, replicas: &str) -> Result<()> {
     cluster.kubectl(&[
-        "--namespace=transship-system", "scale", "deployment/transship-operator", "--replicas", replicas,
+        "--namespace=transship-system",
+        "scale",
+        "deployment/transship-operator",
+        "--replicas",
+        replicas,
     ])?;
     let want: u64 = replicas.parse()?;
     cluster.await_that("the operator is scaled", Duration::from_secs(60), || {
         let pods = cluster.kubectl(&[
-            "--namespace=transship-system", "get", "pods", "-l", "app.kubernetes.io/component=operator", "-o", "name",
+            "--namespace=transship-system",
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/component=operator",
+            "-o",
+            "name",
         ])?;
         Ok(pods.lines().count() as u64 == want)
     })
@@ -77,7 +87,11 @@ spec: {policyName: test-no-decision, validationActions: [Deny]}
     cluster.apply(policy)?;
     cluster.await_that("the policy is in force", Duration::from_secs(30), || {
         let probe = cluster.try_kubectl(&[
-            "get", "validatingadmissionpolicy", "test-no-decision", "-o", "jsonpath={.status.observedGeneration}",
+            "get",
+            "validatingadmissionpolicy",
+            "test-no-decision",
+            "-o",
+            "jsonpath={.status.observedGeneration}",
         ])?;
         Ok(probe.stdout == b"1")
     })?;
@@ -90,14 +104,20 @@ spec: {policyName: test-no-decision, validationActions: [Deny]}
         let record = format!("/var/lib/transship/pods/{uid}/record.json");
         let record = cluster.on_node(source.other_node(), &["cat", &record])?;
         let name = object["status"]["target"]["podName"].as_str().unwrap_or_default().to_owned();
-        target = Some(Pod { name, uid, node: source.other_node().to_owned(), ip: source.ip.clone() });
+        target =
+            Some(Pod { name, uid, node: source.other_node().to_owned(), ip: source.ip.clone() });
         Ok(record.contains("\"held\""))
     })?;
     Ok((source, target.context("no target")?, migration, client))
 }
 
 fn allow_decisions(cluster: &Cluster) -> Result<()> {
-    cluster.kubectl(&["delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "test-no-decision", "--ignore-not-found"])?;
+    cluster.kubectl(&[
+        "delete",
+        "validatingadmissionpolicybinding,validatingadmissionpolicy",
+        "test-no-decision",
+        "--ignore-not-found",
+    ])?;
     Ok(())
 }
 
@@ -109,7 +129,12 @@ fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
     let result = (|| {
         let before = activity(&cluster, &target)?;
         ensure!(before.contains("FROZEN") && !before.contains("THAWED"), "not held: {before:?}");
-        for victim in ["transship-holder run", "transship-holder supervise", "transship-agent", "containerd-shim-runc-v2 -namespace k8s.io -id"] {
+        for victim in [
+            "transship-holder run",
+            "transship-holder supervise",
+            "transship-agent",
+            "containerd-shim-runc-v2 -namespace k8s.io -id",
+        ] {
             // The shim of the target's pod, not those of others.
             let what = if victim.starts_with("containerd-shim") {
                 let sandbox = cluster.on_node(&target.node, &["sh", "-c", &format!("ctr -n k8s.io containers ls | grep -l . >/dev/null; for c in $(ctr -n k8s.io containers ls -q); do ctr -n k8s.io containers info $c | grep -q {} && ctr -n k8s.io containers info $c | grep -q '\"io.cri-containerd.kind\": \"sandbox\"' && echo $c; done | head -1", target.uid)])?;
@@ -119,7 +144,10 @@ fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
             };
             ensure!(kill(&cluster, &target.node, &what)?, "{victim} was not running");
             let after = activity(&cluster, &target)?;
-            ensure!(after == before, "after kill -9 of {victim} the target was active:\n{before}\n{after}");
+            ensure!(
+                after == before,
+                "after kill -9 of {victim} the target was active:\n{before}\n{after}"
+            );
         }
         Ok(())
     })();
@@ -127,7 +155,9 @@ fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
     result?;
     // Whatever is decided, one copy runs in the end, and it is whole or a fresh start is told.
     cluster.ended(&migration, Duration::from_secs(120))?;
-    cluster.await_that("one pod runs", Duration::from_secs(60), || Ok(cluster.pod("app=counter").is_ok()))?;
+    cluster.await_that("one pod runs", Duration::from_secs(60), || {
+        Ok(cluster.pod("app=counter").is_ok())
+    })?;
     let report = client.stop();
     ensure!(report.jumps.is_empty(), "{report:?}");
     let live = cluster.pod("app=counter")?;

@@ -11,7 +11,9 @@ mod states;
 mod uninstall;
 
 /// Deploys the example application into a test's namespace.
-fn counter(cluster: &transship_tests::cluster::Cluster) -> anyhow::Result<transship_tests::cluster::Pod> {
+fn counter(
+    cluster: &transship_tests::cluster::Cluster,
+) -> anyhow::Result<transship_tests::cluster::Pod> {
     cluster.apply(include_str!("../../examples/counter.yaml"))?;
     cluster.rolled_out("counter")?;
     cluster.pod("app=counter")

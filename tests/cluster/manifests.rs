@@ -8,7 +8,12 @@ use transship_tests::cluster::{Cluster, condition, migration};
 use crate::counter;
 
 /// Both the answer and its speed.
-fn refused_by_condition(cluster: &Cluster, name: &str, manifest: &str, words: &[&str]) -> Result<()> {
+fn refused_by_condition(
+    cluster: &Cluster,
+    name: &str,
+    manifest: &str,
+    words: &[&str],
+) -> Result<()> {
     cluster.apply(manifest)?;
     let began = Instant::now();
     cluster.ended(name, Duration::from_secs(10))?;
@@ -30,10 +35,21 @@ fn errors_in_manifests_say_what_to_write_instead() -> Result<()> {
     let cluster = Cluster::with_namespace("manifests")?;
     let pod = counter(&cluster)?;
 
-    refused_by_condition(&cluster, "no-pod", &migration("no-pod", "nothing-here", "node-b"), &["nothing-here"])?;
-    refused_by_condition(&cluster, "no-node", &migration("no-node", &pod.name, "node-z"), &["node-z"])?;
+    refused_by_condition(
+        &cluster,
+        "no-pod",
+        &migration("no-pod", "nothing-here", "node-b"),
+        &["nothing-here"],
+    )?;
+    refused_by_condition(
+        &cluster,
+        "no-node",
+        &migration("no-node", &pod.name, "node-z"),
+        &["node-z"],
+    )?;
     refused_by_condition(&cluster, "same", &migration("same", &pod.name, &pod.node), &[&pod.node])?;
-    let precopy = migration("precopy", &pod.name, pod.other_node()).replace("}\n", ", mode: PreCopy}\n");
+    let precopy =
+        migration("precopy", &pod.name, pod.other_node()).replace("}\n", ", mode: PreCopy}\n");
     let precopy = precopy.replacen("{name: precopy, mode: PreCopy}", "{name: precopy}", 1);
     refused_by_condition(&cluster, "precopy", &precopy, &["StopAndCopy"])?;
 
@@ -63,8 +79,15 @@ fn errors_in_manifests_say_what_to_write_instead() -> Result<()> {
 
     // Nor does a decision, not even for an administrator's patch of the status.
     let output = cluster.try_kubectl(&[
-        "patch", "migration", "fixed", "--subresource=status", "--type=merge",
-        "-p", r#"{"status":{"decision":"Commit"}}"#, "--as=mallory", "--as-group=system:masters",
+        "patch",
+        "migration",
+        "fixed",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        r#"{"status":{"decision":"Commit"}}"#,
+        "--as=mallory",
+        "--as-group=system:masters",
     ])?;
     ensure!(!output.status.success(), "a decision could be forged");
 
@@ -101,8 +124,13 @@ spec:
     // An ordinary, fresh container: its process is what the manifest says.
     let process = cluster.kubectl(&["exec", "mallory", "--", "cat", "/proc/1/cmdline"])?;
     ensure!(process.starts_with("sleep"), "{process:?}");
-    let uid = cluster.get("pod", "mallory")?["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-    let record = cluster.try_on_node("node-a", &["test", "-e", &format!("/var/lib/transship/pods/{uid}")])?;
-    ensure!(!record.status.success(), "the host has a record for a pod that only bears annotations");
+    let uid =
+        cluster.get("pod", "mallory")?["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let record = cluster
+        .try_on_node("node-a", &["test", "-e", &format!("/var/lib/transship/pods/{uid}")])?;
+    ensure!(
+        !record.status.success(),
+        "the host has a record for a pod that only bears annotations"
+    );
     Ok(())
 }

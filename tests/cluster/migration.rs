@@ -115,7 +115,14 @@ fn a_deployments_pod_moves_with_memory_and_connection_and_behaves_like_any_pod()
     // A crash is a fresh start, never a replay of old memory.
     let mut client = Client::connect(address(&after), Duration::from_millis(2))?;
     ensure!(client.stop().first > report.last);
-    let _ = cluster.try_kubectl(&["exec", &after.name, "--", "python3", "-c", "import os; os.kill(1, 9)"])?;
+    let _ = cluster.try_kubectl(&[
+        "exec",
+        &after.name,
+        "--",
+        "python3",
+        "-c",
+        "import os; os.kill(1, 9)",
+    ])?;
     let signal = format!("kill -9 $(pgrep -f -o 'mmap, socket, threading')");
     let _ = cluster.try_on_node(&after.node, &["sh", "-c", &signal])?;
     cluster.await_that("the container is restarted", Duration::from_secs(60), || {
@@ -164,14 +171,15 @@ fn ten_moves_in_a_row_leave_nothing_behind() -> Result<()> {
     ensure!(report.is_whole(), "{report:?}");
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
     let mut after = take()?;
-    let settled = cluster.await_that("nothing of the moves is left", Duration::from_secs(60), || {
-        after = take()?;
-        Ok(kinds(&after).iter().all(|(kind, count)| {
-            // The target record of the pod that lives stays as long as the pod does.
-            let allowed = if kind.ends_with(" record") { 1 } else { 0 };
-            *count <= kinds(&before).get(kind).copied().unwrap_or(0) + allowed
-        }))
-    });
+    let settled =
+        cluster.await_that("nothing of the moves is left", Duration::from_secs(60), || {
+            after = take()?;
+            Ok(kinds(&after).iter().all(|(kind, count)| {
+                // The target record of the pod that lives stays as long as the pod does.
+                let allowed = if kind.ends_with(" record") { 1 } else { 0 };
+                *count <= kinds(&before).get(kind).copied().unwrap_or(0) + allowed
+            }))
+        });
     settled.with_context(|| {
         let new: Vec<_> = after.difference(&before).collect();
         format!("left behind, or new: {new:#?}\nbefore: {:#?}", kinds(&before))
@@ -179,13 +187,16 @@ fn ten_moves_in_a_row_leave_nothing_behind() -> Result<()> {
 
     // With the pod goes the rest.
     cluster.kubectl(&["delete", "deployment", "counter", "--timeout=60s"])?;
-    cluster.await_that("the records go with the pod", Duration::from_secs(60), || {
-        after = take()?;
-        Ok(!after.iter().any(|thing| {
-            thing.contains(" record ") || thing.contains(" lent address ") || thing.contains(&pod.ip)
-        }))
-    })
-    .with_context(|| format!("{after:#?}"))
+    cluster
+        .await_that("the records go with the pod", Duration::from_secs(60), || {
+            after = take()?;
+            Ok(!after.iter().any(|thing| {
+                thing.contains(" record ")
+                    || thing.contains(" lent address ")
+                    || thing.contains(&pod.ip)
+            }))
+        })
+        .with_context(|| format!("{after:#?}"))
 }
 
 #[test]
@@ -212,7 +223,10 @@ fn the_plugin_moves_a_pod_and_shows_each_step() -> Result<()> {
     ensure!(stdout == "migration.transship.dev/by-plugin created\n", "{stdout}");
     ensure!(stderr.lines().any(|line| line.contains("stood still for")), "{stderr}");
     let (done, stdout, stderr) = run(&["describe", "by-plugin"])?;
-    ensure!(done && stdout.contains("Timeline") && stdout.contains("target runs"), "{stdout}{stderr}");
+    ensure!(
+        done && stdout.contains("Timeline") && stdout.contains("target runs"),
+        "{stdout}{stderr}"
+    );
     let (done, stdout, stderr) = run(&["nodes"])?;
     ensure!(done && stdout.contains("node-a") && stdout.contains("node-b"), "{stdout}{stderr}");
     let (done, _, stderr) = run(&["cancel", "no-such-migration"])?;

@@ -98,7 +98,10 @@ fn redis_moves_to_and_fro_under_load_and_loses_nothing() -> Result<()> {
     for key in [0, 999, 1999] {
         let unit = format!("{key} ");
         let length = control.number(&format!("STRLEN key:{key}"))?;
-        ensure!(length == (100_000 / unit.len() * unit.len()) as u64, "key:{key} has {length} bytes");
+        ensure!(
+            length == (100_000 / unit.len() * unit.len()) as u64,
+            "key:{key} has {length} bytes"
+        );
     }
     Ok(())
 }

@@ -44,7 +44,8 @@ fn new_connections_through_the_service_fail_only_around_the_freeze() -> Result<(
     let cluster = Cluster::with_namespace("service")?;
     let before = counter(&cluster)?;
     let service = cluster.get("service", "counter")?;
-    let address = format!("{}:8080", service["spec"]["clusterIP"].as_str().context("no clusterIP")?);
+    let address =
+        format!("{}:8080", service["spec"]["clusterIP"].as_str().context("no clusterIP")?);
     let nodes: Vec<(&str, Child)> = ["node-a", "node-b"]
         .into_iter()
         .map(|node| Ok((node, start(&cluster, node, &address)?)))
@@ -67,17 +68,26 @@ fn new_connections_through_the_service_fail_only_around_the_freeze() -> Result<(
     let mut reports: Vec<(&str, Report)> = Vec::new();
     for (node, child) in nodes {
         let output = child.wait_with_output()?;
-        let report = serde_json::from_slice(&output.stdout).with_context(|| format!("from {node}"))?;
+        let report =
+            serde_json::from_slice(&output.stdout).with_context(|| format!("from {node}"))?;
         reports.push((node, report));
     }
     stop.store(true, Ordering::Relaxed);
     reports.push(("outside", outside.join().expect("prober")));
     for (from, report) in &reports {
-        eprintln!("{from}: {} attempts, {} missed within {} ms; freeze {freeze} ms", report.attempts, report.misses.len(), report.outage_ms());
+        eprintln!(
+            "{from}: {} attempts, {} missed within {} ms; freeze {freeze} ms",
+            report.attempts,
+            report.misses.len(),
+            report.outage_ms()
+        );
         ensure!(report.attempts > 500, "from {from}: only {} attempts", report.attempts);
         // Times of misses are those of the attempts' begin, so the span between them is what a
         // client sees as the outage.
-        ensure!(report.outage_ms() <= freeze + GRACE_MS, "from {from}: freeze {freeze} ms, {report:?}");
+        ensure!(
+            report.outage_ms() <= freeze + GRACE_MS,
+            "from {from}: freeze {freeze} ms, {report:?}"
+        );
     }
     Ok(())
 }

@@ -173,19 +173,32 @@ fn two_containers_move_at_one_point_with_their_shared_files_and_system_v_memory(
     };
     ensure!(run("writer", "cat /var/count /dev/shm/count /data/count")? == "110110110");
     ensure!(run("reader", "cat /dev/shm/count /data/count")? == "110110");
-    ensure!(run("writer", "readlink /var/link; stat -c %h /srv/dir/two; test -e /etc/passwd || echo gone")? == "count\n2\ngone\n");
+    ensure!(
+        run(
+            "writer",
+            "readlink /var/link; stat -c %h /srv/dir/two; test -e /etc/passwd || echo gone"
+        )? == "count\n2\ngone\n"
+    );
     let sparse = run("writer", "stat -c '%s %b' /srv/sparse")?;
     let mut words = sparse.split_whitespace();
     ensure!(words.next() == Some("67108864"), "{sparse}");
     let blocks: u64 = words.next().context("no blocks")?.parse()?;
     ensure!(blocks < 1024, "a sparse file was filled: {blocks} blocks");
-    let note = run("writer", "python3 -c 'import os; print(os.getxattr(\"/srv/dir/one\", \"user.note\").decode())'")?;
+    let note = run(
+        "writer",
+        "python3 -c 'import os; print(os.getxattr(\"/srv/dir/one\", \"user.note\").decode())'",
+    )?;
     ensure!(note == "kept\n", "{note}");
 
     // A fresh token, not the one of the pod that is gone.
     let token = run("writer", "cat /var/run/secrets/kubernetes.io/serviceaccount/token")?;
     let claims = token.split('.').nth(1).context("not a token")?.to_owned();
-    let decoded = run("writer", &format!("python3 -c 'import base64; print(base64.urlsafe_b64decode(\"{claims}\" + \"==\").decode())'"))?;
+    let decoded = run(
+        "writer",
+        &format!(
+            "python3 -c 'import base64; print(base64.urlsafe_b64decode(\"{claims}\" + \"==\").decode())'"
+        ),
+    )?;
     ensure!(decoded.contains(&after.uid) && !decoded.contains(&before.uid), "{decoded}");
 
     moved(&cluster, "app=two", &after)?;

@@ -31,7 +31,15 @@ fn helm_uninstall_leaves_nodes_as_they_were_and_running_pods_alone() -> Result<(
     let pod = cluster.pod("app=counter")?;
     let client = Client::connect(format!("{}:8080", pod.ip).parse()?, Duration::from_millis(2))?;
 
-    helm(&["uninstall", "transship", "--namespace", "transship-system", "--wait", "--timeout", "3m"])?;
+    helm(&[
+        "uninstall",
+        "transship",
+        "--namespace",
+        "transship-system",
+        "--wait",
+        "--timeout",
+        "3m",
+    ])?;
 
     // The moved pod and everything else runs on, can be looked into, and can be stopped.
     ensure!(cluster.kubectl(&["exec", &pod.name, "--", "echo", "alive"])? == "alive\n");
@@ -46,9 +54,18 @@ fn helm_uninstall_leaves_nodes_as_they_were_and_running_pods_alone() -> Result<(
     for node in ["node-a", "node-b"] {
         let left = cluster.on_node(node, &["sh", "-c", TRACES])?;
         // A link in place of the wrapper stays while shims live that were started with it.
-        let link = cluster.on_node(node, &["sh", "-c", "find /opt/transship -mindepth 1 ! -type d ! -type l 2>/dev/null || true"])?;
-        let beyond: Vec<&str> =
-            left.lines().filter(|line| *line != "/opt/transship" && !line.contains("transship-cleanup")).collect();
+        let link = cluster.on_node(
+            node,
+            &[
+                "sh",
+                "-c",
+                "find /opt/transship -mindepth 1 ! -type d ! -type l 2>/dev/null || true",
+            ],
+        )?;
+        let beyond: Vec<&str> = left
+            .lines()
+            .filter(|line| *line != "/opt/transship" && !line.contains("transship-cleanup"))
+            .collect();
         ensure!(beyond.is_empty() && link.trim().is_empty(), "{node} still has {beyond:?} {link}");
     }
 
@@ -56,8 +73,16 @@ fn helm_uninstall_leaves_nodes_as_they_were_and_running_pods_alone() -> Result<(
     let checkout = PathBuf::from(std::env::var("TRANSSHIP_CHECKOUT")?);
     let path = |relative: &str| checkout.join(relative).display().to_string();
     helm(&[
-        "install", "transship", &path("charts/transship"), "--namespace", "transship-system",
-        "--values", &path("src/xtask/sandbox-assets/values.yaml"), "--wait", "--timeout", "3m",
+        "install",
+        "transship",
+        &path("charts/transship"),
+        "--namespace",
+        "transship-system",
+        "--values",
+        &path("src/xtask/sandbox-assets/values.yaml"),
+        "--wait",
+        "--timeout",
+        "3m",
     ])?;
     let pod = cluster.pod("app=counter")?;
     // The pod was started without the wrapper; it is moved all the same.

@@ -158,6 +158,8 @@ impl Cluster {
     /// A command in a node, not started.
     pub fn on_node_command(&self, node: &str, command: &[&str]) -> Command {
         let mut run = Command::new(&self.xtask);
+        // Cargo's word about the package under test would mislead the task about its checkout.
+        run.env_remove("CARGO_MANIFEST_DIR");
         run.args(["sandbox", "exec", node, "--"]).args(command);
         run
     }

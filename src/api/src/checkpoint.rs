@@ -100,8 +100,12 @@ pub struct CheckpointSpec {
     #[serde(default)]
     pub trigger: Trigger,
     /// How long the version is kept; without it, until it is deleted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32))]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "validation::read_optional_text"
+    )]
+    #[schemars(schema_with = "validation::optional_text_or_number")]
     #[x_kube(validation = validation::duration("720h"))]
     pub ttl: Option<String>,
     /// Keep the version whatever ttl and retention say.

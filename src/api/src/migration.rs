@@ -114,6 +114,7 @@ pub struct Placement {
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(
+    cel,
     validation = Rule::new("self == oldSelf").message("spec is immutable; create another Migration instead"),
     validation = validation::shorter("maxDowntime", "timeout", "300ms with 10m")
 )]
@@ -134,8 +135,8 @@ pub struct MigrationSpec {
     pub mode: Mode,
     /// How long the application may stand still. Auto and PreCopy work towards it, and say so
     /// when it cannot be met.
-    #[serde(default = "default_max_downtime")]
-    #[schemars(length(max = 32))]
+    #[serde(default = "default_max_downtime", deserialize_with = "validation::read_text")]
+    #[schemars(schema_with = "validation::text_or_number")]
     #[x_kube(validation = validation::duration("300ms"))]
     pub max_downtime: String,
     /// What becomes of address and connections: Auto, Preserve or Close.
@@ -143,13 +144,17 @@ pub struct MigrationSpec {
     pub network: Network,
     /// The most bytes per second that are sent between the nodes, as a quantity such as 200Mi.
     /// Without it the limits of the two Nodes count alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32))]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "validation::read_optional_text"
+    )]
+    #[schemars(schema_with = "validation::optional_text_or_number")]
     #[x_kube(validation = validation::rate())]
     pub bandwidth_limit: Option<String>,
     /// How long it may take from its creation to the commit; then it is rolled back.
-    #[serde(default = "default_timeout")]
-    #[schemars(length(max = 32))]
+    #[serde(default = "default_timeout", deserialize_with = "validation::read_text")]
+    #[schemars(schema_with = "validation::text_or_number")]
     #[x_kube(validation = validation::duration("10m"))]
     pub timeout: String,
     /// Conditions for the target node.

@@ -200,6 +200,26 @@ fn a_manifest_gets_the_defaults_of_the_design() {
     assert_eq!(spec.bandwidth_limit(), Ok(None));
 }
 
+/// As the API server sees them, before any Rust type does.
+#[test]
+fn a_bare_number_is_an_amount_of_bytes_but_no_duration() {
+    let check = |field: &str| {
+        let mut manifest =
+            serde_json::json!({"podName": "web-0", "maxDowntime": "300ms", "timeout": "10m"});
+        manifest[field] = 300.into();
+        MigrationSpec::validate_cel(&manifest, None)
+    };
+    check("bandwidthLimit").unwrap();
+    let spec: MigrationSpec =
+        serde_json::from_str(r#"{"podName": "web-0", "bandwidthLimit": 300}"#).unwrap();
+    assert_eq!(spec.bandwidth_limit(), Ok(Some(300)));
+    for (field, answer) in [("maxDowntime", "such as 300ms"), ("timeout", "such as 10m")] {
+        let errors = check(field).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].message.contains(answer), "{errors:?}");
+    }
+}
+
 #[test]
 fn the_manifest_of_the_design_is_accepted_as_it_stands() {
     let spec: MigrationSpec = serde_json::from_value(serde_json::json!({
@@ -220,6 +240,9 @@ fn the_manifest_of_the_design_is_accepted_as_it_stands() {
 fn every_string_that_a_rule_reads_has_a_length_and_every_list_a_size() {
     fn walk(path: &str, schema: &serde_json::Value, missing: &mut Vec<String>) {
         let has = |key: &str| schema.get(key).is_some();
+        if has("x-kubernetes-int-or-string") && !has("maxLength") {
+            missing.push(path.to_owned());
+        }
         match schema["type"].as_str() {
             Some("string") if !(has("maxLength") || has("enum") || has("format")) => {
                 missing.push(path.to_owned());

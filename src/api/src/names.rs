@@ -69,7 +69,8 @@ pub const SOURCE_NODE_LABEL: &str = "transship.dev/source-node";
 pub const TARGET_NODE_LABEL: &str = "transship.dev/target-node";
 /// Annotation on any of our kinds: `"true"` makes the operator leave the object alone.
 pub const PAUSED: &str = "transship.dev/paused";
-/// Annotation on a Node: `"true"` makes its agent remove the host side. Operator only.
+/// Annotation on a Node: `"true"` makes its agent remove the host side. Set at `helm uninstall`, or
+/// by an administrator to take one node out.
 pub const UNINSTALL: &str = "transship.dev/uninstall";
 /// Label on a namespace in which re-creation of exclusive pods is held back during a hand-over.
 pub const HANDOVER_NAMESPACE_LABEL: &str = "transship.dev/handover";

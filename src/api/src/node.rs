@@ -72,8 +72,8 @@ pub struct NodeSpec {
     #[schemars(range(min = 0, max = 64))]
     pub max_parallel_migrations: i32,
     /// The most bytes per second that the node's migrations send together, as a quantity.
-    #[serde(default = "default_bandwidth_limit")]
-    #[schemars(length(max = 32))]
+    #[serde(default = "default_bandwidth_limit", deserialize_with = "validation::read_text")]
+    #[schemars(schema_with = "validation::text_or_number")]
     #[x_kube(validation = validation::rate())]
     pub bandwidth_limit: String,
 }
@@ -218,7 +218,7 @@ pub enum HolderState {
     SourceResumed,
     /// Source: ended after the commit. Final.
     Moved,
-    /// Target: ended after an abort. Final.
+    /// Target: the tasks were ended, and it is not known that none of them ran. Final.
     Aborted,
     /// The node restarted while tasks were frozen: they are gone.
     Rebooted,

@@ -4,6 +4,8 @@
 //! the pattern itself. Lengths stay in the schema: they bound the cost of the rules.
 
 use kube::core::Rule;
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer};
 
 const DNS_SUBDOMAIN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 /// At most four parts of at most five digits: the sum cannot overflow what the API server's
@@ -35,7 +37,9 @@ pub(crate) fn object_name() -> Rule {
 
 /// A duration longer than nothing.
 pub(crate) fn duration(example: &str) -> Rule {
-    Rule::new(format!("self.matches('{DURATION}') && duration(self) > duration('0s')"))
+    Rule::new(format!(
+        "string(self).matches('{DURATION}') && duration(string(self)) > duration('0s')"
+    ))
         .message(format!("write a duration above zero as numbers with the units ms, s, m or h, such as {example} or 1m30s").as_str())
 }
 
@@ -43,8 +47,8 @@ pub(crate) fn duration(example: &str) -> Rule {
 /// mistake gets one answer.
 pub(crate) fn shorter(less: &str, more: &str, example: &str) -> Rule {
     Rule::new(format!(
-        "!self.{less}.matches('{DURATION}') || !self.{more}.matches('{DURATION}') || \
-         duration(self.{less}) < duration(self.{more})"
+        "!string(self.{less}).matches('{DURATION}') || !string(self.{more}).matches('{DURATION}') || \
+         duration(string(self.{less})) < duration(string(self.{more}))"
     ))
     .message(format!("write a {less} that is shorter than {more}, such as {example}").as_str())
 }
@@ -52,9 +56,11 @@ pub(crate) fn shorter(less: &str, more: &str, example: &str) -> Rule {
 /// A rate in bytes per second, above nothing.
 pub(crate) fn rate() -> Rule {
     Rule::new(format!(
-        "self.matches('{QUANTITY}') && quantity(self).isGreaterThan(quantity('0'))"
+        "string(self).matches('{QUANTITY}') && quantity(string(self)).isGreaterThan(quantity('0'))"
     ))
-    .message("write the bytes per second as a quantity above zero, such as 200Mi or 1Gi, without '/s'")
+    .message(
+        "write the bytes per second as a quantity above zero, such as 200Mi or 1Gi, without '/s'",
+    )
 }
 
 /// A list of Swarm expressions.
@@ -62,6 +68,48 @@ pub(crate) fn expressions(example: &str) -> Rule {
     Rule::new(format!("self.all(e, e.matches('{EXPRESSION}'))")).message(
         format!("write each expression as KEY==VALUE or KEY!=VALUE, such as {example}").as_str(),
     )
+}
+
+/// Schema of durations and amounts: a bare number passes it too, because then the rule answers with
+/// what to write. A schema of type string would answer with the name of the type.
+pub(crate) fn text_or_number(_: &mut SchemaGenerator) -> Schema {
+    // kube makes such fields nullable unless told otherwise; a null would stay and bar the default.
+    json_schema!({"x-kubernetes-int-or-string": true, "maxLength": 32, "nullable": false})
+}
+
+/// Like [`text_or_number`], for a field that may be absent.
+pub(crate) fn optional_text_or_number(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = text_or_number(generator);
+    schema.insert("nullable".into(), true.into());
+    schema
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TextOrNumber {
+    Text(String),
+    Number(i64),
+}
+
+impl From<TextOrNumber> for String {
+    fn from(value: TextOrNumber) -> Self {
+        match value {
+            TextOrNumber::Text(text) => text,
+            TextOrNumber::Number(number) => number.to_string(),
+        }
+    }
+}
+
+/// Reads a text, or a number as its text: an amount of bytes needs no suffix.
+pub(crate) fn read_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    TextOrNumber::deserialize(deserializer).map(Into::into)
+}
+
+/// Like [`read_text`], for a field that may be absent.
+pub(crate) fn read_optional_text<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    Ok(Option::<TextOrNumber>::deserialize(deserializer)?.map(Into::into))
 }
 
 /// At the root of a kind: `status.<field>`, once written, is neither changed nor removed. At the

@@ -205,10 +205,6 @@ pub struct Resource {
 /// Kinds of resources that matter for a move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ResourceKind {
-    /// Something of a kind that was not known when this was written.
-    #[default]
-    #[serde(other)]
-    Unknown,
     /// An io_uring.
     IoUring,
     /// A multipath TCP socket.
@@ -249,6 +245,10 @@ pub enum ResourceKind {
     FileLock,
     /// Huge pages in a private or shared mapping.
     HugePages,
+    /// Something of a kind that was not known when this was written.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// The pod's network.

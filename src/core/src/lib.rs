@@ -1,2 +1,11 @@
-//! Every decision, without input or output.
+//! Every decision of Transship that is not the commit protocol's, without input or output: facts in,
+//! a plan or a verdict out. The clock is an argument.
+//!
+//! What may be recorded about a commit is decided by `transship-protocol`; here that is asked, not
+//! decided.
+
 pub mod facts;
+pub mod migration;
+pub mod placement;
+pub mod preflight;
+pub mod target_pod;

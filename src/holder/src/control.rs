@@ -6,6 +6,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
+use std::task::Poll;
 
 use anyhow::{Context, Result};
 use futures::{Stream, StreamExt};
@@ -33,6 +34,7 @@ struct Service {
     role: i32,
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<SideStatus>,
+    stopped: watch::Receiver<bool>,
 }
 
 impl Service {
@@ -85,32 +87,72 @@ impl Holder for Service {
     ) -> std::result::Result<Response<Self::WatchStream>, Status> {
         let request = request.into_inner();
         self.check(&request.migration_uid, request.role)?;
-        let snapshots = WatchStream::new(self.status.clone()).map(Ok);
+        let mut stopped = self.stopped.clone();
+        // The last snapshot is on the board before the word to stop is given, and a stream that
+        // has something to give is asked before its end is looked at.
+        let stop = Box::pin(async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        });
+        let snapshots = until_idle(WatchStream::new(self.status.clone()), stop).map(Ok);
         Ok(Response::new(Box::pin(snapshots)))
     }
 }
 
-/// Serves the control socket until the process ends. The socket is made anew: one that a crashed
-/// holder left behind is of no use (the journal's lock keeps a second living holder out).
+/// A stream that ends when `stop` has come and nothing more is ready.
+fn until_idle<S: Stream + Unpin>(
+    mut stream: S,
+    mut stop: impl Future<Output = ()> + Unpin,
+) -> impl Stream<Item = S::Item> {
+    futures::stream::poll_fn(move |context| match stream.poll_next_unpin(context) {
+        Poll::Ready(item) => Poll::Ready(item),
+        Poll::Pending => Pin::new(&mut stop).poll(context).map(|()| None),
+    })
+}
+
+/// A served control socket.
+pub struct Server {
+    task: tokio::task::JoinHandle<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl Server {
+    /// Takes no more calls and waits until every watcher has the last snapshot, at most `limit`.
+    pub async fn end(self, limit: std::time::Duration) {
+        self.stop.send_replace(true);
+        if tokio::time::timeout(limit, self.task).await.is_err() {
+            tracing::info!("a watcher did not take the last status");
+        }
+    }
+}
+
+/// Serves the control socket. It is made anew: one that a crashed holder left behind is of no use
+/// (the journal's lock keeps a second living holder out).
 pub fn serve(
     socket: &Path,
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<SideStatus>,
-) -> Result<tokio::task::JoinHandle<()>> {
+) -> Result<Server> {
     let listener = bind(socket)?;
     let (migration_uid, role) = {
         let status = status.borrow();
         (status.migration_uid.clone(), status.role)
     };
-    let service = HolderServer::new(Service { migration_uid, role, commands, status });
+    let (stop, stopped) = watch::channel(false);
+    let service =
+        Service { migration_uid, role, commands, status, stopped: stopped.clone() };
+    let mut ended = stopped;
     let server = tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming(UnixListenerStream::new(listener));
-    Ok(tokio::spawn(async move {
+        .add_service(HolderServer::new(service))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            // An end without the word means that the process ends.
+            let _ = ended.wait_for(|stop| *stop).await;
+        });
+    let task = tokio::spawn(async move {
         if let Err(error) = server.await {
             tracing::error!(%error, "the control socket failed");
         }
-    }))
+    });
+    Ok(Server { task, stop })
 }
 
 /// Binds a Unix socket that only root can reach, replacing a stale one.
@@ -167,7 +209,8 @@ mod tests {
             assert!(client.command(wrong).await.is_err());
         }
         assert!(queue.try_recv().is_err());
-        server.abort();
+        drop(client);
+        server.end(std::time::Duration::from_secs(10)).await;
     }
 
     #[tokio::test]
@@ -190,6 +233,10 @@ mod tests {
         assert_eq!(snapshots.message().await.unwrap().unwrap().stage, Stage::Started as i32);
         sender.send_modify(|status| status.stage = Stage::Voted as i32);
         assert_eq!(snapshots.message().await.unwrap().unwrap().stage, Stage::Voted as i32);
-        server.abort();
+        sender.send_modify(|status| status.stage = Stage::Aborted as i32);
+        let end = tokio::spawn(server.end(std::time::Duration::from_secs(10)));
+        assert_eq!(snapshots.message().await.unwrap().unwrap().stage, Stage::Aborted as i32);
+        assert!(snapshots.message().await.unwrap().is_none(), "the stream ends after the last");
+        end.await.unwrap();
     }
 }

@@ -1,2 +1,77 @@
-//! The holder of Transship.
-fn main() {}
+//! `transship-holder`: freezes, moves, holds and thaws the containers of one pod, on the host and
+//! outside of any pod, so that nothing that happens to the agent can disturb it.
+
+mod areas;
+mod control;
+mod deadman;
+mod decision;
+mod dirwatch;
+mod engine;
+mod holder;
+mod pod;
+mod reading;
+mod record;
+mod report;
+mod run;
+mod source;
+mod status;
+mod supervise;
+mod target;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use transship_host::HostRoot;
+
+#[derive(Parser)]
+#[command(version, about = "Keeps the containers of a pod that moves between two nodes")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Keep a holder running for every migration of this node that is not finished
+    Supervise,
+    /// Be the holder of one migration
+    Run {
+        /// The migration's directory
+        dir: PathBuf,
+    },
+    /// Show the migrations that this node has a part in
+    Status,
+    /// Last resort of an administrator, for a source that waits for a target that is off for good:
+    /// vouch that the target's node does not run
+    Resolve {
+        /// UID of the Migration
+        migration_uid: String,
+        /// Required: the pod runs twice if the target's node is not off
+        #[arg(long)]
+        the_target_is_off: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let Args { command } = Args::parse();
+    // Only the API client uses TLS, and it must find exactly one provider.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let host = HostRoot::host();
+    let outcome = match command {
+        Command::Supervise => run::supervise(&host),
+        Command::Run { dir } => run::run(&host, &dir),
+        Command::Status => report::status(&host),
+        Command::Resolve { migration_uid, the_target_is_off } => {
+            report::resolve(&host, &migration_uid, the_target_is_off)
+        }
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            eprintln!("transship-holder: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -90,6 +90,11 @@ impl Board {
         });
     }
 
+    /// Whether the tasks were frozen at some time, by this or an earlier holder.
+    pub fn was_frozen(&self) -> bool {
+        self.sender.borrow().frozen_at_unix_micros != 0
+    }
+
     /// Shows a word that the protocol has handed out.
     pub fn word(&self, word: &impl Serialize) {
         let text = serde_json::to_string(word).unwrap_or_default();

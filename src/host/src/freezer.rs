@@ -82,6 +82,23 @@ impl Freezer {
         Ok(freezer)
     }
 
+    /// The freezer cgroup that runc makes for a bundle's `linux.cgroupsPath` (`/a/b` with the cgroupfs
+    /// driver, `slice:prefix:name` with systemd's). It may not exist.
+    pub fn at_cgroups_path(cgroups_path: &str) -> Result<Self> {
+        let mounts = Path::new("/proc/self/mountinfo");
+        let mounts = fs::read_to_string(mounts).map_err(Error::io("read", mounts))?;
+        let path = expand(cgroups_path).ok_or_else(|| Error::Invalid {
+            what: "cgroupsPath",
+            value: cgroups_path.chars().take(80).collect(),
+            rule: "must be an absolute path or SLICE:PREFIX:NAME",
+        })?;
+        let v1 = format!("1:freezer:{path}");
+        let v2 = format!("0::{path}");
+        locate(&v1, &mounts)
+            .or_else(|_| locate(&v2, &mounts))
+            .map_err(|reason| Error::NoFreezer { pid: 0, reason: reason.to_owned() })
+    }
+
     /// Whether the cgroup still exists.
     pub fn exists(&self) -> bool {
         self.dir.is_dir()
@@ -124,11 +141,7 @@ impl Freezer {
                 }
                 let path = self.dir.join("cgroup.freeze");
                 let asked = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-                Ok(if asked.trim() == "1" {
-                    FreezerState::Freezing
-                } else {
-                    FreezerState::Thawed
-                })
+                Ok(if asked.trim() == "1" { FreezerState::Freezing } else { FreezerState::Thawed })
             }
         }
     }
@@ -145,7 +158,9 @@ impl Freezer {
                 Err(error) => return Err(Error::io("read", &path)(error)),
             };
             // 0 stands for a process of a PID namespace that we cannot see.
-            pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|p| *p != 0));
+            pids.extend(
+                text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|p| *p != 0),
+            );
         }
         pids.sort_unstable();
         pids.dedup();
@@ -163,10 +178,10 @@ impl Freezer {
             return self.thaw(limit);
         }
         let frozen = self.freeze(limit / 3);
-        self.kill_tasks()?;
+        self.kill_tasks(&[])?;
         if frozen.is_ok() {
             // Nothing can fork now, but a process may have been moved in between; look until all are hit.
-            self.kill_tasks()?;
+            self.kill_tasks(&[])?;
         }
         self.request(FreezerState::Thawed)?;
         loop {
@@ -181,14 +196,18 @@ impl Freezer {
                     state: format!("alive: {left:?}"),
                 });
             }
-            self.kill_tasks()?;
+            self.kill_tasks(&[])?;
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Sends SIGKILL to every task. Those in a frozen v1 cgroup die when it thaws, before anything else.
-    fn kill_tasks(&self) -> Result<()> {
+    /// Sends SIGKILL to every task but `spare`, and does not wait. Those in a frozen v1 cgroup die when it
+    /// thaws, before anything else.
+    pub fn kill_tasks(&self, spare: &[u32]) -> Result<()> {
         for pid in self.tasks()? {
+            if spare.contains(&pid) {
+                continue;
+            }
             let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
             match rustix::process::kill_process(pid, Signal::KILL) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -251,7 +270,9 @@ impl Freezer {
             // On v1 a task that was forked at the wrong moment leaves the cgroup FREEZING until asked again.
             self.request(wanted)?;
             let now = match self.state() {
-                Err(error) if wanted == FreezerState::Thawed && error.is_not_found() => return Ok(()),
+                Err(error) if wanted == FreezerState::Thawed && error.is_not_found() => {
+                    return Ok(());
+                }
                 state => state?,
             };
             if now == wanted {
@@ -322,6 +343,27 @@ fn locate(cgroup: &str, mountinfo: &str) -> Result<Freezer, &'static str> {
     Ok(Freezer { dir: mounted(mountinfo, "cgroup2", None, path)?, version: CgroupVersion::V2 })
 }
 
+/// The cgroup path that a `linux.cgroupsPath` stands for: `a-b.slice:p:n` is `/a.slice/a-b.slice/p-n.scope`.
+fn expand(cgroups_path: &str) -> Option<String> {
+    if cgroups_path.starts_with('/') {
+        return Some(cgroups_path.to_owned());
+    }
+    let mut parts = cgroups_path.splitn(3, ':');
+    let (slice, prefix, name) = (parts.next()?, parts.next()?, parts.next()?);
+    let stem = slice.strip_suffix(".slice")?;
+    let mut path = String::new();
+    if stem != "-" {
+        for (end, _) in stem.match_indices('-').chain([(stem.len(), "")]) {
+            path.push('/');
+            path.push_str(&stem[..end]);
+            path.push_str(".slice");
+        }
+    }
+    let unit =
+        if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
+    Some(format!("{path}/{unit}"))
+}
+
 /// Where `path` of a cgroup hierarchy is visible in the file system.
 fn mounted(
     mountinfo: &str,
@@ -386,7 +428,11 @@ mod tests {
             ("0::/kube/p1\n", BOUND, "/mnt/my cgroup/p1", CgroupVersion::V2),
         ];
         for (cgroup, mounts, dir, version) in cases {
-            assert_eq!(locate(cgroup, mounts), Ok(Freezer { dir: dir.into(), version }), "{cgroup}");
+            assert_eq!(
+                locate(cgroup, mounts),
+                Ok(Freezer { dir: dir.into(), version }),
+                "{cgroup}"
+            );
         }
     }
 
@@ -396,6 +442,25 @@ mod tests {
         assert!(locate("0::/../a\n", UNIFIED).is_err());
         assert!(locate("0::/kubepods\n", BOUND).is_err(), "a common prefix is not a parent");
         assert!(locate("3:cpu:/a\n", UNIFIED).is_err());
+    }
+
+    #[test]
+    fn a_cgroups_path_of_either_driver_is_understood() {
+        let cases = [
+            ("/kubepods/pod1/c1", Some("/kubepods/pod1/c1")),
+            (
+                "kubepods-besteffort-pod1.slice:cri-containerd:c1",
+                Some(
+                    "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1.slice/cri-containerd-c1.scope",
+                ),
+            ),
+            ("-.slice:runc:c1", Some("/runc-c1.scope")),
+            ("c1", None),
+            ("", None),
+        ];
+        for (given, wanted) in cases {
+            assert_eq!(expand(given).as_deref(), wanted, "{given}");
+        }
     }
 
     #[test]

@@ -8,14 +8,19 @@
 //! All paths are derived from one [`paths::HostRoot`], so that tests (and the agent, which sees the host
 //! under a mount) use another root.
 
+pub mod bundle;
 pub mod error;
 pub mod files;
 pub mod freezer;
+#[cfg(feature = "install")]
+pub mod install;
+pub mod invocation;
 pub mod journal;
 pub mod lease;
 pub mod markers;
 pub mod network;
 pub mod paths;
+pub mod quiesce;
 pub mod record;
 pub mod task;
 

@@ -40,6 +40,9 @@ pub struct Waiting {
 /// `ready/<container>.json`: the restore may start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
+    /// The runtime's id of the container whose files were applied (from [`Waiting`]): when kubelet tries
+    /// again there is a new container, for which an older answer must not count.
+    pub container_id: String,
     /// The CRIU images.
     pub images: PathBuf,
     /// CRIU's working directory (its log goes there).
@@ -210,11 +213,12 @@ mod tests {
 
     #[test]
     fn the_held_marker_has_the_documented_form() {
-        let held = Held {
-            pid: 7,
-            freezer: Freezer { dir: "/c".into(), version: CgroupVersion::V2 },
-        };
-        assert_eq!(serde_json::to_string(&held).unwrap(), r#"{"pid":7,"freezer":"/c","version":2}"#);
+        let held =
+            Held { pid: 7, freezer: Freezer { dir: "/c".into(), version: CgroupVersion::V2 } };
+        assert_eq!(
+            serde_json::to_string(&held).unwrap(),
+            r#"{"pid":7,"freezer":"/c","version":2}"#
+        );
     }
 
     #[test]

@@ -315,7 +315,14 @@ pub(crate) mod tests {
     #[test]
     fn hardware_addresses_are_parsed_strictly() {
         assert_eq!(parse_mac("02:00:0a:f4:01:FF").unwrap(), [2, 0, 10, 0xf4, 1, 255]);
-        for bad in ["", "02:00:0a:f4:01", "02:00:0a:f4:01:05:06", "2:0:a:f4:1:5", "02-00-0a-f4-01-05", "+2:00:0a:f4:01:05"] {
+        for bad in [
+            "",
+            "02:00:0a:f4:01",
+            "02:00:0a:f4:01:05:06",
+            "2:0:a:f4:1:5",
+            "02-00-0a-f4-01-05",
+            "+2:00:0a:f4:01:05",
+        ] {
             assert!(parse_mac(bad).is_err(), "{bad:?}");
         }
     }

@@ -201,7 +201,11 @@ mod tests {
     fn task() -> HolderTask {
         HolderTask {
             version: TASK_VERSION,
-            migration: ObjectRef { namespace: "shop".into(), name: "move".into(), uid: "m-1".into() },
+            migration: ObjectRef {
+                namespace: "shop".into(),
+                name: "move".into(),
+                uid: "m-1".into(),
+            },
             role: Role::Source,
             node: "node-a".into(),
             pod: ObjectRef { namespace: "shop".into(), name: "web-7".into(), uid: "p-1".into() },

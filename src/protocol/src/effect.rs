@@ -9,20 +9,21 @@ use std::collections::VecDeque;
 
 use crate::record::RecordState;
 
-/// When a thaw is allowed.
+/// When a thaw, or the opening of a network, is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ThawGuard {
+pub enum Guard {
     /// Always.
     None,
     /// Only while the dead-man armed by [`Effect::ArmDeadman`] has not expired, checked in one
-    /// step with the thaw (under the dead-man's own lock). If it has: [`Failure::Lapsed`].
+    /// step with the effect (under the dead-man's own lock). If it has: [`Failure::Lapsed`].
     Deadman,
 }
 
 /// One step of a holder. `E` is the journal's entry, `W` the side's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect<E, W> {
-    /// Append the entry, with the boot id, and fsync file and directory.
+    /// Append the entry, with the boot id, and fsync file and directory. Where that fails nobody
+    /// knows whether the entry is durable: end the process and recover from what can be read.
     Journal(E),
     /// Replace the pod's record: temporary file, fsync, rename, fsync of the directory.
     WriteRecord(RecordState),
@@ -40,16 +41,19 @@ pub enum Effect<E, W> {
     /// soon as the last good renewal of this node's Lease, counted from its send time on
     /// CLOCK_BOOTTIME, is older than T₁, and remembers that it did (until it is disarmed).
     ArmDeadman,
+    /// Fails with [`Failure::Lapsed`] if the dead-man has expired since it was armed.
+    CheckDeadman,
     /// Ends [`Effect::ArmDeadman`].
     DisarmDeadman,
     /// Destroy the pod's established connections (the peer may have been served elsewhere).
     DestroySockets,
     /// Let frames pass again.
-    OpenNetwork,
-    /// Tell the network where the address is (gratuitous ARP, unsolicited NA).
+    OpenNetwork(Guard),
+    /// Tell the network where the address is (gratuitous ARP, unsolicited NA), through the pod's
+    /// own device: a closed network silences it.
     Announce,
     /// Thaw all containers together.
-    ThawTasks(ThawGuard),
+    ThawTasks(Guard),
     /// SIGKILL every task while it is frozen (freezing first what runs), then thaw what is dead.
     /// No instruction runs. Includes tasks of a half-done restore (by cgroup).
     KillTasksFrozen,
@@ -58,7 +62,9 @@ pub enum Effect<E, W> {
     Publish(W),
     /// Make a quorum read of the Migration soon, and feed what it says. Does not wait.
     ReadRecorded,
-    /// Make a quorum read of the peer's word soon, and feed it. Does not wait.
+    /// Make a quorum read of the peer's word soon, and feed it. Does not wait. It is asked for
+    /// again with every reading of the Migration until the word is there, so keep reading the
+    /// Migration (each second, and on every hint) until the machine is closed.
     ReadPeer,
 }
 

@@ -13,11 +13,11 @@
 //! S freeze    journal Freezing → record frozen → wrapper quiet → network closed → tasks frozen
 //! S vote      tasks verified → journal Voted → publish
 //! S abort     journal Decided(Abort) | AbortedBeforeVote → record open → network open → announce → thaw → journal Opened
-//! S commit    journal Decided(Commit) … resumedAt read → journal PeerResumed → record moved … release: kill frozen → journal Released
+//! S commit    journal Decided(Commit) … resumedAt read, T's word `resumed` read → journal PeerResumed → record moved … release: kill frozen → journal Released
 //!             … resolution read → journal Resolved → (connections destroyed) → as abort
 //! T vote      record held → wrapper quiet → tasks verified → dead-man armed → journal Voted → publish
 //! T abort     journal Decided(Abort) | AbortedBeforeVote | NeverThawed → publish → record aborted → wrapper quiet → kill frozen → journal Closed
-//! T commit    journal Decided(Commit) → tasks verified → journal Thawing → guarded thaw → network open → announce → journal Thawed → publish
+//! T commit    journal Decided(Commit) → tasks verified → journal Thawing → guarded thaw → guarded network open → announce → journal Thawed → publish
 //!             … resumedAt read → journal Confirmed → dead-man off → (thaw) → record open → journal Closed
 //!             … resolution read → journal Stopping → freeze, close → record aborted → kill frozen → journal Closed → publish
 //! ```
@@ -73,8 +73,10 @@ mod word;
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod orders;
 
-pub use effect::{Driver, Effect, Facts, Failure, Machine, ThawGuard};
+pub use effect::{Driver, Effect, Facts, Failure, Guard, Machine};
 pub use operator::{
     DecisionInput, PodSeen, TargetProof, decide, may_record_resumed, may_release_source,
     may_remove_finalizer, may_resolve_source_resumes, may_restore_version,

@@ -5,7 +5,7 @@
 
 use crate::recorded::{Decision, Recorded};
 use crate::rules::{Rule, holds};
-use crate::word::{SourceWord, TargetOutcome, TargetWord};
+use crate::word::{SourceOutcome, SourceWord, TargetOutcome, TargetWord};
 
 /// A pod as an uncached read by name showed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,7 +107,8 @@ pub fn may_resolve_source_resumes(
     recorded.is_open_commit() && (proven || !holds(Rule::ResolutionNeedsProof))
 }
 
-/// The hand-over may take S's place away (labels, claim, tasks, object): the target is confirmed.
+/// The hand-over may begin (labels, claim, release of the tasks, deletion of S). The source itself
+/// kills nothing before it has also read the target's last word `resumed`.
 pub fn may_release_source(recorded: Recorded) -> bool {
     recorded.is_lawful() && recorded.resumed_at
 }
@@ -131,6 +132,7 @@ pub fn may_remove_finalizer(
 /// neither side can run. The node proofs are those of §8 for *protected* pods or real fencing.
 pub fn may_restore_version(
     recorded: Recorded,
+    source: SourceWord,
     source_node_dead: bool,
     target_node_dead: bool,
 ) -> bool {
@@ -141,8 +143,11 @@ pub fn may_restore_version(
         None => source_node_dead && !holds(Rule::FailoverDecidesFirst),
         // The target never thaws after an Abort, the source may.
         Some(Decision::Abort) => source_node_dead,
-        // The source never goes on after `resumedAt`.
-        Some(Decision::Commit) if recorded.resumed_at => target_node_dead,
+        // The source never goes on after it has read `resumedAt`; that it has, its end tells.
+        Some(Decision::Commit) if recorded.resumed_at => {
+            target_node_dead
+                && (source_node_dead || source.outcome == Some(SourceOutcome::Released))
+        }
         // The target never goes on after a resolution.
         Some(Decision::Commit) if recorded.resolution.is_some() => source_node_dead,
         Some(Decision::Commit) => source_node_dead && !holds(Rule::FailoverOnlyIfNeitherRuns),
@@ -152,7 +157,6 @@ pub fn may_restore_version(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::word::SourceOutcome;
 
     fn ready() -> DecisionInput {
         DecisionInput {
@@ -229,8 +233,7 @@ mod tests {
         assert!(!may_resolve_source_resumes(commit, thawed, TargetProof::None));
         assert!(may_resolve_source_resumes(commit, thawed, TargetProof::NodeDead));
         let resumed = Recorded { resumed_at: true, ..commit };
-        let resolved =
-            Recorded { resolution: Some(crate::Resolution::SourceResumes), ..commit };
+        let resolved = Recorded { resolution: Some(crate::Resolution::SourceResumes), ..commit };
         assert!(!may_resolve_source_resumes(resumed, thawed, TargetProof::NodeDead));
         assert!(!may_record_resumed(resolved, thawed, false));
         assert!(may_release_source(resumed) && !may_release_source(resolved));

@@ -15,8 +15,6 @@ pub(crate) enum Rule {
     CommitNeedsClaim,
     /// A resolution needs a proof that the target stopped or never ran.
     ResolutionNeedsProof,
-    /// A resolution is never written after `resumedAt`, nor the other way round (CEL, resourceVersion).
-    ResolutionExcludesResumed,
     /// Fail-over writes the decision before it restores a version.
     FailoverDecidesFirst,
     /// Fail-over restores a version only if neither side can run.
@@ -45,6 +43,8 @@ pub(crate) enum Rule {
     OnlyTheLastWordCounts,
     /// The source is killed only after `resumedAt`.
     KilledOnlyAfterResumed,
+    /// The source is killed only after the target's last word `resumed`.
+    KilledOnlyAfterLastWord,
     /// When the target may have run, the source's connections are destroyed before it goes on.
     UnknownDestroysSockets,
     /// The target's record is `held` before it votes.
@@ -126,7 +126,6 @@ impl Rule {
         Rule::CommitNeedsBothVotes,
         Rule::CommitNeedsClaim,
         Rule::ResolutionNeedsProof,
-        Rule::ResolutionExcludesResumed,
         Rule::FailoverDecidesFirst,
         Rule::FailoverOnlyIfNeitherRuns,
         Rule::HintsAreNotDecisions,
@@ -141,6 +140,7 @@ impl Rule {
         Rule::VanishedIsNotAbort,
         Rule::OnlyTheLastWordCounts,
         Rule::KilledOnlyAfterResumed,
+        Rule::KilledOnlyAfterLastWord,
         Rule::UnknownDestroysSockets,
         Rule::TargetHoldsBeforeVote,
         Rule::TargetQuiesces,

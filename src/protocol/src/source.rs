@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::effect::{Effect, Facts, Failure, Machine, ThawGuard};
+use crate::effect::{Effect, Facts, Failure, Guard, Machine};
 use crate::record::RecordState;
 use crate::recorded::{Decision, Read, Recorded};
 use crate::rules::{Rule, holds};
@@ -48,7 +48,7 @@ pub enum SourceEntry {
         /// What becomes of established connections.
         sockets: Sockets,
     },
-    /// `resumedAt` was read (or the target's last word): the pod runs elsewhere.
+    /// `resumedAt` was read, and the target's last word `resumed`: the pod runs elsewhere.
     PeerResumed,
     /// Last entry: an ordinary pod again.
     Opened {
@@ -84,7 +84,7 @@ pub enum SourceEvent {
     PeerRead(TargetWord),
     /// The target's node object is gone: an administrator vouches that the node does not run.
     PeerNodeGone,
-    /// Hand-over: kill the tasks.
+    /// Hand-over: kill the tasks, as soon as it is settled that the target is the pod.
     ReleaseRequested,
 }
 
@@ -109,7 +109,7 @@ pub enum SourcePhase {
     Freezing,
     /// Voted, undecided.
     Voted,
-    /// Commit; neither `resumedAt` nor a resolution has been read.
+    /// Commit; still frozen and refused, until it is settled which side goes on.
     Committed,
     /// Abort, its own or the recorded one: on the way to `Opened`.
     Aborting,
@@ -136,6 +136,10 @@ pub struct SourceMachine {
     gone: bool,
     /// A resolution was read; the target's word is wanted, for the connections' sake.
     resolved: bool,
+    /// `resumedAt` was read; the target's last word is wanted before anything here may end.
+    resumed: bool,
+    /// A release was asked for before it was allowed: it follows as soon as it is.
+    release_wanted: bool,
 }
 
 /// Whether a pod may be taken on by a (further) migration: no journal of another migration of the
@@ -178,9 +182,9 @@ impl Plan {
         }
         let order = [
             Effect::WriteRecord(RecordState::Open),
-            Effect::OpenNetwork,
+            Effect::OpenNetwork(Guard::None),
             Effect::Announce,
-            Effect::ThawTasks(ThawGuard::None),
+            Effect::ThawTasks(Guard::None),
         ];
         if holds(Rule::SourceOpensBeforeThaw) {
             self.effects.extend(order);
@@ -284,17 +288,20 @@ impl SourceMachine {
         let plan = Plan::of(self);
         match recorded.decision {
             None => plan,
-            Some(Decision::Abort) => {
-                plan.journal(SourceEntry::Decided { decision: Decision::Abort }).resume(Sockets::Keep)
-            }
+            Some(Decision::Abort) => plan
+                .journal(SourceEntry::Decided { decision: Decision::Abort })
+                .resume(Sockets::Keep),
             Some(Decision::Commit) => {
                 let plan = if self.phase == SourcePhase::Voted {
                     plan.journal(SourceEntry::Decided { decision: Decision::Commit })
                 } else {
                     plan
                 };
-                if recorded.resumed_at {
+                if recorded.resumed_at && !holds(Rule::KilledOnlyAfterLastWord) {
                     Self::moved(plan)
+                } else if recorded.resumed_at {
+                    self.resumed = true;
+                    plan.with(Effect::ReadPeer)
                 } else if recorded.resolution.is_some() {
                     self.resolved = true;
                     plan.with(Effect::ReadPeer)
@@ -306,9 +313,12 @@ impl SourceMachine {
     }
 
     fn moved(plan: Plan) -> Plan {
-        plan.journal(SourceEntry::PeerResumed)
+        let release_wanted = plan.ahead.release_wanted;
+        let plan = plan
+            .journal(SourceEntry::PeerResumed)
             .with(Effect::WriteRecord(RecordState::Moved))
-            .publish()
+            .publish();
+        if release_wanted { plan.release() } else { plan }
     }
 
     /// The target's word counts only where the Migration has said that the source goes on, or can
@@ -325,7 +335,10 @@ impl SourceMachine {
             }
             _ if self.resolved => go_on(plan, unknown),
             Some(TargetOutcome::Stopped) if self.gone => go_on(plan, unknown),
-            Some(TargetOutcome::Resumed) if self.gone => Self::moved(plan).release(),
+            Some(TargetOutcome::Resumed) if self.gone && !self.release_wanted => {
+                Self::moved(plan).release()
+            }
+            Some(TargetOutcome::Resumed) if self.resumed || self.gone => Self::moved(plan),
             None if self.gone && word.lost && !holds(Rule::OnlyTheLastWordCounts) => {
                 go_on(plan, unknown)
             }
@@ -386,6 +399,11 @@ impl Machine for SourceMachine {
             (P::Voted | P::Committed, E::PeerNodeGone) if self.gone || self.resolved => plan
                 .journal(SourceEntry::Resolved { sockets: Sockets::Destroy })
                 .resume(Sockets::Destroy),
+            (P::Committed, E::PeerNodeGone) if self.resumed => Self::moved(plan),
+            (P::Voted | P::Committed, E::ReleaseRequested) => {
+                self.release_wanted = true;
+                plan.with(Effect::ReadRecorded)
+            }
             (P::Voted | P::Committed, E::TasksLost) => {
                 self.memory_lost = true;
                 plan

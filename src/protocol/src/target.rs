@@ -12,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::effect::{Effect, Facts, Failure, Machine, ThawGuard};
+use crate::effect::{Effect, Facts, Failure, Guard, Machine};
 use crate::record::RecordState;
 use crate::recorded::{Decision, Read, Recorded};
 use crate::rules::{Rule, holds};
@@ -182,8 +182,8 @@ impl Plan {
     /// After `Confirmed`: an ordinary pod. The thaw is for one that the dead-man had frozen.
     fn open(self) -> Self {
         self.with(Effect::DisarmDeadman)
-            .with(Effect::ThawTasks(ThawGuard::None))
-            .with(Effect::OpenNetwork)
+            .with(Effect::ThawTasks(Guard::None))
+            .with(Effect::OpenNetwork(Guard::None))
             .with(Effect::Announce)
             .with(Effect::WriteRecord(RecordState::Open))
             .journal(TargetEntry::Closed { outcome: TargetOutcome::Resumed })
@@ -192,14 +192,13 @@ impl Plan {
 
     /// After `Thawing`.
     fn thaw(mut self) -> Self {
-        let guard =
-            if holds(Rule::ThawIsGuarded) { ThawGuard::Deadman } else { ThawGuard::None };
+        let guard = if holds(Rule::ThawIsGuarded) { Guard::Deadman } else { Guard::None };
         if !holds(Rule::TargetOpensAfterThaw) {
             self = self.with(Effect::WriteRecord(RecordState::Open));
         }
         self = self
             .with(Effect::ThawTasks(guard))
-            .with(Effect::OpenNetwork)
+            .with(Effect::OpenNetwork(guard))
             .with(Effect::Announce);
         if !holds(Rule::TargetOpensOnlyConfirmed) {
             self = self.with(Effect::WriteRecord(RecordState::Open));
@@ -229,9 +228,7 @@ impl TargetMachine {
             TargetPhase::Begun => machine.give_up(),
             TargetPhase::Voted if alive => plan.publish().with(Effect::ReadRecorded),
             // A lapsed one learns its end by reading (Commit: never thawed).
-            TargetPhase::Committed if alive => {
-                plan.publish().with(Effect::ReadRecorded)
-            }
+            TargetPhase::Committed if alive => plan.publish().with(Effect::ReadRecorded),
             TargetPhase::Voted | TargetPhase::Committed => machine.never(),
             TargetPhase::Thawing if !facts.same_boot && !holds(Rule::RebootIsNotNeverThawed) => {
                 machine.never()
@@ -241,9 +238,7 @@ impl TargetMachine {
             }
             TargetPhase::Thawing if alive => plan.publish().with(Effect::ReadRecorded),
             // Same boot: it ran and has ended by itself, as any application may.
-            TargetPhase::Thawed if facts.same_boot => {
-                plan.publish().with(Effect::ReadRecorded)
-            }
+            TargetPhase::Thawed if facts.same_boot => plan.publish().with(Effect::ReadRecorded),
             TargetPhase::Thawing | TargetPhase::Thawed => {
                 plan.journal(TargetEntry::Lost).publish().with(Effect::ReadRecorded)
             }
@@ -327,7 +322,7 @@ impl TargetMachine {
         if holds(Rule::ThawingIsJournalledFirst) {
             plan.journal(TargetEntry::Thawing).thaw()
         } else {
-            let guard = Effect::ThawTasks(ThawGuard::Deadman);
+            let guard = Effect::ThawTasks(Guard::Deadman);
             plan.with(guard).journal(TargetEntry::Thawing).thaw()
         }
     }
@@ -365,9 +360,13 @@ impl TargetMachine {
     fn gone(&self) -> Plan {
         match self.phase {
             TargetPhase::Voted | TargetPhase::Committed => self.never(),
-            // It runs and its dead-man never expired: nobody can have recorded a resolution.
-            TargetPhase::Thawed if !self.lapsed || !holds(Rule::LapsedStopsWhenVanished) => {
+            // It runs, and its dead-man had not expired when the Migration was found gone: nobody
+            // can have recorded a resolution.
+            TargetPhase::Thawed if !holds(Rule::LapsedStopsWhenVanished) => {
                 Plan::of(self).journal(TargetEntry::Confirmed).open()
+            }
+            TargetPhase::Thawed if !self.lapsed => {
+                Plan::of(self).with(Effect::CheckDeadman).journal(TargetEntry::Confirmed).open()
             }
             _ => self.stop(),
         }
@@ -415,7 +414,11 @@ impl Machine for TargetMachine {
             }
             (P::Thawing | P::Thawed, E::Lapsed) => {
                 self.lapsed = holds(Rule::LapseIsSticky);
-                Plan::of(self).with(Effect::FreezeTasks).with(Effect::CloseNetwork).publish()
+                Plan::of(self)
+                    .with(Effect::FreezeTasks)
+                    .with(Effect::CloseNetwork)
+                    .publish()
+                    .with(Effect::ReadRecorded)
             }
             _ => plan,
         };
@@ -459,7 +462,9 @@ impl Machine for TargetMachine {
             (TargetPhase::Committed | TargetPhase::Thawing, Failure::TasksLost) => {
                 Some(TargetEvent::TasksLost)
             }
-            (TargetPhase::Thawing, Failure::Lapsed) => Some(TargetEvent::Lapsed),
+            (TargetPhase::Thawing | TargetPhase::Thawed, Failure::Lapsed) => {
+                Some(TargetEvent::Lapsed)
+            }
             _ => None,
         }
     }

@@ -93,6 +93,19 @@ impl Checkpoint<'_> {
     }
 }
 
+/// Whether any process of the process group `group` (see [`Running::group`]) still exists.
+pub fn group_is_alive(group: i32) -> bool {
+    rustix::process::Pid::from_raw(group)
+        .is_some_and(|group| rustix::process::test_kill_process_group(group).is_ok())
+}
+
+/// Kills every process of a process group. Gone is as good.
+pub fn kill_group(group: i32) {
+    if let Some(group) = rustix::process::Pid::from_raw(group) {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+}
+
 /// A dump that runs.
 #[derive(Debug)]
 pub struct Running {
@@ -116,17 +129,9 @@ impl Running {
         Err(Error::Checkpoint { container: self.id.clone(), message })
     }
 
-    /// Kills runc and the CRIU it started, and waits until runc is gone. The container must be
-    /// frozen, or CRIU's end lets it run on.
-    pub async fn kill(&mut self) {
-        if let Some(group) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
-            let group = rustix::process::Pid::from_raw(group);
-            if let Some(group) = group {
-                // Already gone is as good.
-                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            }
-        }
-        let _ = self.child.wait().await;
+    /// The process group of runc and the CRIU it started.
+    pub fn group(&self) -> Option<i32> {
+        self.child.id().and_then(|pid| i32::try_from(pid).ok())
     }
 }
 
@@ -146,6 +151,8 @@ pub fn errors_of_criu(log: &str) -> Option<String> {
     let errors: Vec<&str> = log
         .lines()
         .filter_map(|line| line.split_once("Error (").map(|(_, rest)| rest))
+        // Harmless: it comes with every dump without CAP_SYS_RESOURCE.
+        .filter(|rest| !rest.contains("Can't setup RLIMIT_NOFILE for self"))
         .filter_map(|rest| rest.split_once("): ").map(|(_, message)| message.trim()))
         .take(2)
         .collect();
@@ -179,7 +186,8 @@ mod tests {
 
     #[test]
     fn the_cause_is_the_first_error_in_the_log() {
-        let log = "(00.1) Something\n(00.2) Error (criu/files-ext.c:96): Can't dump file 7 of that type\n\
+        let log = "(00.0) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: no\n\
+                   (00.1) Something\n(00.2) Error (criu/files-ext.c:96): Can't dump file 7 of that type\n\
                    (00.3) Error (criu/cr-dump.c:1737): Dump files failed\n(00.4) Error (x): third\n";
         assert_eq!(
             errors_of_criu(log).unwrap(),

@@ -118,6 +118,13 @@ pub fn start_time(layout: &Layout, pid: i32) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Whether a process has ended and waits for its parent to notice.
+pub fn is_zombie(layout: &Layout, pid: i32) -> bool {
+    std::fs::read_to_string(layout.of_process(pid, "stat")).is_ok_and(|stat| {
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

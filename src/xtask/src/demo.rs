@@ -32,12 +32,18 @@ pub fn run(_: Args) -> Result<ExitCode> {
     images::build(&root)?;
     sandbox::up()?;
 
-    let cluster = Cluster::new(&layout::kubectl(), &layout::kubeconfig(), &std::env::current_exe()?, "default");
+    let cluster = Cluster::new(
+        &layout::kubectl(),
+        &layout::kubeconfig(),
+        &std::env::current_exe()?,
+        "default",
+    );
     cluster.apply(&std::fs::read_to_string(root.join("examples/counter.yaml"))?)?;
     cluster.rolled_out("counter")?;
     let before = cluster.pod("app=counter")?;
     println!("\nThe application: pod {} on {}, address {}", before.name, before.node, before.ip);
-    let client = Client::connect(SocketAddr::new(before.ip.parse()?, 8080), Duration::from_millis(2))?;
+    let client =
+        Client::connect(SocketAddr::new(before.ip.parse()?, 8080), Duration::from_millis(2))?;
     println!("A client holds one TCP connection and asks for the next number every 2 ms.");
 
     let target = before.other_node();
@@ -49,7 +55,8 @@ pub fn run(_: Args) -> Result<ExitCode> {
     println!("\n$ sed s/POD/{}/ examples/migration.yaml | kubectl apply -f -", before.name);
     let began = Instant::now();
     print!("{}", cluster.apply(&manifest)?);
-    let waited = cluster.kubectl(&["wait", "--for=condition=Succeeded", "migration/demo", "--timeout=120s"]);
+    let waited =
+        cluster.kubectl(&["wait", "--for=condition=Succeeded", "migration/demo", "--timeout=120s"]);
     let took = began.elapsed();
 
     let plugin = images::release_dir(&root).join("kubectl-transship");
@@ -73,12 +80,18 @@ fn summary(
     report: &transship_tests::counter::Report,
 ) -> Result<ExitCode> {
     let object = cluster.get("migration", "demo")?;
-    println!("pod                  {} on {} → {} on {}", before.name, before.node, after.name, after.node);
+    println!(
+        "pod                  {} on {} → {} on {}",
+        before.name, before.node, after.name, after.node
+    );
     println!("address              {} → {}", before.ip, after.ip);
     println!("whole migration      {:.1} s", took.as_secs_f64());
     println!("freeze               {}", object["status"]["downtime"].as_str().unwrap_or("?"));
     println!("client's longest gap {} ms", report.longest_gap_ms);
-    println!("replies              {} (numbers {} to {})", report.replies, report.first, report.last);
+    println!(
+        "replies              {} (numbers {} to {})",
+        report.replies, report.first, report.last
+    );
     println!("lost or repeated     {}", report.jumps.len());
     if !report.is_whole() {
         bail!("the client saw a fault: {report:?}");

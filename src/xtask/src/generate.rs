@@ -35,7 +35,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn generate(root: &Path, check: bool) -> Result<()> {
+pub fn generate(root: &Path, check: bool) -> Result<()> {
     let wanted = files()?;
     let differing = differing(root, &wanted)?;
     if check {
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn what_was_generated_passes_the_check_and_every_kind_of_change_fails_it_by_name() {
         let root = tempfile::tempdir().unwrap();
-                let failure = |what: &str| {
+        let failure = |what: &str| {
             let error = generate(root.path(), true).unwrap_err().to_string();
             assert!(error.contains(what), "{error}");
         };

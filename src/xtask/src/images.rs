@@ -77,17 +77,19 @@ pub fn build(root: &Path) -> Result<()> {
         &[&base, &agent],
     )?;
 
-    let examples = debian(&out.join("examples-base"), &["python3", "redis-server", "redis-tools", "dash", "coreutils"])?;
+    let examples = debian(
+        &out.join("examples-base"),
+        &["python3", "redis-server", "redis-tools", "dash", "coreutils"],
+    )?;
     oci::write_archive(
         &out.join("examples.tar"),
-        &Image {
-            name: EXAMPLES.into(),
-            cmd: vec!["python3".into()],
-            ..Image::default()
-        },
+        &Image { name: EXAMPLES.into(), cmd: vec!["python3".into()], ..Image::default() },
         &[&examples],
     )?;
-    println!("images: {}", archives(root).iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" "));
+    println!(
+        "images: {}",
+        archives(root).iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ")
+    );
     Ok(())
 }
 
@@ -153,7 +155,15 @@ fn debian(dir: &Path, packages: &[&str]) -> Result<PathBuf> {
     }
     fs::create_dir_all(building.join("tmp"))?;
     fs::set_permissions(building.join("tmp"), fs::Permissions::from_mode(0o1777))?;
-    for useless in ["usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt", "var/log", "dev"] {
+    for useless in [
+        "usr/share/doc",
+        "usr/share/man",
+        "usr/share/locale",
+        "var/cache/apt",
+        "var/lib/apt",
+        "var/log",
+        "dev",
+    ] {
         let path = building.join(useless);
         if path.exists() {
             fs::remove_dir_all(path)?;
@@ -197,7 +207,11 @@ fn payload(base: &Path, binaries: &Path, dir: &Path) -> Result<()> {
     let mut libraries = BTreeSet::new();
     for program in ["usr/sbin/criu", "usr/sbin/nft"] {
         let output = cmd::output(
-            Command::new("chroot").arg(base).arg(format!("/lib64/{loader}")).arg("--list").arg(format!("/{program}")),
+            Command::new("chroot")
+                .arg(base)
+                .arg(format!("/lib64/{loader}"))
+                .arg("--list")
+                .arg(format!("/{program}")),
         )?;
         // "\tlibbsd.so.0 => /lib/x86_64-linux-gnu/libbsd.so.0 (0x…)" and the loader without "=>"
         libraries.extend(
@@ -221,12 +235,19 @@ fn payload(base: &Path, binaries: &Path, dir: &Path) -> Result<()> {
         let copy = dir.join("lib").join(name);
         install(&fs::canonicalize(base.join(library.trim_start_matches('/')))?, &copy)?;
         if name != loader {
-            cmd::run(Command::new("patchelf").args(["--force-rpath", "--set-rpath", &format!("{HOST_DIR}/lib")]).arg(&copy))?;
+            cmd::run(
+                Command::new("patchelf")
+                    .args(["--force-rpath", "--set-rpath", &format!("{HOST_DIR}/lib")])
+                    .arg(&copy),
+            )?;
         }
     }
-    let version = cmd::output(Command::new("chroot").arg(base).args(["/usr/sbin/criu", "--version"]))?;
+    let version =
+        cmd::output(Command::new("chroot").arg(base).args(["/usr/sbin/criu", "--version"]))?;
     if !version.contains(&format!("Version: {CRIU}")) {
-        bail!("Debian {SUITE} has CRIU {version:?}, the product is tested with {CRIU}: adapt images.rs");
+        bail!(
+            "Debian {SUITE} has CRIU {version:?}, the product is tested with {CRIU}: adapt images.rs"
+        );
     }
     Ok(())
 }
@@ -242,7 +263,8 @@ fn fresh(dir: &Path) -> Result<PathBuf> {
 /// Copies an executable and makes the directories on the way.
 fn install(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to.parent().context("no parent")?)?;
-    fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    fs::copy(from, to)
+        .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }

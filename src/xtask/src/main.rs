@@ -3,9 +3,12 @@
 //! One module per task. This file only parses the command line and hands over; a task is a module
 //! with `Args` and `run(Args) -> anyhow::Result<ExitCode>`.
 
+mod demo;
 mod generate;
+mod images;
 mod oci;
 mod sandbox;
+mod test;
 
 use std::process::ExitCode;
 
@@ -20,6 +23,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Move the example application on the sandbox, and show what its client saw
+    Demo(demo::Args),
+    /// Build the product's images as OCI archives
+    Images(images::Args),
+    /// Run all tests
+    Test(test::Args),
     /// Write the generated files, or check them
     Gen(generate::Args),
     /// A real Kubernetes cluster on this machine, made from packages
@@ -28,6 +37,9 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
+        Task::Demo(args) => demo::run(args),
+        Task::Images(args) => images::run(args),
+        Task::Test(args) => test::run(args),
         Task::Gen(args) => generate::run(args),
         Task::Sandbox(args) => sandbox::run(args),
     };

@@ -212,8 +212,7 @@ impl<W: Write> Write for Hashing<W> {
 }
 
 fn write_layer(file: &Path, directory: &Path) -> Result<Blob> {
-    let sink =
-        Hashing { inner: BufWriter::new(File::create(file)?), hash: Sha256::new(), size: 0 };
+    let sink = Hashing { inner: BufWriter::new(File::create(file)?), hash: Sha256::new(), size: 0 };
     let mut layer = tar::Builder::new(sink);
     add_directory(&mut layer, directory, Path::new(""), &mut HashMap::new())?;
     let mut sink = layer.into_inner()?;

@@ -78,12 +78,31 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     if args.only.is_none() {
         stages.run("format", 10, || cargo(root, &["fmt", "--all", "--check"], &[]))?;
         stages.run("lints", 420, || {
-            cargo(root, &["clippy", "--locked", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"], &[])
+            cargo(
+                root,
+                &[
+                    "clippy",
+                    "--locked",
+                    "--workspace",
+                    "--all-targets",
+                    "--all-features",
+                    "--",
+                    "-D",
+                    "warnings",
+                ],
+                &[],
+            )
         })?;
-        stages.run("generated files", 10, || crate::generate::check(root))?;
-        stages.run("unit and model tests", 600, || cargo(root, &["test", "--locked", "--workspace"], &[]))?;
+        stages.run("generated files", 10, || crate::generate::generate(root, true))?;
+        stages.run("unit and model tests", 600, || {
+            cargo(root, &["test", "--locked", "--workspace"], &[])
+        })?;
         stages.run("documentation", 120, || {
-            cargo(root, &["doc", "--locked", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")])
+            cargo(
+                root,
+                &["doc", "--locked", "--workspace", "--no-deps"],
+                &[("RUSTDOCFLAGS", "-D warnings")],
+            )
         })?;
     }
     if args.quick {
@@ -102,7 +121,12 @@ fn lint_chart(root: &Path) -> Result<()> {
     let chart = root.join("charts/transship");
     let values = root.join("src/xtask/sandbox-assets/values.yaml");
     status(Command::new(layout::helm()).args(["lint", "--strict"]).arg(&chart))?;
-    status(Command::new(layout::helm()).args(["lint", "--strict", "--values"]).arg(&values).arg(&chart))
+    status(
+        Command::new(layout::helm())
+            .args(["lint", "--strict", "--values"])
+            .arg(&values)
+            .arg(&chart),
+    )
 }
 
 /// The end-to-end tests, one after another, with what they need named in the environment.
@@ -123,7 +147,17 @@ fn cluster_tests(args: &Args, root: &Path) -> Result<()> {
     let mut command = Command::new(cargo_program());
     command
         .current_dir(root)
-        .args(["test", "--locked", "-p", "transship-tests", "--features", "cluster", "--test", "cluster", "--"])
+        .args([
+            "test",
+            "--locked",
+            "-p",
+            "transship-tests",
+            "--features",
+            "cluster",
+            "--test",
+            "cluster",
+            "--",
+        ])
         .args(["--test-threads=1", "--nocapture"])
         .args(&args.only)
         .envs(environment);
@@ -133,8 +167,10 @@ fn cluster_tests(args: &Args, root: &Path) -> Result<()> {
 /// Puts the prober on each node.
 fn install_probe(program: &Path) -> Result<()> {
     for node in sandbox::nodes()? {
-        let file = fs::File::open(program).with_context(|| format!("opening {}", program.display()))?;
-        let script = "cat > /usr/local/bin/transship-probe && chmod 755 /usr/local/bin/transship-probe";
+        let file =
+            fs::File::open(program).with_context(|| format!("opening {}", program.display()))?;
+        let script =
+            "cat > /usr/local/bin/transship-probe && chmod 755 /usr/local/bin/transship-probe";
         let mut command = sandbox::exec_command(&node, &["sh", "-c", script])?;
         status(command.stdin(file))?;
     }
@@ -146,11 +182,17 @@ fn cargo_program() -> std::ffi::OsString {
 }
 
 fn cargo(root: &Path, args: &[&str], environment: &[(&str, &str)]) -> Result<()> {
-    status(Command::new(cargo_program()).current_dir(root).args(args).envs(environment.iter().copied()))
+    status(
+        Command::new(cargo_program())
+            .current_dir(root)
+            .args(args)
+            .envs(environment.iter().copied()),
+    )
 }
 
 fn status(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("running {:?}", command.get_program()))?;
+    let status =
+        command.status().with_context(|| format!("running {:?}", command.get_program()))?;
     if !status.success() {
         bail!("{:?} ended with {status}", command.get_program());
     }

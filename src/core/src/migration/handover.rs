@@ -120,7 +120,7 @@ pub fn labels_to_hand_over(source: Option<&Pod>, owner: Option<&ReplicaSet>) -> 
     let owner_uid = owner.and_then(|o| o.metadata.uid.as_deref()).unwrap_or_default();
     let template = || {
         owner
-            .and_then(|o| o.spec.as_ref()?.template.as_ref()?.metadata.as_ref()?.labels.clone())
+            .and_then(|o| o.spec.template.as_ref()?.metadata.as_ref()?.labels.clone())
             .unwrap_or_default()
     };
     match source {

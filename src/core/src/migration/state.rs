@@ -148,8 +148,30 @@ impl Side {
     }
 }
 
+/// Whose the pod is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Owner {
+    /// Nobody's: its owner let it go, or it never had one.
+    #[default]
+    None,
+    /// This ReplicaSet's: the one that claims the source, or that the hand-over remembers.
+    ReplicaSet(Box<ReplicaSet>),
+    /// It had one, which is gone or being deleted.
+    Gone,
+}
+
+impl Owner {
+    /// The ReplicaSet.
+    pub fn replica_set(&self) -> Option<&ReplicaSet> {
+        match self {
+            Self::ReplicaSet(set) => Some(set),
+            Self::None | Self::Gone => None,
+        }
+    }
+}
+
 /// Everything that a plan may depend on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Observed {
     /// The Migration, read from the API server.
     pub migration: Migration,
@@ -165,15 +187,37 @@ pub struct Observed {
     pub source_node_gone: bool,
     /// The cluster has no node of the target's name any more.
     pub target_node_gone: bool,
-    /// The pod's ReplicaSet: that of the source's claim, or the one that the hand-over remembers.
-    pub owner: Option<ReplicaSet>,
+    /// The pod's owner.
+    pub owner: Owner,
     /// Selectors of the namespace's Services.
     pub services: Vec<BTreeMap<String, String>>,
     /// Every Service that selects the target lists it as an endpoint.
     pub endpoints_know_target: bool,
+    /// When the operator first heard that the source is frozen, by its own clock.
+    pub frozen_seen: Option<Timestamp>,
+    /// A step failed in a way that trying again cannot mend: a reason and a sentence.
+    pub failure: Option<(&'static str, String)>,
 }
 
 impl Observed {
+    /// A Migration of which nothing else is known yet.
+    pub fn of(migration: Migration) -> Self {
+        Self {
+            migration,
+            source_pod: None,
+            target_pod: None,
+            source: Side::Unknown,
+            target: Side::Unknown,
+            source_node_gone: false,
+            target_node_gone: false,
+            owner: Owner::None,
+            services: Vec::new(),
+            endpoints_know_target: false,
+            frozen_seen: None,
+            failure: None,
+        }
+    }
+
     /// The Migration's UID.
     pub fn uid(&self) -> &str {
         self.migration.metadata.uid.as_deref().unwrap_or_default()
@@ -366,6 +410,10 @@ pub fn liveness_patience(pod: &Pod) -> Option<Duration> {
 mod tests {
     use super::*;
 
+    fn observed() -> Observed {
+        Observed::of(Migration::new("m", api::MigrationSpec::for_pod("p")))
+    }
+
     fn pod(json: serde_json::Value) -> Pod {
         serde_json::from_value(json).unwrap()
     }
@@ -374,7 +422,7 @@ mod tests {
     fn a_silent_side_keeps_its_word() {
         let vote = Report { voted: true, stage: Stage::Voted, ..Report::default() };
         let silent = Side::Unreachable { since: Timestamp::UNIX_EPOCH, last: Some(vote.clone()) };
-        let observed = Observed { source: silent, ..Observed::default() };
+        let observed = Observed { source: silent, ..observed() };
         assert!(observed.source_word().voted);
         assert!(!observed.target_word().begun);
     }
@@ -382,7 +430,7 @@ mod tests {
     #[test]
     fn words_follow_from_reports() {
         let word = |report: Report| {
-            Observed { target: Side::Reporting(report), ..Observed::default() }.target_word()
+            Observed { target: Side::Reporting(report), ..observed() }.target_word()
         };
         let thawed = Report { stage: Stage::Thawed, voted: true, ..Report::default() };
         assert!(word(thawed.clone()).thawed && word(thawed.clone()).outcome.is_none());
@@ -401,7 +449,7 @@ mod tests {
         assert!(!never.lost);
         let source = |stage, closed| {
             let report = Report { stage, closed, ..Report::default() };
-            Observed { source: Side::Reporting(report), ..Observed::default() }.source_word()
+            Observed { source: Side::Reporting(report), ..observed() }.source_word()
         };
         assert_eq!(source(Stage::Released, true).outcome, Some(SourceOutcome::Released));
         assert_eq!(source(Stage::Aborted, false).outcome, None);

@@ -12,6 +12,11 @@ mod facts;
 mod pod;
 mod request;
 
+/// Why nodes cannot take part: shared with `placement`.
+pub(crate) mod request_reasons {
+    pub(crate) use super::request::{not_ready, takes_no_pods};
+}
+
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use transship_api as api;

@@ -334,9 +334,9 @@ fn is_set_route(route: &[u8], index: u32) -> bool {
     {
         return false;
     }
-    attributes(route, 12)
-        .iter()
-        .any(|(kind, range)| *kind == RTA_OIF && range.len() == 4 && u32_at(route, range.start) == index)
+    attributes(route, 12).iter().any(|(kind, range)| {
+        *kind == RTA_OIF && range.len() == 4 && u32_at(route, range.start) == index
+    })
 }
 
 /// The route with its preferred source changed from `old` to `new`, where it was `old`; and without the

@@ -1,11 +1,11 @@
 //! What effects do on a node, and what must hold when they are done.
 
-use super::world::{Inflight, Role, Side, Tasks, World, CONTAINERS};
+use super::world::{CONTAINERS, Inflight, Role, Side, Tasks, World};
 use crate::rules::{Rule, holds};
 use crate::source::SourceEntry;
 use crate::{
-    Decision, Driver, Effect, Facts, Failure, Machine, RecordState, SourcePhase, TargetOutcome,
-    TargetPhase, ThawGuard,
+    Decision, Driver, Effect, Facts, Failure, Guard, Machine, RecordState, SourcePhase,
+    TargetOutcome, TargetPhase,
 };
 
 /// A broken invariant.
@@ -54,10 +54,18 @@ pub fn run_effect<R: Role>(world: &World, which: Which) -> Option<Result<World, 
     Some(Ok(next))
 }
 
-fn perform<R: Role>(
-    world: &mut World,
-    effect: Effect<R::Entry, R::Word>,
-) -> Result<Done, Broken> {
+/// The holder's next effect fails before the vote. (A journal that cannot be written ends the
+/// holder: that is a crash.)
+pub fn fail_effect<R: Role>(world: &World) -> Option<World> {
+    let mut next = world.clone();
+    let driver = slot::<R>(&mut next, Which::First).as_mut()?;
+    if matches!(driver.next_effect()?, Effect::Journal(_) | Effect::Publish(_)) {
+        return None;
+    }
+    driver.failed(Failure::Other).then_some(next)
+}
+
+fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Result<Done, Broken> {
     let before_vote = R::host(world).holder.as_ref().is_some_and(|d| d.machine().is_before_vote());
     match effect {
         Effect::Journal(entry) => R::host_mut(world).journal.push(entry),
@@ -79,7 +87,10 @@ fn perform<R: Role>(
             }
         }
         Effect::CloseNetwork => world.env_mut(R::SIDE).net = false,
-        Effect::OpenNetwork => world.env_mut(R::SIDE).net = true,
+        Effect::OpenNetwork(Guard::Deadman) if world.env(R::SIDE).lapsed => {
+            return Ok(Done::No(Failure::Lapsed));
+        }
+        Effect::OpenNetwork(_) => world.env_mut(R::SIDE).net = true,
         Effect::FreezeTasks => {
             let env = world.env_mut(R::SIDE);
             match env.tasks {
@@ -96,6 +107,10 @@ fn perform<R: Role>(
             }
         }
         Effect::ArmDeadman => world.env_mut(R::SIDE).armed = true,
+        Effect::CheckDeadman if world.env(R::SIDE).lapsed => {
+            return Ok(Done::No(Failure::Lapsed));
+        }
+        Effect::CheckDeadman => {}
         Effect::DisarmDeadman => {
             let env = world.env_mut(R::SIDE);
             env.armed = false;
@@ -103,13 +118,14 @@ fn perform<R: Role>(
         }
         Effect::DestroySockets => world.env_mut(R::SIDE).sockets_destroyed = true,
         Effect::ThawTasks(guard) => {
-            if guard == ThawGuard::Deadman && world.env(R::SIDE).lapsed {
+            if guard == Guard::Deadman && world.env(R::SIDE).lapsed {
                 return Ok(Done::No(Failure::Lapsed));
             }
             if world.env(R::SIDE).tasks == Tasks::Frozen {
                 world.env_mut(R::SIDE).tasks = Tasks::Running;
-                if R::SIDE == Side::T {
-                    target_may_run(world)?;
+                match R::SIDE {
+                    Side::S => source_may_run(world)?,
+                    Side::T => target_may_run(world)?,
                 }
             }
         }
@@ -130,6 +146,14 @@ fn source_may_go_on(world: &World) -> Result<(), Broken> {
     if allowed { Ok(()) } else { Err("a voted source goes on without a decision") }
 }
 
+/// What thaws the source leaves an ordinary pod, whatever comes next.
+fn source_may_run(world: &World) -> Result<(), Broken> {
+    if world.s.env.record != Some(RecordState::Open) || !world.s.env.net {
+        return Err("the source was thawed behind a closed record or network");
+    }
+    Ok(())
+}
+
 fn target_may_run(world: &mut World) -> Result<(), Broken> {
     world.t_ran = true;
     if world.t.env.whole != CONTAINERS {
@@ -143,7 +167,7 @@ fn kill_frozen(world: &mut World, side: Side) -> Result<(), Broken> {
     if world.env(side).tasks != Tasks::Absent {
         match side {
             Side::S => {
-                let confirmed = world.api.recorded.resumed_at
+                let confirmed = world.t.env.dead
                     || world.t_phase() == TargetPhase::Closed(TargetOutcome::Resumed);
                 if !confirmed {
                     return Err("the source was killed before the target was confirmed");
@@ -160,9 +184,10 @@ fn kill_frozen(world: &mut World, side: Side) -> Result<(), Broken> {
 
 fn target_may_be_ended(world: &World) -> Result<(), Broken> {
     match world.t_phase() {
-        TargetPhase::Voted | TargetPhase::Committed | TargetPhase::Thawing | TargetPhase::Thawed => {
-            Err("a voted target was killed undecided")
-        }
+        TargetPhase::Voted
+        | TargetPhase::Committed
+        | TargetPhase::Thawing
+        | TargetPhase::Thawed => Err("a voted target was killed undecided"),
         _ => Ok(()),
     }
 }
@@ -237,9 +262,7 @@ pub fn start_holder<R: Role>(world: &World, which: Which) -> Option<World> {
     }
     let free = match which {
         Which::First => host.holder.is_none() && !R::is_final(&host.word),
-        Which::Second => {
-            host.holder.is_some() && host.second.is_none() && !holds(Rule::OneHolder)
-        }
+        Which::Second => host.holder.is_some() && host.second.is_none() && !holds(Rule::OneHolder),
     };
     if !free {
         return None;
@@ -256,11 +279,7 @@ pub fn start_holder<R: Role>(world: &World, which: Which) -> Option<World> {
 }
 
 /// An event for an idle holder. `None`: it is busy or absent.
-pub fn feed<R: Role>(
-    world: &World,
-    which: Which,
-    event: <R as Machine>::Event,
-) -> Option<World> {
+pub fn feed<R: Role>(world: &World, which: Which, event: <R as Machine>::Event) -> Option<World> {
     let mut next = world.clone();
     let driver = slot::<R>(&mut next, which).as_mut()?;
     if !driver.is_idle() {

@@ -75,9 +75,13 @@ pub enum Fault {
     SecondHolder,
     /// A call to begin arrives after the Migration was finished or decided.
     LateBegin,
+    /// Before the vote an effect fails.
+    EffectFails,
+    /// The tasks end by themselves (exit, OOM), frozen or not.
+    TasksDie,
 }
 
-pub const FAULTS: usize = 15;
+pub const FAULTS: usize = 17;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Api {
@@ -146,8 +150,10 @@ pub struct World {
 /// What the model needs to know of a side's machine.
 pub trait Role: Machine + Sized + Clone {
     const SIDE: Side;
-    fn recover(entries: &[Self::Entry], facts: Facts)
-    -> (Self, Vec<Effect<Self::Entry, Self::Word>>);
+    fn recover(
+        entries: &[Self::Entry],
+        facts: Facts,
+    ) -> (Self, Vec<Effect<Self::Entry, Self::Word>>);
     fn read(read: Read) -> Self::Event;
     fn begin() -> Self::Event;
     fn poked() -> Self::Event;
@@ -385,16 +391,10 @@ impl World {
             return Err("the target says that it never ran, but it did");
         }
         let s_phase = self.s_phase();
-        let held_back = matches!(s_phase, SourcePhase::Voted | SourcePhase::Committed | SourcePhase::Moved);
+        let held_back =
+            matches!(s_phase, SourcePhase::Voted | SourcePhase::Committed | SourcePhase::Moved);
         if held_back && self.s.env.runs() {
             return Err("a voted source runs undecided");
-        }
-        if self.s.env.runs()
-            && matches!(self.s.env.record, Some(RecordState::Frozen | RecordState::Moved))
-            && !self.s.env.dying
-            && !matches!(s_phase, SourcePhase::Freezing)
-        {
-            return Err("the source runs behind a closed record");
         }
         if self.s.env.runs() && self.t_ran && !self.s.env.sockets_destroyed && !self.s.env.rebooted
         {
@@ -411,7 +411,8 @@ impl World {
         let idle = |queue: bool, dead: bool| dead || queue;
         let s_idle = self.s.holder.as_ref().is_none_or(Driver::is_idle);
         let t_idle = self.t.holder.as_ref().is_none_or(Driver::is_idle);
-        let s_closed = self.s.env.dead || self.s.journal.is_empty() || self.s.word.outcome.is_some();
+        let s_closed =
+            self.s.env.dead || self.s.journal.is_empty() || self.s.word.outcome.is_some();
         let t_closed = self.t.env.dead || self.t.journal.is_empty() || self.t.word.closed;
         if self.api.exists
             || !quiet(&self.s.env)
@@ -423,8 +424,10 @@ impl World {
         {
             return false;
         }
-        let target_won = self.t.word.outcome == Some(TargetOutcome::Resumed)
-            || (self.t.env.dead && self.s.word.outcome == Some(SourceOutcome::Released));
+        let target_won = match self.s.word.outcome {
+            Some(outcome) => outcome == SourceOutcome::Released,
+            None => self.s.env.dead && self.t.word.outcome == Some(TargetOutcome::Resumed),
+        };
         let winner = if target_won { Side::T } else { Side::S };
         let runs = self.env(winner).runs() || self.replica;
         let loser = if target_won { &self.s.env } else { &self.t.env };

@@ -1,2 +1,7 @@
-//! Chained CNI plugin.
-fn main() {}
+//! `transship-cni`, the chained CNI plugin.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    transship_shim::cni::run()
+}

@@ -174,17 +174,15 @@ impl Group {
     pub fn remove(&self) -> Result<()> {
         for directory in self.directories() {
             // The kernel lets go of a group some time after its last process.
-            wait_for(
-                format!("removing {}", directory.display()),
-                Duration::from_secs(10),
-                || match remove_tree(&directory) {
+            wait_for(format!("removing {}", directory.display()), Duration::from_secs(10), || {
+                match remove_tree(&directory) {
                     Ok(()) => Ok(Some(())),
                     Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(None),
                     Err(error) => {
                         Err(error).with_context(|| format!("removing {}", directory.display()))
                     }
-                },
-            )?;
+                }
+            })?;
         }
         Ok(())
     }

@@ -52,9 +52,10 @@ fn parse_nodes(list: &Value) -> Result<BTreeMap<String, NodeView>> {
         .iter()
         .map(|node| {
             let conditions = node["status"]["conditions"].as_array();
-            let ready = conditions.into_iter().flatten().any(|condition| {
-                condition["type"] == "Ready" && condition["status"] == "True"
-            });
+            let ready = conditions
+                .into_iter()
+                .flatten()
+                .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             let boot_id = text(&node["status"]["nodeInfo"]["bootID"]);
             (text(&node["metadata"]["name"]), NodeView { ready, boot_id })
@@ -103,7 +104,8 @@ pub fn restart_workloads(namespace: &str) -> Result<()> {
         run(&mut kubectl(&["rollout", "restart", name, &namespace]))?;
     }
     for name in names.lines() {
-        if let Err(error) = run(&mut kubectl(&["rollout", "status", name, &namespace, "--timeout=180s"]))
+        if let Err(error) =
+            run(&mut kubectl(&["rollout", "status", name, &namespace, "--timeout=180s"]))
         {
             bail!("{name} does not come up again: {error:#}");
         }

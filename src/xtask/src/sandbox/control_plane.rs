@@ -1,5 +1,4 @@
-//! The control plane: etcd, API server, controller manager and scheduler, in a machine that shares
-//! the host's network.
+//! The control plane: etcd, API server, controller manager and scheduler on a machine of their own.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -8,15 +7,16 @@ use anyhow::Result;
 use super::{
     caches::Caches,
     cmd::write_file,
-    layout::{API_SERVER, CONTROL_PLANE, HOST_ADDRESS, SERVICE_NETWORK, machine, pki},
-    machine::{Bind, Condition, Service, Specification},
+    layout::{
+        API_SERVER, CONTROL_PLANE, CONTROL_PLANE_ADDRESS, CONTROL_PLANE_MACS,
+        CONTROL_PLANE_POD_ADDRESS, HOST_ADDRESS, SERVICE_NETWORK, machine, pki,
+    },
+    machine::{Bind, Condition, Interface, Network, Service, Specification},
 };
 
 const SCHEDULER: &str = include_str!("../../sandbox-assets/kube-scheduler.yaml");
 const PKI: &str = "/etc/kubernetes/pki";
-/// Not the usual ports: the host may have an etcd of its own.
-const ETCD: &str = "127.0.0.1:12379";
-const ETCD_PEER: &str = "127.0.0.1:12380";
+const ETCD: &str = "127.0.0.1:2379";
 
 /// What the machine is.
 pub fn specification(caches: &Caches, boot_id: String) -> Specification {
@@ -28,8 +28,25 @@ pub fn specification(caches: &Caches, boot_id: String) -> Specification {
             Bind { source: caches.kubernetes.clone(), target: "/opt/kubernetes".into() },
             Bind { source: pki(), target: PKI.into() },
         ],
-        network: None,
+        network: Network {
+            interfaces: vec![
+                Interface {
+                    cable: "eth0".into(),
+                    bridge: None,
+                    address: format!("{CONTROL_PLANE_ADDRESS}/24"),
+                    mac: CONTROL_PLANE_MACS[0].to_owned(),
+                },
+                Interface {
+                    cable: "eth1".into(),
+                    bridge: None,
+                    address: format!("{CONTROL_PLANE_POD_ADDRESS}/16"),
+                    mac: CONTROL_PLANE_MACS[1].to_owned(),
+                },
+            ],
+            gateway: HOST_ADDRESS.to_owned(),
+        },
         sysctls: BTreeMap::new(),
+        shielded: BTreeMap::new(),
         services: vec![etcd(), api_server(), controller_manager(), scheduler()],
         boot_id,
     }
@@ -55,9 +72,6 @@ fn etcd() -> Service {
         "--unsafe-no-fsync".into(),
         format!("--listen-client-urls=http://{ETCD}"),
         format!("--advertise-client-urls=http://{ETCD}"),
-        format!("--listen-peer-urls=http://{ETCD_PEER}"),
-        format!("--initial-advertise-peer-urls=http://{ETCD_PEER}"),
-        format!("--initial-cluster=default=http://{ETCD_PEER}"),
     ];
     service("etcd", vec![], command)
 }
@@ -68,11 +82,11 @@ fn api_server() -> Service {
         format!("--etcd-servers=http://{ETCD}"),
         "--secure-port=6443".into(),
         "--bind-address=0.0.0.0".into(),
-        format!("--advertise-address={HOST_ADDRESS}"),
+        format!("--advertise-address={CONTROL_PLANE_ADDRESS}"),
         "--allow-privileged=true".into(),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
-        // Webhooks are called at their pods' addresses: the host has no kube-proxy.
+        // Webhooks are called at their pods' addresses: there is no kube-proxy here.
         "--enable-aggregator-routing=true".into(),
         format!("--service-cluster-ip-range={SERVICE_NETWORK}"),
         format!("--client-ca-file={PKI}/ca.crt"),

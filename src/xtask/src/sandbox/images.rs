@@ -156,11 +156,7 @@ pub fn import_here() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn synchronise(
-    list: &[Archive],
-    place: &str,
-    ctr: impl Fn() -> Result<Command>,
-) -> Result<()> {
+fn synchronise(list: &[Archive], place: &str, ctr: impl Fn() -> Result<Command>) -> Result<()> {
     let have = output(ctr()?.args(["--namespace=k8s.io", "images", "list"]))?;
     let have = parse_image_list(&have);
     for archive in missing(list, &have) {
@@ -219,9 +215,7 @@ mod tests {
     fn only_what_is_missing_or_different_is_imported() {
         let list: Vec<Archive> = ["localhost/a:1", "localhost/b:1", "localhost/c:1"]
             .into_iter()
-            .map(|name| {
-                describe(name.into(), &[entry(Some(name))], Path::new("a.tar")).unwrap()
-            })
+            .map(|name| describe(name.into(), &[entry(Some(name))], Path::new("a.tar")).unwrap())
             .collect();
         let have = parse_image_list(
             "REF TYPE DIGEST SIZE PLATFORMS LABELS\n\

@@ -11,12 +11,18 @@ pub const CACHE: &str = "/var/cache/transship-sandbox";
 
 /// The machine (namespaces and supervisor) that runs etcd, API server, controllers and scheduler.
 pub const CONTROL_PLANE: &str = "control-plane";
-/// The bridge on the host that all nodes are plugged into.
-pub const BRIDGE: &str = "ts0";
-/// The host on the nodes' network, which is where the API server listens.
+/// The host in the node network.
 pub const HOST_ADDRESS: &str = "10.250.0.1";
+/// The control plane in the node network.
+pub const CONTROL_PLANE_ADDRESS: &str = "10.250.0.2";
+/// The control plane in the pod network, so that it reaches webhooks at their pods' addresses.
+pub const CONTROL_PLANE_POD_ADDRESS: &str = "10.244.0.2";
+/// MACs of the control plane in both networks.
+pub const CONTROL_PLANE_MACS: [&str; 2] = ["02:54:53:00:fe:00", "02:54:53:00:fe:01"];
+/// The control plane in the names of its links, which have at most 15 characters.
+pub const CONTROL_PLANE_SHORT: &str = "control";
 /// The API server.
-pub const API_SERVER: &str = "https://10.250.0.1:6443";
+pub const API_SERVER: &str = "https://10.250.0.2:6443";
 /// All pods of all nodes: one flat layer-2 network.
 pub const POD_NETWORK: &str = "10.244.0.0/16";
 /// ClusterIPs.
@@ -39,6 +45,16 @@ pub fn cache(path: &str) -> PathBuf {
 /// The administrator's kubeconfig.
 pub fn kubeconfig() -> PathBuf {
     state("kubeconfig")
+}
+
+/// kubectl of the cluster's version.
+pub fn kubectl() -> PathBuf {
+    super::caches::kubernetes_directory().join("kubectl")
+}
+
+/// Helm.
+pub fn helm() -> PathBuf {
+    super::caches::kubernetes_directory().join("helm")
 }
 
 /// Image archives that every node is to have.
@@ -110,15 +126,15 @@ impl Node {
         (format!("10.244.{}.2", self.0), format!("10.244.{}.254", self.0))
     }
 
-    /// MAC of the node's bridge. Fixed, since a bridge otherwise takes the lowest of its ports' and
-    /// changes it under the neighbours' feet when a pod comes or goes.
+    /// MAC in the node network.
     pub fn mac(self) -> String {
         format!("02:54:53:00:00:{:02x}", self.0)
     }
 
-    /// The node's cable on the host's side.
-    pub fn link(self) -> String {
-        format!("ts-{}", self.name())
+    /// MAC of the node's bridge for pods. A bridge without one of its own takes the lowest of its
+    /// ports' and changes it when a pod comes or goes.
+    pub fn bridge_mac(self) -> String {
+        format!("02:54:53:00:01:{:02x}", self.0)
     }
 }
 
@@ -134,7 +150,6 @@ mod tests {
         assert_eq!(nodes.len(), usize::from(MAX_NODES));
         for node in &nodes {
             assert_eq!(Node::parse(&node.name()).unwrap(), *node);
-            assert!(node.link().len() <= 15, "a link's name has at most 15 characters");
         }
         assert_eq!(nodes[1].name(), "node-b");
         assert_eq!(nodes[1].address(), "10.250.0.12");

@@ -17,6 +17,7 @@ use super::{
     chart, cluster,
     cmd::{note, step, wait_for},
     control_plane, images,
+    init::SETTINGS,
     layout::{self, CONTROL_PLANE, Node},
     machine::{Machine, fresh_boot_id},
     network, node, pki,
@@ -44,14 +45,13 @@ pub fn up(wanted: Wanted) -> Result<()> {
     let caches = caches::ensure()?;
     let mut state = adopt(&recipe(&caches)?)?;
     state.nodes = state.nodes.max(wanted.nodes.unwrap_or(DEFAULT_NODES));
-    sysctl::remember(&mut state);
     state.save()?;
     sysctl::apply()?;
     install_program()?;
     pki::ensure()?;
     state.nodes().try_for_each(pki::ensure_node)?;
     images::remember_pause(&caches.pause)?;
-    network::ensure_bridge()?;
+    network::ensure_bridges()?;
 
     ensure_control_plane(&caches)?;
     let boots = ensure_nodes(&caches, &state)?;
@@ -118,17 +118,8 @@ fn install_program() -> Result<()> {
 }
 
 fn ensure_control_plane(caches: &Caches) -> Result<()> {
-    let machine = Machine::control_plane();
-    if !machine.whole() {
-        step(format!("started {CONTROL_PLANE}"), || start_control_plane(&machine, caches))?;
-    }
+    ensure_machine(&Machine::control_plane(), caches)?;
     step("API server is ready", cluster::wait_for_api)
-}
-
-fn start_control_plane(machine: &Machine, caches: &Caches) -> Result<()> {
-    machine.end()?;
-    control_plane::write_files(&machine.directory())?;
-    machine.start(&control_plane::specification(caches, fresh_boot_id()?))
 }
 
 /// Starts the nodes that do not run and heals those that are cut off. Answers the boot of each.
@@ -137,7 +128,11 @@ fn ensure_nodes(caches: &Caches, state: &State) -> Result<BTreeMap<Node, String>
     thread::scope(|scope| {
         let workers: Vec<_> = nodes
             .iter()
-            .map(|&node| scope.spawn(move || ensure_node(node, caches).map(|boot| (node, boot))))
+            .map(|&node| {
+                scope.spawn(move || {
+                    ensure_machine(&Machine::of(node), caches).map(|boot| (node, boot))
+                })
+            })
             .collect();
         workers
             .into_iter()
@@ -146,37 +141,43 @@ fn ensure_nodes(caches: &Caches, state: &State) -> Result<BTreeMap<Node, String>
     })
 }
 
-fn ensure_node(node: Node, caches: &Caches) -> Result<String> {
-    let machine = Machine::of(node);
+/// Starts a machine that does not run as a whole, heals it if it is cut off. Answers its boot.
+fn ensure_machine(machine: &Machine, caches: &Caches) -> Result<String> {
     if !machine.whole() {
-        step(format!("started {}", node.name()), || start_node(node, caches))?;
-    } else if network::partitioned(node) {
-        network::set_up(node, true)?;
-        note(format!("healed {}", node.name()));
+        step(format!("started {}", machine.name()), || start_machine(machine, caches))?;
+    } else if machine.partitioned() {
+        machine.connect(true)?;
+        note(format!("healed {}", machine.name()));
     }
-    boot_id(&machine)
-}
-
-/// Boots a node.
-fn start_node(node: Node, caches: &Caches) -> Result<()> {
-    let machine = Machine::of(node);
-    machine.end()?;
-    node::write_files(node, &machine.directory())?;
-    machine.start(&node::specification(node, caches, fresh_boot_id()?))
-}
-
-fn boot_id(machine: &Machine) -> Result<String> {
-    let file = machine.inside(machine.running()?, "/run/sandbox/boot_id");
+    let file = format!("{SETTINGS}/kernel.random.boot_id");
+    let file = machine.inside(machine.running()?, &file);
     let id = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     Ok(id.trim().to_owned())
 }
 
+fn start_machine(machine: &Machine, caches: &Caches) -> Result<()> {
+    machine.end()?;
+    let boot_id = fresh_boot_id()?;
+    let specification = match Node::parse(machine.name()) {
+        Ok(node) => {
+            node::write_files(node, &machine.directory())?;
+            node::specification(node, caches, boot_id)
+        }
+        Err(_) => {
+            control_plane::write_files(&machine.directory())?;
+            control_plane::specification(caches, boot_id)
+        }
+    };
+    machine.start(&specification)
+}
+
 /// The host reaches ClusterIPs through the first node that runs.
 fn route_services(state: &State) -> Result<()> {
-    let through = state
-        .nodes()
-        .find(|&node| Machine::of(node).init().is_some() && !network::partitioned(node));
-    network::route_services(through)
+    let reachable = |node: &Node| {
+        let machine = Machine::of(*node);
+        machine.init().is_some() && !machine.partitioned()
+    };
+    network::route_services(state.nodes().find(reachable))
 }
 
 /// Puts kubectl and helm onto PATH where the machine has none.
@@ -200,41 +201,46 @@ pub fn present() -> Result<State> {
     State::load().context("there is no sandbox: `cargo xtask sandbox up` makes one")
 }
 
-fn node_of(state: &State, name: &str) -> Result<Node> {
-    let node = Node::parse(name)?;
-    if state.nodes().any(|each| each == node) {
-        return Ok(node);
+fn machine_of(state: &State, name: &str) -> Result<Machine> {
+    let machine = Machine::parse(name)?;
+    if name == CONTROL_PLANE || state.nodes().any(|node| node.name() == name) {
+        return Ok(machine);
     }
     bail!("{name} is not a node of the sandbox, which has {}", state.nodes)
 }
 
-/// Ends a node as a loss of power does.
+/// Ends a machine as a loss of power does.
 pub fn kill(name: &str) -> Result<()> {
     let _lock = Lock::take()?;
     let state = present()?;
-    let node = node_of(&state, name)?;
-    step(format!("killed {name}"), || Machine::of(node).end())?;
+    let machine = machine_of(&state, name)?;
+    step(format!("killed {name}"), || machine.end())?;
     route_services(&state)
 }
 
-/// Boots a node that does not run, and waits until it is Ready.
+/// Boots a machine that does not run, and waits until it does its work.
 pub fn start(name: &str) -> Result<()> {
     let _lock = Lock::take()?;
     let state = present()?;
-    let node = node_of(&state, name)?;
+    let machine = machine_of(&state, name)?;
     let caches = caches::ensure()?;
-    let boot = ensure_node(node, &caches)?;
-    step(format!("{name} is Ready"), || cluster::wait_for_nodes(&[(node, boot)].into()))?;
+    let boot = ensure_machine(&machine, &caches)?;
+    match Node::parse(name) {
+        Ok(node) => {
+            step(format!("{name} is Ready"), || cluster::wait_for_nodes(&[(node, boot)].into()))?;
+        }
+        Err(_) => step("API server is ready", cluster::wait_for_api)?,
+    }
     route_services(&state)
 }
 
-/// Cuts (`false`) or repairs (`true`) the cable of a running node.
+/// Cuts (`false`) or repairs (`true`) the cable of a running machine.
 pub fn connect(name: &str, up: bool) -> Result<()> {
     let _lock = Lock::take()?;
     let state = present()?;
-    let node = node_of(&state, name)?;
-    Machine::of(node).running()?;
-    network::set_up(node, up)?;
+    let machine = machine_of(&state, name)?;
+    machine.running()?;
+    machine.connect(up)?;
     note(format!("{} {name}", if up { "healed" } else { "partitioned" }));
     route_services(&state)
 }
@@ -263,9 +269,7 @@ fn remove_all() -> Result<()> {
     group.kill()?;
     group.remove()?;
     network::remove()?;
-    if let Some(state) = State::load() {
-        sysctl::restore(&state)?;
-    }
+    sysctl::restore()?;
     remove_state()?;
     check_nothing_left(&group)
 }

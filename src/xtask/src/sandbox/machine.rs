@@ -38,10 +38,13 @@ pub struct Specification {
     pub directory: PathBuf,
     /// Directories of the host seen inside.
     pub binds: Vec<Bind>,
-    /// A network namespace of its own; without it the host's.
-    pub network: Option<Network>,
-    /// Settings of that namespace.
+    /// Its place in the network.
+    pub network: Network,
+    /// Settings of its network namespace.
     pub sysctls: BTreeMap<String, String>,
+    /// Settings of the whole kernel that the machine sees as given here, and may change for itself
+    /// only.
+    pub shielded: BTreeMap<String, String>,
     /// What runs, in order of starting.
     pub services: Vec<Service>,
     /// New with each start.
@@ -57,15 +60,26 @@ pub struct Bind {
     pub target: PathBuf,
 }
 
-/// Addresses of a node's bridge `cni0`, which its cable `eth0` and its pods are plugged into.
+/// A machine's place in the network.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Network {
-    /// With prefix length.
-    pub addresses: Vec<String>,
-    /// MAC of the bridge.
-    pub mac: String,
+    /// The cables.
+    pub interfaces: Vec<Interface>,
     /// Default route.
     pub gateway: String,
+}
+
+/// One cable of a machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its end in the machine: `eth0` in the node network, `eth1` in the pod network.
+    pub cable: String,
+    /// A bridge that the cable is plugged into, and that has the addresses instead of it.
+    pub bridge: Option<String>,
+    /// With prefix length.
+    pub address: String,
+    /// The same at every start, since neighbours remember it.
+    pub mac: String,
 }
 
 /// A supervised program.
@@ -116,19 +130,22 @@ pub struct Birth {
 #[derive(Debug, Clone)]
 pub struct Machine {
     name: String,
-    /// The node whose cable the machine has.
-    node: Option<Node>,
+    /// What its cables are called after.
+    short: String,
 }
 
 impl Machine {
     /// The machine of a node.
     pub fn of(node: Node) -> Self {
-        Self { name: node.name(), node: Some(node) }
+        Self { name: node.name(), short: node.name() }
     }
 
     /// The machine of the control plane.
     pub fn control_plane() -> Self {
-        Self { name: layout::CONTROL_PLANE.to_owned(), node: None }
+        Self {
+            name: layout::CONTROL_PLANE.to_owned(),
+            short: layout::CONTROL_PLANE_SHORT.to_owned(),
+        }
     }
 
     /// By name.
@@ -165,7 +182,10 @@ impl Machine {
 
     /// A path inside the running machine, seen from the host.
     pub fn inside(&self, init: Process, path: &str) -> PathBuf {
-        Path::new("/proc").join(init.pid.to_string()).join("root").join(path.trim_start_matches('/'))
+        Path::new("/proc")
+            .join(init.pid.to_string())
+            .join("root")
+            .join(path.trim_start_matches('/'))
     }
 
     /// What its services do; none while it is not running or not yet that far.
@@ -176,7 +196,17 @@ impl Machine {
 
     /// Whether it runs and nothing that the host gives it is missing.
     pub fn whole(&self) -> bool {
-        self.services().is_some() && self.node.is_none_or(network::connected)
+        self.services().is_some() && network::connected(&self.short)
+    }
+
+    /// Whether its cables are cut.
+    pub fn partitioned(&self) -> bool {
+        network::partitioned(&self.short)
+    }
+
+    /// Cuts (`false`) or repairs its cables.
+    pub fn connect(&self, up: bool) -> Result<()> {
+        network::set_up(&self.short, up)
     }
 
     /// Boots it. What is left of an earlier life is ended first; its disk remains.
@@ -207,11 +237,9 @@ impl Machine {
             check()?;
             Ok(self.init())
         })?;
-        if let Some(node) = self.node {
-            // The launcher stands beside the machine's groups, which version 2 does not like.
-            Group::machine(&self.name)?.settle(launcher_pid)?;
-            network::connect(node, init.pid)?;
-        }
+        // The launcher stands beside the machine's groups, which version 2 does not like.
+        Group::machine(&self.name)?.settle(launcher_pid)?;
+        network::connect(&self.short, init.pid)?;
         wait_for(format!("{} boots", self.name), limit, || {
             check()?;
             Ok(self.services())
@@ -227,18 +255,16 @@ impl Machine {
 
     /// Ends it as a loss of power does: nobody in it is asked, and its peers hear nothing more.
     pub fn end(&self) -> Result<()> {
-        if let Some(node) = self.node.filter(|&node| network::connected(node)) {
+        if network::connected(&self.short) {
             // First of all: the kernel would say goodbye to the peers of a killed process.
-            network::set_up(node, false)?;
+            network::set_up(&self.short, false)?;
         }
         if let Some(init) = self.init() {
             process::kill(init.pid);
         }
         let group = Group::machine(&self.name)?;
         group.kill()?;
-        if let Some(node) = self.node {
-            network::disconnect(node)?;
-        }
+        network::disconnect(&self.short)?;
         group.remove()?;
         match fs::remove_file(self.directory().join("init.json")) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),

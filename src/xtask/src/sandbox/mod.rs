@@ -9,11 +9,11 @@ mod caches;
 mod cgroup;
 mod chart;
 mod cluster;
-mod cmd;
+pub mod cmd;
 mod control_plane;
 mod images;
 mod init;
-mod layout;
+pub mod layout;
 mod lifecycle;
 mod machine;
 mod network;
@@ -24,11 +24,7 @@ mod report;
 mod state;
 mod sysctl;
 
-use std::{
-    os::unix::process::CommandExt,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{os::unix::process::CommandExt, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
@@ -73,22 +69,22 @@ enum Verb {
     },
     /// End a node as a loss of power does; its disk stays
     Kill {
-        /// node-a, …
+        /// node-a, … or control-plane
         node: String,
     },
     /// Boot a node and wait until it is Ready
     Start {
-        /// node-a, …
+        /// node-a, … or control-plane
         node: String,
     },
     /// Cut a node's network
     Partition {
-        /// node-a, …
+        /// node-a, … or control-plane
         node: String,
     },
     /// Repair a node's network
     Heal {
-        /// node-a, …
+        /// node-a, … or control-plane
         node: String,
     },
     /// Print the logs of a node's services
@@ -102,14 +98,10 @@ enum Verb {
     },
     /// Enter a machine's namespaces (started by `up`)
     #[command(hide = true)]
-    Launch {
-        specification: PathBuf,
-    },
+    Launch { specification: PathBuf },
     /// Be a machine's first process (started by `launch`)
     #[command(hide = true)]
-    Init {
-        specification: PathBuf,
-    },
+    Init { specification: PathBuf },
     /// Import images before kubelet starts (a service of a node)
     #[command(hide = true)]
     ImportImages,
@@ -141,4 +133,39 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Verb::ImportImages => return images::import_here(),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+// --- What the other tasks use ------------------------------------------------------------------
+
+/// Installs the programs of the host that tasks need.
+pub fn ensure_tools() -> Result<()> {
+    caches::ensure_tools()
+}
+
+/// The Debian mirror that this machine uses.
+pub fn debian_mirror() -> String {
+    caches::debian_mirror()
+}
+
+/// The sandbox with the chart, as `cargo xtask sandbox up` makes it.
+pub fn up() -> Result<()> {
+    lifecycle::up(lifecycle::Wanted::default())
+}
+
+/// Removes the sandbox.
+pub fn down() -> Result<()> {
+    lifecycle::down()
+}
+
+/// Names of the nodes.
+pub fn nodes() -> Result<Vec<String>> {
+    Ok(lifecycle::present()?.nodes().map(layout::Node::name).collect())
+}
+
+/// A command inside a node.
+pub fn exec_command(node: &str, command: &[&str]) -> Result<std::process::Command> {
+    let [program, arguments @ ..] = command else { anyhow::bail!("nothing to run") };
+    let mut inside = machine::Machine::parse(node)?.command(program)?;
+    inside.args(arguments);
+    Ok(inside)
 }

@@ -1,4 +1,8 @@
-//! The cables between nodes and host: a bridge with one veth pair per node.
+//! The cables between machines and host.
+//!
+//! Two networks, each a bridge on the host with a veth pair to every machine: one for the nodes, one
+//! flat for all pods. On one and the same bridge a node could not pass a client of a Service from
+//! outside on to a pod of another node, since a bridge does not send a frame back where it came from.
 
 use std::{fs, path::Path};
 
@@ -6,24 +10,58 @@ use anyhow::{Context, Result};
 
 use super::{
     cmd::{ip, output, words},
-    layout::{BRIDGE, HOST_ADDRESS, Node, SERVICE_NETWORK},
+    layout::{CONTROL_PLANE_SHORT, HOST_ADDRESS, Node, SERVICE_NETWORK},
 };
 
-const BRIDGE_MAC: &str = "02:54:53:00:00:00";
+/// A network as the host sees it.
+struct Network {
+    bridge: &'static str,
+    mac: &'static str,
+    /// The host in it.
+    address: &'static str,
+    /// Begins the names of the cables on the host's side.
+    prefix: &'static str,
+    /// The cables' other ends, in the machines.
+    end: &'static str,
+}
+
+const NETWORKS: [Network; 2] = [
+    Network {
+        bridge: "ts0",
+        mac: "02:54:53:00:ff:00",
+        address: "10.250.0.1/24",
+        prefix: "ts-",
+        end: "eth0",
+    },
+    // The host reaches pods, and they it.
+    Network {
+        bridge: "ts1",
+        mac: "02:54:53:00:ff:01",
+        address: "10.244.0.1/16",
+        prefix: "tp-",
+        end: "eth1",
+    },
+];
 
 fn exists(link: &str) -> bool {
     Path::new("/sys/class/net").join(link).exists()
 }
 
-/// Whether the node's cable is there.
-pub fn connected(node: Node) -> bool {
-    exists(&node.link())
+fn cables(machine: &str) -> [String; 2] {
+    NETWORKS.map(|network| format!("{}{machine}", network.prefix))
 }
 
-/// Whether the node's cable is there but cut.
-pub fn partitioned(node: Node) -> bool {
-    let flags = fs::read_to_string(format!("/sys/class/net/{}/flags", node.link()));
-    flags.is_ok_and(|flags| !has_up_flag(&flags))
+/// Whether the machine's cables are there.
+pub fn connected(machine: &str) -> bool {
+    cables(machine).iter().all(|link| exists(link))
+}
+
+/// Whether a cable of the machine is there but cut.
+pub fn partitioned(machine: &str) -> bool {
+    cables(machine).iter().any(|link| {
+        let flags = fs::read_to_string(format!("/sys/class/net/{link}/flags"));
+        flags.is_ok_and(|flags| !has_up_flag(&flags))
+    })
 }
 
 fn has_up_flag(flags: &str) -> bool {
@@ -31,29 +69,32 @@ fn has_up_flag(flags: &str) -> bool {
     number.is_ok_and(|flags| flags & 1 == 1)
 }
 
-/// Makes the bridge, or completes it.
-pub fn ensure_bridge() -> Result<()> {
-    if !exists(BRIDGE) {
-        ip(&["link", "add", BRIDGE, "address", BRIDGE_MAC, "type", "bridge"])?;
+/// Makes the bridges, or completes them.
+pub fn ensure_bridges() -> Result<()> {
+    for network in NETWORKS {
+        if !exists(network.bridge) {
+            ip(&["link", "add", network.bridge, "address", network.mac, "type", "bridge"])?;
+        }
+        ip(&["address", "replace", network.address, "dev", network.bridge])?;
+        ip(&["link", "set", network.bridge, "up"])?;
     }
-    ip(&["address", "replace", &format!("{HOST_ADDRESS}/24"), "dev", BRIDGE])?;
-    // The host is on the pods' network, too: it reaches pods (webhooks), and they it.
-    ip(&["address", "replace", "10.244.0.1/16", "dev", BRIDGE])?;
-    ip(&["link", "set", BRIDGE, "up"])
+    Ok(())
 }
 
-/// Plugs a new cable into the network namespace of process `pid`, where its end is called `eth0`.
-pub fn connect(node: Node, pid: i32) -> Result<()> {
-    disconnect(node)?;
-    let (link, pid) = (node.link(), pid.to_string());
-    ip(&["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &pid])
-        .with_context(|| format!("connecting {}", node.name()))?;
-    ip(&["link", "set", &link, "master", BRIDGE, "up"])
+/// Plugs new cables into the network namespace of process `pid`.
+pub fn connect(machine: &str, pid: i32) -> Result<()> {
+    disconnect(machine)?;
+    let pid = pid.to_string();
+    for (network, link) in NETWORKS.iter().zip(cables(machine)) {
+        ip(&["link", "add", &link, "type", "veth", "peer", "name", network.end, "netns", &pid])
+            .with_context(|| format!("plugging in {link}"))?;
+    }
+    set_up(machine, true)
 }
 
-/// Removes the node's cable.
-pub fn disconnect(node: Node) -> Result<()> {
-    delete(&node.link())
+/// Removes the machine's cables.
+pub fn disconnect(machine: &str) -> Result<()> {
+    cables(machine).iter().try_for_each(|link| delete(link))
 }
 
 fn delete(link: &str) -> Result<()> {
@@ -67,18 +108,26 @@ fn delete(link: &str) -> Result<()> {
     }
 }
 
-/// Cuts (`false`) or repairs the node's cable.
-pub fn set_up(node: Node, up: bool) -> Result<()> {
-    ip(&["link", "set", &node.link(), if up { "up" } else { "down" }])
+/// Cuts (`false`) or repairs the cables that a machine has.
+pub fn set_up(machine: &str, up: bool) -> Result<()> {
+    for (network, link) in NETWORKS.iter().zip(cables(machine)) {
+        match (exists(&link), up) {
+            (false, _) => {}
+            (true, false) => ip(&["link", "set", &link, "down"])?,
+            // Also plugs in what somebody began to plug in.
+            (true, true) => ip(&["link", "set", &link, "master", network.bridge, "up"])?,
+        }
+    }
+    Ok(())
 }
 
 /// Lets the host reach ClusterIPs through this node, or not at all.
 pub fn route_services(through: Option<Node>) -> Result<()> {
     match through {
-        Some(node) => ip(&[
-            "route", "replace", SERVICE_NETWORK, "via", &node.address(), "dev", BRIDGE, "src",
-            HOST_ADDRESS,
-        ]),
+        Some(node) => {
+            let route = [SERVICE_NETWORK, "via", &node.address(), "src", HOST_ADDRESS];
+            ip(&[&["route", "replace"], &route[..]].concat())
+        }
         None => {
             let route = output(&mut words("ip", &["route", "show", SERVICE_NETWORK]))?;
             let there = !route.trim().is_empty();
@@ -92,12 +141,21 @@ pub fn links() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir("/sys/class/net").context("listing network links")? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if name == BRIDGE || name.strip_prefix("ts-").is_some_and(|name| Node::parse(name).is_ok())
-        {
+        if is_ours(&name) {
             names.push(name);
         }
     }
     Ok(names)
+}
+
+fn is_ours(name: &str) -> bool {
+    NETWORKS.iter().any(|network| {
+        let machine = name.strip_prefix(network.prefix);
+        name == network.bridge
+            || machine.is_some_and(|machine| {
+                machine == CONTROL_PLANE_SHORT || Node::parse(machine).is_ok()
+            })
+    })
 }
 
 /// Removes all links of the sandbox.
@@ -108,6 +166,20 @@ pub fn remove() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_are_ours_by_name_and_short_enough() {
+        for node in Node::first(u8::MAX) {
+            for link in cables(&node.name()) {
+                assert!(is_ours(&link) && link.len() <= 15, "{link}");
+            }
+        }
+        for link in cables(CONTROL_PLANE_SHORT) {
+            assert!(is_ours(&link) && link.len() <= 15, "{link}");
+        }
+        assert!(is_ours("ts0") && is_ours("ts1"));
+        assert!(!is_ours("eth0") && !is_ours("ts-other") && !is_ours("ts2"));
+    }
 
     #[test]
     fn a_link_is_up_when_the_lowest_flag_is_set() {

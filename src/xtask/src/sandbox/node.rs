@@ -9,7 +9,7 @@ use super::{
     cmd::{fill, write_file, write_new_file},
     images,
     layout::{self, HOST_ADDRESS, Node, POD_NETWORK},
-    machine::{Bind, Condition, Network, Service, Specification, fresh_boot_id},
+    machine::{Bind, Condition, Interface, Network, Service, Specification, fresh_boot_id},
 };
 
 const CNI: &str = include_str!("../../sandbox-assets/cni.conflist");
@@ -23,9 +23,23 @@ const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 pub fn specification(node: Node, caches: &Caches, boot_id: String) -> Specification {
     let sysctls = [
         ("net.ipv4.ip_forward", "1"),
+        // A node forwards between neighbours of one link (a client of a Service and its pod); told to
+        // speak to each other directly, they would pass by the translation of addresses.
+        ("net.ipv4.conf.all.send_redirects", "0"),
+        ("net.ipv4.conf.default.send_redirects", "0"),
         // Replies of a Service over the flat network have to pass conntrack.
         ("net.bridge.bridge-nf-call-iptables", "1"),
     ];
+    // What kubelet sets on a machine of its own; here it would decide for the host.
+    let shielded = [
+        ("vm.overcommit_memory", "1"),
+        ("vm.panic_on_oom", "0"),
+        ("kernel.panic", "10"),
+        ("kernel.panic_on_oops", "1"),
+        ("kernel.keys.root_maxkeys", "1000000"),
+        ("kernel.keys.root_maxbytes", "25000000"),
+    ];
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     Specification {
         name: node.name(),
         lower: caches.root.clone(),
@@ -35,12 +49,25 @@ pub fn specification(node: Node, caches: &Caches, boot_id: String) -> Specificat
             Bind { source: layout::state("bin"), target: images::PROGRAM_DIRECTORY.into() },
             Bind { source: layout::images(), target: images::DIRECTORY.into() },
         ],
-        network: Some(Network {
-            addresses: vec![format!("{}/24", node.address()), format!("{}/16", node.gateway())],
-            mac: node.mac(),
+        network: Network {
+            interfaces: vec![
+                Interface {
+                    cable: "eth0".into(),
+                    bridge: None,
+                    address: format!("{}/24", node.address()),
+                    mac: node.mac(),
+                },
+                Interface {
+                    cable: "eth1".into(),
+                    bridge: Some("cni0".into()),
+                    address: format!("{}/16", node.gateway()),
+                    mac: node.bridge_mac(),
+                },
+            ],
             gateway: HOST_ADDRESS.to_owned(),
-        }),
-        sysctls: sysctls.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        },
+        sysctls: sysctls.map(owned).into(),
+        shielded: shielded.map(owned).into(),
         services: services(node),
         boot_id,
     }
@@ -108,7 +135,11 @@ pub fn write_files(node: Node, directory: &Path) -> Result<()> {
     write_new_file(&etc.join("machine-id"), format!("{machine_id}\n"), 0o444)?;
 
     write_file(&etc.join("hostname"), format!("{name}\n"), 0o644)?;
-    write_file(&etc.join("hosts"), format!("127.0.0.1 localhost\n{} {name}\n", node.address()), 0o644)?;
+    write_file(
+        &etc.join("hosts"),
+        format!("127.0.0.1 localhost\n{} {name}\n", node.address()),
+        0o644,
+    )?;
     write_file(&etc.join("resolv.conf"), "# The sandbox has no name service.\n", 0o644)?;
     let kubernetes = etc.join("kubernetes");
     write_file(&kubernetes.join("kubelet.yaml"), fill(KUBELET, &[("DNS", DNS_SERVICE)]), 0o644)?;
@@ -135,7 +166,5 @@ pub fn templates() -> String {
 
 /// The specification of a node in general, without what differs at each start.
 pub fn recipe(caches: &Caches) -> BTreeMap<String, Specification> {
-    Node::first(1)
-        .map(|node| (node.name(), specification(node, caches, String::new())))
-        .collect()
+    Node::first(1).map(|node| (node.name(), specification(node, caches, String::new()))).collect()
 }

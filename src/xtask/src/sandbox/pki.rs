@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     cmd::write_file,
-    layout::{API_SERVER, API_SERVICE, HOST_ADDRESS, Node, kubeconfig, pki},
+    layout::{API_SERVER, API_SERVICE, CONTROL_PLANE_ADDRESS, Node, kubeconfig, pki},
 };
 
 /// Who a certificate is for.
@@ -39,7 +39,7 @@ pub fn ensure() -> Result<()> {
         write_file(&path("sa.pub"), key.public_key_pem(), 0o644)?;
     }
     let names = [
-        HOST_ADDRESS,
+        CONTROL_PLANE_ADDRESS,
         "127.0.0.1",
         API_SERVICE,
         "localhost",

@@ -1,15 +1,18 @@
 //! Answers questions about the sandbox: status, logs.
 
-use std::{fs, os::unix::process::CommandExt, process::{Command, ExitCode}};
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context, Result, bail};
 
 use super::{
     cluster::{self, NodeView},
-    layout::Node,
+    layout::{CONTROL_PLANE_ADDRESS, Node},
     lifecycle::present,
     machine::{Machine, ServiceStatus},
-    network,
     state::State,
 };
 
@@ -25,7 +28,7 @@ pub fn status() -> Result<ExitCode> {
         let node = Node::parse(machine.name()).ok();
         let services = machine.services();
         let view = views.get(machine.name());
-        let cut = node.is_some_and(network::partitioned);
+        let cut = machine.partitioned();
         let ready = node.is_none() || view.is_some_and(|view| view.ready);
         fine &= ready && !cut && services.as_deref().is_some_and(all_run);
         let pid = machine.init().map_or("-".into(), |init| init.pid.to_string());
@@ -34,7 +37,7 @@ pub fn status() -> Result<ExitCode> {
             machine.name(),
             life(services.is_some(), cut),
             node.map_or("", |_| readiness(view)),
-            node.map_or_else(String::new, Node::address),
+            node.map_or_else(|| CONTROL_PLANE_ADDRESS.to_owned(), Node::address),
             services.as_deref().map(describe).unwrap_or_default(),
         );
     }
@@ -98,8 +101,8 @@ pub fn logs(args: &LogArgs) -> Result<ExitCode> {
     let machine = Machine::parse(&args.node)?;
     let directory = machine.directory().join("var/log/sandbox");
     let mut names = Vec::new();
-    for entry in fs::read_dir(&directory)
-        .with_context(|| format!("{} has no logs yet", machine.name()))?
+    for entry in
+        fs::read_dir(&directory).with_context(|| format!("{} has no logs yet", machine.name()))?
     {
         let name = entry?.file_name().to_string_lossy().into_owned();
         names.extend(name.strip_suffix(".log").map(ToOwned::to_owned));

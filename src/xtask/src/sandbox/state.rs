@@ -1,7 +1,6 @@
 //! What is remembered about the present sandbox, and the lock that guards it.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions, TryLockError},
     io::{Read, Seek, Write},
 };
@@ -22,8 +21,6 @@ pub struct State {
     pub recipe: String,
     /// How many nodes it has.
     pub nodes: u8,
-    /// Kernel settings of the host as they were before.
-    pub sysctls: BTreeMap<String, String>,
     /// Digest of chart, values and images that were installed last.
     pub chart: Option<String>,
 }

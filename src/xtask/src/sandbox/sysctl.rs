@@ -1,10 +1,22 @@
-//! Kernel settings of the host that the nodes change or need, and their return to what they were.
+//! Kernel settings of the host that the nodes need, and their return to what they were.
 
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
-use super::state::State;
+use super::cmd::write_file;
+
+/// Not with the sandbox's state: settings outlive it, and a boot resets them.
+const MEMORY: &str = "/run/transship-sandbox-sysctls.json";
+
+/// Settings as they were before there was a sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+struct Memory {
+    /// The host's boot in which they were.
+    boot_id: String,
+    values: BTreeMap<String, String>,
+}
 
 /// Raised to at least this. CRIU keeps pages in pipes, and without CAP_SYS_RESOURCE it may not
 /// exceed the limits; several kubelets and container runtimes share the inotify instances.
@@ -15,15 +27,6 @@ const RAISED: &[(&str, u64)] = &[
 ];
 /// 0 means no limit.
 const UNLIMITED: &[&str] = &["fs.pipe-user-pages-soft", "fs.pipe-user-pages-hard"];
-/// Set by kubelet, and remembered so that `down` can put them back.
-const CHANGED_BY_KUBELET: &[&str] = &[
-    "vm.overcommit_memory",
-    "vm.panic_on_oom",
-    "kernel.panic",
-    "kernel.panic_on_oops",
-    "kernel.keys.root_maxkeys",
-    "kernel.keys.root_maxbytes",
-];
 
 fn file(name: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(name.replace('.', "/"))
@@ -37,18 +40,31 @@ fn write(name: &str, value: &str) -> Result<()> {
     fs::write(file(name), value).with_context(|| format!("setting {name} to {value}"))
 }
 
-/// Remembers the present values, unless they are remembered already.
-pub fn remember(state: &mut State) {
-    let names = RAISED.iter().map(|(name, _)| name);
-    for &name in names.chain(UNLIMITED).chain(CHANGED_BY_KUBELET) {
-        if let (false, Some(value)) = (state.sysctls.contains_key(name), read(name)) {
-            state.sysctls.insert(name.to_owned(), value);
-        }
-    }
+fn remembered() -> Result<Option<Memory>> {
+    let memory = fs::read(MEMORY).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let boot_id = boot_id()?;
+    Ok(memory.filter(|memory: &Memory| memory.boot_id == boot_id))
 }
 
-/// Sets what the nodes need.
+fn boot_id() -> Result<String> {
+    read("kernel.random.boot_id").context("reading the boot ID")
+}
+
+/// Remembers the present values, unless some are remembered.
+fn remember() -> Result<()> {
+    if remembered()?.is_some() {
+        return Ok(());
+    }
+    let names = RAISED.iter().map(|(name, _)| name);
+    let values =
+        names.chain(UNLIMITED).filter_map(|&name| Some((name.to_owned(), read(name)?))).collect();
+    let memory = Memory { boot_id: boot_id()?, values };
+    write_file(MEMORY.as_ref(), serde_json::to_vec_pretty(&memory)?, 0o644)
+}
+
+/// Sets what the nodes need, after remembering what was.
 pub fn apply() -> Result<()> {
+    remember()?;
     for (name, least) in RAISED {
         if read(name).and_then(|value| value.parse::<u64>().ok()).is_some_and(|now| now < *least) {
             write(name, &least.to_string())?;
@@ -63,11 +79,16 @@ pub fn apply() -> Result<()> {
 }
 
 /// Puts everything back.
-pub fn restore(state: &State) -> Result<()> {
-    for (name, value) in &state.sysctls {
-        if read(name).is_some_and(|now| now != *value) {
-            write(name, value)?;
+pub fn restore() -> Result<()> {
+    if let Some(memory) = remembered()? {
+        for (name, value) in &memory.values {
+            if read(name).is_some_and(|now| now != *value) {
+                write(name, value)?;
+            }
         }
     }
-    Ok(())
+    match fs::remove_file(MEMORY) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
 }

@@ -99,8 +99,10 @@ fn build_kubernetes(go: &Path, to: &Path) -> Result<()> {
     let source = answer["Dir"].as_str().context("go mod download names no directory")?;
     let upstream = fs::read_to_string(Path::new(source).join("go.mod"))?;
     cmd::write_file(&module.join("go.mod"), go_mod(&upstream, KUBERNETES), 0o644)?;
-    let imports: String =
-        COMMANDS.iter().map(|name| format!("import _ \"k8s.io/kubernetes/cmd/{name}\"\n")).collect();
+    let imports: String = COMMANDS
+        .iter()
+        .map(|name| format!("import _ \"k8s.io/kubernetes/cmd/{name}\"\n"))
+        .collect();
     let tools = format!("//go:build tools\n\npackage tools\n\n{imports}");
     cmd::write_file(&module.join("tools.go"), tools, 0o644)?;
     cmd::run(&mut command(&["mod", "tidy"]))?;

@@ -15,6 +15,8 @@ use super::{cmd, layout};
 
 pub use kubernetes::directory as kubernetes_directory;
 pub use pause::REFERENCE as PAUSE_REFERENCE;
+pub use root::mirror as debian_mirror;
+pub use tools::ensure as ensure_tools;
 
 /// The finished parts.
 #[derive(Debug, Clone)]

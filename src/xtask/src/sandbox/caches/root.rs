@@ -53,7 +53,7 @@ pub fn ensure() -> Result<PathBuf> {
 }
 
 /// The mirror that this machine uses.
-fn mirror() -> String {
+pub fn mirror() -> String {
     let sources = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
     sources
         .iter()
@@ -77,7 +77,10 @@ mod tests {
 
     #[rstest]
     #[case("Types: deb\n# old\nURIs: http://a/debian\nSuites: x\n", Some("http://a/debian"))]
-    #[case("# deb http://no/\ndeb [trusted=yes] https://b/debian forky main", Some("https://b/debian"))]
+    #[case(
+        "# deb http://no/\ndeb [trusted=yes] https://b/debian forky main",
+        Some("https://b/debian")
+    )]
     #[case("", None)]
     fn the_mirror_is_the_first_of_the_sources(#[case] text: &str, #[case] mirror: Option<&str>) {
         assert_eq!(parse_mirror(text).as_deref(), mirror);

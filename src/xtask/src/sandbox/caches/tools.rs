@@ -1,6 +1,10 @@
 //! Programs of the host that the sandbox needs; missing ones are installed with apt.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -12,6 +16,8 @@ const TOOLS: &[(&str, &[&str])] = &[
     ("ip", &["iproute2"]),
     ("mmdebstrap", &["mmdebstrap", "debian-archive-keyring"]),
     ("nsenter", &["util-linux"]),
+    ("patchelf", &["patchelf"]),
+    ("protoc", &["protobuf-compiler"]),
     ("unshare", &["util-linux"]),
 ];
 
@@ -30,9 +36,7 @@ pub fn ensure() -> Result<()> {
 
 fn install(packages: &[&str]) -> Result<()> {
     let apt = |arguments: &[&str]| {
-        cmd::run(
-            Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments),
-        )
+        cmd::run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments))
     };
     cmd::step(format!("installed {}", packages.join(", ")), || {
         apt(&["-o", "Acquire::Check-Valid-Until=false", "update"])?;
@@ -50,7 +54,8 @@ fn find(program: &str) -> Option<PathBuf> {
 
 /// A Go command that can build Kubernetes.
 pub fn go() -> Result<PathBuf> {
-    let known = || find("go").or_else(|| Some("/usr/local/go/bin/go".into()).filter(exists));
+    let usual = Path::new("/usr/local/go/bin/go");
+    let known = || find("go").or_else(|| usual.is_file().then(|| usual.to_owned()));
     if known().is_none() {
         install(&["golang-go"])?;
     }
@@ -66,10 +71,6 @@ pub fn go() -> Result<PathBuf> {
             OLDEST_GO.1
         ),
     }
-}
-
-fn exists(path: &PathBuf) -> bool {
-    path.is_file()
 }
 
 fn parse_go_version(text: &str) -> Option<(u32, u32)> {

@@ -4,6 +4,8 @@
 mod mounts;
 mod supervise;
 
+pub use mounts::SETTINGS;
+
 use std::{
     fs,
     os::unix::process::CommandExt,
@@ -24,10 +26,7 @@ use super::{
 /// Environment of everything in a machine.
 pub fn environment() -> [(&'static str, &'static str); 4] {
     [
-        (
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/kubernetes",
-        ),
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/kubernetes"),
         ("HOME", "/root"),
         ("LANG", "C.UTF-8"),
         ("TERM", "dumb"),
@@ -35,8 +34,8 @@ pub fn environment() -> [(&'static str, &'static str); 4] {
 }
 
 fn read(specification: &Path) -> Result<Specification> {
-    let text = fs::read(specification)
-        .with_context(|| format!("reading {}", specification.display()))?;
+    let text =
+        fs::read(specification).with_context(|| format!("reading {}", specification.display()))?;
     serde_json::from_slice(&text).context("reading the machine's specification")
 }
 
@@ -46,10 +45,7 @@ pub fn launch(specification: &Path) -> Result<ExitCode> {
     rustix::process::setsid().context("starting a session")?;
     Group::machine(&machine.name)?.enter(0)?;
     let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork"]);
-    if machine.network.is_some() {
-        unshare.arg("--net");
-    }
+    unshare.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--fork"]);
     let program = std::env::current_exe().context("finding this program")?;
     let error = unshare
         .args(["--propagation", "private", "--"])
@@ -76,10 +72,7 @@ pub fn init(specification: &Path) -> Result<ExitCode> {
 
     mounts::enter_root(&machine, &hierarchies)?;
     fs::write("/proc/sys/kernel/hostname", &machine.name).context("setting the host name")?;
-    if let Some(network) = &machine.network {
-        set_up_network(network)?;
-        delegate(&hierarchies)?;
-    }
+    // Before there are links: they begin with the defaults.
     for (name, value) in &machine.sysctls {
         let file = Path::new("/proc/sys").join(name.replace('.', "/"));
         if let Err(error) = fs::write(&file, value) {
@@ -87,22 +80,30 @@ pub fn init(specification: &Path) -> Result<ExitCode> {
             eprintln!("setting {name}: {error}");
         }
     }
+    set_up_network(&machine.network)?;
+    delegate(&hierarchies)?;
     supervise::run(&machine.services, &hierarchies)
 }
 
 fn set_up_network(network: &Network) -> Result<()> {
     ip(&["link", "set", "lo", "up"])?;
-    // The host plugs the cable in once it knows this process.
-    wait_for("a network cable", Duration::from_secs(30), || {
-        Ok(Path::new("/sys/class/net/eth0").exists().then_some(()))
-    })?;
-    ip(&["link", "add", "cni0", "address", &network.mac, "type", "bridge"])?;
-    ip(&["link", "set", "eth0", "master", "cni0", "up"])?;
-    for address in &network.addresses {
-        ip(&["address", "add", address, "dev", "cni0"])?;
+    for interface in &network.interfaces {
+        let cable = interface.cable.as_str();
+        // The host plugs the cables in once it knows this process.
+        wait_for(format!("cable {cable}"), Duration::from_secs(30), || {
+            Ok(Path::new("/sys/class/net").join(cable).exists().then_some(()))
+        })?;
+        let device = interface.bridge.as_deref().unwrap_or(cable);
+        if device == cable {
+            ip(&["link", "set", device, "address", &interface.mac])?;
+        } else {
+            ip(&["link", "add", device, "address", &interface.mac, "type", "bridge"])?;
+            ip(&["link", "set", cable, "master", device, "up"])?;
+        }
+        ip(&["address", "add", &interface.address, "dev", device])?;
+        ip(&["link", "set", device, "up"])?;
     }
-    ip(&["link", "set", "cni0", "up"])?;
-    ip(&["route", "add", "default", "via", &network.gateway, "dev", "cni0"])
+    ip(&["route", "add", "default", "via", &network.gateway])
 }
 
 /// Version 2: gives kubelet the controllers, after everybody has left the machine's root group.

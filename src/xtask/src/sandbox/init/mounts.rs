@@ -15,12 +15,10 @@ use rustix::{
     process::{chdir, pivot_root},
 };
 
-use super::super::{
-    cgroup::Hierarchy,
-    cmd::write_file,
-    machine::Specification,
-};
+use super::super::{cgroup::Hierarchy, cmd::write_file, machine::Specification};
 
+/// Replaced kernel settings.
+pub const SETTINGS: &str = "/run/sandbox/settings";
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Builds the machine's root and makes it this process's root.
@@ -56,8 +54,19 @@ pub fn enter_root(machine: &Specification, hierarchies: &[Hierarchy]) -> Result<
     mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
         .context("sharing the mounts")?;
 
-    write_file(Path::new("/run/sandbox/boot_id"), format!("{}\n", machine.boot_id), 0o444)?;
-    bind("/run/sandbox/boot_id".as_ref(), "/proc/sys/kernel/random/boot_id".as_ref())
+    replace_setting("kernel.random.boot_id", &machine.boot_id)?;
+    machine.shielded.iter().try_for_each(|(name, value)| replace_setting(name, value))
+}
+
+/// Puts a file of the machine in the place of a kernel setting.
+fn replace_setting(name: &str, value: &str) -> Result<()> {
+    let setting = Path::new("/proc/sys").join(name.replace('.', "/"));
+    if !setting.exists() {
+        return Ok(());
+    }
+    let file = Path::new(SETTINGS).join(name);
+    write_file(&file, format!("{value}\n"), 0o644)?;
+    bind(&file, &setting)
 }
 
 fn under(root: &Path, path: &Path) -> PathBuf {

@@ -1,0 +1,91 @@
+//! What the agent asks the API server about pods, Migrations and other nodes. Questions on whose
+//! answer something is removed are quorum reads (no resourceVersion), never the cache's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1 as corev1;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use tokio_util::sync::CancellationToken;
+use transship_api::{Migration, Node};
+
+/// Questions to the API server.
+#[derive(Clone)]
+pub struct Cluster {
+    /// Client of the API.
+    pub client: Client,
+    pods: Store<corev1::Pod>,
+}
+
+impl Cluster {
+    /// Watches this node's pods until `stop`.
+    pub fn start(client: Client, node: &str, stop: CancellationToken) -> Self {
+        let (pods, writer) = reflector::store();
+        let api: Api<corev1::Pod> = Api::all(client.clone());
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+        // Enough for usage and identity; the rest of a pod may be large.
+        let stream = watcher(api, config)
+            .default_backoff()
+            .modify(|pod| {
+                pod.managed_fields_mut().clear();
+                pod.annotations_mut().clear();
+                pod.status = None;
+            })
+            .reflect(writer);
+        tokio::spawn(async move {
+            let mut stream = std::pin::pin!(stream);
+            loop {
+                tokio::select! {
+                    item = stream.next() => match item {
+                        Some(Ok(_)) => {}
+                        Some(Err(error)) => tracing::debug!(%error, "watching pods"),
+                        None => return,
+                    },
+                    () = stop.cancelled() => return,
+                }
+            }
+        });
+        Self { client, pods }
+    }
+
+    /// This node's pods as last seen; none before the first list has arrived.
+    pub async fn pods(&self) -> Option<Vec<Arc<corev1::Pod>>> {
+        let ready = self.pods.wait_until_ready();
+        match tokio::time::timeout(Duration::from_millis(1), ready).await {
+            Ok(Ok(())) => Some(self.pods.state()),
+            _ => None,
+        }
+    }
+
+    /// Whether no pod of this UID exists.
+    pub async fn pod_is_gone(&self, namespace: &str, name: &str, uid: &str) -> kube::Result<bool> {
+        let pods: Api<corev1::Pod> = Api::namespaced(self.client.clone(), namespace);
+        let found = pods.get_metadata_opt(name).await?;
+        Ok(found.is_none_or(|pod| pod.metadata.uid.as_deref() != Some(uid)))
+    }
+
+    /// Whether no Migration of this UID exists.
+    pub async fn migration_is_gone(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+    ) -> kube::Result<bool> {
+        let migrations: Api<Migration> = Api::namespaced(self.client.clone(), namespace);
+        let found = migrations.get_metadata_opt(name).await?;
+        Ok(found.is_none_or(|migration| migration.metadata.uid.as_deref() != Some(uid)))
+    }
+
+    /// Our Node object of another node.
+    pub async fn node(&self, name: &str) -> kube::Result<Option<Node>> {
+        Api::<Node>::all(self.client.clone()).get_opt(name).await
+    }
+
+    /// The cluster's own node object.
+    pub async fn core_node(&self, name: &str) -> kube::Result<Option<corev1::Node>> {
+        Api::<corev1::Node>::all(self.client.clone()).get_opt(name).await
+    }
+}

@@ -1,0 +1,287 @@
+//! The network of a pod, seen from within its namespace, and the node's CNI configuration.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use transship_core::facts::{CniFacts, NetworkFacts};
+
+use super::proc::{self, Route};
+
+/// One interface with its addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Interface {
+    pub name: String,
+    pub mac: String,
+    /// Global addresses with the length of their prefix.
+    pub addresses: Vec<(IpAddr, u8)>,
+}
+
+/// What is asked for within the namespaces of a process.
+#[derive(Debug, Clone, Default)]
+pub struct Within {
+    pub interfaces: Vec<Interface>,
+    /// Texts of `/proc/sysvipc/{shm,sem,msg}`.
+    pub sysv: [String; 3],
+}
+
+/// Enters the network and IPC namespaces of a process with a thread of its own, which ends there.
+pub fn look_within(proc: &Path, pid: i32) -> std::io::Result<Within> {
+    let open = |kind: &str| std::fs::File::open(proc.join(format!("{pid}/ns/{kind}")));
+    let namespaces = [open("net")?, open("ipc")?];
+    let proc = proc.to_path_buf();
+    let looking = std::thread::Builder::new().name("within".into()).spawn(move || {
+        use std::os::fd::AsFd;
+        for namespace in &namespaces {
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
+        }
+        let read = |name: &str| {
+            std::fs::read_to_string(proc.join("sysvipc").join(name)).unwrap_or_default()
+        };
+        Ok(Within { interfaces: interfaces()?, sysv: [read("shm"), read("sem"), read("msg")] })
+    })?;
+    looking.join().unwrap_or_else(|_| Err(std::io::Error::other("the looking thread failed")))
+}
+
+fn interfaces() -> std::io::Result<Vec<Interface>> {
+    let mut found: Vec<Interface> = Vec::new();
+    for entry in nix::ifaddrs::getifaddrs()? {
+        let at = match found.iter().position(|i| i.name == entry.interface_name) {
+            Some(at) => at,
+            None => {
+                let name = entry.interface_name.clone();
+                found.push(Interface { name, ..Interface::default() });
+                found.len() - 1
+            }
+        };
+        let Some(address) = entry.address else { continue };
+        if let Some(link) = address.as_link_addr() {
+            let bytes = link.addr().unwrap_or_default();
+            found[at].mac = bytes.map(|byte| format!("{byte:02x}")).join(":");
+        }
+        let mask = entry.netmask;
+        if let Some(v4) = address.as_sockaddr_in() {
+            let mask = mask.and_then(|m| m.as_sockaddr_in().map(|m| u32::from(m.ip())));
+            let prefix = mask.unwrap_or(u32::MAX).count_ones() as u8;
+            found[at].addresses.push((v4.ip().into(), prefix));
+        } else if let Some(v6) = address.as_sockaddr_in6() {
+            let mask = mask.and_then(|m| m.as_sockaddr_in6().map(|m| u128::from(m.ip())));
+            let prefix = mask.unwrap_or(u128::MAX).count_ones() as u8;
+            // Link-local addresses follow from the hardware address.
+            if !v6.ip().is_unicast_link_local() {
+                found[at].addresses.push((v6.ip().into(), prefix));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Puts together what was seen. `interfaces` and `routes` are those of the pod.
+pub fn facts(interfaces: &[Interface], routes: &[Route], tables: &[&str]) -> NetworkFacts {
+    let connections = proc::connections(tables);
+    let default = routes.iter().find(|route| route.prefix == 0);
+    let others = || interfaces.iter().filter(|interface| interface.name != "lo");
+    let main = default
+        .and_then(|route| others().find(|interface| interface.name == route.interface))
+        .or_else(|| others().find(|interface| !interface.addresses.is_empty()));
+    let mut facts = NetworkFacts {
+        peers: connections.peers,
+        connections: connections.established,
+        half_open: connections.half_open,
+        listening: connections.listening,
+        gateway: default
+            .and_then(|route| route.gateway)
+            .map(|gateway| gateway.to_string())
+            .unwrap_or_default(),
+        ..NetworkFacts::default()
+    };
+    let mut first = None;
+    if let Some(main) = main {
+        facts.interface = main.name.clone();
+        facts.mac = main.mac.clone();
+        // IPv4 first: it is the address that `status.podIP` names in all but IPv6-only clusters.
+        first = main.addresses.iter().find(|(ip, _)| ip.is_ipv4()).or(main.addresses.first());
+        if let Some((ip, prefix)) = first {
+            facts.ip = ip.to_string();
+            facts.prefix = *prefix;
+        }
+    }
+    for interface in others() {
+        if interface.name != facts.interface {
+            facts.other_interfaces.push(interface.name.clone());
+        }
+        for address in &interface.addresses {
+            if Some(address) != first {
+                facts.other_addresses.push(format!("{}/{}", address.0, address.1));
+            }
+        }
+    }
+    facts.other_routes = routes
+        .iter()
+        .filter(|route| route.prefix != 0 && !implied(route, first))
+        .map(|route| {
+            let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
+            format!("{}/{}{via}", route.destination, route.prefix)
+        })
+        .collect();
+    facts
+}
+
+/// Whether the kernel makes this route by itself for the address, or it is the way to the gateway
+/// that plugins with /32 addresses add.
+fn implied(route: &Route, address: Option<&(IpAddr, u8)>) -> bool {
+    if route.gateway.is_some() {
+        return false;
+    }
+    if route.prefix == 32 {
+        return true;
+    }
+    let Some((IpAddr::V4(ip), prefix)) = address else { return false };
+    let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
+    route.prefix == *prefix && route.destination == Ipv4Addr::from(u32::from(*ip) & mask)
+}
+
+/// The configuration that containerd uses: the first by name of the usable files.
+pub fn cni(dir: &Path) -> Result<CniFacts, String> {
+    let names = std::fs::read_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let mut files: Vec<PathBuf> = names
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            matches!(extension, Some("conf" | "conflist" | "json"))
+        })
+        .collect();
+    files.sort();
+    for file in &files {
+        let Ok(text) = std::fs::read_to_string(file) else { continue };
+        let Ok(value) = serde_json::from_str::<Value>(&text) else { continue };
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        return Ok(cni_facts(&name, &value));
+    }
+    Err(format!("{} holds no CNI configuration", dir.display()))
+}
+
+fn cni_facts(file: &str, value: &Value) -> CniFacts {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let plugins = match value["plugins"].as_array() {
+        Some(list) => list.clone(),
+        None => vec![value.clone()],
+    };
+    let first = plugins.first().cloned().unwrap_or_default();
+    let ipam = &first["ipam"];
+    let mut subnets: Vec<String> = Vec::new();
+    collect_subnets(ipam, &mut subnets);
+    let device = ["bridge", "master"].iter().find_map(|key| first[key].as_str());
+    CniFacts {
+        file: file.to_owned(),
+        name: text(&value["name"]),
+        plugins: plugins.iter().map(|plugin| text(&plugin["type"])).collect(),
+        ipam: text(&ipam["type"]),
+        subnets,
+        device: device.unwrap_or_default().to_owned(),
+    }
+}
+
+/// `subnet` on top, or in `ranges`, which is a list of lists.
+fn collect_subnets(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            found.extend(map.get("subnet").and_then(Value::as_str).map(str::to_owned));
+            if let Some(ranges) = map.get("ranges") {
+                collect_subnets(ranges, found);
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|item| collect_subnets(item, found)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eth0() -> Interface {
+        Interface {
+            name: "eth0".into(),
+            mac: "02:00:0a:f4:01:05".into(),
+            addresses: vec![
+                ("fd00::5".parse().unwrap(), 64),
+                ("10.244.1.5".parse().unwrap(), 16),
+            ],
+        }
+    }
+
+    fn route(destination: &str, prefix: u8, gateway: Option<&str>) -> Route {
+        Route {
+            interface: "eth0".into(),
+            destination: destination.parse().unwrap(),
+            prefix,
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+        }
+    }
+
+    #[test]
+    fn the_main_interface_is_that_of_the_default_route() {
+        let lo = Interface {
+            name: "lo".into(),
+            addresses: vec![("127.0.0.1".parse().unwrap(), 8)],
+            ..Interface::default()
+        };
+        let second = Interface { name: "net1".into(), ..Interface::default() };
+        let routes = [
+            route("0.0.0.0", 0, Some("10.244.1.1")),
+            route("10.244.0.0", 16, None),
+            route("10.244.1.1", 32, None),
+            route("10.9.0.0", 16, Some("10.244.1.9")),
+        ];
+        let facts = facts(&[lo, second, eth0()], &routes, &[]);
+        assert_eq!((facts.interface.as_str(), facts.ip.as_str(), facts.prefix), ("eth0", "10.244.1.5", 16));
+        assert_eq!(facts.mac, "02:00:0a:f4:01:05");
+        assert_eq!(facts.gateway, "10.244.1.1");
+        assert_eq!(facts.other_interfaces, ["net1"]);
+        assert_eq!(facts.other_addresses, ["fd00::5/64"]);
+        assert_eq!(facts.other_routes, ["10.9.0.0/16 via 10.244.1.9"]);
+    }
+
+    #[test]
+    fn a_pod_without_network_has_no_address() {
+        let facts = facts(&[], &[], &[]);
+        assert_eq!(facts, NetworkFacts::default());
+    }
+
+    #[test]
+    fn the_cni_configuration_is_the_first_usable_file() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(cni(dir.path()).is_err());
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("00-broken.conflist", "{");
+        write("05-readme.txt", "{}");
+        write(
+            "10-flat.conflist",
+            r#"{"cniVersion":"1.0.0","name":"flat","plugins":[
+                {"type":"bridge","bridge":"cni0","ipam":{"type":"host-local",
+                 "ranges":[[{"subnet":"10.244.0.0/16"}],[{"subnet":"fd00::/64"}]]}},
+                {"type":"transship-cni"}]}"#,
+        );
+        write("20-later.conf", r#"{"type":"macvlan","master":"eth1","ipam":{"subnet":"10.0.0.0/8"}}"#);
+        let found = cni(dir.path()).unwrap();
+        assert_eq!(found.name, "flat");
+        assert_eq!(found.plugins, ["bridge", "transship-cni"]);
+        assert_eq!((found.ipam.as_str(), found.device.as_str()), ("host-local", "cni0"));
+        assert_eq!(found.subnets, ["10.244.0.0/16", "fd00::/64"]);
+        std::fs::remove_file(dir.path().join("10-flat.conflist")).unwrap();
+        let found = cni(dir.path()).unwrap();
+        assert_eq!(found.plugins, ["macvlan"]);
+        assert_eq!((found.device.as_str(), found.subnets.len()), ("eth1", 1));
+    }
+
+    #[test]
+    fn this_process_own_namespaces_can_be_looked_into() {
+        // Needs the right to enter namespaces; without it the error says so.
+        match look_within(Path::new("/proc"), std::process::id() as i32) {
+            Ok(within) => assert!(within.interfaces.iter().any(|i| i.name == "lo")),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Whether a Migration is carried out: first what the API server knows ([`screen`], answered at
+//! once), then what the agents found ([`judge`]).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use transship_api::conditions::{self as c, ConditionStatus, reasons};
+use transship_api::migration::{Forecast, MAX_VIOLATIONS};
+use transship_api::{Migration, MigrationStatus, Mode, Network, PodRef, Step, duration};
+
+use super::status::{Draft, for_people, whole_seconds};
+use crate::placement::{self, Candidate, Load};
+use crate::preflight::{self, Input, NodeView, Refusal, Violation};
+use crate::target_pod;
+
+/// What the API server's knowledge says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Screening {
+    /// It cannot be carried out.
+    Refused(Refusal),
+    /// Not now.
+    Busy(String),
+    /// The agents may be asked.
+    Ready {
+        /// Target node.
+        target: String,
+        /// The Migration names it.
+        given: bool,
+    },
+}
+
+/// Judges the request by what the API server knows. `active` counts the migrations under way by
+/// node, this one left out; `loads` are the nodes' loads, needed only to choose a node.
+pub fn screen(
+    input: &Input<'_>,
+    active: &BTreeMap<String, usize>,
+    loads: &BTreeMap<String, Load>,
+) -> Screening {
+    let candidate = |node| Candidate {
+        node,
+        load: loads.get(node.name.as_str()).copied().unwrap_or_default(),
+    };
+    let named = input.migration.spec.target_node.as_deref();
+    let find = |name: &str| input.nodes.iter().find(|n| n.name == name);
+    let given = Input { target: named.and_then(find), ..input.clone() };
+    if let Some(refusal) = preflight::refusal(&given) {
+        return Screening::Refused(refusal);
+    }
+    let Some(pod) = input.pod else {
+        return Screening::Busy("the pod is not known yet".into());
+    };
+    let target = match given.target {
+        Some(node) => {
+            let against =
+                placement::PINNED_FILTERS.iter().find_map(|filter| filter(pod, &candidate(node)));
+            if let Some(why) = against {
+                return no_node(format!(
+                    "{why}; write another targetNode, or change what the pod asks of its node"
+                ));
+            }
+            node
+        }
+        None => {
+            let candidates: Vec<Candidate<'_>> = input.nodes.iter().map(candidate).collect();
+            match placement::choose(pod, &candidates) {
+                Ok(name) => match find(&name) {
+                    Some(node) => node,
+                    None => return no_node(format!("node {name} has gone")),
+                },
+                Err(against) => return no_node(nobody(&against)),
+            }
+        }
+    };
+    for node in [input.source(), Some(target)].into_iter().flatten() {
+        if let Some(busy) = is_busy(node, active) {
+            return Screening::Busy(busy);
+        }
+    }
+    Screening::Ready { target: target.name.clone(), given: given.target.is_some() }
+}
+
+fn no_node(message: String) -> Screening {
+    Screening::Refused(Refusal { reason: reasons::NO_NODE_FITS, message })
+}
+
+fn nobody(against: &[(String, String)]) -> String {
+    const SHOWN: usize = 5;
+    if against.is_empty() {
+        return "the cluster has no other node; add one, or wait until one is Ready".into();
+    }
+    let mut parts: Vec<&str> = against.iter().take(SHOWN).map(|(_, why)| why.as_str()).collect();
+    let more = format!("and {} more", against.len().saturating_sub(SHOWN));
+    if against.len() > SHOWN {
+        parts.push(&more);
+    }
+    format!("no node can take the pod: {}; mend one of them, or name it in targetNode", parts.join(", "))
+}
+
+fn is_busy(node: &NodeView, active: &BTreeMap<String, usize>) -> Option<String> {
+    let limit = usize::try_from(node.agent.as_ref()?.spec.max_parallel_migrations).unwrap_or(0);
+    let now = active.get(&node.name).copied().unwrap_or(0);
+    (now >= limit).then(|| {
+        format!("{} takes part in {now} migrations already (maxParallelMigrations)", node.name)
+    })
+}
+
+/// Everything that cannot be moved; empty when the pod may go.
+pub fn judge(input: &Input<'_>) -> Vec<Violation> {
+    preflight::violations(input)
+}
+
+/// Status of a Migration that waits for its turn, or for its agents' answers.
+pub fn waiting(migration: &Migration, step: Step, message: &str, now: Timestamp) -> MigrationStatus {
+    let mut draft = started(migration, now);
+    draft.step(step).waiting(reasons::IN_PROGRESS, message);
+    draft.done()
+}
+
+fn started(migration: &Migration, now: Timestamp) -> Draft {
+    let mut draft = Draft::of(migration, now);
+    draft.with(|status| {
+        status.start_time.get_or_insert_with(|| Time(whole_seconds(now)));
+    });
+    draft
+}
+
+/// Status of a Migration that cannot be carried out.
+pub fn refused(migration: &Migration, refusal: &Refusal, now: Timestamp) -> MigrationStatus {
+    let mut draft = started(migration, now);
+    draft
+        .set(c::ADMITTED, ConditionStatus::False, refusal.reason, &refusal.message)
+        .end(Step::Failed, false, refusal.reason, &refusal.message);
+    draft.done()
+}
+
+/// Status of a Migration whose pod has what cannot be moved.
+pub fn violated(
+    migration: &Migration,
+    target: &str,
+    violations: &[Violation],
+    now: Timestamp,
+) -> MigrationStatus {
+    let mut draft = started(migration, now);
+    let message = preflight::summary(violations);
+    draft
+        .set(c::ADMITTED, ConditionStatus::False, reasons::PREFLIGHT_FAILED, &message)
+        .end(Step::Failed, false, reasons::PREFLIGHT_FAILED, &message)
+        .with(|status| {
+            status.target = Some(PodRef { node: target.to_owned(), ..PodRef::default() });
+            status.violations =
+                violations.iter().take(MAX_VIOLATIONS).map(Violation::to_status).collect();
+        });
+    draft.done()
+}
+
+/// Status of a Migration that was given up before it was admitted.
+pub fn given_up(
+    migration: &Migration,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> MigrationStatus {
+    let mut draft = started(migration, now);
+    draft.end(Step::Failed, false, reason, message);
+    draft.done()
+}
+
+/// Bytes per second that a forecast counts with where no limit says less: what one core dumps and
+/// restores, compressed, on a slow machine.
+const FORECAST_RATE: u64 = 300 << 20;
+/// What every freeze costs, whatever the size.
+const FORECAST_FIXED: Duration = Duration::from_millis(150);
+
+/// How long the freeze will be, roughly.
+pub fn forecast(migration: &Migration, bytes: u64) -> Forecast {
+    let limit = migration.spec.bandwidth_limit().ok().flatten().unwrap_or(FORECAST_RATE);
+    let rate = limit.clamp(1, FORECAST_RATE);
+    let millis = u128::from(bytes) * 1000 / u128::from(rate);
+    let freeze = FORECAST_FIXED + Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
+    Forecast {
+        bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+        freeze: duration::format(freeze),
+    }
+}
+
+/// What was decided at admission.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admitted<'a> {
+    /// The source pod.
+    pub pod: &'a Pod,
+    /// Target node.
+    pub target: &'a str,
+    /// The Migration names it.
+    pub given: bool,
+    /// Bytes that will move.
+    pub bytes: u64,
+}
+
+/// Status of a Migration whose checks have passed, or with `dryRun` its end.
+pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) -> MigrationStatus {
+    let Admitted { pod, target, given, bytes } = *admitted;
+    let source_node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
+    let forecast = forecast(migration, bytes);
+    let text = duration::parse(&forecast.freeze).map(for_people).unwrap_or_default();
+    let why = match given {
+        true => (reasons::TARGET_NODE_GIVEN, format!("targetNode is {target}")),
+        false => {
+            (reasons::TARGET_NODE_CHOSEN, format!("{target} fits and has the fewest pods"))
+        }
+    };
+    let uid = migration.metadata.uid.as_deref().unwrap_or_default();
+    let mut draft = started(migration, now);
+    draft
+        .set(c::ADMITTED, ConditionStatus::True, reasons::CHECKS_PASSED, "all checks passed")
+        .set(c::SCHEDULED, ConditionStatus::True, why.0, why.1)
+        .with(|status| {
+            status.source = Some(PodRef {
+                node: source_node,
+                pod_name: pod.metadata.name.clone().unwrap_or_default(),
+                pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
+            });
+            status.target = Some(PodRef {
+                node: target.to_owned(),
+                pod_name: target_pod::target_name(pod, uid),
+                pod_uid: String::new(),
+            });
+            status.chosen_mode = Some(Mode::StopAndCopy);
+            status.chosen_network = Some(Network::Preserve);
+            status.choice_message = Some(
+                "StopAndCopy is the mode of this version; the network is flat, so the address is kept"
+                    .into(),
+            );
+            status.address = pod.status.as_ref().and_then(|s| s.pod_ip.clone());
+            status.forecast = Some(forecast);
+            status.violations.clear();
+        });
+    if migration.spec.dry_run {
+        let message =
+            format!("every check passed; moving to {target} would freeze the pod for about {text}");
+        draft.end(Step::Succeeded, true, reasons::DRY_RUN, message).with(|status| {
+            // Nothing is made: only the node stands.
+            if let Some(target) = &mut status.target {
+                target.pod_name.clear();
+            }
+        });
+    } else {
+        draft
+            .set(
+                c::COPIED,
+                ConditionStatus::True,
+                reasons::NOTHING_TO_COPY,
+                "StopAndCopy copies everything while frozen",
+            )
+            .step(Step::PreparingTarget)
+            .waiting(reasons::IN_PROGRESS, "the target pod is made");
+    }
+    draft.done()
+}

@@ -1,0 +1,277 @@
+//! After `resumedAt`: the target becomes Ready, gets labels and the owner's claim, and the source
+//! goes.
+//!
+//! The order is such that the owner never counts one pod too few: the target takes the claim over
+//! while the source, frozen, still passes for a member; only then are the source's tasks ended,
+//! and only when none of its containers runs any more is it deleted (a pod without running
+//! containers gets no preStop hook, which by the shared address would reach the moved application).
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::Pod;
+use transship_api::conditions::{self as c, ConditionStatus, reasons};
+use transship_api::{Network, Step, names};
+use transship_protocol::{Decision, PodSeen, may_release_source};
+
+use super::handover::{Partition, claim_of, is_claimed_by, labels_to_hand_over, partition, selects};
+use super::plan::{Action, LOOK_AGAIN, Plan, reached};
+use super::state::{Observed, Owner, Role, Stage, any_container_runs, ready_bound, ready_since};
+use super::status::Draft;
+use super::voting::{describe_waiting, hints};
+
+/// How long, beyond readiness, Services may take to list the target before the hand-over goes on.
+pub const ENDPOINTS_LIMIT: Duration = Duration::from_secs(5);
+
+/// What one part of the hand-over wants: things to do, or to wait.
+struct Next {
+    step: Step,
+    actions: Vec<Action>,
+    message: String,
+    again: Duration,
+}
+
+/// From `resumedAt` to the end.
+pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
+    let mut draft = Draft::of(&observed.migration, now);
+    draft.sides(observed).step(Step::Resumed);
+    let mut actions = hints(observed, |role, read| {
+        role == Role::Target || (role == Role::Source && read != Some(Decision::Commit))
+    });
+    let next = becomes_available(observed, now)
+        .or_else(|| confirms(observed))
+        .or_else(|| takes_over(observed, now))
+        .or_else(|| source_goes(observed));
+    let Some(next) = next else { return succeeded(observed, draft, actions) };
+    draft.step(next.step);
+    describe_waiting(observed, &mut draft, &next.message);
+    actions.extend(next.actions);
+    Plan { status: draft.done(), record: None, actions, again: Some(next.again) }
+}
+
+/// The target pod, while it is there to stay.
+fn living_target(observed: &Observed) -> Option<&Pod> {
+    observed.target_pod.as_ref().filter(|_| observed.target_seen() == PodSeen::Alive)
+}
+
+/// The target may take traffic, and does; `None` when it is available, or late.
+fn becomes_available(observed: &Observed, now: Timestamp) -> Option<Next> {
+    let target = living_target(observed)?;
+    let message =
+        format!("the pod runs on {}; it is awaited Ready", observed.node(Role::Target));
+    let resumed = |actions: Vec<Action>, again: Duration| {
+        Some(Next { step: Step::Resumed, actions, message: message.clone(), again })
+    };
+    let Some(marked) = marked_at(target) else {
+        return resumed(vec![Action::MarkResumed], Duration::from_secs(1));
+    };
+    if reached(observed, Step::HandingOver) {
+        return None;
+    }
+    let left = until_available(target, observed.owner.replica_set(), marked, now)?;
+    resumed(vec![], left)
+}
+
+/// Nothing of the source's place is taken away before the target's holder has read `resumedAt`
+/// and said so.
+fn confirms(observed: &Observed) -> Option<Next> {
+    if may_release_source(observed.recorded(), observed.target_word()) {
+        return None;
+    }
+    Some(Next {
+        step: Step::Resumed,
+        actions: vec![],
+        message: format!("{} is to confirm that the pod runs", observed.node(Role::Target)),
+        again: Duration::from_millis(500),
+    })
+}
+
+/// Labels and the owner's claim; `None` when the target has them, or nobody is there to get them.
+fn takes_over(observed: &Observed, now: Timestamp) -> Option<Next> {
+    let target = living_target(observed)?;
+    let owner = match &observed.owner {
+        Owner::Gone => return None,
+        owner => owner.replica_set(),
+    };
+    let claimed = owner.is_none_or(|o| is_claimed_by(target, uid_of(o)));
+    let parts = parts(observed, owner);
+    let labels = target.metadata.labels.clone().unwrap_or_default();
+    if parts.at_once.iter().any(|(key, value)| labels.get(key) != Some(value)) {
+        return Some(Next {
+            step: Step::HandingOver,
+            actions: vec![Action::LabelTarget(parts.at_once)],
+            message: "the target pod gets the source's labels".into(),
+            again: Duration::ZERO,
+        });
+    }
+    let deadline = ready_bound(target) + ENDPOINTS_LIMIT;
+    let listed = observed.endpoints_know_target
+        || !observed.services.iter().any(|s| selects(s, &labels))
+        || marked_at(target).is_none_or(|marked| elapsed(marked, now) >= deadline);
+    if !claimed && !listed {
+        return Some(Next {
+            step: Step::HandingOver,
+            actions: vec![],
+            message: "the Services' endpoints are awaited".into(),
+            again: Duration::from_millis(50),
+        });
+    }
+    (!claimed).then_some(())?;
+    let owner = owner?;
+    let mut wanted = parts.at_once;
+    wanted.extend(parts.with_claim);
+    Some(Next {
+        step: Step::HandingOver,
+        actions: vec![Action::MoveClaim {
+            claim: claim_of(owner),
+            labels: wanted,
+            strip_source: observed.source_pod.as_ref().is_some_and(is_selectable),
+        }],
+        message: format!("ReplicaSet {} gets the target pod", claim_of(owner).name),
+        again: Duration::ZERO,
+    })
+}
+
+fn uid_of(owner: &ReplicaSet) -> &str {
+    owner.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn parts(observed: &Observed, owner: Option<&ReplicaSet>) -> Partition {
+    let labels = labels_to_hand_over(observed.source_pod.as_ref(), owner);
+    let selector = owner.map(|o| &o.spec.selector);
+    partition(&labels, selector, &observed.services)
+}
+
+/// Labels or owners by which somebody may still find the source.
+fn is_selectable(source: &Pod) -> bool {
+    source.metadata.labels.as_ref().is_some_and(|l| !l.is_empty())
+        || source.metadata.owner_references.as_ref().is_some_and(|o| !o.is_empty())
+}
+
+/// When the target's readiness gate was set, by the operator's clock.
+fn marked_at(target: &Pod) -> Option<Timestamp> {
+    let conditions = target.status.as_ref()?.conditions.as_ref()?;
+    let gate = conditions.iter().find(|c| c.type_ == names::RESUMED_GATE && c.status == "True")?;
+    Some(gate.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0))
+}
+
+fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(since)).unwrap_or_default()
+}
+
+/// How long to wait for the target to be available: Ready for the owner's `minReadySeconds`, or
+/// not Ready within its bound. `None`: go on.
+fn until_available(
+    target: &Pod,
+    owner: Option<&ReplicaSet>,
+    marked: Timestamp,
+    now: Timestamp,
+) -> Option<Duration> {
+    let min_ready = owner.and_then(|o| o.spec.min_ready_seconds).unwrap_or(0);
+    let min_ready = Duration::from_secs(u64::try_from(min_ready).unwrap_or(0));
+    let (passed, wanted) = match ready_since(target) {
+        Some(since) if min_ready.is_zero() => (elapsed(since, now), Duration::ZERO),
+        // Kept in whole seconds by kubelet, which may cut up to one off.
+        Some(since) => (elapsed(since, now), min_ready + Duration::from_secs(1)),
+        None => (elapsed(marked, now), ready_bound(target)),
+    };
+    let left = wanted.checked_sub(passed)?;
+    (!left.is_zero()).then(|| left.clamp(Duration::from_millis(20), LOOK_AGAIN))
+}
+
+/// Everything from the end of the source's tasks to the end of its object; `None` when it is gone.
+fn source_goes(observed: &Observed) -> Option<Next> {
+    let node = observed.node(Role::Source);
+    let side_done = observed.source.is_done(observed.source_node_gone)
+        || observed.source.report().is_some_and(|r| r.stage == Stage::Released);
+    let releasing = |actions: Vec<Action>, message: String| {
+        Some(Next { step: Step::Releasing, actions, message, again: Duration::from_secs(1) })
+    };
+    if !side_done {
+        let mut actions = Vec::new();
+        if observed.source_pod.as_ref().is_some_and(has_labels) {
+            // Nothing may list the source any more when its tasks end.
+            actions.push(Action::StripSource);
+        }
+        // The address must not be freed with the source's sandbox, which can go from now on.
+        actions.extend(move_lease(observed));
+        actions.push(Action::Release);
+        return releasing(actions, format!("{node} ends the source's containers"));
+    }
+    let source = observed.source_pod.as_ref();
+    if let Some(source) = source
+        && any_container_runs(source)
+        && !observed.source_node_gone
+    {
+        return releasing(vec![], format!("{node} is to show the source's containers as ended"));
+    }
+    let mut actions = Vec::new();
+    if hands_over(observed) {
+        actions.push(Action::EndHandover);
+    }
+    match source {
+        None if actions.is_empty() => None,
+        None => releasing(actions, "the hand-over ends".into()),
+        Some(source) => {
+            if source.metadata.deletion_timestamp.is_none() {
+                actions.push(Action::DeleteSource);
+            }
+            releasing(actions, format!("the source pod goes from {node}"))
+        }
+    }
+}
+
+fn has_labels(pod: &Pod) -> bool {
+    pod.metadata.labels.as_ref().is_some_and(|l| !l.is_empty())
+}
+
+fn hands_over(observed: &Observed) -> bool {
+    let labels = observed.migration.metadata.labels.as_ref();
+    labels.is_some_and(|l| l.contains_key(names::HANDOVER_LABEL))
+}
+
+/// The target says whose address it has; without a note it is its own node's.
+fn move_lease(observed: &Observed) -> Option<Action> {
+    let status = observed.migration.status.as_ref()?;
+    if status.chosen_network != Some(Network::Preserve) {
+        return None;
+    }
+    let address = status.address.clone()?;
+    let target = observed.target_pod.as_ref()?;
+    let noted = target.metadata.annotations.as_ref().and_then(|a| a.get(names::LEASE));
+    let home = match noted.and_then(|text| text.split_once('@')) {
+        Some((_, home)) => home.to_owned(),
+        None => observed.node(Role::Target).to_owned(),
+    };
+    Some(Action::MoveLease { address, home })
+}
+
+fn succeeded(observed: &Observed, mut draft: Draft, mut actions: Vec<Action>) -> Plan {
+    let status = observed.status();
+    let node = observed.node(Role::Target).to_owned();
+    let name = status.target.as_ref().map_or("", |t| t.pod_name.as_str());
+    let resumed = status.resumed_at.as_ref().map(|t| t.0);
+    let still = match draft.downtime(resumed) {
+        Some(time) => format!("; the application stood still for {time}"),
+        None => String::new(),
+    };
+    let alive = observed.target_seen() == PodSeen::Alive;
+    let message = match (&observed.owner, alive) {
+        (_, false) => format!("the pod ran on {node} as {name} and has been deleted there{still}"),
+        (Owner::Gone, true) => {
+            actions.push(Action::DeleteTarget);
+            format!("the pod's owner was deleted meanwhile, and so is {name} on {node}{still}")
+        }
+        (_, true) => format!("the pod runs on {node} as {name}{still}"),
+    };
+    draft
+        .set(
+            c::FROZEN,
+            ConditionStatus::False,
+            reasons::SOURCE_RELEASED,
+            format!("the source's containers on {} have ended", observed.node(Role::Source)),
+        )
+        .end(Step::Succeeded, true, reasons::MIGRATED, message);
+    Plan { status: draft.done(), record: None, actions, again: Some(Duration::ZERO) }
+}

@@ -1,0 +1,90 @@
+//! Which trees belong to a pod: known to both sides from the task, so that the target knows when
+//! it has all of them.
+
+use transship_host::task::HolderTask;
+use transship_transport::Area;
+
+use crate::pod::moving;
+
+/// Names of the emptyDirs that are carried. Those of huge pages hold nothing but memory that the
+/// dump carries.
+pub fn volumes(task: &HolderTask) -> Vec<String> {
+    task.empty_dirs
+        .iter()
+        .filter(|volume| !volume.medium.starts_with("HugePages"))
+        .map(|volume| volume.name.clone())
+        .collect()
+}
+
+/// The trees that every container needs before it is restored.
+pub fn shared(task: &HolderTask) -> Vec<Area> {
+    let mut areas = vec![Area::Shm];
+    areas.extend(volumes(task).into_iter().map(Area::EmptyDir));
+    areas
+}
+
+/// Whether a tree belongs to the pod at all.
+pub fn is_expected(task: &HolderTask, area: &Area) -> bool {
+    match area {
+        Area::Rootfs(container) => moving(task).any(|name| name == container),
+        other => shared(task).contains(other),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use transship_host::paths::Role;
+    use transship_host::record::{ContainerKind, ContainerRef};
+    use transship_host::task::{EmptyDir, ObjectRef, Peer, TASK_VERSION};
+
+    /// A task with an init container, two applications and three emptyDirs.
+    pub(crate) fn task() -> HolderTask {
+        let object = |name: &str| ObjectRef {
+            namespace: "ns".into(),
+            name: name.into(),
+            uid: format!("{name}-uid"),
+        };
+        let container = |name: &str, kind| ContainerRef { name: name.into(), kind };
+        let volume =
+            |name: &str, medium: &str| EmptyDir { name: name.into(), medium: medium.into() };
+        HolderTask {
+            version: TASK_VERSION,
+            migration: object("m"),
+            role: Role::Target,
+            node: "node-b".into(),
+            pod: object("p"),
+            peer: Peer { node: "node-a".into(), data_address: "10.0.0.1:9441".into() },
+            containers: vec![
+                container("setup", ContainerKind::Init),
+                container("web", ContainerKind::App),
+                container("aux", ContainerKind::App),
+            ],
+            empty_dirs: vec![volume("data", ""), volume("mem", "Memory"), volume("h", "HugePages")],
+            network: None,
+            host_name: None,
+            max_frozen_millis: 1000,
+            bandwidth_limit: 0,
+            timeout_at_unix_millis: 1,
+            kubelet_root: "/var/lib/kubelet".into(),
+        }
+    }
+
+    #[test]
+    fn a_pods_trees_are_known_from_its_task() {
+        let task = task();
+        assert_eq!(
+            shared(&task),
+            [Area::Shm, Area::EmptyDir("data".into()), Area::EmptyDir("mem".into())]
+        );
+        for (area, expected) in [
+            (Area::Rootfs("web".into()), true),
+            (Area::Rootfs("setup".into()), false),
+            (Area::Rootfs("other".into()), false),
+            (Area::EmptyDir("h".into()), false),
+            (Area::Shm, true),
+        ] {
+            assert_eq!(is_expected(&task, &area), expected, "{area}");
+        }
+    }
+}

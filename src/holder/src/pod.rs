@@ -1,0 +1,281 @@
+//! The pod on this node as the holder needs it: sandbox, network namespace, containers and their
+//! freezers. Found once through the CRI, then kept in a file, so that a restarted holder can thaw
+//! and open everything without asking anybody.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use transship_host::files;
+use transship_host::freezer::{CgroupVersion, Freezer, FreezerState};
+use transship_host::network::NetNs;
+use transship_host::paths::MigrationDir;
+use transship_host::record::ContainerKind;
+use transship_host::task::HolderTask;
+use transship_runtime::container::{Container, start_time};
+use transship_runtime::cri::{Cri, State};
+use transship_runtime::{Layout, container};
+
+/// Name of the file in the migration's directory.
+const FILE: &str = "pod.json";
+
+/// How long one freezer may take to reach its state.
+pub const FREEZER_LIMIT: Duration = Duration::from_secs(5);
+
+/// A pod with a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    /// containerd's id of the sandbox.
+    pub sandbox_id: String,
+    /// First process of the sandbox.
+    pub sandbox_pid: u32,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
+    /// Its devices, without the loopback.
+    pub devices: Vec<String>,
+    /// The containers that move, in the task's order.
+    pub containers: Vec<PodContainer>,
+}
+
+/// A container of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodContainer {
+    /// Its name in the pod.
+    pub name: String,
+    /// containerd's id.
+    pub id: String,
+    /// Its first process.
+    pub pid: u32,
+    /// Start time of that process in clock ticks since boot.
+    pub start_time: u64,
+    /// Its freezer cgroup.
+    #[serde(flatten)]
+    pub freezer: Freezer,
+    /// Its root file system as mounted on the node.
+    pub rootfs: PathBuf,
+}
+
+impl Pod {
+    /// Finds the sandbox of the task's pod; no containers yet.
+    pub async fn find_sandbox(cri: &Cri, layout: &Layout, pod_uid: &str) -> Result<Self> {
+        let sandbox = cri.sandbox(pod_uid).await?;
+        let pause = Container::find(layout, &sandbox.id)?;
+        let netns = cri
+            .network_namespace(&sandbox.id)
+            .await?
+            .context("the pod uses the node's network, which cannot be moved")?;
+        let devices = NetNs::at(&netns).devices()?;
+        Ok(Pod {
+            sandbox_id: sandbox.id,
+            sandbox_pid: pid(pause.pid)?,
+            netns,
+            devices,
+            containers: Vec::new(),
+        })
+    }
+
+    /// Finds sandbox and running containers of the task's pod.
+    pub async fn find(cri: &Cri, layout: &Layout, task: &HolderTask) -> Result<Self> {
+        let mut pod = Self::find_sandbox(cri, layout, &task.pod.uid).await?;
+        let known = cri.containers(&pod.sandbox_id).await?;
+        for wanted in moving(task) {
+            let found = known
+                .iter()
+                .filter(|container| container.name == wanted)
+                .max_by_key(|container| container.attempt);
+            match found {
+                Some(container) if container.state == State::Running => {
+                    let found = Container::find(layout, &container.id)?;
+                    pod.containers.push(PodContainer::of(wanted, &found)?);
+                }
+                Some(container) => bail!("container {wanted} is {:?}", container.state),
+                None => bail!("container {wanted} has not been made yet"),
+            }
+        }
+        Ok(pod)
+    }
+
+    /// Reads what an earlier holder of this migration found.
+    pub fn load(dir: &MigrationDir) -> Result<Option<Self>> {
+        Ok(files::read_json_opt(&dir.path().join(FILE))?)
+    }
+
+    /// Keeps it for later holders, durably: before anything is frozen or closed.
+    pub fn save(&self, dir: &MigrationDir) -> Result<()> {
+        Ok(files::write_json(&dir.path().join(FILE), self)?)
+    }
+
+    /// Its network namespace.
+    pub fn network(&self) -> NetNs {
+        NetNs::at(&self.netns)
+    }
+
+    /// The container with this name.
+    pub fn container(&self, name: &str) -> Option<&PodContainer> {
+        self.containers.iter().find(|container| container.name == name)
+    }
+
+    /// Whether every container's first process is the one that was found.
+    pub fn is_alive(&self, layout: &Layout) -> bool {
+        !self.containers.is_empty()
+            && self.containers.iter().all(|container| container.is_alive(layout))
+    }
+
+    /// Freezes all containers, one right after the other, and waits until each is frozen. Nothing
+    /// passes between two of them but through the kernel, so all are at one consistent point.
+    pub fn freeze(&self) -> Result<()> {
+        for container in &self.containers {
+            container
+                .freezer
+                .freeze(FREEZER_LIMIT)
+                .with_context(|| format!("container {} does not freeze", container.name))?;
+        }
+        Ok(())
+    }
+
+    /// Thaws all containers. One that is gone is thawed.
+    pub fn thaw(&self) -> Result<()> {
+        let outcomes: Vec<_> = self
+            .containers
+            .iter()
+            .map(|container| (container, container.freezer.thaw(FREEZER_LIMIT)))
+            .collect();
+        // Every one is tried before the first failure is told.
+        for (container, outcome) in outcomes {
+            outcome.with_context(|| format!("container {} does not thaw", container.name))?;
+        }
+        Ok(())
+    }
+
+    /// Kills every task of every container while it is frozen.
+    pub fn kill_frozen(&self) -> Result<()> {
+        for container in &self.containers {
+            container
+                .freezer
+                .kill_all_frozen(FREEZER_LIMIT)
+                .with_context(|| format!("tasks of container {} do not end", container.name))?;
+        }
+        Ok(())
+    }
+
+    /// Checks that every container lives and is frozen; one that some other program thawed is
+    /// frozen again, and told as not whole, since it may have run.
+    pub fn verify_frozen(&self, layout: &Layout) -> Result<()> {
+        for container in &self.containers {
+            let name = &container.name;
+            if !container.is_alive(layout) {
+                bail!("the first process of container {name} is gone");
+            }
+            if container.freezer.state()? != FreezerState::Frozen {
+                bail!("container {name} is not frozen");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PodContainer {
+    /// The container named `name` as the runtime describes it.
+    pub fn of(name: &str, found: &Container) -> Result<Self> {
+        let version = CgroupVersion::try_from(found.cgroup_version).map_err(anyhow::Error::msg)?;
+        Ok(PodContainer {
+            name: name.to_owned(),
+            id: found.id.clone(),
+            pid: pid(found.pid)?,
+            start_time: found.start_time,
+            freezer: Freezer { dir: found.freezer.clone(), version },
+            rootfs: found.rootfs.clone(),
+        })
+    }
+
+    /// Whether its first process is the one that was found, and not a zombie.
+    pub fn is_alive(&self, layout: &Layout) -> bool {
+        i32::try_from(self.pid).is_ok_and(|pid| {
+            start_time(layout, pid) == Some(self.start_time) && !container::is_zombie(layout, pid)
+        })
+    }
+}
+
+/// Names of the containers that are dumped and restored, in the task's order.
+pub fn moving(task: &HolderTask) -> impl Iterator<Item = &str> {
+    task.containers
+        .iter()
+        .filter(|container| container.kind != ContainerKind::Init)
+        .map(|container| container.name.as_str())
+}
+
+/// The path of the shared memory of a sandbox, if it has one of its own.
+pub fn sandbox_shm(layout: &Layout, sandbox_id: &str) -> Option<PathBuf> {
+    let path = layout.sandbox_shm(sandbox_id);
+    path.is_dir().then_some(path)
+}
+
+/// Program of the real runc: what the installer noted, else the one on PATH.
+pub fn runc_program(noted: &Path) -> PathBuf {
+    match std::fs::read_to_string(noted) {
+        Ok(path) if !path.trim().is_empty() => path.trim().into(),
+        _ => "runc".into(),
+    }
+}
+
+fn pid(pid: i32) -> Result<u32> {
+    u32::try_from(pid).ok().filter(|pid| *pid > 0).context("the container has no process")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A pod whose one container is this very process.
+    pub(crate) fn pod_of_self() -> Pod {
+        let layout = Layout::default();
+        let pid = std::process::id();
+        Pod {
+            sandbox_id: "s".into(),
+            sandbox_pid: pid,
+            netns: "/proc/self/ns/net".into(),
+            devices: vec!["eth0".into()],
+            containers: vec![PodContainer {
+                name: "web".into(),
+                id: "c".into(),
+                pid,
+                start_time: start_time(&layout, pid as i32).unwrap(),
+                freezer: Freezer { dir: "/nonexistent".into(), version: CgroupVersion::V1 },
+                rootfs: "/".into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_pod_survives_in_its_file() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = MigrationDir::at(root.path());
+        assert_eq!(Pod::load(&dir).unwrap(), None);
+        let pod = pod_of_self();
+        pod.save(&dir).unwrap();
+        assert_eq!(Pod::load(&dir).unwrap(), Some(pod));
+    }
+
+    #[test]
+    fn a_container_lives_only_with_the_very_process_that_was_found() {
+        let layout = Layout::default();
+        let mut pod = pod_of_self();
+        assert!(pod.is_alive(&layout));
+        pod.containers[0].start_time += 1;
+        assert!(!pod.is_alive(&layout));
+        pod.containers.clear();
+        assert!(!pod.is_alive(&layout), "a pod without containers has nothing that lives");
+    }
+
+    #[test]
+    fn a_container_whose_cgroup_is_gone_is_thawed_but_not_frozen() {
+        let layout = Layout::default();
+        let pod = pod_of_self();
+        pod.thaw().unwrap();
+        assert!(pod.freeze().is_err());
+        assert!(pod.verify_frozen(&layout).is_err());
+    }
+}

@@ -1,0 +1,58 @@
+//! The host record and the announcement of the pod's address, the same for both sides.
+
+use anyhow::{Context, Result};
+use transship_host::record::{NetworkMode, RECORD_VERSION, Record};
+use transship_protocol::RecordState;
+
+use crate::holder::Holder;
+use crate::pod::Pod;
+
+/// Writes the pod's record with this state, durably. One of another migration is never touched
+/// unless it leaves the pod an ordinary one.
+pub fn write(holder: &Holder, state: RecordState) -> Result<()> {
+    let task = &holder.task;
+    let dir = holder.host.pod(&task.pod.uid)?;
+    let present = dir.read_record()?;
+    if let Some(present) = &present
+        && present.migration_uid != task.migration.uid
+        && present.state != RecordState::Open
+    {
+        anyhow::bail!("the pod's record belongs to migration {}", present.migration_uid);
+    }
+    let record = Record {
+        version: RECORD_VERSION,
+        pod_uid: task.pod.uid.clone(),
+        pod_namespace: task.pod.namespace.clone(),
+        pod_name: task.pod.name.clone(),
+        migration_uid: task.migration.uid.clone(),
+        role: task.role,
+        state,
+        containers: task.containers.clone(),
+        network: task.network.clone(),
+    };
+    if present.as_ref() == Some(&record) {
+        return Ok(());
+    }
+    tracing::info!(?state, "record");
+    dir.write_record(&record).context("cannot write the pod's record")
+}
+
+/// Tells the network where the address is. Best effort: the next frame of the pod tells it too,
+/// and nothing may wait for it.
+pub fn announce(holder: &Holder, pod: Option<&Pod>) {
+    let (Some(pod), Some(network)) = (pod, &holder.task.network) else { return };
+    if network.mode != NetworkMode::Preserve {
+        return;
+    }
+    let namespace = pod.network();
+    if !namespace.exists() {
+        return;
+    }
+    let told = network
+        .address()
+        .and_then(|ip| Ok((ip, network.hardware_address()?)))
+        .and_then(|(ip, mac)| namespace.announce(&network.interface, ip, mac));
+    if let Err(error) = told {
+        tracing::warn!("the address is not announced: {}", error.chain());
+    }
+}

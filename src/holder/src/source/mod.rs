@@ -1,0 +1,441 @@
+//! The source's holder: connects to the peer, freezes on command, dumps and sends, votes, and
+//! carries out whatever the protocol's machine orders afterwards.
+
+mod dump;
+mod freeze;
+mod send;
+mod sockets;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::sync::{mpsc, watch};
+use transship_criu::page_server::Dialect;
+use transship_host::files;
+use transship_host::journal::{Journal, Line};
+use transship_host::network::nft_program;
+use transship_host::paths::MigrationDir;
+use transship_protocol::{
+    Driver, Effect, Facts, SourceEffect, SourceEntry, SourceEvent, SourceMachine, SourcePhase,
+    may_begin,
+};
+use transship_rpc::Stage;
+use transship_runtime::cri::Cri;
+
+use crate::control::Command;
+use crate::engine::{Failed, Hands, drive};
+use crate::holder::Holder;
+use crate::pod::{Pod, runc_program};
+use crate::reading::Reading;
+use crate::{record, status};
+
+use dump::Dumper;
+use send::{Connected, Transfer};
+
+/// How long verbs of the runtime that are at work may take to end.
+const QUIESCE: Duration = Duration::from_secs(10);
+/// How long a Freeze command waits for the connection to the peer.
+const CONNECT: Duration = Duration::from_secs(30);
+
+/// Runs the source's side of a migration to its end.
+pub async fn run(
+    holder: Arc<Holder>,
+    journal: Journal<SourceEntry>,
+    lines: Vec<Line<SourceEntry>>,
+    commands: mpsc::Receiver<Command>,
+) -> Result<()> {
+    let entries: Vec<SourceEntry> = lines.iter().map(|line| line.entry).collect();
+    if entries.is_empty()
+        && let Some(reason) = refusal(&holder)?
+    {
+        holder.board.failed("PodBusy", &reason);
+        holder.board.update(|status| {
+            status.stage = Stage::Aborted as i32;
+            status.closed = true;
+        });
+        return Ok(());
+    }
+    let (events, mut received) = mpsc::channel(64);
+    let pod = Pod::load(&holder.dir)?;
+    let facts = Facts {
+        same_boot: lines.iter().all(|line| line.boot_id == journal.boot_id()),
+        tasks: pod.as_ref().is_some_and(|pod| pod.is_alive(&holder.layout)),
+        lapsed: false,
+    };
+    let (machine, effects) = SourceMachine::recover(&entries, facts);
+    tracing::info!(phase = ?machine.phase(), ?facts, "source");
+    let fresh = machine.phase() == SourcePhase::Idle;
+    let (connected, connection) = watch::channel(false);
+    let mut hands = SourceHands {
+        journal,
+        pod,
+        dumper: None,
+        connected: Arc::default(),
+        transfer: None,
+        freeze_began: None,
+        release_wanted: watch::channel(false),
+        events: events.clone(),
+        holder: Arc::clone(&holder),
+    };
+    holder.start_reading(events.clone(), |reading| {
+        Some(match reading {
+            Reading::Migration(read) => SourceEvent::from(read),
+            Reading::Peer(word) => SourceEvent::PeerRead(word),
+            Reading::PeerNodeGone => SourceEvent::PeerNodeGone,
+        })
+    });
+    holder.start_clock(events.clone(), SourceEvent::DeadlinePassed, SourceEvent::PeerNodeGone);
+    tokio::spawn(take_commands(
+        commands,
+        events.clone(),
+        hands.release_wanted.0.clone(),
+        connection,
+    ));
+    if fresh {
+        events.send(SourceEvent::Begin).await.context("no events")?;
+        match prepare(&holder).await {
+            Ok((pod, dumper)) => {
+                hands.pod = Some(pod);
+                hands.dumper = Some(dumper);
+                send::connect_in_background(
+                    Arc::clone(&holder),
+                    Arc::clone(&hands.connected),
+                    connected,
+                    events.clone(),
+                );
+            }
+            Err(error) => {
+                holder.board.failed("PodNotReady", &format!("{error:#}"));
+                events.send(SourceEvent::LocalFailure).await.context("no events")?;
+            }
+        }
+    }
+    let driver = Driver::new(machine, effects);
+    drive(driver, &mut hands, &mut received).await
+}
+
+/// Why this pod must not be taken on, if so: another migration of it is not finished.
+fn refusal(holder: &Holder) -> Result<Option<String>> {
+    let task = &holder.task;
+    let record = holder.host.pod(&task.pod.uid)?.read_record()?.map(|record| record.state);
+    let mut another = None;
+    for name in files::list(&holder.host.migrations())? {
+        let other = MigrationDir::at(holder.host.migrations().join(&name));
+        if other.path() == holder.dir.path() || other.is_closed()? {
+            continue;
+        }
+        if let Ok(Some(theirs)) = other.read_task()
+            && theirs.pod.uid == task.pod.uid
+        {
+            another = Some(name);
+        }
+    }
+    Ok((!may_begin(record, another.is_some())).then(|| match another {
+        Some(name) => format!("migration {name} of this pod is not finished"),
+        None => format!("the pod's record says {record:?}"),
+    }))
+}
+
+/// Everything that can be looked up before anything is touched.
+async fn prepare(holder: &Holder) -> Result<(Pod, Dumper)> {
+    let cri = Cri::connect(&holder.layout.containerd_socket).await?;
+    let pod = Pod::find(&cri, &holder.layout, &holder.task).await?;
+    pod.save(&holder.dir)?;
+    let criu = holder.host.bin("criu");
+    let criu = if criu.exists() { criu } else { PathBuf::from("criu") };
+    let dumper = Dumper {
+        host: holder.host.clone(),
+        layout: holder.layout.clone(),
+        dir: holder.dir.clone(),
+        runc: runc_program(&holder.host.runc_path_file()),
+        dialect: dialect(&criu).await?,
+    };
+    Ok((pod, dumper))
+}
+
+/// What the node's CRIU speaks to page servers.
+async fn dialect(criu: &std::path::Path) -> Result<Dialect> {
+    let output = tokio::process::Command::new(criu)
+        .arg("--version")
+        .output()
+        .await
+        .with_context(|| format!("cannot run {}", criu.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (major, minor) = version(&text).with_context(|| format!("no version in {text:?}"))?;
+    Ok(Dialect::of_version(major, minor))
+}
+
+/// `Version: 4.2.1` and further lines.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let version = text.lines().find_map(|line| line.strip_prefix("Version:"))?.trim();
+    let mut parts = version.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next().flatten().unwrap_or(0)))
+}
+
+/// Turns the operator's commands into events.
+async fn take_commands(
+    mut commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<SourceEvent>,
+    release: watch::Sender<bool>,
+    mut connected: watch::Receiver<bool>,
+) {
+    while let Some(command) = commands.recv().await {
+        tracing::info!(?command, "asked");
+        let event = match command {
+            Command::Freeze => {
+                // A failure to connect has become an event of its own.
+                let up = connected.wait_for(|connected| *connected);
+                match tokio::time::timeout(CONNECT, up).await {
+                    Ok(Ok(_)) => SourceEvent::FreezeNow,
+                    Ok(Err(_)) | Err(_) => SourceEvent::LocalFailure,
+                }
+            }
+            Command::ReadDecision => SourceEvent::Poked,
+            Command::Release => {
+                // Counts once `resumedAt` has been read, which may be news to us.
+                release.send_replace(true);
+                SourceEvent::Poked
+            }
+            Command::Abort => SourceEvent::LocalFailure,
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Carries out the source's effects.
+struct SourceHands {
+    holder: Arc<Holder>,
+    journal: Journal<SourceEntry>,
+    pod: Option<Pod>,
+    dumper: Option<Dumper>,
+    connected: Connected,
+    transfer: Option<Transfer>,
+    freeze_began: Option<Instant>,
+    release_wanted: (watch::Sender<bool>, watch::Receiver<bool>),
+    events: mpsc::Sender<SourceEvent>,
+}
+
+impl Hands for SourceHands {
+    type Machine = SourceMachine;
+
+    async fn act(&mut self, effect: SourceEffect) -> Result<Result<(), Failed>> {
+        if let Effect::Journal(entry) = effect {
+            tracing::info!(?entry, "journal");
+            self.journal.append(&entry)?;
+            return Ok(Ok(()));
+        }
+        let began = Instant::now();
+        let outcome = self.work(effect).await;
+        tracing::debug!(?effect, took = ?began.elapsed(), ok = outcome.is_ok(), "effect");
+        Ok(outcome)
+    }
+
+    fn failed(&mut self, failed: &Failed, again: bool) {
+        let message = format!("{:#}", failed.error);
+        if again {
+            tracing::error!(reason = failed.reason, "will be tried again: {message}");
+        } else {
+            self.holder.board.failed(failed.reason, &message);
+        }
+    }
+
+    fn observe(&mut self, machine: &SourceMachine, idle: bool) {
+        let phase = machine.phase();
+        let holder = Arc::clone(&self.holder);
+        holder.board.source(machine);
+        holder.asker.voted(!machine.is_before_vote() && !machine.is_closed());
+        holder.set_frozen(!matches!(
+            phase,
+            SourcePhase::Idle | SourcePhase::Begun | SourcePhase::Opened | SourcePhase::Released
+        ));
+        if idle && phase == SourcePhase::Freezing && self.transfer.is_none() {
+            self.start_transfer();
+        }
+        if idle && phase == SourcePhase::Moved && *self.release_wanted.1.borrow_and_update() {
+            // Room is certain: the loop takes events out whenever it is idle.
+            let _ = self.events.try_send(SourceEvent::ReleaseRequested);
+        }
+    }
+
+    fn is_closed(machine: &SourceMachine) -> bool {
+        machine.is_closed()
+    }
+}
+
+impl SourceHands {
+    async fn work(&mut self, effect: SourceEffect) -> Result<(), Failed> {
+        let holder = Arc::clone(&self.holder);
+        let nft = nft_program(&holder.host);
+        match effect {
+            // Written by the caller, which stops at an error.
+            Effect::Journal(_) => Ok(()),
+            Effect::WriteRecord(state) => record::write(&holder, state)
+                .map_err(|error| Failed::other("RecordNotWritten", error)),
+            Effect::QuiesceWrapper => holder
+                .blocking("quiesce", |holder| {
+                    Ok(transship_host::quiesce::wait(
+                        &holder.host,
+                        &holder.task.pod.uid,
+                        QUIESCE,
+                    )?)
+                })
+                .await
+                .map_err(|error| Failed::other("RuntimeBusy", error)),
+            Effect::CloseNetwork => {
+                let pod = self.pod("closed")?;
+                let began = Instant::now();
+                freeze::close_network(pod, &nft)
+                    .await
+                    .map_err(|error| Failed::other("NetworkNotClosed", error))?;
+                holder.board.took("close", began.elapsed());
+                Ok(())
+            }
+            Effect::FreezeTasks => self.freeze(),
+            Effect::VerifyTasks => {
+                let pod = self.pod("verified")?;
+                pod.verify_frozen(&holder.layout).map_err(Failed::tasks_lost)
+            }
+            Effect::DestroySockets => match &self.pod {
+                Some(pod) => sockets::destroy(&pod.network())
+                    .map_err(|error| Failed::other("SocketsNotDestroyed", error)),
+                None => Ok(()),
+            },
+            Effect::OpenNetwork => match &self.pod {
+                Some(pod) => pod
+                    .network()
+                    .open(&nft)
+                    .map_err(|error| Failed::other("NetworkNotOpened", error)),
+                None => Ok(()),
+            },
+            Effect::Announce => {
+                record::announce(&holder, self.pod.as_ref());
+                Ok(())
+            }
+            Effect::ThawTasks(_) => {
+                self.end_transfer().await;
+                let Some(pod) = &self.pod else { return Ok(()) };
+                pod.thaw().map_err(|error| Failed::other("NotThawed", error))?;
+                if self.freeze_began.is_some() || holder.board.was_frozen() {
+                    holder.board.update(|status| status.thawed_at_unix_micros = status::now_micros());
+                }
+                Ok(())
+            }
+            Effect::KillTasksFrozen => {
+                self.end_transfer().await;
+                let Some(pod) = &self.pod else { return Ok(()) };
+                pod.kill_frozen().map_err(|error| Failed::other("NotKilled", error))
+            }
+            Effect::Publish(word) => {
+                holder.board.word(&word);
+                Ok(())
+            }
+            Effect::ReadRecorded => {
+                holder.asker.migration();
+                Ok(())
+            }
+            Effect::ReadPeer => {
+                holder.asker.peer();
+                Ok(())
+            }
+            // A source has no dead-man: it stays frozen until it has read the decision.
+            Effect::ArmDeadman | Effect::DisarmDeadman => Ok(()),
+        }
+    }
+
+    fn pod(&self, what: &str) -> Result<&Pod, Failed> {
+        self.pod
+            .as_ref()
+            .ok_or_else(|| Failed::tasks_lost(anyhow::anyhow!("no pod was found to be {what}")))
+    }
+
+    fn freeze(&mut self) -> Result<(), Failed> {
+        let holder = Arc::clone(&self.holder);
+        let pod = self.pod("frozen")?;
+        if !pod.is_alive(&holder.layout) {
+            return Err(Failed::tasks_lost(anyhow::anyhow!("a container has ended")));
+        }
+        let (began, frozen_at) = (Instant::now(), status::now_micros());
+        pod.freeze().map_err(|error| Failed::other("NotFrozen", error))?;
+        self.freeze_began = Some(began);
+        holder.board.took("freeze", began.elapsed());
+        holder.board.update(|status| {
+            status.stage = status.stage.max(Stage::Frozen as i32);
+            status.frozen_at_unix_micros = frozen_at;
+        });
+        holder.after(
+            Duration::from_millis(holder.task.max_frozen_millis),
+            self.events.clone(),
+            SourceEvent::DeadlinePassed,
+        );
+        Ok(())
+    }
+
+    fn start_transfer(&mut self) {
+        let sender = self.connected.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let ready = (self.pod.clone(), self.dumper.clone(), sender);
+        let (Some(pod), Some(dumper), Some(sender)) = ready else {
+            self.holder.board.failed("NotConnected", "the connection to the target is gone");
+            let _ = self.events.try_send(SourceEvent::LocalFailure);
+            return;
+        };
+        let holder = Arc::clone(&self.holder);
+        self.transfer = Some(Transfer::start(holder, dumper, pod, sender, self.events.clone()));
+    }
+
+    /// Nothing of this migration works on the containers when this returns.
+    async fn end_transfer(&mut self) {
+        if let Some(transfer) = self.transfer.take() {
+            transfer.end().await;
+        }
+        if let Some(pod) = &self.pod {
+            dump::end_leftovers(&self.holder.dir, pod).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crius_version_is_read() {
+        assert_eq!(version("Version: 4.2.1\nGitID: x\n"), Some((4, 2)));
+        assert_eq!(version("Version: 4.1\n"), Some((4, 1)));
+        assert_eq!(version("criu\n"), None);
+    }
+
+    #[tokio::test]
+    async fn a_freeze_waits_for_the_connection_and_a_release_reads_first() {
+        let (commands, queue) = mpsc::channel(4);
+        let (events, mut received) = mpsc::channel(4);
+        let (release, released) = watch::channel(false);
+        let (connected, connection) = watch::channel(false);
+        tokio::spawn(take_commands(queue, events, release, connection));
+        commands.send(Command::Freeze).await.unwrap();
+        commands.send(Command::Release).await.unwrap();
+        assert!(
+            tokio::time::timeout(Duration::from_millis(50), received.recv()).await.is_err(),
+            "it froze without a connection"
+        );
+        connected.send_replace(true);
+        assert_eq!(received.recv().await, Some(SourceEvent::FreezeNow));
+        assert_eq!(received.recv().await, Some(SourceEvent::Poked));
+        assert!(*released.borrow());
+    }
+
+    #[tokio::test]
+    async fn a_freeze_without_any_hope_of_a_connection_fails() {
+        let (commands, queue) = mpsc::channel(4);
+        let (events, mut received) = mpsc::channel(4);
+        let (release, _released) = watch::channel(false);
+        let (connected, connection) = watch::channel(false);
+        tokio::spawn(take_commands(queue, events, release, connection));
+        drop(connected);
+        commands.send(Command::Freeze).await.unwrap();
+        assert_eq!(received.recv().await, Some(SourceEvent::LocalFailure));
+    }
+}

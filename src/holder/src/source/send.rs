@@ -1,0 +1,292 @@
+//! Sending: one connection through the agent to the target's holder, opened long before the
+//! freeze; after it, dumps and file trees go over it at the same time.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use transship_host::record::ContainerKind;
+use transship_protocol::SourceEvent;
+use transship_rpc::Stage;
+use transship_transport::tree::{capture_dir, capture_upper};
+use transship_transport::{Area, Closer, Hello, Link, Sender, SenderOptions};
+
+use super::dump::Dumper;
+use crate::holder::Holder;
+use crate::pod::{Pod, moving, sandbox_shm};
+
+/// How long the target may take to verify what it has received.
+const ACKNOWLEDGE: Duration = Duration::from_secs(60);
+/// How often progress is shown.
+const PROGRESS: Duration = Duration::from_millis(100);
+/// How long telling the target that we give up may take.
+const GIVE_UP: Duration = Duration::from_millis(500);
+
+/// A connection that the target has answered.
+pub struct Peer {
+    sender: Arc<Sender>,
+    closer: Closer,
+}
+
+/// The place where the connection waits until the freeze.
+pub type Connected = Arc<Mutex<Option<Peer>>>;
+
+/// What the agent is asked for, as one line of JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RelayRequest<'a> {
+    peer: &'a str,
+    peer_node: &'a str,
+    migration: &'a str,
+}
+
+/// Connects; puts the connection into `place` and says so, or becomes a failure of this side.
+pub fn connect_in_background(
+    holder: Arc<Holder>,
+    place: Connected,
+    connected: watch::Sender<bool>,
+    events: mpsc::Sender<SourceEvent>,
+) {
+    tokio::spawn(async move {
+        let connecting = holder.blocking("connect", connect).await;
+        match connecting {
+            Ok(peer) => {
+                *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
+                holder.board.update(|status| {
+                    status.stage = status.stage.max(Stage::Connected as i32);
+                });
+                connected.send_replace(true);
+                // Kept open: its end would tell a waiting command that there is no hope.
+                events.closed().await;
+            }
+            Err(error) => {
+                holder.board.failed("NotConnected", &format!("{error:#}"));
+                let _ = events.send(SourceEvent::LocalFailure).await;
+            }
+        }
+    });
+}
+
+fn connect(holder: &Holder) -> Result<Peer> {
+    let task = &holder.task;
+    let socket = holder.host.agent_data_socket();
+    let mut stream = UnixStream::connect(&socket)
+        .with_context(|| format!("the agent does not answer at {}", socket.display()))?;
+    let request = RelayRequest {
+        peer: &task.peer.data_address,
+        peer_node: &task.peer.node,
+        migration: &task.migration.uid,
+    };
+    let mut line = serde_json::to_vec(&request)?;
+    line.push(b'\n');
+    stream.write_all(&line).context("the agent does not relay")?;
+    let link = Link::unix(stream)?;
+    let closer = link.closer();
+    let hello = Hello::new(
+        &task.migration.uid,
+        &task.pod.uid,
+        moving(task).map(str::to_owned).collect(),
+    );
+    let options = SenderOptions { bandwidth_limit: task.bandwidth_limit, ..Default::default() };
+    let sender = Sender::start(link, &hello, options)
+        .with_context(|| format!("node {} does not answer", task.peer.node))?;
+    Ok(Peer { sender: Arc::new(sender), closer })
+}
+
+/// The transfer of a frozen pod.
+pub struct Transfer {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    peer: Peer,
+}
+
+impl Transfer {
+    /// Dumps and sends everything of the frozen pod, then tells the machine.
+    pub fn start(
+        holder: Arc<Holder>,
+        dumper: Dumper,
+        pod: Pod,
+        peer: Peer,
+        events: mpsc::Sender<SourceEvent>,
+    ) -> Self {
+        let stop = CancellationToken::new();
+        let (sender, stopped) = (Arc::clone(&peer.sender), stop.clone());
+        let task = tokio::spawn(async move {
+            let progress = tokio::spawn(show_progress(Arc::clone(&holder), Arc::clone(&sender)));
+            let outcome = transfer(&holder, &dumper, &pod, &sender, &stopped).await;
+            progress.abort();
+            show(&holder, &sender);
+            let event = match outcome {
+                Ok(()) => SourceEvent::AllFrozenAndSent,
+                Err(error) if stopped.is_cancelled() => {
+                    tracing::info!("the transfer has ended: {error:#}");
+                    return;
+                }
+                Err(error) => {
+                    holder.board.failed(reason(&error), &format!("{error:#}"));
+                    SourceEvent::LocalFailure
+                }
+            };
+            let _ = events.send(event).await;
+        });
+        Transfer { stop, task, peer }
+    }
+
+    /// Ends it, wherever it stands. When this returns no dump is at work any more.
+    pub async fn end(self) {
+        let finished = self.task.is_finished();
+        self.stop.cancel();
+        if !finished {
+            let sender = Arc::clone(&self.peer.sender);
+            let told = tokio::task::spawn_blocking(move || {
+                sender.give_up("SourceAborted", "the source goes on")
+            });
+            let _ = tokio::time::timeout(GIVE_UP, told).await;
+        }
+        // A thread that is blocked in a write or waits for an answer comes back now.
+        (self.peer.closer)();
+        if self.task.await.is_err() {
+            tracing::error!("the transfer has panicked");
+        }
+    }
+}
+
+/// The reason shown for a failed transfer.
+fn reason(error: &anyhow::Error) -> &'static str {
+    if error.chain().any(|cause| cause.is::<transship_runtime::Error>()) {
+        "DumpFailed"
+    } else if error.chain().any(|cause| cause.is::<transship_transport::Error>()) {
+        "TransferFailed"
+    } else {
+        "SourceFailed"
+    }
+}
+
+async fn transfer(
+    holder: &Arc<Holder>,
+    dumper: &Dumper,
+    pod: &Pod,
+    sender: &Arc<Sender>,
+    stop: &CancellationToken,
+) -> Result<()> {
+    let trees = {
+        let (pod, sender) = (pod.clone(), Arc::clone(sender));
+        let holder = Arc::clone(holder);
+        tokio::spawn(async move {
+            holder.blocking("files", move |holder| send_trees(holder, &pod, &sender)).await
+        })
+    };
+    let dumps = async {
+        for container in &pod.containers {
+            let name = container.name.clone();
+            let began = Instant::now();
+            let received = dumper
+                .dump(container, sender.pages(&name)?, stop)
+                .await
+                .with_context(|| format!("container {name} cannot be dumped"))?;
+            tracing::info!(container = name, ?received, "dumped");
+            holder.board.took(&format!("dump/{name}"), began.elapsed());
+            let (sender, images) = (Arc::clone(sender), dumper.images(&name)?);
+            holder
+                .blocking(&format!("images/{name}"), move |_| {
+                    sender.send_image_dir(&name, &images)?;
+                    Ok(sender.container_done(&name)?)
+                })
+                .await?;
+        }
+        anyhow::Ok(())
+    };
+    let dumped = dumps.await;
+    if dumped.is_err() {
+        // The trees' thread ends with the connection, which the caller closes.
+        trees.abort();
+        return dumped;
+    }
+    tokio::select! {
+        sent = trees => sent.context("sending files ended unexpectedly")??,
+        () = stop.cancelled() => anyhow::bail!("the transfer was called off"),
+    }
+    let sender = Arc::clone(sender);
+    holder.blocking("acknowledge", move |_| Ok(sender.all_done(ACKNOWLEDGE)?)).await?;
+    holder.board.update(|status| status.stage = status.stage.max(Stage::Sent as i32));
+    Ok(())
+}
+
+/// Sends every tree that the target expects: each container's changes to its image, each
+/// emptyDir, the sandbox's shared memory (empty if it has none).
+fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender) -> Result<()> {
+    let shm = sandbox_shm(&holder.layout, &pod.sandbox_id);
+    match &shm {
+        Some(shm) => sender.send_tree(&Area::Shm, |out| capture_dir(shm, out))?,
+        None => {
+            let empty = holder.dir.path().join("empty");
+            transship_host::files::make_dir(&empty)?;
+            sender.send_tree(&Area::Shm, |out| capture_dir(&empty, out))?
+        }
+    };
+    for volume in crate::areas::volumes(&holder.task) {
+        let path = holder.task.empty_dir_path(&volume)?;
+        let summary = sender.send_tree(&Area::EmptyDir(volume), |out| capture_dir(&path, out))?;
+        tracing::info!(path = %path.display(), ?summary, "sent");
+    }
+    for container in &pod.containers {
+        let upper = transship_runtime::mounts::upper_of(
+            &holder.layout.proc.join("self/mountinfo"),
+            &container.rootfs,
+        )?;
+        let area = Area::Rootfs(container.name.clone());
+        let summary = sender.send_tree(&area, |out| capture_upper(&upper, out))?;
+        tracing::info!(path = %upper.display(), ?summary, "sent");
+    }
+    debug_assert!(
+        holder.task.containers.iter().filter(|c| c.kind != ContainerKind::Init).count()
+            == pod.containers.len()
+    );
+    Ok(())
+}
+
+async fn show_progress(holder: Arc<Holder>, sender: Arc<Sender>) {
+    let mut tick = tokio::time::interval(PROGRESS);
+    loop {
+        tick.tick().await;
+        show(&holder, &sender);
+    }
+}
+
+fn show(holder: &Holder, sender: &Sender) {
+    let progress = sender.progress();
+    holder.board.update(|status| {
+        status.bytes_total = progress.pages() * transship_criu::PAGE_SIZE;
+        status.bytes_total = status.bytes_total.max(progress.plain_bytes());
+        status.bytes_sent = progress.wire_bytes();
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_is_asked_in_the_documented_form() {
+        let request = RelayRequest { peer: "10.0.0.2:9441", peer_node: "node-b", migration: "m" };
+        assert_eq!(
+            serde_json::to_string(&request).unwrap(),
+            r#"{"peer":"10.0.0.2:9441","peerNode":"node-b","migration":"m"}"#
+        );
+    }
+
+    #[test]
+    fn a_failed_transfer_is_called_by_its_cause() {
+        let dump = anyhow::Error::from(transship_runtime::Error::NoSandbox("p".into()));
+        assert_eq!(reason(&dump.context("container web")), "DumpFailed");
+        let wire = anyhow::Error::from(transship_transport::Error::Closed);
+        assert_eq!(reason(&wire), "TransferFailed");
+        assert_eq!(reason(&anyhow::anyhow!("x")), "SourceFailed");
+    }
+}

@@ -1,0 +1,366 @@
+//! From the source's connection to the vote: receives, prepares containers as kubelet asks for
+//! them, and sees to it that all of them are restored, frozen and known to the CRI. And the other
+//! way out: ending restores and killing whatever they have left, by cgroup.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use transship_host::bundle::Bundle;
+use transship_host::freezer::{Freezer, FreezerState};
+use transship_host::markers::{Failed, Held, Restored, Waiting};
+use transship_host::paths::PodDir;
+use transship_host::{files, quiesce};
+use transship_protocol::{TargetEvent, Verb};
+use transship_rpc::Stage;
+use transship_runtime::container::Container;
+use transship_runtime::cri::{Cri, State};
+use transship_transport::{Link, Progress, receive};
+
+use super::apply;
+use super::receive::{Arrivals, Receiver};
+use crate::dirwatch::DirWatch;
+use crate::holder::Holder;
+use crate::pod::{FREEZER_LIMIT, Pod, PodContainer, moving};
+
+/// How often markers are looked at without any event.
+const TICK: Duration = Duration::from_millis(100);
+/// Pace of questions to the CRI while a container starts.
+const CRI_PACE: Duration = Duration::from_millis(10);
+/// Directories whose files tell how far the restores are.
+const MARKERS: [&str; 4] = ["waiting", "held", "restored", "failed"];
+
+/// Starts receiving and preparing. What comes of it is an event: all restored and frozen, or a
+/// failure of this side. `stop` ends it without any.
+pub fn start(
+    holder: Arc<Holder>,
+    stop: CancellationToken,
+    events: mpsc::Sender<TargetEvent>,
+) -> Result<()> {
+    let run = holder.host.holder(&holder.task.migration.uid, holder.task.role)?;
+    let listener = crate::control::bind(&run.data())?;
+    let arrivals = Arc::new(Arrivals::default());
+    tokio::spawn(async move {
+        let both = async {
+            tokio::try_join!(
+                receive_all(Arc::clone(&holder), listener, Arc::clone(&arrivals), stop.clone()),
+                restore_all(Arc::clone(&holder), Arc::clone(&arrivals)),
+            )
+        };
+        let outcome = tokio::select! {
+            outcome = both => outcome,
+            () = stop.cancelled() => return,
+        };
+        let event = match outcome {
+            Ok(_) => TargetEvent::AllRestoredAndFrozen,
+            Err(error) => {
+                let reason = reason(&error);
+                holder.board.failed(&reason, &format!("{error:#}"));
+                TargetEvent::LocalFailure
+            }
+        };
+        let _ = events.send(event).await;
+    });
+    Ok(())
+}
+
+/// A restore failed; the runtime's or CRIU's own words follow.
+#[derive(Debug, thiserror::Error)]
+#[error("container {container} was not restored: {message}")]
+struct RestoreFailed {
+    container: String,
+    message: String,
+}
+
+fn reason(error: &anyhow::Error) -> String {
+    let transport = error.chain().find_map(|cause| cause.downcast_ref::<transship_transport::Error>());
+    if let Some(transport) = transport {
+        transport.reason().to_owned()
+    } else if error.is::<RestoreFailed>() {
+        "RestoreFailed".to_owned()
+    } else {
+        "TargetFailed".to_owned()
+    }
+}
+
+/// Takes the source's connection and everything that comes over it.
+async fn receive_all(
+    holder: Arc<Holder>,
+    listener: UnixListener,
+    arrivals: Arc<Arrivals>,
+    stop: CancellationToken,
+) -> Result<()> {
+    let (stream, _) = listener.accept().await.context("the source did not connect")?;
+    // One source, one connection.
+    drop(listener);
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    holder.board.update(|status| status.stage = status.stage.max(Stage::Connected as i32));
+    let link = Link::unix(stream)?;
+    let closer = link.closer();
+    let _close_at_end = tokio::spawn(async move {
+        stop.cancelled().await;
+        closer();
+    });
+    let progress = Arc::new(Progress::default());
+    let mut receiver = Receiver { holder: Arc::clone(&holder), arrivals };
+    let counted = Arc::clone(&progress);
+    holder.blocking("receive", move |_| Ok(receive(link, &mut receiver, &counted)?)).await?;
+    holder.board.update(|status| {
+        status.stage = status.stage.max(Stage::Sent as i32);
+        status.bytes_total = progress.pages() * transship_criu::PAGE_SIZE;
+        status.bytes_total = status.bytes_total.max(progress.plain_bytes());
+        status.bytes_sent = progress.wire_bytes();
+    });
+    Ok(())
+}
+
+/// Prepares the containers one after the other as kubelet asks for them, until all are restored.
+async fn restore_all(holder: Arc<Holder>, arrivals: Arc<Arrivals>) -> Result<()> {
+    let dir = holder.host.pod(&holder.task.pod.uid)?;
+    let watch = DirWatch::new()?;
+    for marker in MARKERS {
+        let path = dir.path().join(marker);
+        files::make_dir(&path)?;
+        watch.add(&path)?;
+    }
+    let wanted: Vec<String> = moving(&holder.task).map(str::to_owned).collect();
+    let mut prepared: Vec<String> = Vec::new();
+    let mut began = None;
+    loop {
+        check_failures(&dir)?;
+        note_waiting(&holder, &dir, &arrivals).await?;
+        let (owner, state) = (Arc::clone(&holder), Arc::clone(&arrivals));
+        tokio::task::spawn_blocking(move || apply::apply_trees(&owner, &state)).await??;
+        for container in apply::preparable(&holder, &arrivals, &prepared) {
+            began.get_or_insert_with(Instant::now);
+            apply::prepare(&holder, &container)?;
+            prepared.push(container);
+        }
+        let restored = dir.all_marked::<Restored>()?;
+        holder.board.update(|status| status.restored.clone_from(&restored));
+        if wanted.iter().all(|name| restored.contains(name)) {
+            break;
+        }
+        tokio::select! {
+            () = watch.changed(TICK) => {}
+            () = arrivals.changed.notified() => {}
+        }
+    }
+    let pod = await_running(&holder, &dir, &arrivals).await?;
+    pod.save(&holder.dir)?;
+    if let Some(began) = began {
+        holder.board.took("restore", began.elapsed());
+    }
+    holder.board.update(|status| status.stage = status.stage.max(Stage::Restored as i32));
+    Ok(())
+}
+
+/// A container that could not be restored ends the migration.
+fn check_failures(dir: &PodDir) -> Result<()> {
+    for container in dir.all_marked::<Failed>()? {
+        let Some(failed) = dir.marked::<Failed>(&container)? else { continue };
+        tracing::error!(container, message = failed.message, "restore failed\n{}", failed.log);
+        let causes = transship_runtime::checkpoint::errors_of_criu(&failed.log);
+        let message = match causes {
+            Some(causes) => format!("{} ({causes})", failed.message),
+            None => failed.message,
+        };
+        return Err(RestoreFailed { container, message }.into());
+    }
+    Ok(())
+}
+
+/// Notes containers whose `create` waits, and the sandbox, which is there by then.
+async fn note_waiting(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Result<()> {
+    for container in dir.all_marked::<Waiting>()? {
+        if arrivals.state().waiting.contains_key(&container) {
+            continue;
+        }
+        let Some(waiting) = dir.marked::<Waiting>(&container)? else { continue };
+        if arrivals.state().sandbox.is_none() {
+            let cri = Cri::connect(&holder.layout.containerd_socket).await?;
+            let sandbox = Pod::find_sandbox(&cri, &holder.layout, &holder.task.pod.uid).await?;
+            // From here on a holder that is started again knows what to close.
+            sandbox.save(&holder.dir)?;
+            arrivals.state().sandbox = Some(sandbox);
+        }
+        arrivals.state().waiting.insert(container, waiting);
+    }
+    let names: Vec<String> = arrivals.state().waiting.keys().cloned().collect();
+    holder.board.update(|status| status.waiting = names);
+    Ok(())
+}
+
+/// Waits until the CRI says that every container runs, with the restored process, and all are
+/// frozen.
+async fn await_running(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Result<Pod> {
+    let sandbox = arrivals.state().sandbox.clone();
+    let mut pod = sandbox.context("the pod has no sandbox")?;
+    let cri = Cri::connect(&holder.layout.containerd_socket).await?;
+    for name in moving(&holder.task) {
+        let restored = dir.marked::<Restored>(name)?.context("a marker has vanished")?;
+        loop {
+            check_failures(dir)?;
+            let known = cri.containers(&pod.sandbox_id).await?;
+            let state = known.iter().find(|known| known.id == restored.container_id);
+            match state.map(|known| known.state) {
+                Some(State::Running) => break,
+                Some(State::Exited) => bail!("container {name} has ended"),
+                // `create` or `start` has not returned to containerd yet.
+                _ => tokio::time::sleep(CRI_PACE).await,
+            }
+        }
+        let pid = cri.pid(&restored.container_id).await?;
+        if pid.and_then(|pid| u32::try_from(pid).ok()) != Some(restored.pid) {
+            bail!("container {name} runs as {pid:?} and was restored as {}", restored.pid);
+        }
+        let found = Container::find(&holder.layout, &restored.container_id)?;
+        let container = PodContainer::of(name, &found)?;
+        if container.freezer.state()? != FreezerState::Frozen {
+            bail!("container {name} is not frozen after its restore");
+        }
+        pod.containers.push(container);
+    }
+    Ok(pod)
+}
+
+/// Kills restores that are under way, with everything they have started: nothing of them may
+/// come to life after the containers' cgroups were emptied.
+pub fn end_restores(holder: &Holder) -> Result<()> {
+    for work in quiesce::at_work(&holder.host, &holder.task.pod.uid)? {
+        if work.verb == Verb::Create && !work.bundle.sandbox {
+            for pid in descendants(work.pid).into_iter().chain([work.pid]) {
+                kill(pid);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Everything below a process, deepest last.
+fn descendants(pid: u32) -> Vec<u32> {
+    let mut found: Vec<u32> = Vec::new();
+    let mut queue = vec![pid];
+    while let Some(pid) = queue.pop() {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for thread in threads.flatten() {
+            let children = std::fs::read_to_string(thread.path().join("children"));
+            for child in children.unwrap_or_default().split_ascii_whitespace() {
+                if let Ok(child) = child.parse()
+                    && !found.contains(&child)
+                {
+                    found.push(child);
+                    queue.push(child);
+                }
+            }
+        }
+    }
+    found
+}
+
+fn kill(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        // Gone is as good.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// Kills every task that a restore of this pod can have made, while it is frozen.
+pub fn kill_frozen(holder: &Holder) -> Result<()> {
+    for freezer in freezers(holder)? {
+        freezer.kill_all_frozen(FREEZER_LIMIT)?;
+    }
+    Ok(())
+}
+
+/// The freezers of the pod's containers, from every trace that they may have left.
+fn freezers(holder: &Holder) -> Result<Vec<Freezer>> {
+    let dir = holder.host.pod(&holder.task.pod.uid)?;
+    let mut found: Vec<Freezer> = Vec::new();
+    let mut add = |freezer: Freezer| {
+        if !found.contains(&freezer) {
+            found.push(freezer);
+        }
+    };
+    for name in moving(&holder.task) {
+        if let Some(restored) = dir.marked::<Restored>(name)? {
+            add(restored.freezer);
+        }
+        if let Some(held) = dir.marked::<Held>(name)? {
+            add(held.freezer);
+        }
+        if let Some(waiting) = dir.marked::<Waiting>(name)?
+            && let Some(freezer) = of_bundle(&waiting.bundle)
+        {
+            add(freezer);
+        }
+    }
+    if let Some(pod) = Pod::load(&holder.dir)? {
+        pod.containers.into_iter().for_each(|container| add(container.freezer));
+    }
+    Ok(found)
+}
+
+/// A bundle that is gone had its container deleted.
+fn of_bundle(bundle: &PathBuf) -> Option<Freezer> {
+    Bundle::read(bundle).ok()?.freezer().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn everything_that_a_process_has_started_is_found_and_killed() {
+        let mut parent = Command::new("sh")
+            .args(["-c", "sh -c 'sleep 1000; :' & echo started; wait"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0; 8];
+        std::io::Read::read_exact(parent.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let all = loop {
+            let all = descendants(parent.id());
+            if all.len() >= 2 || Instant::now() > deadline {
+                break all;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert_eq!(all.len(), 2, "shell and sleep");
+        for pid in all.iter().copied().chain([parent.id()]) {
+            kill(pid);
+        }
+        assert!(!parent.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_failure_is_called_by_its_cause() {
+        let failed = RestoreFailed { container: "web".into(), message: "no".into() };
+        assert_eq!(reason(&anyhow::Error::from(failed)), "RestoreFailed");
+        let refused = transship_transport::Error::Closed;
+        assert_eq!(reason(&anyhow::Error::from(refused)), "ConnectionLost");
+        assert_eq!(reason(&anyhow::anyhow!("x")), "TargetFailed");
+    }
+
+    #[test]
+    fn a_marker_of_a_failed_restore_is_told_with_crius_words() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = transship_host::HostRoot::at(root.path()).pod("p").unwrap();
+        check_failures(&dir).unwrap();
+        let log = "(00.1) Error (criu/x.c:1): Can't restore this\n".to_owned();
+        dir.mark("web", &Failed { message: "runc exited with 1".into(), log }).unwrap();
+        let error = check_failures(&dir).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "container web was not restored: runc exited with 1 (Can't restore this)"
+        );
+    }
+}

@@ -1,0 +1,314 @@
+//! The target's holder: receives the pod's state, prepares each container for its restore, checks
+//! that all are restored and frozen, votes, and carries out whatever the protocol's machine orders
+//! afterwards. The restores themselves are kubelet's and the runtime wrapper's.
+
+mod apply;
+mod hold;
+mod receive;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use transship_host::journal::{Journal, Line};
+use transship_host::lease;
+use transship_host::network::nft_program;
+use transship_protocol::{
+    Driver, Effect, Facts, Failure, RecordState, TargetEffect, TargetEntry, TargetEvent,
+    TargetMachine, TargetPhase, ThawGuard,
+};
+use transship_rpc::Stage;
+
+use crate::control::Command;
+use crate::deadman::Deadman;
+use crate::engine::{Failed, Hands, drive};
+use crate::holder::Holder;
+use crate::pod::Pod;
+use crate::reading::Reading;
+use crate::{record, status};
+
+/// How long verbs of the runtime that are at work may take to end.
+const QUIESCE: Duration = Duration::from_secs(10);
+
+/// Runs the target's side of a migration to its end.
+pub async fn run(
+    holder: Arc<Holder>,
+    journal: Journal<TargetEntry>,
+    lines: Vec<Line<TargetEntry>>,
+    commands: mpsc::Receiver<Command>,
+) -> Result<()> {
+    let entries: Vec<TargetEntry> = lines.iter().map(|line| line.entry).collect();
+    let (events, mut received) = mpsc::channel(64);
+    let pod = Pod::load(&holder.dir)?;
+    let deadman = Arc::new(Deadman::new(&holder)?);
+    let facts = Facts {
+        same_boot: lines.iter().all(|line| line.boot_id == journal.boot_id()),
+        tasks: pod.as_ref().is_some_and(|pod| pod.is_alive(&holder.layout)),
+        lapsed: deadman.has_lapsed(),
+    };
+    let (machine, effects) = TargetMachine::recover(&entries, facts);
+    tracing::info!(phase = ?machine.phase(), ?facts, "target");
+    holder.start_reading(events.clone(), |reading| match reading {
+        Reading::Migration(read) => Some(TargetEvent::from(read)),
+        // A target asks for no one's word.
+        Reading::Peer(_) | Reading::PeerNodeGone => None,
+    });
+    holder.start_clock(events.clone(), TargetEvent::DeadlinePassed, TargetEvent::Poked);
+    tokio::spawn(take_commands(commands, events.clone()));
+    let stop = CancellationToken::new();
+    if machine.phase() == TargetPhase::Idle {
+        events.send(TargetEvent::Begin).await.context("no events")?;
+        hold::start(Arc::clone(&holder), stop.clone(), events.clone())?;
+    }
+    let mut hands = TargetHands {
+        holder: Arc::clone(&holder),
+        journal,
+        pod,
+        deadman,
+        stop,
+        ending: false,
+        watching: false,
+        events,
+    };
+    let driver = Driver::new(machine, effects);
+    drive(driver, &mut hands, &mut received).await
+}
+
+/// Turns the operator's commands into events.
+async fn take_commands(mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<TargetEvent>) {
+    while let Some(command) = commands.recv().await {
+        tracing::info!(?command, "asked");
+        let event = match command {
+            Command::ReadDecision => TargetEvent::Poked,
+            Command::Abort => TargetEvent::LocalFailure,
+            // Only a source freezes and releases.
+            Command::Freeze | Command::Release => continue,
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Carries out the target's effects.
+struct TargetHands {
+    holder: Arc<Holder>,
+    journal: Journal<TargetEntry>,
+    pod: Option<Pod>,
+    deadman: Arc<Deadman>,
+    /// Ends receiving and preparing.
+    stop: CancellationToken,
+    /// It has lost: restores under way are ended instead of waited for.
+    ending: bool,
+    /// The dead-man's watch and the look at the tasks run.
+    watching: bool,
+    events: mpsc::Sender<TargetEvent>,
+}
+
+impl Hands for TargetHands {
+    type Machine = TargetMachine;
+
+    async fn act(&mut self, effect: TargetEffect) -> Result<Result<(), Failed>> {
+        if let Effect::Journal(entry) = effect {
+            tracing::info!(?entry, "journal");
+            self.journal.append(&entry)?;
+            return Ok(Ok(()));
+        }
+        let began = Instant::now();
+        let outcome = self.work(effect).await;
+        tracing::debug!(?effect, took = ?began.elapsed(), ok = outcome.is_ok(), "effect");
+        Ok(outcome)
+    }
+
+    fn failed(&mut self, failed: &Failed, again: bool) {
+        let message = format!("{:#}", failed.error);
+        if again {
+            tracing::error!(reason = failed.reason, "will be tried again: {message}");
+        } else {
+            self.holder.board.failed(failed.reason, &message);
+        }
+    }
+
+    fn observe(&mut self, machine: &TargetMachine, _idle: bool) {
+        let phase = machine.phase();
+        self.holder.board.target(machine);
+        self.holder.asker.voted(!machine.is_before_vote() && !machine.is_closed());
+        self.holder.set_frozen(matches!(
+            phase,
+            TargetPhase::Voted | TargetPhase::Committed | TargetPhase::Thawing
+        ));
+        self.ending = matches!(phase, TargetPhase::NeverThawed | TargetPhase::Stopping);
+        if self.ending {
+            self.stop.cancel();
+        }
+        let undecided = matches!(phase, TargetPhase::Voted | TargetPhase::Committed);
+        if undecided && !self.watching && self.pod.is_some() {
+            self.watching = true;
+            self.watch();
+        }
+    }
+
+    fn is_closed(machine: &TargetMachine) -> bool {
+        machine.is_closed()
+    }
+}
+
+impl TargetHands {
+    async fn work(&mut self, effect: TargetEffect) -> Result<(), Failed> {
+        let holder = Arc::clone(&self.holder);
+        let nft = nft_program(&holder.host);
+        match effect {
+            // Written by the caller, which stops at an error.
+            Effect::Journal(_) => Ok(()),
+            Effect::WriteRecord(state) => {
+                record::write(&holder, state)
+                    .map_err(|error| Failed::other("RecordNotWritten", error))?;
+                if state == RecordState::Open {
+                    self.take_lease_home();
+                }
+                Ok(())
+            }
+            Effect::QuiesceWrapper => {
+                let ending = self.ending;
+                holder
+                    .blocking("quiesce", move |holder| {
+                        if ending {
+                            hold::end_restores(holder)?;
+                        }
+                        let uid = &holder.task.pod.uid;
+                        Ok(transship_host::quiesce::wait(&holder.host, uid, QUIESCE)?)
+                    })
+                    .await
+                    .map_err(|error| Failed::other("RuntimeBusy", error))
+            }
+            Effect::CloseNetwork => match self.pod() {
+                Some(pod) if pod.network().exists() => pod
+                    .network()
+                    .close(&nft, &pod.devices)
+                    .map_err(|error| Failed::other("NetworkNotClosed", error)),
+                _ => Ok(()),
+            },
+            Effect::FreezeTasks => match self.pod() {
+                // What is gone cannot be frozen, and need not be.
+                Some(pod) if pod.containers.iter().any(|c| c.is_alive(&holder.layout)) => {
+                    pod.freeze().map_err(|error| Failed::other("NotFrozen", error))
+                }
+                _ => Ok(()),
+            },
+            Effect::VerifyTasks => match self.pod() {
+                Some(pod) => pod.verify_frozen(&holder.layout).map_err(Failed::tasks_lost),
+                None => Err(Failed::tasks_lost(anyhow::anyhow!("nothing is restored"))),
+            },
+            Effect::ArmDeadman => {
+                self.deadman.arm().map_err(|error| Failed::other("DeadmanNotArmed", error))
+            }
+            Effect::DisarmDeadman => {
+                self.deadman.disarm().map_err(|error| Failed::other("DeadmanNotDisarmed", error))
+            }
+            Effect::ThawTasks(guard) => self.thaw(guard),
+            Effect::OpenNetwork => match self.pod() {
+                Some(pod) => pod
+                    .network()
+                    .open(&nft)
+                    .map_err(|error| Failed::other("NetworkNotOpened", error)),
+                None => Ok(()),
+            },
+            Effect::Announce => {
+                record::announce(&holder, self.pod());
+                Ok(())
+            }
+            Effect::KillTasksFrozen => holder
+                .blocking("kill", hold::kill_frozen)
+                .await
+                .map_err(|error| Failed::other("NotKilled", error)),
+            Effect::Publish(word) => {
+                holder.board.word(&word);
+                Ok(())
+            }
+            Effect::ReadRecorded => {
+                holder.asker.migration();
+                Ok(())
+            }
+            // Only a source goes by its peer's word and has connections to destroy.
+            Effect::ReadPeer | Effect::DestroySockets => Ok(()),
+        }
+    }
+
+    /// The pod, as the preparing task has left it.
+    fn pod(&mut self) -> Option<&Pod> {
+        if self.pod.is_none() {
+            self.pod = Pod::load(&self.holder.dir).unwrap_or_else(|error| {
+                tracing::error!("{error:#}");
+                None
+            });
+        }
+        self.pod.as_ref()
+    }
+
+    fn thaw(&mut self, guard: ThawGuard) -> Result<(), Failed> {
+        let holder = Arc::clone(&self.holder);
+        let deadman = Arc::clone(&self.deadman);
+        let Some(pod) = self.pod() else { return Ok(()) };
+        let began = Instant::now();
+        let thawed = match guard {
+            ThawGuard::Deadman => deadman.unless_lapsed(|| pod.thaw()),
+            ThawGuard::None => Some(pod.thaw()),
+        };
+        match thawed {
+            None => {
+                return Err(Failed {
+                    kind: Failure::Lapsed,
+                    reason: "Lapsed",
+                    error: anyhow::anyhow!("this node was cut off for too long"),
+                });
+            }
+            Some(outcome) => outcome.map_err(|error| Failed::other("NotThawed", error))?,
+        }
+        holder.board.took("thaw", began.elapsed());
+        holder.board.update(|status| {
+            if status.thawed_at_unix_micros == 0 {
+                status.thawed_at_unix_micros = status::now_micros();
+            }
+            status.stage = status.stage.max(Stage::Thawed as i32);
+        });
+        Ok(())
+    }
+
+    /// An address whose home is this node belongs to the pod's sandbox again, so that its DEL
+    /// frees it like any other.
+    fn take_lease_home(&mut self) {
+        let holder = Arc::clone(&self.holder);
+        let Some(network) = &holder.task.network else { return };
+        let Some(pod) = self.pod() else { return };
+        let home = network.address().and_then(|ip| {
+            lease::come_home(&holder.host, ip, &pod.sandbox_id, &network.interface)
+        });
+        match home {
+            Ok(true) => tracing::info!(ip = network.ip, "the address is home again"),
+            Ok(false) => {}
+            // The agent gives back what is left when the pod is gone.
+            Err(error) => tracing::error!("the address stays lent: {}", error.chain()),
+        }
+    }
+
+    fn watch(&mut self) {
+        let Some(pod) = self.pod.clone() else { return };
+        let holder = Arc::clone(&self.holder);
+        let nft = nft_program(&holder.host);
+        tokio::spawn(Arc::clone(&self.deadman).watch(pod.clone(), nft, self.events.clone()));
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(1));
+            while !events.is_closed() {
+                tick.tick().await;
+                if !pod.is_alive(&holder.layout) {
+                    // After the thaw an application may end as it likes; the machine knows.
+                    let _ = events.send(TargetEvent::TasksLost).await;
+                    return;
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,177 @@
+//! The runs: the protocol as it is within several bounds, and with each rule broken.
+
+use std::time::Instant;
+
+use super::search::{Report, explore};
+use super::world::{Fault, World};
+use crate::rules::{Rule, break_rule};
+
+fn search(name: &str, bounds: &[(Fault, u8)], total: u8) -> Report {
+    let started = Instant::now();
+    let report = explore(&World::new(bounds, total));
+    println!(
+        "{name}: {} states, {} transitions, {} ends, depth {}, {:.1} s",
+        report.states,
+        report.transitions,
+        report.ends,
+        report.depth,
+        started.elapsed().as_secs_f64()
+    );
+    report
+}
+
+fn passes(name: &str, bounds: &[(Fault, u8)], total: u8) {
+    let report = search(name, bounds, total);
+    if let Some(broken) = report.broken {
+        panic!("{name}: {}\n{}", broken.invariant, broken.steps);
+    }
+    assert!(report.ends > 0, "{name}: nothing ever ends");
+}
+
+/// Breaks `rule` and searches with more and more of the given faults until something shows.
+fn fails(rule: Rule, bounds: &[(Fault, u8)]) {
+    break_rule(Some(rule));
+    let most: u8 = bounds.iter().map(|(_, n)| n).sum();
+    for total in 0..=most {
+        let report = search(&format!("{rule:?} broken, {total} faults"), bounds, total);
+        if let Some(broken) = report.broken {
+            println!("{rule:?} broken: {}\n{}", broken.invariant, broken.steps);
+            break_rule(None);
+            return;
+        }
+    }
+    break_rule(None);
+    panic!("{rule:?} can be broken and nobody notices");
+}
+
+const ALL: [(Fault, u8); 17] = [
+    (Fault::Crash, 3),
+    (Fault::Reboot, 2),
+    (Fault::Die, 2),
+    (Fault::KubeletKill, 2),
+    (Fault::DeletePod, 2),
+    (Fault::DeleteMigration, 1),
+    (Fault::Strip, 1),
+    (Fault::ForgedHint, 1),
+    (Fault::ForgedCommit, 1),
+    (Fault::Imposter, 1),
+    (Fault::ClaimLost, 1),
+    (Fault::SecondMigration, 1),
+    (Fault::Lapse, 1),
+    (Fault::SecondHolder, 1),
+    (Fault::LateBegin, 1),
+    (Fault::EffectFails, 1),
+    (Fault::TasksDie, 2),
+];
+
+#[test]
+fn the_protocol_is_safe_and_ends_without_faults() {
+    passes("no faults", &[], 0);
+}
+
+#[test]
+fn the_protocol_is_safe_and_ends_after_any_two_faults() {
+    passes("any two faults", &ALL, 2);
+}
+
+#[test]
+fn the_protocol_is_safe_and_ends_after_three_crashes() {
+    passes("three crashes", &[(Fault::Crash, 3)], 3);
+}
+
+#[test]
+fn the_protocol_is_safe_and_ends_after_crashes_a_reboot_and_a_lapse() {
+    let bounds = [(Fault::Crash, 2), (Fault::Reboot, 1), (Fault::Lapse, 1)];
+    passes("two crashes, a reboot, a lapse", &bounds, 4);
+}
+
+#[test]
+fn the_protocol_is_safe_and_ends_when_a_vanished_migration_meets_a_dying_node() {
+    let bounds = [
+        (Fault::Strip, 1),
+        (Fault::Imposter, 1),
+        (Fault::Lapse, 1),
+        (Fault::Die, 1),
+        (Fault::Crash, 1),
+        (Fault::Reboot, 1),
+    ];
+    passes("vanished, imposter, lapse, death, crash, reboot", &bounds, 3);
+}
+
+/// About two minutes: run it after every change of a transition.
+#[test]
+#[ignore = "long; run it after every change of a transition"]
+fn the_protocol_is_safe_and_ends_after_any_three_faults() {
+    passes("any three faults", &ALL, 3);
+}
+
+macro_rules! each_rule_matters {
+    ($($name:ident: $rule:ident $bounds:expr;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                fails(Rule::$rule, &$bounds);
+            }
+        )*
+
+        #[test]
+        fn every_rule_has_a_test_that_breaks_it() {
+            let tested = [$(Rule::$rule),*];
+            for rule in Rule::ALL {
+                assert!(tested.contains(rule), "{rule:?} is never broken");
+            }
+        }
+    };
+}
+
+each_rule_matters! {
+    writes_without_a_resource_version_fail: ConditionalWrites [];
+    decisions_on_cached_reads_fail: UncachedReads [(Fault::DeletePod, 1)];
+    a_commit_with_one_vote_fails: CommitNeedsBothVotes [];
+    a_commit_without_the_claim_fails: CommitNeedsClaim [(Fault::ClaimLost, 1)];
+    a_resolution_without_proof_fails: ResolutionNeedsProof [];
+    fail_over_without_a_decision_fails: FailoverDecidesFirst [(Fault::Die, 1)];
+    fail_over_while_a_side_can_run_fails: FailoverOnlyIfNeitherRuns [(Fault::Die, 1)];
+    obeying_a_call_fails: HintsAreNotDecisions [(Fault::ForgedHint, 1)];
+    obeying_a_stranger_of_the_same_name_fails:
+        DecisionIsOfOwnUid [(Fault::Strip, 1), (Fault::Imposter, 1)];
+    a_commit_without_an_own_vote_fails: CommitNeedsOwnVote [(Fault::ForgedCommit, 1)];
+    publishing_a_vote_before_journalling_it_fails: VoteIsJournalledFirst [(Fault::Crash, 1)];
+    voting_unverified_fails: VotesOnlyWhenVerified [(Fault::KubeletKill, 1)];
+    giving_up_after_the_vote_fails: SourceObeysAfterVote [];
+    starting_fresh_after_a_reboot_before_the_decision_fails:
+        SourceWaitsAfterReboot [(Fault::Reboot, 1)];
+    thawing_the_source_before_it_is_open_fails: SourceOpensBeforeThaw [];
+    freezing_while_a_verb_is_under_way_fails: SourceQuiesces [(Fault::KubeletKill, 1)];
+    taking_a_vanished_migration_for_an_abort_fails: VanishedIsNotAbort [(Fault::Strip, 1)];
+    acting_on_a_word_that_is_not_final_fails:
+        OnlyTheLastWordCounts [(Fault::Reboot, 1), (Fault::Strip, 1)];
+    killing_the_source_before_resumed_at_fails: KilledOnlyAfterResumed [];
+    killing_the_source_before_the_last_word_fails: KilledOnlyAfterLastWord [];
+    keeping_connections_that_were_served_elsewhere_fails:
+        UnknownDestroysSockets [(Fault::Lapse, 1)];
+    voting_before_the_record_is_held_fails: TargetHoldsBeforeVote [(Fault::KubeletKill, 1)];
+    voting_while_a_verb_is_under_way_fails: TargetQuiesces [(Fault::KubeletKill, 1)];
+    thawing_before_journalling_it_fails: ThawingIsJournalledFirst [(Fault::Reboot, 1)];
+    thawing_unguarded_fails: ThawIsGuarded [(Fault::Lapse, 1)];
+    forgetting_a_lapse_fails: LapseIsSticky [(Fault::Lapse, 1), (Fault::Crash, 1)];
+    a_dead_man_that_does_not_freeze_fails: DeadmanFreezes [(Fault::Lapse, 1)];
+    opening_the_target_before_the_thaw_fails: TargetOpensAfterThaw [(Fault::Crash, 1), (Fault::Reboot, 1)];
+    opening_the_target_unconfirmed_fails:
+        TargetOpensOnlyConfirmed [(Fault::Reboot, 1), (Fault::Lapse, 1)];
+    denying_a_run_after_a_reboot_fails: RebootIsNotNeverThawed [(Fault::Reboot, 1)];
+    running_on_after_a_lapse_when_the_migration_vanished_fails:
+        LapsedStopsWhenVanished [(Fault::Lapse, 1), (Fault::Strip, 1)];
+    leaving_the_loser_frozen_fails: LoserIsReaped [];
+    creating_on_an_undecided_source_fails: FrozenRefusesCreate [(Fault::Reboot, 1)];
+    killing_on_an_undecided_source_fails: FrozenRefusesKill [(Fault::KubeletKill, 1)];
+    creating_on_a_held_target_fails: HeldRefusesCreate [(Fault::Reboot, 1)];
+    killing_on_a_held_target_fails: HeldRefusesKill [(Fault::KubeletKill, 1)];
+    creating_on_a_moved_source_fails: MovedRefusesCreate [];
+    creating_on_a_target_that_lost_fails: AbortedRefusesCreate [];
+    killing_the_loser_by_runc_fails: LoserIsKilledFrozen [(Fault::KubeletKill, 1)];
+    restoring_twice_fails: TicketIsConsumed [(Fault::KubeletKill, 1)];
+    binding_the_target_before_its_record_fails: GateUntilRecord [];
+    two_holders_fail: OneHolder [(Fault::SecondHolder, 1)];
+    two_migrations_of_a_pod_fail: OneMigration [(Fault::SecondMigration, 1)];
+}

@@ -1,0 +1,291 @@
+//! The orders of the commit protocol, spelled out; and that an order cut off anywhere is finished
+//! by `recover`. (That the orders are the right ones is the model checker's business.)
+
+use crate::*;
+
+type SourceOrder = (&'static str, fn() -> Driver<SourceMachine>, &'static str);
+type TargetOrder = (&'static str, fn() -> Driver<TargetMachine>, &'static str);
+
+const COMMIT: Recorded =
+    Recorded { decision: Some(Decision::Commit), resumed_at: false, resolution: None };
+const ABORT: Recorded =
+    Recorded { decision: Some(Decision::Abort), resumed_at: false, resolution: None };
+const RESUMED: Recorded =
+    Recorded { decision: Some(Decision::Commit), resumed_at: true, resolution: None };
+const RESOLVED: Recorded = Recorded {
+    decision: Some(Decision::Commit),
+    resumed_at: false,
+    resolution: Some(Resolution::SourceResumes),
+};
+
+fn names<M: Machine>(driver: &Driver<M>) -> String
+where
+    M: Clone,
+    M::Entry: std::fmt::Debug,
+    M::Word: std::fmt::Debug,
+{
+    let mut driver = driver.clone();
+    let mut names = Vec::new();
+    while let Some(effect) = driver.next_effect() {
+        names.push(match effect {
+            Effect::Journal(entry) => {
+                format!("{entry:?}").split([' ', '{']).next().unwrap_or_default().to_owned()
+            }
+            Effect::WriteRecord(state) => format!("record:{state:?}"),
+            Effect::Publish(_) => "publish".into(),
+            other => format!("+{other:?}"),
+        });
+        driver.done();
+    }
+    names.join(" ")
+}
+
+fn drain<M: Machine>(driver: &mut Driver<M>) {
+    while driver.next_effect().is_some() {
+        driver.done();
+    }
+}
+
+fn source(events: &[SourceEvent]) -> Driver<SourceMachine> {
+    let mut driver = Driver::new(SourceMachine::new(), vec![]);
+    for event in events {
+        drain(&mut driver);
+        driver.feed(*event);
+    }
+    driver
+}
+
+fn target(events: &[TargetEvent]) -> Driver<TargetMachine> {
+    let mut driver = Driver::new(TargetMachine::new(), vec![]);
+    for event in events {
+        drain(&mut driver);
+        driver.feed(*event);
+    }
+    driver
+}
+
+fn source_voted(then: &[SourceEvent]) -> Driver<SourceMachine> {
+    let voted = [SourceEvent::Begin, SourceEvent::FreezeNow, SourceEvent::AllFrozenAndSent];
+    source(&[&voted, then].concat())
+}
+
+fn target_voted(then: &[TargetEvent]) -> Driver<TargetMachine> {
+    let voted = [TargetEvent::Begin, TargetEvent::AllRestoredAndFrozen];
+    target(&[&voted, then].concat())
+}
+
+fn word(outcome: Option<TargetOutcome>) -> SourceEvent {
+    SourceEvent::PeerRead(TargetWord { begun: true, voted: true, outcome, ..Default::default() })
+}
+
+const SOURCE: &[SourceOrder] = &[
+    (
+        "freeze",
+        || source(&[SourceEvent::Begin, SourceEvent::FreezeNow]),
+        "Freezing record:Frozen +QuiesceWrapper +CloseNetwork +FreezeTasks",
+    ),
+    ("vote", || source_voted(&[]), "+VerifyTasks Voted publish"),
+    (
+        "give up",
+        || source(&[SourceEvent::Begin, SourceEvent::FreezeNow, SourceEvent::DeadlinePassed]),
+        "AbortedBeforeVote record:Open +OpenNetwork(None) +Announce +ThawTasks(None) Opened publish",
+    ),
+    (
+        "abort",
+        || source_voted(&[SourceEvent::DecisionRead(ABORT)]),
+        "Decided record:Open +OpenNetwork(None) +Announce +ThawTasks(None) Opened publish",
+    ),
+    ("commit", || source_voted(&[SourceEvent::DecisionRead(COMMIT)]), "Decided"),
+    (
+        "resumed",
+        || source_voted(&[SourceEvent::DecisionRead(COMMIT), SourceEvent::DecisionRead(RESUMED)]),
+        "+ReadPeer",
+    ),
+    (
+        "resumed and said so",
+        || source_voted(&[SourceEvent::DecisionRead(RESUMED), word(Some(TargetOutcome::Resumed))]),
+        "PeerResumed record:Moved publish",
+    ),
+    (
+        "released early",
+        || {
+            source_voted(&[
+                SourceEvent::ReleaseRequested,
+                SourceEvent::DecisionRead(RESUMED),
+                word(Some(TargetOutcome::Resumed)),
+            ])
+        },
+        "PeerResumed record:Moved publish +KillTasksFrozen Released publish",
+    ),
+    (
+        "resolved, never ran",
+        || {
+            source_voted(&[
+                SourceEvent::DecisionRead(RESOLVED),
+                word(Some(TargetOutcome::NeverThawed)),
+            ])
+        },
+        "Resolved record:Open +OpenNetwork(None) +Announce +ThawTasks(None) Opened publish",
+    ),
+    (
+        "resolved, unknown",
+        || source_voted(&[SourceEvent::DecisionRead(RESOLVED), word(None)]),
+        "Resolved +DestroySockets record:Open +OpenNetwork(None) +Announce +ThawTasks(None) Opened publish",
+    ),
+    ("vanished", || source_voted(&[SourceEvent::ObjectGone, word(None)]), ""),
+];
+
+const TARGET: &[TargetOrder] = &[
+    (
+        "vote",
+        || target_voted(&[]),
+        "record:Held +QuiesceWrapper +VerifyTasks +ArmDeadman Voted publish",
+    ),
+    (
+        "abort",
+        || target_voted(&[TargetEvent::DecisionRead(ABORT)]),
+        "Decided publish record:Aborted +QuiesceWrapper +KillTasksFrozen +DisarmDeadman Closed publish",
+    ),
+    (
+        "commit",
+        || target_voted(&[TargetEvent::DecisionRead(COMMIT)]),
+        "Decided +VerifyTasks Thawing +ThawTasks(Deadman) +OpenNetwork(Deadman) +Announce Thawed publish",
+    ),
+    (
+        "confirmed",
+        || target_voted(&[TargetEvent::DecisionRead(COMMIT), TargetEvent::DecisionRead(RESUMED)]),
+        "Confirmed +DisarmDeadman +ThawTasks(None) +OpenNetwork(None) +Announce record:Open Closed publish",
+    ),
+    (
+        "too late",
+        || target_voted(&[TargetEvent::Lapsed, TargetEvent::DecisionRead(COMMIT)]),
+        "NeverThawed publish record:Aborted +QuiesceWrapper +KillTasksFrozen +DisarmDeadman Closed publish",
+    ),
+    (
+        "stopped",
+        || target_voted(&[TargetEvent::DecisionRead(COMMIT), TargetEvent::DecisionRead(RESOLVED)]),
+        "Stopping +FreezeTasks +CloseNetwork record:Aborted +QuiesceWrapper +KillTasksFrozen +DisarmDeadman Closed publish",
+    ),
+    (
+        "vanished while it runs",
+        || target_voted(&[TargetEvent::DecisionRead(COMMIT), TargetEvent::ObjectGone]),
+        "+CheckDeadman Confirmed +DisarmDeadman +ThawTasks(None) +OpenNetwork(None) +Announce record:Open Closed publish",
+    ),
+];
+
+#[test]
+fn the_source_keeps_the_orders() {
+    for (name, driver, order) in SOURCE {
+        assert_eq!(names(&driver()), *order, "{name}");
+    }
+}
+
+#[test]
+fn the_target_keeps_the_orders() {
+    for (name, driver, order) in TARGET {
+        assert_eq!(names(&driver()), *order, "{name}");
+    }
+}
+
+#[test]
+fn a_decision_before_the_own_vote_does_not_count() {
+    for recorded in [COMMIT, RESUMED, ABORT] {
+        let driver = source(&[
+            SourceEvent::Begin,
+            SourceEvent::FreezeNow,
+            SourceEvent::DecisionRead(recorded),
+        ]);
+        assert!(names(&driver).starts_with("AbortedBeforeVote record:Open"), "{recorded:?}");
+        let driver = target(&[TargetEvent::Begin, TargetEvent::DecisionRead(recorded)]);
+        assert!(names(&driver).starts_with("AbortedBeforeVote publish"), "{recorded:?}");
+    }
+}
+
+#[test]
+fn an_unlawful_reading_moves_nobody() {
+    let both = Recorded { resumed_at: true, ..RESOLVED };
+    let lone = Recorded { decision: None, ..RESUMED };
+    for recorded in [both, lone] {
+        assert_eq!(names(&source_voted(&[SourceEvent::DecisionRead(recorded)])), "");
+        assert_eq!(names(&target_voted(&[TargetEvent::DecisionRead(recorded)])), "");
+    }
+}
+
+#[test]
+fn after_the_vote_failures_are_tried_again_and_before_it_they_give_up() {
+    let mut driver = source(&[SourceEvent::Begin, SourceEvent::FreezeNow]);
+    driver.done();
+    assert!(driver.failed(Failure::Other));
+    assert!(names(&driver).starts_with("AbortedBeforeVote"));
+    let mut driver = source_voted(&[SourceEvent::DecisionRead(ABORT)]);
+    driver.done();
+    let before = driver.clone();
+    assert!(!driver.failed(Failure::Other));
+    assert_eq!(driver, before);
+}
+
+#[test]
+fn an_order_cut_off_anywhere_is_finished_after_a_restart() {
+    let facts = Facts { same_boot: true, tasks: true, lapsed: false };
+    for (name, driver, _) in SOURCE {
+        let mut driver = driver();
+        let mut cut = driver.clone();
+        drain(&mut driver);
+        if !driver.machine().is_closed() {
+            continue;
+        }
+        // The entries so far: every prefix of this order behind those of the vote.
+        let mut journal = vec![SourceEntry::Begun, SourceEntry::Freezing];
+        if *name != "give up" {
+            journal.push(SourceEntry::Voted);
+        }
+        while let Some(effect) = cut.next_effect() {
+            cut.done();
+            let Effect::Journal(entry) = effect else { continue };
+            journal.push(entry);
+            let (machine, effects) = SourceMachine::recover(&journal, facts);
+            let mut again = Driver::new(machine, effects);
+            drain(&mut again);
+            let waits = again.machine().phase() == SourcePhase::Moved;
+            assert!(waits || again.machine().phase() == driver.machine().phase(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn journal_entries_are_stable_json() {
+    let source = [
+        (SourceEntry::Begun, r#"{"kind":"begun"}"#),
+        (
+            SourceEntry::Decided { decision: Decision::Commit },
+            r#"{"kind":"decided","decision":"Commit"}"#,
+        ),
+        (
+            SourceEntry::Resolved { sockets: Sockets::Destroy },
+            r#"{"kind":"resolved","sockets":"destroy"}"#,
+        ),
+        (SourceEntry::Opened { memory_lost: true }, r#"{"kind":"opened","memory_lost":true}"#),
+    ];
+    for (entry, json) in source {
+        assert_eq!(serde_json::to_string(&entry).unwrap(), json);
+        assert_eq!(serde_json::from_str::<SourceEntry>(json).unwrap(), entry);
+    }
+    let target = [
+        (TargetEntry::AbortedBeforeVote, r#"{"kind":"aborted_before_vote"}"#),
+        (
+            TargetEntry::Closed { outcome: TargetOutcome::NeverThawed },
+            r#"{"kind":"closed","outcome":"never_thawed"}"#,
+        ),
+    ];
+    for (entry, json) in target {
+        assert_eq!(serde_json::to_string(&entry).unwrap(), json);
+        assert_eq!(serde_json::from_str::<TargetEntry>(json).unwrap(), entry);
+    }
+}
+
+#[test]
+fn a_stranger_of_the_same_name_reads_as_gone() {
+    assert_eq!(judge_read("a", Some(("a", COMMIT))), Read::Recorded(COMMIT));
+    assert_eq!(judge_read("a", Some(("b", COMMIT))), Read::Gone);
+    assert_eq!(judge_read("a", None), Read::Gone);
+}

@@ -1,0 +1,379 @@
+//! `transship-cni`: the last plugin of the node's CNI list. For the target pod of a migration it closes the
+//! network and gives the interface the address and hardware address that the application had; for every other
+//! pod it repeats the result of the plugins before it.
+//!
+//! The address that the IPAM plugin gave (Y) stays reserved until DEL, which frees it by container id; the
+//! old address (X) stays reserved on its home node. DEL never fails, so a pod can always be removed.
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use serde_json::{Map, Value, json};
+use transship_host::HostRoot;
+use transship_host::network::{Address, NetNs, nft_program};
+use transship_host::paths::{PodDir, Role};
+use transship_host::record::{NetworkMode, Record, RecordNetwork, RecordState};
+
+/// The versions of the CNI specification whose chained plugins look the same to us.
+const VERSIONS: &[&str] = &["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// A runtime's configuration is smaller by far.
+const MAX_INPUT: u64 = 4 << 20;
+
+/// An error as the specification wants it.
+#[derive(Debug)]
+struct CniError {
+    code: u32,
+    message: String,
+    details: String,
+}
+
+impl CniError {
+    fn new(code: u32, message: &str, details: impl Into<String>) -> Self {
+        Self { code, message: message.to_owned(), details: details.into() }
+    }
+}
+
+/// What the environment says.
+#[derive(Debug, Default)]
+struct Call {
+    command: String,
+    netns: String,
+    interface: String,
+    arguments: String,
+}
+
+/// The plugin's `main`.
+pub fn run() -> ExitCode {
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    let call = Call {
+        command: variable("CNI_COMMAND"),
+        netns: variable("CNI_NETNS"),
+        interface: variable("CNI_IFNAME"),
+        arguments: variable("CNI_ARGS"),
+    };
+    let mut input = Vec::new();
+    let read = std::io::stdin().take(MAX_INPUT).read_to_end(&mut input);
+    let result = match read {
+        Ok(_) => answer(&crate::host(), &call, &input),
+        Err(error) => Err(CniError::new(5, "cannot read the configuration", error.to_string())),
+    };
+    match result {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(output)) => {
+            println!("{output}");
+            ExitCode::SUCCESS
+        }
+        Err(_) if call.command == "DEL" => ExitCode::SUCCESS,
+        Err(error) => {
+            let version = version_of(&input);
+            println!(
+                "{}",
+                json!({"cniVersion": version, "code": error.code, "msg": error.message, "details": error.details})
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn version_of(input: &[u8]) -> String {
+    serde_json::from_slice::<Value>(input)
+        .ok()
+        .and_then(|config| config["cniVersion"].as_str().map(str::to_owned))
+        .unwrap_or_else(|| "1.0.0".into())
+}
+
+/// What to print.
+fn answer(host: &HostRoot, call: &Call, input: &[u8]) -> Result<Option<String>, CniError> {
+    match call.command.as_str() {
+        "VERSION" => Ok(Some(
+            json!({"cniVersion": version_of(input), "supportedVersions": VERSIONS}).to_string(),
+        )),
+        "ADD" => add(host, call, input).map(Some),
+        "DEL" | "CHECK" | "GC" | "STATUS" => Ok(None),
+        other => Err(CniError::new(4, "unknown CNI_COMMAND", other)),
+    }
+}
+
+fn add(host: &HostRoot, call: &Call, input: &[u8]) -> Result<String, CniError> {
+    let config: Map<String, Value> = serde_json::from_slice(input)
+        .map_err(|error| CniError::new(6, "cannot decode the configuration", error.to_string()))?;
+    let Some(previous) = config.get("prevResult") else {
+        return Err(CniError::new(
+            7,
+            "transship-cni must come after another plugin in the list",
+            "the configuration has no prevResult",
+        ));
+    };
+    let Some(record) = record_of(host, call)? else { return Ok(previous.to_string()) };
+    let again = |message: String| CniError::new(11, "the pod is being migrated", message);
+    match (record.role, record.state) {
+        (_, RecordState::Open) => Ok(previous.to_string()),
+        (Role::Target, RecordState::Restore) => {
+            let mut result = previous.clone();
+            take_over(host, call, &record, &mut result).map_err(again)?;
+            Ok(result.to_string())
+        }
+        (role, state) => Err(again(format!(
+            "the pod is the {role} of migration {} in state {state:?}, in which it gets no network",
+            record.migration_uid
+        ))),
+    }
+}
+
+/// The record of the pod; an error only if this very pod has one that cannot be used.
+fn record_of(host: &HostRoot, call: &Call) -> Result<Option<Record>, CniError> {
+    let Some(uid) = argument(&call.arguments, "K8S_POD_UID") else { return Ok(None) };
+    let Ok(pod) = host.pod(uid) else { return Ok(None) };
+    if !pod.exists().unwrap_or(false) {
+        return Ok(None);
+    }
+    read(&pod).map_err(|reason| CniError::new(11, "the pod's host record is unusable", reason))
+}
+
+fn read(pod: &PodDir) -> Result<Option<Record>, String> {
+    pod.read_record().map_err(|error| error.chain())
+}
+
+/// A value of CNI_ARGS (`KEY=VALUE;KEY=VALUE`).
+fn argument<'a>(arguments: &'a str, key: &str) -> Option<&'a str> {
+    arguments
+        .split(';')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(k, _)| *k == key)
+        .map(|(_, v)| v)
+}
+
+/// Closes the namespace, then takes the identity over. In this order: from the first moment at which the
+/// old address is set here, the source may still answer for it.
+fn take_over(
+    host: &HostRoot,
+    call: &Call,
+    record: &Record,
+    result: &mut Value,
+) -> Result<(), String> {
+    let chain = |error: transship_host::Error| error.chain();
+    let netns = NetNs::at(&call.netns);
+    let devices = netns.devices().map_err(chain)?;
+    netns.close(&nft_program(host), &devices).map_err(chain)?;
+    let Some(network) = record.network.as_ref().filter(|n| n.mode == NetworkMode::Preserve) else {
+        return Ok(());
+    };
+    if network.interface != call.interface {
+        return Err(format!(
+            "the address belongs to interface {}, and this is {}",
+            network.interface, call.interface
+        ));
+    }
+    let (old, new) = rewrite(result, call, network)?;
+    let mac = network.hardware_address().map_err(chain)?;
+    netns.take_over(&call.interface, old, new, mac).map_err(chain)
+}
+
+/// Puts the old address and hardware address into the result; returns the address that the IPAM gave and the
+/// one to set instead.
+fn rewrite(
+    result: &mut Value,
+    call: &Call,
+    network: &RecordNetwork,
+) -> Result<(Address, Address), String> {
+    let ip: IpAddr = network.address().map_err(|error| error.chain())?;
+    let mut interface_index = None;
+    for (index, interface) in result["interfaces"].as_array_mut().into_iter().flatten().enumerate()
+    {
+        let inside = interface["sandbox"].as_str().is_some_and(|sandbox| !sandbox.is_empty());
+        if inside && interface["name"] == call.interface.as_str() {
+            interface["mac"] = json!(network.mac);
+            interface_index = Some(index);
+        }
+    }
+    for entry in result["ips"].as_array_mut().into_iter().flatten() {
+        // An address without an interface belongs to the only one.
+        let on_interface = match entry["interface"].as_u64() {
+            Some(index) => usize::try_from(index).ok() == interface_index,
+            None => true,
+        };
+        let Some(given) = entry["address"].as_str().and_then(|text| text.parse::<Address>().ok())
+        else {
+            continue;
+        };
+        if on_interface && given.ip.is_ipv4() == ip.is_ipv4() {
+            let new = Address { ip, prefix: given.prefix };
+            entry["address"] = json!(new.to_string());
+            return Ok((given, new));
+        }
+    }
+    Err(format!("the result has no address of {ip}'s family on {}", call.interface))
+}
+
+#[cfg(test)]
+mod tests {
+    use transship_host::files;
+    use transship_host::record::{ContainerKind, ContainerRef, RECORD_VERSION};
+
+    use super::*;
+
+    fn previous() -> Value {
+        json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [
+                {"name": "cni0", "mac": "aa:aa:aa:aa:aa:aa"},
+                {"name": "eth0", "mac": "bb:bb:bb:bb:bb:bb"},
+                {"name": "eth0", "mac": "cc:cc:cc:cc:cc:cc", "sandbox": "/var/run/netns/x"}
+            ],
+            "ips": [{"interface": 2, "address": "10.244.2.9/16", "gateway": "10.244.2.1"}],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dns": {}
+        })
+    }
+
+    fn call(command: &str, uid: &str) -> Call {
+        Call {
+            command: command.into(),
+            netns: "/nonexistent/netns".into(),
+            interface: "eth0".into(),
+            arguments: format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_UID={uid}"),
+        }
+    }
+
+    fn input() -> Vec<u8> {
+        json!({"cniVersion": "1.0.0", "name": "ts", "type": "transship-cni", "prevResult": previous()})
+            .to_string()
+            .into_bytes()
+    }
+
+    fn network() -> RecordNetwork {
+        RecordNetwork {
+            mode: NetworkMode::Preserve,
+            ip: "10.244.1.5".into(),
+            mac: "02:00:00:00:00:05".into(),
+            interface: "eth0".into(),
+        }
+    }
+
+    fn record(role: Role, state: RecordState) -> Record {
+        Record {
+            version: RECORD_VERSION,
+            pod_uid: "p-1".into(),
+            pod_namespace: "shop".into(),
+            pod_name: "web-7".into(),
+            migration_uid: "m-1".into(),
+            role,
+            state,
+            containers: vec![ContainerRef { name: "web".into(), kind: ContainerKind::App }],
+            network: Some(network()),
+        }
+    }
+
+    fn json_of(text: Option<String>) -> Value {
+        serde_json::from_str(&text.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_pod_without_a_record_gets_the_previous_result() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(dir.path());
+        let got = answer(&host, &call("ADD", "p-1"), &input()).unwrap();
+        assert_eq!(json_of(got), previous());
+        // Neither a missing UID nor an impossible one, nor a damaged record of another pod, is in the way.
+        let other = host.pod("p-2").unwrap();
+        files::write_atomic(&other.record(), b"{").unwrap();
+        for arguments in ["", "K8S_POD_UID=", "K8S_POD_UID=../x", "K8S_POD_UID=p-1"] {
+            let call = Call { arguments: arguments.into(), ..call("ADD", "p-1") };
+            assert_eq!(json_of(answer(&host, &call, &input()).unwrap()), previous(), "{arguments}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_records_directory_stops_no_ordinary_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(dir.path());
+        files::write_atomic(&host.pods(), b"not a directory").unwrap();
+        let got = answer(&host, &call("ADD", "p-1"), &input()).unwrap();
+        assert_eq!(json_of(got), previous());
+    }
+
+    #[test]
+    fn only_an_open_record_and_the_restore_of_a_target_get_a_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(dir.path());
+        let pod = host.pod("p-1").unwrap();
+        use RecordState::{Aborted, Frozen, Held, Moved, Open, Restore};
+        for (role, state, passes) in [
+            (Role::Source, Open, true),
+            (Role::Target, Open, true),
+            (Role::Source, Frozen, false),
+            (Role::Source, Moved, false),
+            (Role::Source, Restore, false),
+            (Role::Target, Held, false),
+            (Role::Target, Aborted, false),
+        ] {
+            pod.write_record(&record(role, state)).unwrap();
+            let got = answer(&host, &call("ADD", "p-1"), &input());
+            assert_eq!(got.is_ok(), passes, "{role} {state:?}");
+            if let Err(error) = got {
+                assert_eq!(error.code, 11);
+                assert!(error.details.contains("m-1"), "{error:?}");
+            }
+            for command in ["DEL", "CHECK", "GC", "STATUS"] {
+                assert!(answer(&host, &call(command, "p-1"), b"").unwrap().is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn a_target_whose_network_cannot_be_closed_gets_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(dir.path());
+        host.pod("p-1").unwrap().write_record(&record(Role::Target, RecordState::Restore)).unwrap();
+        let error = answer(&host, &call("ADD", "p-1"), &input()).unwrap_err();
+        assert!(error.details.contains("/nonexistent/netns"), "{error:?}");
+    }
+
+    #[test]
+    fn an_own_damaged_record_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(dir.path());
+        files::write_atomic(&host.pod("p-1").unwrap().record(), b"{").unwrap();
+        assert_eq!(answer(&host, &call("ADD", "p-1"), &input()).unwrap_err().code, 11);
+        assert!(answer(&host, &call("DEL", "p-1"), &input()).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_result_names_the_old_identity_and_keeps_the_rest() {
+        let mut result = previous();
+        let (old, new) = rewrite(&mut result, &call("ADD", "p-1"), &network()).unwrap();
+        assert_eq!(
+            (old.to_string(), new.to_string()),
+            ("10.244.2.9/16".into(), "10.244.1.5/16".into())
+        );
+        let mut wanted = previous();
+        wanted["ips"][0]["address"] = json!("10.244.1.5/16");
+        wanted["interfaces"][2]["mac"] = json!("02:00:00:00:00:05");
+        assert_eq!(result, wanted);
+    }
+
+    #[test]
+    fn a_result_without_a_fitting_address_is_an_error() {
+        let mut result = previous();
+        result["ips"][0]["address"] = json!("fd00::9/64");
+        assert!(rewrite(&mut result, &call("ADD", "p-1"), &network()).is_err());
+        let mut result = previous();
+        result["ips"][0]["interface"] = json!(0);
+        assert!(rewrite(&mut result, &call("ADD", "p-1"), &network()).is_err());
+    }
+
+    #[test]
+    fn the_plugin_says_what_it_speaks_and_refuses_to_be_first() {
+        let host = HostRoot::at("/nonexistent");
+        let version = answer(&host, &call("VERSION", ""), br#"{"cniVersion":"0.4.0"}"#).unwrap();
+        let version = json_of(version);
+        assert_eq!(version["cniVersion"], "0.4.0");
+        assert!(version["supportedVersions"].as_array().unwrap().contains(&json!("1.1.0")));
+        let first = answer(&host, &call("ADD", ""), br#"{"cniVersion":"1.0.0"}"#).unwrap_err();
+        assert_eq!(first.code, 7);
+        assert_eq!(answer(&host, &call("ADD", ""), b"{").unwrap_err().code, 6);
+        assert_eq!(answer(&host, &call("FLY", ""), b"").unwrap_err().code, 4);
+    }
+}

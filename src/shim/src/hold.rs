@@ -1,0 +1,109 @@
+//! `transship-hold`: CRIU's action script, which leaves a restored container frozen.
+//!
+//! CRIU calls it at each stage of a restore. At `pre-resume` everything is rebuilt and every task is stopped
+//! by ptrace, at the address where it will go on. Then CRIU and this program leave the container's freezer
+//! cgroup, the cgroup is frozen, and once it *is* frozen this program ends; CRIU detaches from tasks that
+//! cannot run. The script's exit status is ignored at this stage, so if holding fails every task is killed.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+use transship_host::freezer::Freezer;
+use transship_host::markers::Held;
+use transship_host::record::RecordState;
+
+/// The name under which the wrapper's program is the action script.
+pub const PROGRAM: &str = "transship-hold";
+
+/// Set by the wrapper for its restore, and passed on by runc and CRIU: the pod's UID.
+pub const POD_VARIABLE: &str = "TRANSSHIP_POD";
+
+/// Likewise: the container's name.
+pub const CONTAINER_VARIABLE: &str = "TRANSSHIP_CONTAINER";
+
+const FREEZE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The action script's `main`.
+pub fn run() -> ExitCode {
+    if std::env::var_os("CRTOOLS_SCRIPT_ACTION").is_none_or(|action| action != "pre-resume") {
+        return ExitCode::SUCCESS;
+    }
+    let init = std::env::var("CRTOOLS_INIT_PID").ok().and_then(|pid| pid.parse().ok());
+    let Some(init) = init else {
+        // Without it there is no way to find the tasks; CRIU always sets it at this stage. Ending CRIU would
+        // let them run, so stop it instead: the wrapper's limit ends it together with the tasks.
+        stop_parent();
+        return ExitCode::FAILURE;
+    };
+    match hold(init) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => {
+            kill(init);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn hold(init: u32) -> Result<(), Box<dyn std::error::Error>> {
+    let freezer = Freezer::of(init)?;
+    leave(&freezer)?;
+    freezer.freeze(FREEZE_LIMIT)?;
+
+    // From here on nothing runs whoever dies. Now see whether anybody still wants it.
+    let host = crate::host();
+    let pod = host.pod(&std::env::var(POD_VARIABLE)?)?;
+    let container = std::env::var(CONTAINER_VARIABLE)?;
+    let record = pod.read_record()?.ok_or("the pod has no record")?;
+    if record.state != RecordState::Restore {
+        return Err("the restore was given up".into());
+    }
+    pod.mark(&container, &Held { pid: init, freezer })?;
+    Ok(())
+}
+
+/// Moves CRIU and this program out of the container's freezer, to where runc is: that cgroup holds processes
+/// already, so on cgroup v2 it takes more.
+fn leave(freezer: &Freezer) -> Result<(), Box<dyn std::error::Error>> {
+    let criu = criu().ok_or("CRIU has ended")?;
+    let outside = match parent_of(criu).map(Freezer::of) {
+        Some(Ok(outside)) if !outside.dir.starts_with(&freezer.dir) => outside,
+        _ => freezer.outside()?,
+    };
+    outside.admit(criu)?;
+    outside.admit(std::process::id())?;
+    Ok(())
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// Kills every task of the container. They are stopped by ptrace or frozen, so they die before they run;
+/// CRIU stays alive until they are dead, since its end would let them go. Then CRIU fails, and runc with it.
+fn kill(init: u32) {
+    let spare = [criu().unwrap_or(0), std::process::id()];
+    let killed = Freezer::of(init).and_then(|freezer| {
+        freezer.kill_tasks(&spare)?;
+        freezer.thaw(FREEZE_LIMIT)
+    });
+    if killed.is_err()
+        && let Some(init) = i32::try_from(init).ok().and_then(Pid::from_raw)
+    {
+        // Tasks of a PID namespace die with its first one.
+        let _ = rustix::process::kill_process(init, Signal::KILL);
+    }
+}
+
+/// CRIU's process: the one that called us.
+fn criu() -> Option<u32> {
+    rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned())
+}
+
+fn stop_parent() {
+    if let Some(criu) = rustix::process::getppid() {
+        let _ = rustix::process::kill_process(criu, Signal::STOP);
+    }
+}
