@@ -190,10 +190,10 @@ pub fn remove_migration(host: &HostRoot, dir: &MigrationDir) -> transship_host::
 
 /// Removals that were interrupted.
 fn remove_going(host: &HostRoot) -> transship_host::Result<()> {
-    let dir = host.migrations();
-    for name in files::list(&dir)? {
-        if name.starts_with(GOING) {
-            files::remove_tree(&dir.join(name))?;
+    // Hidden names are not listed elsewhere; a missing directory has nothing to remove.
+    for entry in std::fs::read_dir(host.migrations()).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(GOING) {
+            files::remove_tree(&entry.path())?;
         }
     }
     Ok(())

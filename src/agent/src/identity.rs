@@ -16,8 +16,6 @@ pub struct Identity {
     pub node: String,
     /// UID of the core Node; tokens are bound to it.
     pub node_uid: String,
-    /// Address at which other nodes and the operator reach this one.
-    pub ip: IpAddr,
     /// For the operator.
     pub control: SocketAddr,
     /// For other agents.
@@ -46,7 +44,6 @@ pub async fn discover(client: &Client, args: &Args) -> anyhow::Result<Identity> 
     Ok(Identity {
         node: args.node_name.clone(),
         node_uid,
-        ip,
         control: SocketAddr::new(ip, args.grpc_port),
         data: SocketAddr::new(ip, args.data_port),
         admin: SocketAddr::new(ip, args.metrics_port),

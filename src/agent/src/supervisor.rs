@@ -178,7 +178,8 @@ impl Supervisor {
         // supervisor could start something within this pod's cgroup.
         let mut command = self.hostns.command("setsid");
         command
-            .args(["--fork", "sh", "-c", LEAVE_CGROUPS, "sh", program, "supervise"])
+            .args(["--fork", "sh", "-c", &format!("{LEAVE_CGROUPS}{EXEC}"), "sh", program])
+            .arg("supervise")
             .stdout(log.try_clone()?)
             .stderr(log)
             .stdin(Stdio::null());
@@ -189,9 +190,8 @@ impl Supervisor {
     }
 }
 
-/// Moves the shell to `/transship` of every mounted cgroup hierarchy and becomes the program given.
-/// A hierarchy that refuses (cpuset without memory nodes) is given what its parent has first.
-const LEAVE_CGROUPS: &str = r#"
+/// Moves the shell to `/transship` of every mounted cgroup hierarchy. A hierarchy that refuses (cpuset without memory nodes) is given what its parent has first.
+pub const LEAVE_CGROUPS: &str = r#"
 for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
   [ -e "$root/cgroup.procs" ] || continue
   mkdir -p "$root/transship" 2>/dev/null || continue
@@ -203,8 +203,10 @@ for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
 done 2>/dev/null
 echo -900 2>/dev/null > /proc/$$/oom_score_adj
 cd /
-exec "$@"
 "#;
+
+/// Becomes the program given.
+const EXEC: &str = "exec \"$@\"\n";
 
 fn end(pid: i32) -> anyhow::Result<()> {
     let pid = Pid::from_raw(pid).context("impossible process id")?;

@@ -1,6 +1,5 @@
 //! Log, metrics and health of the agent.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -160,7 +159,7 @@ impl Telemetry {
 /// Serves `/metrics`, `/livez` and `/readyz` until `stop`.
 pub async fn serve(
     telemetry: Arc<Telemetry>,
-    address: SocketAddr,
+    listener: tokio::net::TcpListener,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let app = Router::new()
@@ -171,7 +170,6 @@ pub async fn serve(
             get(|State(t): State<Arc<Telemetry>>| async move { health(t.is_ready()) }),
         )
         .with_state(telemetry);
-    let listener = tokio::net::TcpListener::bind(address).await?;
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
     Ok(())
 }

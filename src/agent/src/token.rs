@@ -67,11 +67,12 @@ impl Tokens {
     /// Asks for a token and writes everything; returns how long the token lives.
     async fn renew(&self) -> anyhow::Result<Duration> {
         let status = self.request().await?;
-        let end = status.expiration_timestamp.0;
+        let end = status.expiration_timestamp.context("the token has no end")?.0;
+        let token = status.token.context("the answer has no token")?;
         let life = end.duration_since(jiff::Timestamp::now());
         let life = Duration::try_from(life).unwrap_or_default().max(Duration::from_secs(20));
         let config = Config::infer().await.context("no configuration for the API server")?;
-        self.write(&config, &status.token)?;
+        self.write(&config, &token)?;
         self.telemetry.token_end.set(end.as_second());
         tracing::debug!(until = %end, "the holders' token was renewed");
         Ok(life)
@@ -81,7 +82,7 @@ impl Tokens {
         let accounts: Api<corev1::ServiceAccount> =
             Api::namespaced(self.client.clone(), &self.args.namespace);
         let request = TokenRequest {
-            spec: TokenRequestSpec {
+            spec: Some(TokenRequestSpec {
                 bound_object_ref: Some(BoundObjectReference {
                     api_version: Some("v1".into()),
                     kind: Some("Node".into()),
@@ -90,7 +91,7 @@ impl Tokens {
                 }),
                 expiration_seconds: Some(LIFE.as_secs() as i64),
                 ..TokenRequestSpec::default()
-            },
+            }),
             ..TokenRequest::default()
         };
         let account = &self.args.service_account;

@@ -136,8 +136,7 @@ mod tests {
 
     #[test]
     fn records_come_back_after_the_right_magics() {
-        for header in
-            [Header::Common(FILES_MAGIC), Header::Service(STATS_MAGIC), Header::Inventory]
+        for header in [Header::Common(FILES_MAGIC), Header::Service(STATS_MAGIC), Header::Inventory]
         {
             let mut image = header.bytes();
             put_record(&mut image, b"one");

@@ -7,6 +7,7 @@
 //! | [`pages`] | page runs, destinations, and the [`pages::PageSink`] they go to |
 //! | [`pagemap`] | pagemap and pages images, written as `criu page-server` writes them |
 //! | [`page_server`] | the receiving side of CRIU's page-server protocol |
+//! | [`dump_socket`] | the socket that a dump sends its pages through |
 //! | [`repair`] | mending image sets before a restore |
 //! | [`validate`] | refusing image sets that an ordinary container never has |
 //! | [`stats`] | the figures CRIU leaves behind after a dump |
@@ -14,6 +15,7 @@
 //! Nothing here starts CRIU or decides when to: the holder does. Every parser takes untrusted
 //! bytes: it never panics and never allocates more than its input's size suggests.
 
+pub mod dump_socket;
 pub mod image;
 pub mod page_server;
 pub mod pagemap;

@@ -1,5 +1,6 @@
-//! The receiving side of CRIU's page-server protocol. The client is a CRIU on this node that
-//! dumps with `--page-server --address 127.0.0.1 --port N`.
+//! The receiving side of CRIU's page-server protocol. The client is a CRIU on this node that dumps
+//! with an inherited socket ([`crate::dump_socket`], the better way) or with
+//! `--page-server --address 127.0.0.1 --port N`.
 //!
 //! ```text
 //! CRIU                                      we
@@ -8,16 +9,16 @@
 //!  │ ADD_F(flags) vaddr nr [+ nr·4096 bytes] │ sink.pages / sink.hole      (repeated)
 //!  │ PARENT dst                              │ sink.has_parent(dst)
 //!  │◄─────────────────────── i32 has parent ─┤
-//!  │ CLOSE or FORCE_CLOSE                    │ sink.finish()
+//!  │ CLOSE (port) or FORCE_CLOSE (inherited) │ sink.finish()
 //!  │◄──────────────────────────── i32 zero ──┤
-//!  │ end of stream ──────────────────────────►│
+//!  │ end of stream (port) ──────────────────►│
 //! ```
 //! A command is `{u32 cmd; nr_pages; u64 vaddr; u64 dst_id}`, little-endian, flags in the upper
 //! 16 bits of `cmd`. Up to CRIU 4.1 `nr_pages` has 32 bits (24 bytes in all), from 4.2 on 64
 //! (32 bytes, 4 of padding). There is no handshake that tells which: see [`Dialect`].
 //!
-//! The protocol has no authentication. [`accept`] takes connections only on a loopback listener
-//! and asks its caller about each; see [`owned_by_descendant`].
+//! The protocol has no authentication. With a port, [`accept`] takes connections only on a loopback
+//! listener and asks its caller about each; see [`owned_by_descendant`].
 
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -131,12 +132,9 @@ impl Command {
                 vaddr: u64_at(8),
                 dst_id: u64_at(16),
             },
-            Dialect::Wide => Self {
-                cmd: u32_at(0),
-                nr_pages: u64_at(8),
-                vaddr: u64_at(16),
-                dst_id: u64_at(24),
-            },
+            Dialect::Wide => {
+                Self { cmd: u32_at(0), nr_pages: u64_at(8), vaddr: u64_at(16), dst_id: u64_at(24) }
+            }
         }
     }
 
@@ -147,8 +145,10 @@ impl Command {
 
 /// Receives one dump from `stream` into `sink`.
 ///
-/// Returns when CRIU has closed its page stream and `sink.finish` has succeeded. On an error the
-/// caller drops the stream, upon which CRIU fails the dump.
+/// Returns when CRIU has closed its page stream and `sink.finish` has succeeded. That alone does not
+/// mean that the dump succeeded: CRIU says goodbye in the same way when something else failed, so
+/// ask for its exit status too. On an error the caller drops the stream, upon which CRIU fails
+/// the dump.
 pub fn receive<S: Read + Write>(
     stream: S,
     dialect: Dialect,
@@ -194,10 +194,12 @@ impl<S: Read + Write> Session<'_, S> {
                 ADD_F => self.add(&command, PageFlags(command.cmd >> 16))?,
                 ADD => self.add(&command, PageFlags::PRESENT)?,
                 HOLE => self.add(&command, PageFlags::PARENT)?,
-                CLOSE | FORCE_CLOSE => {
+                kind @ (CLOSE | FORCE_CLOSE) => {
                     self.sink.finish().map_err(PageServerError::Sink)?;
                     self.reply(&0i32.to_le_bytes())?;
-                    self.await_end();
+                    if kind == CLOSE {
+                        self.await_end();
+                    }
                     return Ok(self.received);
                 }
                 _ => return Err(PageServerError::Command(command.cmd)),
@@ -362,7 +364,10 @@ pub fn owned_by_descendant(pid: u32, ours: SocketAddr, peer: SocketAddr) -> io::
         for task in std::fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
             let children = std::fs::read_to_string(task.path().join("children"));
             queue.extend(
-                children.unwrap_or_default().split_whitespace().filter_map(|c| c.parse::<u32>().ok()),
+                children
+                    .unwrap_or_default()
+                    .split_whitespace()
+                    .filter_map(|c| c.parse::<u32>().ok()),
             );
         }
     }

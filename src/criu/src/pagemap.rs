@@ -327,18 +327,18 @@ mod tests {
     fn images_are_byte_for_byte_those_of_crius_page_server() {
         let dir = tempfile::tempdir().unwrap();
         let mut images = PageImages::new(dir.path());
-        images.open(DstId { kind: PageKind::Process, id: 1 }).unwrap();
-        images.run(run(0x40_0000, 1, PageFlags::PRESENT)).unwrap();
-        images.data(&[9; 4096]).unwrap();
+        images.open(DstId { kind: PageKind::Shmem, id: 41 }).unwrap();
+        images.run(run(0, 2, PageFlags::PRESENT)).unwrap();
+        images.data(&[9; 8192]).unwrap();
         images.close().unwrap();
-        // Taken from `criu page-server` 4.2.1: magics, head {1: 0x10001}, entry {1: 0x400000,
-        // 2: 0, 4: PRESENT, 5: 1}.
+        // As `criu page-server` 4.2.1 wrote it for a memfd of two pages: magics, head {1: 0x10001},
+        // entry {1: 0, 2: 0, 4: PRESENT, 5: 2}.
         let expected = [
-            0x19, 0x43, 0x56, 0x54, 0x25, 0x40, 0x08, 0x56, 4, 0, 0, 0, 0x08, 0x81, 0x80, 0x04, 11,
-            0, 0, 0, 0x08, 0x80, 0x80, 0x80, 0x02, 0x10, 0x00, 0x20, 0x04, 0x28, 0x01,
+            0x19, 0x43, 0x56, 0x54, 0x25, 0x40, 0x08, 0x56, 0x04, 0x00, 0x00, 0x00, 0x08, 0x81,
+            0x80, 0x04, 0x08, 0x00, 0x00, 0x00, 0x08, 0x00, 0x10, 0x00, 0x20, 0x04, 0x28, 0x02,
         ];
-        assert_eq!(std::fs::read(dir.path().join("pagemap-1.img")).unwrap(), expected);
-        assert_eq!(std::fs::read(dir.path().join("pages-65537.img")).unwrap(), [9; 4096]);
+        assert_eq!(std::fs::read(dir.path().join("pagemap-shmem-41.img")).unwrap(), expected);
+        assert_eq!(std::fs::read(dir.path().join("pages-65537.img")).unwrap(), [9; 8192]);
     }
 
     #[test]
@@ -390,6 +390,19 @@ mod tests {
         let again = images.open(DST).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         assert!(again.to_string().starts_with("pagemap-7.img: "));
+    }
+
+    #[test]
+    fn a_pagemap_of_criu_is_read_and_written_back_byte_for_byte() {
+        let image = include_bytes!("../testdata/pagemap-1.img");
+        let pagemap = Pagemap::parse(image).unwrap();
+        assert_eq!(pagemap.pages_id, 2);
+        let mut out = Header::Common(PAGEMAP_MAGIC).bytes();
+        let mut head = Vec::new();
+        put_uint(&mut head, 1, u64::from(pagemap.pages_id));
+        put_record(&mut out, &head);
+        pagemap.runs.iter().for_each(|run| put_entry(&mut out, *run));
+        assert_eq!(out, image);
     }
 
     proptest! {

@@ -105,8 +105,11 @@ impl PageRun {
     pub fn checked(vaddr: u64, nr_pages: u64, flags: PageFlags) -> Option<Self> {
         let bytes = nr_pages.checked_mul(PAGE_SIZE)?;
         let end = vaddr.checked_add(bytes)?;
-        (nr_pages > 0 && vaddr.is_multiple_of(PAGE_SIZE) && end < 1 << 63)
-            .then_some(Self { vaddr, nr_pages, flags })
+        (nr_pages > 0 && vaddr.is_multiple_of(PAGE_SIZE) && end < 1 << 63).then_some(Self {
+            vaddr,
+            nr_pages,
+            flags,
+        })
     }
 
     /// How many bytes of page data follow the run: 0 unless it is PRESENT.
@@ -165,7 +168,8 @@ mod tests {
         let ok = PageRun::checked(0x1000, 2, PageFlags::PRESENT).unwrap();
         assert_eq!(ok.data_len(), 8192);
         assert_eq!(PageRun::checked(0x1000, 2, PageFlags::LAZY).unwrap().data_len(), 0);
-        for (vaddr, nr) in [(1, 1), (0, 0), (0, u64::MAX), (u64::MAX - 4095, 1), (1 << 62, 1 << 51)] {
+        for (vaddr, nr) in [(1, 1), (0, 0), (0, u64::MAX), (u64::MAX - 4095, 1), (1 << 62, 1 << 51)]
+        {
             assert_eq!(PageRun::checked(vaddr, nr, PageFlags::PRESENT), None, "{vaddr:#x} {nr}");
         }
     }

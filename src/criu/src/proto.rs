@@ -213,10 +213,7 @@ mod tests {
             (&[0x09, 1, 2], ProtoError::Truncated),
             (&[0x00, 1], ProtoError::Tag(0)),
             (&[0x0b], ProtoError::Tag(11)),
-            (
-                &[0x08, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2],
-                ProtoError::Overlong,
-            ),
+            (&[0x08, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2], ProtoError::Overlong),
         ];
         for (bytes, expected) in cases {
             let mut fields = Fields::new(bytes);

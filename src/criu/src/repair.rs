@@ -225,6 +225,26 @@ mod tests {
     }
 
     #[test]
+    fn a_real_dump_with_an_expired_timer_is_mended_where_it_is_broken_and_nowhere_else() {
+        // A files.img of CRIU 4.2.1: 23 descriptors of many kinds, one periodic timerfd that
+        // expired while the container was frozen.
+        let image = include_bytes!("../testdata/files-expired-timerfd.img");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("files.img");
+        fs::write(&path, image).unwrap();
+        assert_eq!(fix_timerfds(dir.path()).unwrap(), 1);
+        let mended = fs::read(&path).unwrap();
+        assert_eq!(mended.len(), image.len());
+        let records = |image: &[u8]| -> Vec<Vec<u8>> {
+            let records = Header::Common(FILES_MAGIC).open(image).unwrap();
+            records.map(|record| record.unwrap().to_vec()).collect()
+        };
+        let changed = records(image).iter().zip(records(&mended)).filter(|(a, b)| *a != b).count();
+        assert_eq!(changed, 1);
+        assert_eq!(fix_timerfds(dir.path()).unwrap(), 0);
+    }
+
+    #[test]
     fn a_set_without_timers_is_left_alone_and_a_broken_one_is_named() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(fix_timerfds(dir.path()).unwrap(), 0);

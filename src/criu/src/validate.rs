@@ -135,9 +135,7 @@ pub fn is_allowed_name(name: &str) -> bool {
     let numbered = |list: &[(&str, &str)], digit: fn(u8) -> bool| {
         list.iter().any(|(prefix, suffix)| {
             name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix)).is_some_and(
-                |number| {
-                    !number.is_empty() && number.len() <= 20 && number.bytes().all(digit)
-                },
+                |number| !number.is_empty() && number.len() <= 20 && number.bytes().all(digit),
             )
         })
     };

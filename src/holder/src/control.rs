@@ -39,7 +39,6 @@ struct Service {
 
 impl Service {
     /// Refuses calls meant for another holder: a wrongly routed command must not do anything.
-    #[expect(clippy::result_large_err, reason = "tonic's own error")]
     fn check(&self, uid: &str, role: i32) -> std::result::Result<(), Status> {
         if uid == self.migration_uid && role == self.role {
             Ok(())
@@ -49,7 +48,6 @@ impl Service {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "tonic's own error")]
 fn command(verb: i32) -> std::result::Result<Command, Status> {
     match Verb::try_from(verb) {
         Ok(Verb::Freeze) => Ok(Command::Freeze),
@@ -138,8 +136,7 @@ pub fn serve(
         (status.migration_uid.clone(), status.role)
     };
     let (stop, stopped) = watch::channel(false);
-    let service =
-        Service { migration_uid, role, commands, status, stopped: stopped.clone() };
+    let service = Service { migration_uid, role, commands, status, stopped: stopped.clone() };
     let mut ended = stopped;
     let server = tonic::transport::Server::builder()
         .add_service(HolderServer::new(service))

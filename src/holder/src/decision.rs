@@ -245,8 +245,10 @@ mod tests {
             (HolderState::NeverThawed, Some(TargetOutcome::NeverThawed)),
             (HolderState::Aborted, Some(TargetOutcome::Stopped)),
         ] {
-            let mut status = transship_api::NodeStatus::default();
-            status.active_migrations = vec![active(state, Role::Target)];
+            let mut status = transship_api::NodeStatus {
+                active_migrations: vec![active(state, Role::Target)],
+                ..Default::default()
+            };
             assert_eq!(published(&status, "u").outcome, outcome, "{state:?}");
             assert_eq!(published(&status, "other"), TargetWord::default());
             status.active_migrations = vec![active(state, Role::Source)];

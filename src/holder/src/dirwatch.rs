@@ -20,6 +20,7 @@ impl DirWatch {
     pub fn new() -> Result<Self> {
         let flags = inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC;
         let fd = inotify::init(flags).context("cannot use inotify")?;
+        #[expect(deprecated, reason = "unsound only for types that do not own their descriptor")]
         let inotify = AsyncFd::new(fd).context("cannot wait for inotify")?;
         Ok(DirWatch { inotify })
     }
@@ -42,7 +43,8 @@ impl DirWatch {
             match self.inotify.readable().await {
                 Ok(mut guard) => {
                     let mut buffer = [0u8; 4096];
-                    while matches!(rustix::io::read(self.inotify.get_ref(), &mut buffer), Ok(1..)) {}
+                    while matches!(rustix::io::read(self.inotify.get_ref(), &mut buffer), Ok(1..)) {
+                    }
                     guard.clear_ready();
                 }
                 // Cannot happen while the runtime lives; the limit still paces the caller.

@@ -113,11 +113,6 @@ impl Pod {
         NetNs::at(&self.netns)
     }
 
-    /// The container with this name.
-    pub fn container(&self, name: &str) -> Option<&PodContainer> {
-        self.containers.iter().find(|container| container.name == name)
-    }
-
     /// Whether every container's first process is the one that was found.
     pub fn is_alive(&self, layout: &Layout) -> bool {
         !self.containers.is_empty()

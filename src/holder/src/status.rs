@@ -35,7 +35,8 @@ impl Board {
         };
         let file = dir.path().join(FILE);
         // A restarted holder goes on with what its predecessor measured.
-        let mut status = files::read_json_opt::<SideStatus>(&file).ok().flatten().unwrap_or_default();
+        let mut status =
+            files::read_json_opt::<SideStatus>(&file).ok().flatten().unwrap_or_default();
         status.migration_uid.clone_from(&task.migration.uid);
         status.pod_uid.clone_from(&task.pod.uid);
         status.role = role as i32;

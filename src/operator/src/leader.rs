@@ -1,190 +1,266 @@
-//! Leader election on a Lease, with client-go's semantics.
+//! Leader election by a Lease, with the semantics of client-go: expiry is counted from our own
+//! monotonic time of the last observed change (never by comparing clocks with the holder), every
+//! write is a compare-and-swap, and who cannot renew in time stops at once.
 //!
-//! Expiry is measured on our own monotonic clock from the moment we saw the Lease change, never
-//! from the time that stands in it: clocks of two machines differ. A leader that could not renew
-//! in time gives up; its process ends, so that nothing of it goes on deciding.
-//!
-//! Leadership only keeps two operators from doing the same work twice. What must not happen twice
-//! (a decision) is guarded by the resourceVersion and the rules of the kind.
+//! [`decide`] is pure; [`Elector`] reads, writes and keeps time. A lost lease ends the process: a
+//! former leader must not go on with what it had in hand.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use k8s_openapi::{
-    api::coordination::v1::{Lease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
-    jiff::Timestamp,
-};
-use kube::{
-    Api, Client,
-    api::PostParams,
-};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-/// How long others wait after the last renewal that they saw.
-const LEASE_DURATION: Duration = Duration::from_secs(15);
-/// How long the leader tries to renew before it gives up.
-const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two tries.
-const RETRY_PERIOD: Duration = Duration::from_secs(2);
+/// Others may take over when the lease has not changed for so long.
+pub const LEASE_DURATION: Duration = Duration::from_secs(15);
+/// A leader that could not renew for so long stops.
+pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause between two tries.
+pub const RETRY_PERIOD: Duration = Duration::from_secs(2);
 
-/// What to do about a Lease as it stands.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Step {
-    /// It is free or expired: write our name.
+/// What to do about a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nobody holds it, or its holder has not renewed it in time: write it.
     Acquire,
     /// It is ours: renew it.
     Renew,
     /// Somebody else holds it.
-    Wait,
+    Yield {
+        /// Who.
+        holder: String,
+    },
 }
 
-/// Decides by what stands in the Lease and by when we last saw it change.
-pub fn decide(lease: Option<&LeaseSpec>, identity: &str, unchanged_for: Duration) -> Step {
-    let Some(spec) = lease else { return Step::Acquire };
-    match spec.holder_identity.as_deref() {
-        None | Some("") => Step::Acquire,
-        Some(holder) if holder == identity => Step::Renew,
-        Some(_) => {
-            let seconds = spec.lease_duration_seconds.unwrap_or(0).max(0);
-            let duration = Duration::from_secs(seconds.unsigned_abs().into());
-            if unchanged_for > duration { Step::Acquire } else { Step::Wait }
-        }
+/// What to do about `lease`, which last changed `unchanged` ago by our own clock.
+pub fn decide(lease: Option<&LeaseSpec>, identity: &str, unchanged: Duration) -> Verdict {
+    let Some(spec) = lease else { return Verdict::Acquire };
+    let holder = spec.holder_identity.as_deref().unwrap_or_default();
+    if holder.is_empty() {
+        return Verdict::Acquire;
+    }
+    if holder == identity {
+        return Verdict::Renew;
+    }
+    let seconds = spec.lease_duration_seconds.unwrap_or(0);
+    let duration = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    if unchanged > duration {
+        Verdict::Acquire
+    } else {
+        Verdict::Yield { holder: holder.to_owned() }
     }
 }
 
-/// One participant in the election.
-pub struct Election {
-    api: Api<Lease>,
+/// Why leading ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was asked to stop; the lease has been released.
+    Stopped,
+    /// The lease could not be renewed in time, or somebody else took it.
+    Lost,
+}
+
+/// Takes part in the election.
+pub struct Elector {
+    leases: Api<Lease>,
+    namespace: String,
     name: String,
     identity: String,
-    seen: Option<(LeaseSpec, Instant)>,
+    leading: watch::Sender<bool>,
+    observed: Option<(LeaseSpec, Instant)>,
 }
 
-impl Election {
-    /// Takes part under the name `identity` (the pod's).
-    pub fn new(client: Client, namespace: &str, name: &str, identity: &str) -> Self {
-        Self {
-            api: Api::namespaced(client, namespace),
+impl Elector {
+    /// A candidate, and where it can be seen whether it leads.
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        name: &str,
+        identity: String,
+    ) -> (Self, watch::Receiver<bool>) {
+        let (leading, watched) = watch::channel(false);
+        let elector = Self {
+            leases: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
             name: name.to_owned(),
-            identity: identity.to_owned(),
-            seen: None,
-        }
+            identity,
+            leading,
+            observed: None,
+        };
+        (elector, watched)
     }
 
-    /// Returns when this process leads.
-    pub async fn acquire(&mut self) {
+    /// Takes part until `stop`, or until the lead is lost.
+    pub async fn run(mut self, stop: CancellationToken) -> End {
+        let mut renewed: Option<Instant> = None;
         loop {
-            match self.attempt().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "asking for the lease"),
+            let limit = renewed.map_or(RENEW_DEADLINE, |at| {
+                (at + RENEW_DEADLINE).saturating_duration_since(Instant::now())
+            });
+            let sent = Instant::now();
+            let held = tokio::select! {
+                () = stop.cancelled() => return self.release(renewed.is_some()).await,
+                tried = tokio::time::timeout(limit, self.attempt()) => tried,
+            };
+            match held {
+                Ok(Ok(true)) => {
+                    // Counted from when it was sent: it may have been applied right then.
+                    renewed = Some(sent);
+                    if !self.leading.send_replace(true) {
+                        tracing::info!(identity = self.identity, "leading");
+                    }
+                }
+                Ok(Ok(false)) if renewed.is_some() => {
+                    tracing::error!("somebody else took the lead");
+                    return self.lost();
+                }
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the lease could not be renewed"),
+                Err(_) => tracing::warn!("the lease could not be renewed in time"),
             }
-            tokio::time::sleep(RETRY_PERIOD).await;
+            if renewed.is_some_and(|at| at.elapsed() >= RENEW_DEADLINE) {
+                return self.lost();
+            }
+            tokio::select! {
+                () = stop.cancelled() => return self.release(renewed.is_some()).await,
+                () = tokio::time::sleep(self.pause()) => {}
+            }
         }
     }
 
-    /// Renews for as long as that works; returns the reason why this process leads no more.
-    pub async fn hold(&mut self) -> anyhow::Error {
-        let mut renewed = Instant::now();
-        loop {
-            tokio::time::sleep(RETRY_PERIOD).await;
-            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
-            match tokio::time::timeout(left, self.attempt()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
-                Ok(Ok(false)) => return anyhow::anyhow!("another operator holds the lease"),
-                Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "renewing the lease"),
-                Err(_) => {
-                    return anyhow::anyhow!("the lease could not be renewed for {RENEW_DEADLINE:?}");
+    /// Candidates must not all try at the same moment.
+    fn pause(&self) -> Duration {
+        let spread = self.identity.bytes().fold(7u64, |h, b| h.wrapping_mul(31) + u64::from(b));
+        RETRY_PERIOD + Duration::from_millis(spread % 400)
+    }
+
+    fn lost(&self) -> End {
+        self.leading.send_replace(false);
+        End::Lost
+    }
+
+    /// Whether we hold the lease now.
+    async fn attempt(&mut self) -> Result<bool, kube::Error> {
+        let found = self.leases.get_opt(&self.name).await?;
+        let spec = found.as_ref().map(|lease| lease.spec.clone().unwrap_or_default());
+        let unchanged = match (&spec, &self.observed) {
+            (Some(spec), Some((seen, at))) if spec == seen => at.elapsed(),
+            (Some(spec), _) => {
+                self.observed = Some((spec.clone(), Instant::now()));
+                Duration::ZERO
+            }
+            (None, _) => Duration::ZERO,
+        };
+        let acquire = match decide(spec.as_ref(), &self.identity, unchanged) {
+            Verdict::Yield { holder } => {
+                tracing::trace!(holder, "following");
+                return Ok(false);
+            }
+            Verdict::Acquire => true,
+            Verdict::Renew => false,
+        };
+        let now = MicroTime(Timestamp::now());
+        let mut wanted = spec.clone().unwrap_or_default();
+        if acquire {
+            wanted.acquire_time = Some(now.clone());
+            // The first holder is no transition.
+            wanted.lease_transitions =
+                Some(spec.map_or(0, |s| s.lease_transitions.unwrap_or(0) + 1));
+        }
+        wanted.holder_identity = Some(self.identity.clone());
+        wanted.lease_duration_seconds = i32::try_from(LEASE_DURATION.as_secs()).ok();
+        wanted.renew_time = Some(now);
+        self.write(found, wanted).await
+    }
+
+    /// Writes if nobody else did; a conflict means that somebody did.
+    async fn write(&mut self, found: Option<Lease>, spec: LeaseSpec) -> Result<bool, kube::Error> {
+        let written = match found {
+            Some(mut lease) => {
+                lease.spec = Some(spec);
+                self.leases.replace(&self.name, &PostParams::default(), &lease).await
+            }
+            None => {
+                let mut lease = Lease { spec: Some(spec), ..Lease::default() };
+                lease.metadata.name = Some(self.name.clone());
+                lease.metadata.namespace = Some(self.namespace.clone());
+                self.leases.create(&PostParams::default(), &lease).await
+            }
+        };
+        match written {
+            Ok(lease) => {
+                self.observed = Some((lease.spec.unwrap_or_default(), Instant::now()));
+                Ok(true)
+            }
+            Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => {
+                // Read again at the next try, and only then judge who leads.
+                Ok(*self.leading.borrow() && self.still_ours().await?)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn still_ours(&self) -> Result<bool, kube::Error> {
+        let lease = self.leases.get(&self.name).await?;
+        let holder = lease.spec.and_then(|s| s.holder_identity);
+        Ok(holder.as_deref() == Some(self.identity.as_str()))
+    }
+
+    /// Lets the next leader begin at once.
+    async fn release(self, held: bool) -> End {
+        self.leading.send_replace(false);
+        if held && let Ok(Some(mut lease)) = self.leases.get_opt(&self.name).await {
+            let ours = |spec: &&mut LeaseSpec| {
+                spec.holder_identity.as_deref() == Some(self.identity.as_str())
+            };
+            if let Some(spec) = lease.spec.as_mut().filter(ours) {
+                spec.holder_identity = Some(String::new());
+                spec.lease_duration_seconds = Some(1);
+                spec.renew_time = Some(MicroTime(Timestamp::now()));
+                match self.leases.replace(&self.name, &PostParams::default(), &lease).await {
+                    Ok(_) => tracing::info!("released the lead"),
+                    Err(error) => tracing::warn!(%error, "the lead could not be released"),
                 }
             }
         }
-    }
-
-    /// Gives the lease back, so that the next one need not wait.
-    pub async fn release(&mut self) -> Result<()> {
-        let Some(mut lease) = self.api.get_opt(&self.name).await? else { return Ok(()) };
-        let Some(spec) = lease.spec.as_mut() else { return Ok(()) };
-        if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
-            return Ok(());
-        }
-        spec.holder_identity = None;
-        spec.lease_duration_seconds = Some(1);
-        self.api.replace(&self.name, &PostParams::default(), &lease).await?;
-        Ok(())
-    }
-
-    /// One try; true when the lease is ours now.
-    async fn attempt(&mut self) -> Result<bool> {
-        let now = MicroTime(Timestamp::now());
-        let Some(mut lease) = self.api.get_opt(&self.name).await.context("reading")? else {
-            let lease = Lease {
-                metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
-                spec: Some(self.spec(None, &now)),
-            };
-            return written(self.api.create(&PostParams::default(), &lease).await);
-        };
-        let found = lease.spec.clone().unwrap_or_default();
-        if self.seen.as_ref().is_none_or(|(spec, _)| *spec != found) {
-            self.seen = Some((found.clone(), Instant::now()));
-        }
-        let unchanged = self.seen.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
-        if decide(Some(&found), &self.identity, unchanged) == Step::Wait {
-            return Ok(false);
-        }
-        lease.spec = Some(self.spec(Some(&found), &now));
-        written(self.api.replace(&self.name, &PostParams::default(), &lease).await)
-    }
-
-    fn spec(&self, before: Option<&LeaseSpec>, now: &MicroTime) -> LeaseSpec {
-        let ours = before.is_some_and(|spec| spec.holder_identity.as_ref() == Some(&self.identity));
-        let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or(0);
-        LeaseSpec {
-            holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
-            acquire_time: before
-                .filter(|_| ours)
-                .and_then(|spec| spec.acquire_time.clone())
-                .or_else(|| Some(now.clone())),
-            renew_time: Some(now.clone()),
-            lease_transitions: Some(if ours { transitions } else { transitions + 1 }),
-            ..LeaseSpec::default()
-        }
-    }
-}
-
-/// A conflict means that another one was quicker.
-fn written(result: kube::Result<Lease>) -> Result<bool> {
-    match result {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-        Err(error) => bail!(error),
+        End::Stopped
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
-    fn lease(holder: &str, seconds: i32) -> LeaseSpec {
+    fn lease(holder: &str) -> LeaseSpec {
         LeaseSpec {
             holder_identity: Some(holder.into()),
-            lease_duration_seconds: Some(seconds),
+            lease_duration_seconds: Some(15),
+            // A holder whose clock is a year off is still the holder.
+            renew_time: Some(MicroTime(Timestamp::UNIX_EPOCH)),
             ..LeaseSpec::default()
         }
     }
 
-    #[test]
-    fn a_lease_is_taken_when_it_is_free_or_unchanged_for_its_duration() {
-        let second = Duration::from_secs(1);
-        for (spec, unchanged, step) in [
-            (None, Duration::ZERO, Step::Acquire),
-            (Some(lease("", 15)), Duration::ZERO, Step::Acquire),
-            (Some(lease("me", 15)), 100 * second, Step::Renew),
-            (Some(lease("other", 15)), 15 * second, Step::Wait),
-            (Some(lease("other", 15)), 16 * second, Step::Acquire),
-            (Some(lease("other", -1)), second, Step::Acquire),
-        ] {
-            assert_eq!(decide(spec.as_ref(), "me", unchanged), step, "{spec:?} {unchanged:?}");
-        }
+    #[rstest]
+    #[case(None, 0, Verdict::Acquire)]
+    #[case(Some(lease("")), 0, Verdict::Acquire)]
+    #[case(Some(lease("me")), 100, Verdict::Renew)]
+    #[case(Some(lease("other")), 0, Verdict::Yield { holder: "other".into() })]
+    #[case(Some(lease("other")), 15, Verdict::Yield { holder: "other".into() })]
+    #[case(Some(lease("other")), 16, Verdict::Acquire)]
+    fn a_lease_is_taken_only_when_it_has_not_changed_for_its_duration(
+        #[case] lease: Option<LeaseSpec>,
+        #[case] unchanged_seconds: u64,
+        #[case] wanted: Verdict,
+    ) {
+        let unchanged = Duration::from_secs(unchanged_seconds);
+        assert_eq!(decide(lease.as_ref(), "me", unchanged), wanted);
     }
 }

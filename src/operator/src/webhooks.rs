@@ -1,37 +1,40 @@
-//! Admission while a pod changes owners.
+//! `POST /v1/admit/handover`: while a pod goes from one object to another, its ReplicaSet's
+//! controller must neither make a replacement nor write counts that lack the pod.
 //!
-//! Between "the old pod has left its ReplicaSet" and "the new one has joined it" the controller
-//! would make a replacement, or report one replica too few. For at most [`WINDOW`] after the time
-//! that the Migration bears, creates by that one controller, and statuses that count fewer pods,
-//! are refused; the controller tries again by itself.
-//!
-//! Stateless: any replica answers, from the Migrations as they are at that moment. Whatever goes
-//! wrong here lets the request pass: the worst that follows is a pending pod that is removed
-//! again.
+//! Stateless: whether a hand-over is under way is read from the API server (a label on a
+//! Migration, with a time beside it), for at most five seconds, and every doubt is answered with
+//! yes. What is denied here the controller tries again a moment later.
 
-use axum::{Json, Router, extract::State, routing::post};
-use k8s_openapi::jiff::Timestamp;
-use kube::{
-    Api, Client,
-    api::{DynamicObject, ListParams},
-    core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation},
-};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use jiff::Timestamp;
+use kube::api::{DynamicObject, ListParams};
+use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
+use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
-use transship_api::{
-    Migration,
-    names::{HANDOVER_LABEL, HANDOVER_TIME},
-};
+use transship_api::{Migration, names};
 
-/// How long a controller is held back.
-pub const WINDOW: std::time::Duration = std::time::Duration::from_secs(5);
+use crate::metrics::{Kind, Metrics};
 
-/// The path that the chart's webhook configuration names.
-pub fn router(client: Client) -> Router {
-    Router::new().route("/v1/admit/handover", post(handover)).with_state(client)
+/// The longest that anything is held back.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How long the API server may take to say whether a hand-over is under way.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
+/// What the handler needs.
+pub struct Handover {
+    /// Lists Migrations.
+    pub client: Client,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
 }
 
-async fn handover(
-    State(client): State<Client>,
+/// The handler.
+pub async fn handover(
+    State(state): State<Arc<Handover>>,
     Json(review): Json<AdmissionReview<DynamicObject>>,
 ) -> Json<AdmissionReview<DynamicObject>> {
     let request: AdmissionRequest<DynamicObject> = match review.try_into() {
@@ -40,133 +43,150 @@ async fn handover(
             return Json(AdmissionResponse::invalid(error.to_string()).into_review());
         }
     };
-    let response = AdmissionResponse::from(&request);
-    let refused = match subject(&request) {
-        Some(owner) => match open_handover(&client, &request, &owner).await {
-            Ok(open) => open,
-            Err(error) => {
-                tracing::warn!(%error, "hand-over webhook: letting the request pass");
-                false
-            }
-        },
-        None => false,
-    };
-    let response = if refused {
-        response.deny("a pod of this controller is being handed over by a Migration; try again")
-    } else {
-        response
-    };
+    let mut response = AdmissionResponse::from(&request);
+    if let Some((kind, owner)) = concerned(&request)
+        && let Some(migration) = under_way(&state, &request, &owner).await
+    {
+        state.metrics.held_back.get_or_create(&Kind { kind }).inc();
+        tracing::info!(kind, owner, migration, "held back during a hand-over");
+        response = response.deny(format!(
+            "Migration {migration} hands a pod of this controller over; try again in a moment"
+        ));
+    }
     Json(response.into_review())
 }
 
-/// UID of the controller whose write could disturb a hand-over, if this is such a write.
-fn subject(request: &AdmissionRequest<DynamicObject>) -> Option<String> {
+/// What a request would disturb: the kind for metrics, and the UID of the controlling ReplicaSet.
+fn concerned(request: &AdmissionRequest<DynamicObject>) -> Option<(&'static str, String)> {
     let object = request.object.as_ref()?;
-    match (request.resource.resource.as_str(), request.sub_resource.as_deref()) {
-        ("pods", None) if request.operation == Operation::Create => object
-            .metadata
-            .owner_references
-            .iter()
-            .flatten()
-            .find(|owner| owner.controller == Some(true))
-            .map(|owner| owner.uid.clone()),
-        ("replicasets", Some("status")) => {
-            let before = request.old_object.as_ref()?;
-            let fewer = ["replicas", "readyReplicas", "availableReplicas"].iter().any(|count| {
-                number(&object.data["status"][count]) < number(&before.data["status"][count])
-            });
-            if fewer { object.metadata.uid.clone() } else { None }
+    let resource = request.resource.resource.as_str();
+    match (resource, request.sub_resource.as_deref(), &request.operation) {
+        ("pods", None | Some(""), Operation::Create) => {
+            let owner = object.owner_references().iter().find(|o| o.controller == Some(true))?;
+            (owner.kind == "ReplicaSet").then(|| ("pod", owner.uid.clone()))
+        }
+        ("replicasets", Some("status"), Operation::Update) => {
+            let old = request.old_object.as_ref()?;
+            let uid = object.uid().or_else(|| old.uid())?;
+            shrinks(&old.data, &object.data).then_some(("replicaset", uid))
         }
         _ => None,
     }
 }
 
-fn number(value: &Value) -> i64 {
-    value.as_i64().unwrap_or(0)
+/// Whether a count of the new status is below that of the old.
+fn shrinks(old: &Value, new: &Value) -> bool {
+    ["replicas", "readyReplicas", "availableReplicas"].into_iter().any(|field| {
+        let count = |object: &Value| object["status"][field].as_i64().unwrap_or(0);
+        count(new) < count(old)
+    })
 }
 
-async fn open_handover(
-    client: &Client,
+/// The Migration that hands a pod of this owner over at this moment.
+async fn under_way(
+    state: &Handover,
     request: &AdmissionRequest<DynamicObject>,
     owner: &str,
-) -> kube::Result<bool> {
-    let Some(namespace) = &request.namespace else { return Ok(false) };
-    let api: Api<Migration> = Api::namespaced(client.clone(), namespace);
-    let selector = ListParams::default().labels(&format!("{HANDOVER_LABEL}={owner}"));
-    let now = Timestamp::now();
-    Ok(api.list(&selector).await?.items.iter().any(|migration| is_open(migration, now)))
+) -> Option<String> {
+    let migrations: Api<Migration> =
+        Api::namespaced(state.client.clone(), request.namespace.as_deref()?);
+    let labelled =
+        ListParams::default().labels(&format!("{}={owner}", names::HANDOVER_LABEL)).limit(50);
+    match tokio::time::timeout(LOOK_LIMIT, migrations.list(&labelled)).await {
+        Ok(Ok(listed)) => {
+            let now = Timestamp::now();
+            let current = listed.items.iter().find(|m| is_current(m, now))?;
+            Some(current.name_any())
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "let pass: hand-overs could not be listed");
+            None
+        }
+        Err(_) => {
+            tracing::warn!("let pass: hand-overs were not listed in time");
+            None
+        }
+    }
 }
 
-fn is_open(migration: &Migration, now: Timestamp) -> bool {
+/// Begun no more than [`LIMIT`] ago (or ahead, by a clock that is off).
+fn is_current(migration: &Migration, now: Timestamp) -> bool {
     migration
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|annotations| annotations.get(HANDOVER_TIME))
-        .and_then(|time| time.parse::<Timestamp>().ok())
-        .is_some_and(|begun| {
-            let age = now.duration_since(begun);
-            // A clock that is a little behind must not close the window.
-            age.as_secs_f64() > -WINDOW.as_secs_f64() && age.as_secs_f64() < WINDOW.as_secs_f64()
-        })
+        .annotations()
+        .get(names::HANDOVER_TIME)
+        .and_then(|text| text.parse::<Timestamp>().ok())
+        .is_some_and(|begun| now.duration_since(begun).unsigned_abs() <= LIMIT)
 }
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
     use serde_json::json;
     use transship_api::MigrationSpec;
 
     use super::*;
 
-    fn request(review: Value) -> AdmissionRequest<DynamicObject> {
-        let mut review = review;
-        for (key, value) in [
-            ("uid", json!("u")),
-            ("kind", json!({"group": "", "version": "v1", "kind": "X"})),
-            ("name", json!("x")),
-            ("namespace", json!("n")),
-            ("userInfo", json!({})),
-        ] {
-            review[key] = value;
-        }
-        serde_json::from_value(review).unwrap()
-    }
-
-    fn status(old: i64, new: i64) -> AdmissionRequest<DynamicObject> {
-        let object = |count: i64| {
-            json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "r", "uid": "rs"},
-                   "status": {"replicas": count, "readyReplicas": count}})
-        };
-        request(json!({
-            "operation": "UPDATE", "subResource": "status", "object": object(new), "oldObject": object(old),
-            "resource": {"group": "apps", "version": "v1", "resource": "replicasets"},
+    fn request(
+        resource: &str,
+        sub: &str,
+        operation: &str,
+        object: Value,
+        old: Value,
+    ) -> AdmissionRequest<DynamicObject> {
+        let review: AdmissionReview<DynamicObject> = serde_json::from_value(json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {
+                "uid": "u", "kind": {"group": "", "version": "v1", "kind": "X"},
+                "resource": {"group": "", "version": "v1", "resource": resource},
+                "subResource": sub, "name": "x", "namespace": "shop", "operation": operation,
+                "userInfo": {"username": "system:serviceaccount:kube-system:replicaset-controller"},
+                "object": object, "oldObject": old, "dryRun": false
+            }
         }))
+        .unwrap();
+        review.try_into().unwrap()
+    }
+
+    fn set(replicas: i64, ready: i64) -> Value {
+        json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "web", "uid": "rs"},
+            "status": {"replicas": replicas, "readyReplicas": ready, "availableReplicas": ready}})
+    }
+
+    fn pod(kind: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "web-",
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": "web", "uid": "rs", "controller": true}]}})
+    }
+
+    #[rstest]
+    #[case(request("pods", "", "CREATE", pod("ReplicaSet"), Value::Null), true)]
+    #[case(request("pods", "", "CREATE", pod("Job"), Value::Null), false)]
+    #[case(request("pods", "", "UPDATE", pod("ReplicaSet"), pod("ReplicaSet")), false)]
+    #[case(request("replicasets", "status", "UPDATE", set(0, 0), set(1, 1)), true)]
+    #[case(request("replicasets", "status", "UPDATE", set(2, 1), set(2, 2)), true)]
+    #[case(request("replicasets", "status", "UPDATE", set(2, 2), set(2, 1)), false)]
+    #[case(request("replicasets", "", "UPDATE", set(0, 0), set(1, 1)), false)]
+    fn only_replacements_and_shrinking_counts_are_held_back(
+        #[case] request: AdmissionRequest<DynamicObject>,
+        #[case] held: bool,
+    ) {
+        assert_eq!(concerned(&request).map(|(_, uid)| uid), held.then(|| "rs".to_owned()));
     }
 
     #[test]
-    fn a_create_concerns_its_controller_and_a_status_only_when_it_counts_fewer() {
-        let create = request(json!({
-            "operation": "CREATE",
-            "resource": {"group": "", "version": "v1", "resource": "pods"},
-            "object": {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "r-", "ownerReferences": [
-                {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "rs", "controller": true}]}},
-        }));
-        assert_eq!(subject(&create).as_deref(), Some("rs"));
-        assert_eq!(subject(&status(2, 1)).as_deref(), Some("rs"));
-        assert_eq!(subject(&status(1, 1)), None);
-        assert_eq!(subject(&status(1, 2)), None);
-    }
-
-    #[test]
-    fn the_window_closes_by_itself() {
-        let now = Timestamp::now();
-        let mut migration = Migration::new("m", MigrationSpec::for_pod("p"));
-        assert!(!is_open(&migration, now));
-        for (age_ms, open) in [(0, true), (4_900, true), (5_100, false), (-1_000, true), (-60_000, false)] {
-            let begun = now - k8s_openapi::jiff::SignedDuration::from_millis(age_ms);
-            migration.metadata.annotations =
-                Some([(HANDOVER_TIME.to_owned(), begun.to_string())].into());
-            assert_eq!(is_open(&migration, now), open, "{age_ms}");
+    fn a_hand_over_holds_for_five_seconds() {
+        let now: Timestamp = "2026-01-01T00:00:10Z".parse().unwrap();
+        for (time, current) in [
+            ("2026-01-01T00:00:09.999999Z", true),
+            ("2026-01-01T00:00:05Z", true),
+            ("2026-01-01T00:00:04.9Z", false),
+            ("2026-01-01T00:00:12Z", true),
+            ("2026-01-01T00:01:00Z", false),
+            ("soon", false),
+        ] {
+            let mut migration = Migration::new("m", MigrationSpec::for_pod("p"));
+            migration.annotations_mut().insert(names::HANDOVER_TIME.into(), time.into());
+            assert_eq!(is_current(&migration, now), current, "{time}");
         }
+        assert!(!is_current(&Migration::new("m", MigrationSpec::for_pod("p")), now));
     }
 }

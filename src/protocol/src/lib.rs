@@ -45,14 +45,20 @@
 //! 5. **A reboot of T after `thawing`** is neither `neverThawed` nor `resumed` but `lost`, which is
 //!    not final while the Migration exists: `resumedAt` may have been recorded in that moment, and
 //!    then T is the pod and starts fresh. Final words are `neverThawed`, `resumed`, `stopped`.
+//!    Before it says `lost`, T closes its network: the sandbox may have outlived the tasks.
 //! 6. **When the Migration has vanished** S acts only on such a final word (or on an
 //!    administrator's, by removing T's node object), never on a stale Lease: a confirmed T is an
 //!    ordinary pod and runs on when cut off. A T that runs closes as `resumed` only if its dead-man
-//!    never expired, otherwise as `stopped`, since a resolution may have been recorded and read.
-//! 7. **Votes follow a check** that the very tasks are there, whole and frozen, made after record
+//!    had not expired, asked *after* the read that found nothing ([`Effect::CheckDeadman`]);
+//!    otherwise as `stopped`, since a resolution may have been recorded and read before.
+//! 7. **`resumedAt` alone does not end S**; T's final word `resumed` must have been read too (or
+//!    T's node object be gone). A T whose dead-man expired before it could read `resumedAt` stops
+//!    for good if the Migration vanishes then, and S, killed on `resumedAt`, would be lost as well.
+//! 8. **Votes follow a check** that the very tasks are there, whole and frozen, made after record
 //!    and quiet: a kill let through under `restore` may have ended some.
-//! 8. **Fail-over decides Commit with both votes in though S is being deleted**, if S's node is
-//!    dead: the eviction of a dead node's pods sets that timestamp by itself.
+//! 9. **Fail-over decides Commit with both votes in though S is being deleted**, if S's node is
+//!    dead: the eviction of a dead node's pods sets that timestamp by itself. After `resumedAt` it
+//!    restores a version only when S has been released (or is dead).
 //!
 //! # What it takes for granted
 //!

@@ -181,7 +181,8 @@ mod tests {
     #[test]
     fn anything_against_it_is_an_abort_even_with_both_votes() {
         let never = Some(TargetOutcome::NeverThawed);
-        let against: [(&str, fn(&mut DecisionInput)); 9] = [
+        type Change = fn(&mut DecisionInput);
+        let against: [(&str, Change); 9] = [
             ("migration deleted", |o| o.migration_deleting = true),
             ("S deleted", |o| o.source_pod = PodSeen::Deleting),
             ("S replaced", |o| o.source_pod = PodSeen::Gone),

@@ -1,6 +1,8 @@
 //! The orders of the commit protocol, spelled out; and that an order cut off anywhere is finished
 //! by `recover`. (That the orders are the right ones is the model checker's business.)
 
+use std::fmt::Debug;
+
 use crate::*;
 
 type SourceOrder = (&'static str, fn() -> Driver<SourceMachine>, &'static str);
@@ -18,11 +20,9 @@ const RESOLVED: Recorded = Recorded {
     resolution: Some(Resolution::SourceResumes),
 };
 
-fn names<M: Machine>(driver: &Driver<M>) -> String
+fn names<M>(driver: &Driver<M>) -> String
 where
-    M: Clone,
-    M::Entry: std::fmt::Debug,
-    M::Word: std::fmt::Debug,
+    M: Machine<Entry: Debug, Word: Debug> + Clone,
 {
     let mut driver = driver.clone();
     let mut names = Vec::new();

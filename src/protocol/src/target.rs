@@ -179,6 +179,12 @@ impl Plan {
             .publish()
     }
 
+    /// After `Lost`: the sandbox, which may have outlived the tasks, gives up the address before
+    /// anybody is told.
+    fn lost(self) -> Self {
+        self.with(Effect::CloseNetwork).publish()
+    }
+
     /// After `Confirmed`: an ordinary pod. The thaw is for one that the dead-man had frozen.
     fn open(self) -> Self {
         self.with(Effect::DisarmDeadman)
@@ -240,9 +246,9 @@ impl TargetMachine {
             // Same boot: it ran and has ended by itself, as any application may.
             TargetPhase::Thawed if facts.same_boot => plan.publish().with(Effect::ReadRecorded),
             TargetPhase::Thawing | TargetPhase::Thawed => {
-                plan.journal(TargetEntry::Lost).publish().with(Effect::ReadRecorded)
+                plan.journal(TargetEntry::Lost).lost().with(Effect::ReadRecorded)
             }
-            TargetPhase::Lost => plan.publish().with(Effect::ReadRecorded),
+            TargetPhase::Lost => plan.lost().with(Effect::ReadRecorded),
             TargetPhase::Confirmed => plan.open(),
             TargetPhase::NeverThawed => plan.never(),
             TargetPhase::Stopping => plan.stop(),
@@ -407,7 +413,7 @@ impl Machine for TargetMachine {
                 self.gone()
             }
             (P::Voted | P::Committed, E::TasksLost) => self.never(),
-            (P::Thawing, E::TasksLost) => plan.journal(TargetEntry::Lost).publish(),
+            (P::Thawing, E::TasksLost) => plan.journal(TargetEntry::Lost).lost(),
             (P::Voted | P::Committed, E::Lapsed) => {
                 self.lapsed = holds(Rule::LapseIsSticky);
                 plan

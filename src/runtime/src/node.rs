@@ -3,8 +3,8 @@
 
 use k8s_cri::v1 as cri;
 
-use crate::cri::{Cri, POD_UID, call};
 use crate::Result;
+use crate::cri::{Cri, POD_UID, call};
 
 /// Name and version of the runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -229,9 +229,7 @@ impl<R: Read> FrameReader<R> {
         if !read_or_end(&mut self.inner, &mut raw)? {
             return Ok(None);
         }
-        let word = |at: usize| {
-            u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]])
-        };
+        let word = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
         if raw[0..2] != MAGIC.to_le_bytes() {
             return Err(Corruption::Magic.into());
         }
@@ -322,7 +320,9 @@ mod tests {
         ])
     }
 
-    fn read_all(bytes: &[u8]) -> Result<Vec<(Kind, u32, Vec<u8>, Vec<u8>)>, Error> {
+    type Owned = (Kind, u32, Vec<u8>, Vec<u8>);
+
+    fn read_all(bytes: &[u8]) -> Result<Vec<Owned>, Error> {
         let mut reader = FrameReader::new(bytes);
         let mut frames = Vec::new();
         while let Some(f) = reader.read()? {

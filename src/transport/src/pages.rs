@@ -37,13 +37,7 @@ pub(crate) struct PageBatch {
 
 impl PageBatch {
     pub(crate) fn new() -> Self {
-        Self {
-            runs: Vec::new(),
-            nr_runs: 0,
-            data: vec![0; MAX_DATA],
-            len: 0,
-            meta: Vec::new(),
-        }
+        Self { runs: Vec::new(), nr_runs: 0, data: vec![0; MAX_DATA], len: 0, meta: Vec::new() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -106,7 +100,8 @@ impl PageBatch {
 
 /// Most pages differ from zero in their first bytes, so this seldom reads far.
 fn is_zero(page: &[u8]) -> bool {
-    page.chunks(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+    static ZEROES: [u8; PAGE] = [0; PAGE];
+    page == ZEROES
 }
 
 /// Where decoded pages go.
@@ -150,8 +145,7 @@ pub(crate) fn decode(meta: &[u8], data: &[u8], target: &mut impl PageTarget) -> 
             u64::from_le_bytes(bytes)
         };
         let flags = PageFlags(u32::from_le_bytes([raw[16], raw[17], raw[18], raw[19]]));
-        let run =
-            PageRun::checked(long(0), long(8), flags).ok_or_else(|| bad("an invalid run"))?;
+        let run = PageRun::checked(long(0), long(8), flags).ok_or_else(|| bad("an invalid run"))?;
         target.run(run).map_err(stored)?;
     }
     if mapped == 0 {

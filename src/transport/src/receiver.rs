@@ -359,7 +359,8 @@ impl Session<'_> {
         if let Some(item) = self.open.values().next() {
             return Err(violation(format!("done before the end of {}", item.what.describe())));
         }
-        let missing = self.hello.iter().flat_map(|h| &h.containers).find(|c| !self.done.contains(*c));
+        let missing =
+            self.hello.iter().flat_map(|h| &h.containers).find(|c| !self.done.contains(*c));
         if let Some(container) = missing {
             return Err(violation(format!("done without container {container:?}")));
         }
@@ -373,9 +374,5 @@ fn compare(what: &str, sent: &Totals, received: &Totals) -> Result<()> {
     if sent == received {
         return Ok(());
     }
-    Err(Error::Totals {
-        what: what.into(),
-        sent: sent.to_string(),
-        received: received.to_string(),
-    })
+    Err(Error::Totals { what: what.into(), sent: sent.to_string(), received: received.to_string() })
 }

@@ -147,10 +147,10 @@ impl Sender {
         let summary = match capture(&mut stream) {
             Ok(summary) => summary,
             Err(source) => {
-                return Err(stream.error.take().unwrap_or_else(|| Error::Tree {
-                    area: area.to_string(),
-                    source,
-                }));
+                return Err(stream
+                    .error
+                    .take()
+                    .unwrap_or_else(|| Error::Tree { area: area.to_string(), source }));
             }
         };
         stream.end(None)?;
@@ -564,4 +564,3 @@ impl From<Error> for io::Error {
 pub fn transfer_error(error: io::Error) -> Result<Error, io::Error> {
     error.downcast::<Error>()
 }
-

@@ -1,4 +1,5 @@
 //! Whole transfers over a Unix socket, and what happens when one goes wrong.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -265,9 +266,7 @@ fn recorded() -> Vec<u8> {
     sender.send_image("app", "core-1.img", &mut &b"core"[..]).unwrap();
     let mut pages = sender.pages("app").unwrap();
     pages.open(DstId { kind: PageKind::Process, id: 1 }).unwrap();
-    pages
-        .pages(PageRun::checked(0, 2, PageFlags::PRESENT).unwrap(), &mut io::repeat(0))
-        .unwrap();
+    pages.pages(PageRun::checked(0, 2, PageFlags::PRESENT).unwrap(), &mut io::repeat(0)).unwrap();
     pages.finish().unwrap();
     sender.container_done("app").unwrap();
     sender.all_done(PATIENCE).unwrap();

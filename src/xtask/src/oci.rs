@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -320,7 +320,9 @@ pub fn read_index(archive: &Path) -> Result<Vec<IndexEntry>> {
     file.rewind()?;
     let mut tar = tar::Archive::new(file);
     for entry in tar.entries_with_seek()? {
-        let mut entry = entry.with_context(|| format!("reading {}", archive.display()))?;
+        let mut entry = entry.map_err(|_| {
+            anyhow!("{} is not an OCI image archive: not even tar", archive.display())
+        })?;
         let path = entry.path()?.into_owned();
         if path == Path::new("index.json") || path == Path::new("./index.json") {
             let mut text = String::new();

@@ -112,7 +112,7 @@ pub fn unlinked_mappings(maps: &str) -> Vec<(String, u64)> {
 }
 
 /// Connections and listeners of one or two tables (`tcp`, `tcp6`).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Connections {
     pub peers: Vec<PeerFacts>,
     pub established: u64,

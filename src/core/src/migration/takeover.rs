@@ -13,7 +13,7 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
 use transship_api::{Network, Step, names};
-use transship_protocol::{Decision, PodSeen, may_release_source};
+use transship_protocol::{Decision, PodSeen, TargetOutcome, may_release_source};
 
 use super::handover::{Partition, claim_of, is_claimed_by, labels_to_hand_over, partition, selects};
 use super::plan::{Action, LOOK_AGAIN, Plan, reached};
@@ -76,7 +76,8 @@ fn becomes_available(observed: &Observed, now: Timestamp) -> Option<Next> {
 /// Nothing of the source's place is taken away before the target's holder has read `resumedAt`
 /// and said so.
 fn confirms(observed: &Observed) -> Option<Next> {
-    if may_release_source(observed.recorded(), observed.target_word()) {
+    let resumed = observed.target_word().outcome == Some(TargetOutcome::Resumed);
+    if may_release_source(observed.recorded()) && resumed {
         return None;
     }
     Some(Next {

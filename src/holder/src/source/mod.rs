@@ -277,11 +277,7 @@ impl SourceHands {
                 .map_err(|error| Failed::other("RecordNotWritten", error)),
             Effect::QuiesceWrapper => holder
                 .blocking("quiesce", |holder| {
-                    Ok(transship_host::quiesce::wait(
-                        &holder.host,
-                        &holder.task.pod.uid,
-                        QUIESCE,
-                    )?)
+                    Ok(transship_host::quiesce::wait(&holder.host, &holder.task.pod.uid, QUIESCE)?)
                 })
                 .await
                 .map_err(|error| Failed::other("RuntimeBusy", error)),
@@ -304,7 +300,7 @@ impl SourceHands {
                     .map_err(|error| Failed::other("SocketsNotDestroyed", error)),
                 None => Ok(()),
             },
-            Effect::OpenNetwork => match &self.pod {
+            Effect::OpenNetwork(_) => match &self.pod {
                 Some(pod) => pod
                     .network()
                     .open(&nft)
@@ -320,7 +316,9 @@ impl SourceHands {
                 let Some(pod) = &self.pod else { return Ok(()) };
                 pod.thaw().map_err(|error| Failed::other("NotThawed", error))?;
                 if self.freeze_began.is_some() || holder.board.was_frozen() {
-                    holder.board.update(|status| status.thawed_at_unix_micros = status::now_micros());
+                    holder
+                        .board
+                        .update(|status| status.thawed_at_unix_micros = status::now_micros());
                 }
                 Ok(())
             }
@@ -342,7 +340,7 @@ impl SourceHands {
                 Ok(())
             }
             // A source has no dead-man: it stays frozen until it has read the decision.
-            Effect::ArmDeadman | Effect::DisarmDeadman => Ok(()),
+            Effect::ArmDeadman | Effect::CheckDeadman | Effect::DisarmDeadman => Ok(()),
         }
     }
 
@@ -375,7 +373,8 @@ impl SourceHands {
     }
 
     fn start_transfer(&mut self) {
-        let sender = self.connected.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let sender =
+            self.connected.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let ready = (self.pod.clone(), self.dumper.clone(), sender);
         let (Some(pod), Some(dumper), Some(sender)) = ready else {
             self.holder.board.failed("NotConnected", "the connection to the target is gone");

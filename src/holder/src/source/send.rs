@@ -88,11 +88,8 @@ fn connect(holder: &Holder) -> Result<Peer> {
     stream.write_all(&line).context("the agent does not relay")?;
     let link = Link::unix(stream)?;
     let closer = link.closer();
-    let hello = Hello::new(
-        &task.migration.uid,
-        &task.pod.uid,
-        moving(task).map(str::to_owned).collect(),
-    );
+    let hello =
+        Hello::new(&task.migration.uid, &task.pod.uid, moving(task).map(str::to_owned).collect());
     let options = SenderOptions { bandwidth_limit: task.bandwidth_limit, ..Default::default() };
     let sender = Sender::start(link, &hello, options)
         .with_context(|| format!("node {} does not answer", task.peer.node))?;

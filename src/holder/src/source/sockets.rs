@@ -47,7 +47,8 @@ fn destroy_here() -> io::Result<usize> {
     let kernel = SocketAddrNetlink::new(0, 0);
     let mut destroyed = 0;
     for family in [2u8, 10] {
-        let dump = request(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, family, &[0; SOCKET_ID]);
+        let dump =
+            request(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, family, &[0; SOCKET_ID]);
         rustix::net::sendto(&socket, &dump, SendFlags::empty(), &kernel)?;
         for id in ids(|buffer| Ok(rustix::net::recv(&socket, buffer, RecvFlags::empty())?.0))? {
             let order = request(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, family, &id);
@@ -139,7 +140,8 @@ mod tests {
             body.extend([0; 20]);
             reply(SOCK_DIAG_BY_FAMILY, &body)
         };
-        let mut reads = vec![[socket(1), socket(2)].concat(), socket(3), reply(NLMSG_DONE, &[0; 4])];
+        let mut reads =
+            vec![[socket(1), socket(2)].concat(), socket(3), reply(NLMSG_DONE, &[0; 4])];
         let found = ids(|buffer| {
             let next = reads.remove(0);
             buffer[..next.len()].copy_from_slice(&next);

@@ -53,12 +53,14 @@ pub fn preparable(holder: &Holder, arrivals: &Arrivals, told: &[String]) -> Vec<
 }
 
 /// Mends and checks a container's images and lets its restore go on.
-pub fn prepare(holder: &Holder, container: &str) -> Result<()> {
+pub fn prepare(holder: &Holder, arrivals: &Arrivals, container: &str) -> Result<()> {
+    let waiting = arrivals.state().waiting.get(container).cloned();
+    let waiting = waiting.with_context(|| format!("container {container} does not wait"))?;
     let images = holder.dir.images(container)?;
     let work = holder.dir.work(container)?;
     files::make_dir(&work)?;
     mend(&images, moving(&holder.task).next() == Some(container))?;
-    let ready = Ready { images, work };
+    let ready = Ready { container_id: waiting.container_id, images, work };
     holder.host.pod(&holder.task.pod.uid)?.mark(container, &ready)?;
     tracing::info!(container, "ready to be restored");
     Ok(())
@@ -109,9 +111,15 @@ mod tests {
         };
         let none: [String; 0] = [];
         let steps: [&dyn Fn(); 4] = [
-            &|| drop(arrivals.state().waiting.insert("web".into(), waiting.clone())),
-            &|| drop(arrivals.state().images.insert("web".into())),
-            &|| drop(arrivals.state().trees.insert(Area::Rootfs("web".into()), Tree::Applied)),
+            &|| {
+                arrivals.state().waiting.insert("web".into(), waiting.clone());
+            },
+            &|| {
+                arrivals.state().images.insert("web".into());
+            },
+            &|| {
+                arrivals.state().trees.insert(Area::Rootfs("web".into()), Tree::Applied);
+            },
             &|| {
                 for area in areas::shared(&holder.task) {
                     arrivals.state().trees.insert(area, Tree::Applied);

@@ -2,7 +2,7 @@
 //! them, and sees to it that all of them are restored, frozen and known to the CRI. And the other
 //! way out: ending restores and killing whatever they have left, by cgroup.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,10 @@ use transship_protocol::{TargetEvent, Verb};
 use transship_rpc::Stage;
 use transship_runtime::container::Container;
 use transship_runtime::cri::{Cri, State};
-use transship_transport::{Link, Progress, receive};
+use transship_transport::{Area, Link, Progress, receive};
 
 use super::apply;
-use super::receive::{Arrivals, Receiver};
+use super::receive::{Arrivals, Receiver, Tree};
 use crate::dirwatch::DirWatch;
 use crate::holder::Holder;
 use crate::pod::{FREEZER_LIMIT, Pod, PodContainer, moving};
@@ -77,7 +77,8 @@ struct RestoreFailed {
 }
 
 fn reason(error: &anyhow::Error) -> String {
-    let transport = error.chain().find_map(|cause| cause.downcast_ref::<transship_transport::Error>());
+    let transport =
+        error.chain().find_map(|cause| cause.downcast_ref::<transship_transport::Error>());
     if let Some(transport) = transport {
         transport.reason().to_owned()
     } else if error.is::<RestoreFailed>() {
@@ -138,7 +139,7 @@ async fn restore_all(holder: Arc<Holder>, arrivals: Arc<Arrivals>) -> Result<()>
         tokio::task::spawn_blocking(move || apply::apply_trees(&owner, &state)).await??;
         for container in apply::preparable(&holder, &arrivals, &prepared) {
             began.get_or_insert_with(Instant::now);
-            apply::prepare(&holder, &container)?;
+            apply::prepare(&holder, &arrivals, &container)?;
             prepared.push(container);
         }
         let restored = dir.all_marked::<Restored>()?;
@@ -175,13 +176,15 @@ fn check_failures(dir: &PodDir) -> Result<()> {
     Ok(())
 }
 
-/// Notes containers whose `create` waits, and the sandbox, which is there by then.
+/// Notes containers whose `create` waits, and the sandbox, which is there by then. kubelet tries
+/// again with a new container when one has waited for too long; files that went to the old one's
+/// root are lost with it.
 async fn note_waiting(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Result<()> {
     for container in dir.all_marked::<Waiting>()? {
-        if arrivals.state().waiting.contains_key(&container) {
+        let Some(waiting) = dir.marked::<Waiting>(&container)? else { continue };
+        if arrivals.state().waiting.get(&container) == Some(&waiting) {
             continue;
         }
-        let Some(waiting) = dir.marked::<Waiting>(&container)? else { continue };
         if arrivals.state().sandbox.is_none() {
             let cri = Cri::connect(&holder.layout.containerd_socket).await?;
             let sandbox = Pod::find_sandbox(&cri, &holder.layout, &holder.task.pod.uid).await?;
@@ -189,7 +192,14 @@ async fn note_waiting(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Res
             sandbox.save(&holder.dir)?;
             arrivals.state().sandbox = Some(sandbox);
         }
-        arrivals.state().waiting.insert(container, waiting);
+        let mut state = arrivals.state();
+        let tree = state.trees.get(&Area::Rootfs(container.clone()));
+        if matches!(tree, Some(Tree::Arriving | Tree::Applied))
+            && state.waiting.contains_key(&container)
+        {
+            bail!("container {container} was made anew while its files were arriving");
+        }
+        state.waiting.insert(container, waiting);
     }
     let names: Vec<String> = arrivals.state().waiting.keys().cloned().collect();
     holder.board.update(|status| status.waiting = names);
@@ -308,7 +318,7 @@ fn freezers(holder: &Holder) -> Result<Vec<Freezer>> {
 }
 
 /// A bundle that is gone had its container deleted.
-fn of_bundle(bundle: &PathBuf) -> Option<Freezer> {
+fn of_bundle(bundle: &Path) -> Option<Freezer> {
     Bundle::read(bundle).ok()?.freezer().ok()
 }
 

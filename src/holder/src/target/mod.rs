@@ -16,8 +16,8 @@ use transship_host::journal::{Journal, Line};
 use transship_host::lease;
 use transship_host::network::nft_program;
 use transship_protocol::{
-    Driver, Effect, Facts, Failure, RecordState, TargetEffect, TargetEntry, TargetEvent,
-    TargetMachine, TargetPhase, ThawGuard,
+    Driver, Effect, Facts, Failure, Guard, RecordState, TargetEffect, TargetEntry, TargetEvent,
+    TargetMachine, TargetPhase,
 };
 use transship_rpc::Stage;
 
@@ -89,6 +89,22 @@ async fn take_commands(mut commands: mpsc::Receiver<Command>, events: mpsc::Send
         if events.send(event).await.is_err() {
             return;
         }
+    }
+}
+
+/// Does `work` if its guard allows it.
+fn guarded<T>(deadman: &Deadman, guard: Guard, work: impl FnOnce() -> T) -> Result<T, Failed> {
+    match guard {
+        Guard::Deadman => deadman.unless_lapsed(work).ok_or_else(lapsed),
+        Guard::None => Ok(work()),
+    }
+}
+
+fn lapsed() -> Failed {
+    Failed {
+        kind: Failure::Lapsed,
+        reason: "Lapsed",
+        error: anyhow::anyhow!("this node was cut off for too long"),
     }
 }
 
@@ -204,17 +220,22 @@ impl TargetHands {
             Effect::ArmDeadman => {
                 self.deadman.arm().map_err(|error| Failed::other("DeadmanNotArmed", error))
             }
+            Effect::CheckDeadman => {
+                if self.deadman.has_lapsed() {
+                    return Err(lapsed());
+                }
+                Ok(())
+            }
             Effect::DisarmDeadman => {
                 self.deadman.disarm().map_err(|error| Failed::other("DeadmanNotDisarmed", error))
             }
             Effect::ThawTasks(guard) => self.thaw(guard),
-            Effect::OpenNetwork => match self.pod() {
-                Some(pod) => pod
-                    .network()
-                    .open(&nft)
-                    .map_err(|error| Failed::other("NetworkNotOpened", error)),
-                None => Ok(()),
-            },
+            Effect::OpenNetwork(guard) => {
+                let deadman = Arc::clone(&self.deadman);
+                let Some(pod) = self.pod() else { return Ok(()) };
+                guarded(&deadman, guard, || pod.network().open(&nft))?
+                    .map_err(|error| Failed::other("NetworkNotOpened", error))
+            }
             Effect::Announce => {
                 record::announce(&holder, self.pod());
                 Ok(())
@@ -247,25 +268,13 @@ impl TargetHands {
         self.pod.as_ref()
     }
 
-    fn thaw(&mut self, guard: ThawGuard) -> Result<(), Failed> {
+    fn thaw(&mut self, guard: Guard) -> Result<(), Failed> {
         let holder = Arc::clone(&self.holder);
         let deadman = Arc::clone(&self.deadman);
         let Some(pod) = self.pod() else { return Ok(()) };
         let began = Instant::now();
-        let thawed = match guard {
-            ThawGuard::Deadman => deadman.unless_lapsed(|| pod.thaw()),
-            ThawGuard::None => Some(pod.thaw()),
-        };
-        match thawed {
-            None => {
-                return Err(Failed {
-                    kind: Failure::Lapsed,
-                    reason: "Lapsed",
-                    error: anyhow::anyhow!("this node was cut off for too long"),
-                });
-            }
-            Some(outcome) => outcome.map_err(|error| Failed::other("NotThawed", error))?,
-        }
+        guarded(&deadman, guard, || pod.thaw())?
+            .map_err(|error| Failed::other("NotThawed", error))?;
         holder.board.took("thaw", began.elapsed());
         holder.board.update(|status| {
             if status.thawed_at_unix_micros == 0 {
@@ -282,9 +291,9 @@ impl TargetHands {
         let holder = Arc::clone(&self.holder);
         let Some(network) = &holder.task.network else { return };
         let Some(pod) = self.pod() else { return };
-        let home = network.address().and_then(|ip| {
-            lease::come_home(&holder.host, ip, &pod.sandbox_id, &network.interface)
-        });
+        let home = network
+            .address()
+            .and_then(|ip| lease::come_home(&holder.host, ip, &pod.sandbox_id, &network.interface));
         match home {
             Ok(true) => tracing::info!(ip = network.ip, "the address is home again"),
             Ok(false) => {}

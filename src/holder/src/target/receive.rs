@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use transship_host::files;
 use transship_host::markers::Waiting;
-use transship_transport::{Handler, TreeTarget};
 use transship_transport::{Area, Hello, Refusal, Totals};
+use transship_transport::{Handler, TreeTarget};
 
 use crate::areas;
 use crate::holder::Holder;

@@ -125,13 +125,14 @@ impl Interface {
         self.set_hardware_address(mac)?;
         let routes = self.routes(new.ip)?;
         let present = self.addresses()?;
+        // First away with the old: the new one, if added before, would be its secondary and go with it.
+        for address in &present {
+            if *address != new && (*address == old || address.ip == new.ip) {
+                self.remove_address(*address)?;
+            }
+        }
         if !present.contains(&new) {
             self.add_address(new)?;
-        }
-        for address in present {
-            if address != new && (address == old || address.ip == new.ip) {
-                self.remove_address(address)?;
-            }
         }
         for route in routes {
             self.add_route(&route, old.ip, new.ip)?;

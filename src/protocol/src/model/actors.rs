@@ -1,15 +1,16 @@
 //! Everything that can happen next.
 
-use super::host::{Broken, Which, fail_effect, feed, finish_verb, run_effect, start_holder};
+use super::faults::{faults, spend};
+use super::host::{Broken, Which, feed, finish_verb, run_effect, start_holder};
 use super::world::{Fault, Inflight, Intent, Role, Side, Tasks, World};
 use crate::rules::{Rule, holds};
 use crate::source::SourceEvent;
 use crate::target::TargetEvent;
 use crate::{
     Decision, DecisionInput, PodSeen, Read, RecordState, Recorded, Resolution, SourceMachine,
-    SourcePhase, TargetMachine, TargetPhase, TargetProof, Verb, Verdict, decide, judge_read,
-    may_begin, may_record_resumed, may_remove_finalizer, may_resolve_source_resumes,
-    may_restore_version, wrapper_verdict,
+    SourcePhase, TargetMachine, TargetProof, Verb, Verdict, decide, judge_read, may_begin,
+    may_record_resumed, may_remove_finalizer, may_resolve_source_resumes, may_restore_version,
+    wrapper_verdict,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +51,7 @@ impl Action {
     }
 }
 
-type Next = (Action, Result<World, Broken>);
+pub(super) type Next = (Action, Result<World, Broken>);
 
 /// All successors of `world`.
 pub fn successors(world: &World, out: &mut Vec<Next>) {
@@ -67,7 +68,7 @@ pub fn successors(world: &World, out: &mut Vec<Next>) {
     }
 }
 
-fn push(out: &mut Vec<Next>, action: Action, next: Option<World>) {
+pub(super) fn push(out: &mut Vec<Next>, action: Action, next: Option<World>) {
     if let Some(next) = next {
         out.push((action, Ok(next)));
     }
@@ -139,7 +140,7 @@ fn source_events(world: &World, out: &mut Vec<Next>) {
                 next.sent = true;
                 out.push((Action::SendEverything, Ok(next)));
             }
-            if world.sent || !holds(Rule::VotesOnlyWhenVerified) {
+            if world.sent {
                 let event = SourceEvent::AllFrozenAndSent;
                 let next = feed::<SourceMachine>(world, which, event);
                 push(out, Action::ReportReady(Side::S, which), next);
@@ -207,22 +208,21 @@ fn kubelet(world: &World, side: Side, out: &mut Vec<Next>) {
 }
 
 /// kubelet asks for a verb and the wrapper judges; the verb's end is a later step.
-fn ask(world: &World, side: Side, verb: Verb, action: Action, out: &mut Vec<Next>) {
-    let mut next = world.clone();
-    let env = next.env_mut(side);
-    let ticket = env.tickets > 0;
-    env.inflight = match (wrapper_verdict(env.record, verb, ticket), verb) {
-        (Verdict::Pass, Verb::Create) => Some(Inflight::Create),
-        (Verdict::Pass, _) => Some(Inflight::Kill),
-        (Verdict::Restore, _) => {
-            if holds(Rule::TicketIsConsumed) {
-                env.tickets -= 1;
-            }
-            Some(Inflight::Restore)
-        }
-        (Verdict::KillFrozen, _) => Some(Inflight::KillFrozen),
+pub(super) fn ask(world: &World, side: Side, verb: Verb, action: Action, out: &mut Vec<Next>) {
+    let env = world.env(side);
+    let inflight = match (wrapper_verdict(env.record, verb, env.tickets > 0), verb) {
+        (Verdict::Pass, Verb::Create) => Inflight::Create,
+        (Verdict::Pass, _) => Inflight::Kill,
+        (Verdict::Restore, _) => Inflight::Restore,
+        (Verdict::KillFrozen, _) => Inflight::KillFrozen,
         (Verdict::Refuse | Verdict::SkipStart, _) => return,
     };
+    let mut next = world.clone();
+    let env = next.env_mut(side);
+    env.inflight = Some(inflight);
+    if inflight == Inflight::Restore && holds(Rule::TicketIsConsumed) {
+        env.tickets -= 1;
+    }
     if let Action::Fault(fault, _) = action {
         spend(&mut next, fault);
     }
@@ -340,236 +340,8 @@ fn write(world: &World, slot: usize, intent: Intent) -> Result<World, Broken> {
 }
 
 /// The object has another resourceVersion: writes on an older read fail.
-fn bump(world: &mut World) {
+pub(super) fn bump(world: &mut World) {
     if holds(Rule::ConditionalWrites) {
         world.ops = [None; 2];
-    }
-}
-
-fn spend(world: &mut World, fault: Fault) {
-    world.left[fault as usize] -= 1;
-    world.total -= 1;
-    if world.total == 0 {
-        // What is left by kind no longer matters.
-        world.left = [0; super::world::FAULTS];
-    }
-}
-
-fn faults(world: &World, out: &mut Vec<Next>) {
-    let has = |fault: Fault| world.left[fault as usize] > 0;
-    let with = |fault: Fault, change: &dyn Fn(&mut World)| {
-        let mut next = world.clone();
-        spend(&mut next, fault);
-        change(&mut next);
-        next
-    };
-    for side in [Side::S, Side::T] {
-        if world.env(side).dead {
-            continue;
-        }
-        let mut happens = |fault: Fault, change: &dyn Fn(&mut World)| {
-            out.push((Action::Fault(fault, side), Ok(with(fault, change))));
-        };
-        if has(Fault::Crash) && alive(world, side) {
-            happens(Fault::Crash, &|next| lose_holder(next, side));
-        }
-        if has(Fault::Reboot) {
-            happens(Fault::Reboot, &|next| {
-                let begun = match side {
-                    Side::S => !next.s.journal.is_empty(),
-                    Side::T => !next.t.journal.is_empty(),
-                };
-                lose_holder(next, side);
-                let env = next.env_mut(side);
-                env.power_cut();
-                env.rebooted |= begun;
-            });
-        }
-        if has(Fault::Die) {
-            happens(Fault::Die, &|next| {
-                lose_holder(next, side);
-                let env = next.env_mut(side);
-                env.power_cut();
-                env.dead = true;
-            });
-        }
-        if has(Fault::DeletePod) && !world.pod_deleting(side) {
-            happens(Fault::DeletePod, &|next| match side {
-                Side::S => next.api.s_deleting = true,
-                Side::T => next.api.t_deleting = true,
-            });
-        }
-        if has(Fault::TasksDie) && world.env(side).tasks != Tasks::Absent {
-            happens(Fault::TasksDie, &|next| {
-                let env = next.env_mut(side);
-                env.tasks = Tasks::Absent;
-                env.whole = 0;
-                env.dying = false;
-            });
-        }
-        let env = world.env(side);
-        if has(Fault::KubeletKill) && env.tasks != Tasks::Absent && env.inflight.is_none() {
-            let action = Action::Fault(Fault::KubeletKill, side);
-            ask(world, side, Verb::Kill, action, out);
-        }
-    }
-    let mut happens = |fault: Fault, side: Side, change: &dyn Fn(&mut World)| {
-        out.push((Action::Fault(fault, side), Ok(with(fault, change))));
-    };
-    if has(Fault::DeleteMigration) && world.api.exists && !world.api.deleting {
-        happens(Fault::DeleteMigration, Side::S, &|next| {
-            next.api.deleting = true;
-            bump(next);
-        });
-    }
-    if has(Fault::Strip) && world.api.exists {
-        happens(Fault::Strip, Side::S, &|next| {
-            next.api.exists = false;
-            next.ops = [None; 2];
-        });
-    }
-    if has(Fault::Imposter) && !world.api.exists && !world.api.imposter {
-        happens(Fault::Imposter, Side::S, &|next| next.api.imposter = true);
-    }
-    if has(Fault::ClaimLost) && world.api.claim {
-        happens(Fault::ClaimLost, Side::S, &|next| next.api.claim = false);
-    }
-    let s_voted = world.s.journal.contains(&crate::SourceEntry::Voted);
-    let t_begun = world.t_phase() == TargetPhase::Begun;
-    let undecided = world.api.exists && world.api.recorded.decision.is_none();
-    if has(Fault::ForgedCommit) && s_voted && t_begun && undecided {
-        happens(Fault::ForgedCommit, Side::T, &|next| {
-            next.api.recorded.decision = Some(Decision::Commit);
-            next.forged = true;
-            bump(next);
-        });
-    }
-    let env = &world.t.env;
-    if has(Fault::Lapse) && env.armed && !env.lapsed && !env.dead {
-        happens(Fault::Lapse, Side::T, &|next| {
-            let env = &mut next.t.env;
-            env.lapsed = true;
-            if holds(Rule::DeadmanFreezes) {
-                env.net = false;
-                if env.tasks == Tasks::Running {
-                    env.tasks = Tasks::Frozen;
-                }
-            }
-        });
-    }
-    if has(Fault::SecondMigration) && !world.s.journal.is_empty() {
-        let open = world.s.word.outcome.is_none();
-        // Where it may begin there is nothing left to protect: not this model's business.
-        if may_begin(world.s.env.record, open) && open {
-            happens(Fault::SecondMigration, Side::S, &|next| {
-                next.s.env.record = Some(RecordState::Open);
-                next.s.env.net = true;
-                if next.s.env.tasks == Tasks::Frozen {
-                    next.s.env.tasks = Tasks::Running;
-                }
-            });
-        }
-    }
-    if has(Fault::EffectFails) {
-        let sides = [
-            (Side::S, fail_effect::<SourceMachine>(world)),
-            (Side::T, fail_effect::<TargetMachine>(world)),
-        ];
-        for (side, failed) in sides {
-            if let Some(mut next) = failed {
-                spend(&mut next, Fault::EffectFails);
-                out.push((Action::Fault(Fault::EffectFails, side), Ok(next)));
-            }
-        }
-    }
-    if has(Fault::SecondHolder) {
-        let mut beside = |action, next: Option<World>| {
-            if let Some(mut next) = next {
-                spend(&mut next, Fault::SecondHolder);
-                out.push((action, Ok(next)));
-            }
-        };
-        let second = Which::Second;
-        beside(
-            Action::Fault(Fault::SecondHolder, Side::S),
-            start_holder::<SourceMachine>(world, second),
-        );
-        beside(
-            Action::Fault(Fault::SecondHolder, Side::T),
-            start_holder::<TargetMachine>(world, second),
-        );
-    }
-    if has(Fault::ForgedHint) {
-        forged_hints(world, out);
-    }
-    if has(Fault::LateBegin) {
-        late_begins(world, out);
-    }
-}
-
-fn alive(world: &World, side: Side) -> bool {
-    match side {
-        Side::S => world.s.holder.is_some() && !world.s.journal.is_empty(),
-        Side::T => world.t.holder.is_some() && !world.t.journal.is_empty(),
-    }
-}
-
-/// The holder process is gone. One without a journal is merely the agent waiting for a call.
-fn lose_holder(world: &mut World, side: Side) {
-    match side {
-        Side::S => {
-            world.s.second = None;
-            world.s.holder = world
-                .s
-                .journal
-                .is_empty()
-                .then(|| crate::Driver::new(SourceMachine::new(), vec![]));
-        }
-        Side::T => {
-            world.t.second = None;
-            world.t.holder = world
-                .t
-                .journal
-                .is_empty()
-                .then(|| crate::Driver::new(TargetMachine::new(), vec![]));
-        }
-    }
-}
-
-fn forged_hints(world: &World, out: &mut Vec<Next>) {
-    fn told<R: Role>(world: &World, decision: Decision) -> Option<World> {
-        if R::host(world).env.dead {
-            return None;
-        }
-        let forged = Recorded { decision: Some(decision), ..Recorded::default() };
-        let event = if holds(Rule::HintsAreNotDecisions) {
-            R::poked()
-        } else {
-            R::read(Read::Recorded(forged))
-        };
-        let mut next = feed::<R>(world, Which::First, event)?;
-        spend(&mut next, Fault::ForgedHint);
-        Some(next)
-    }
-    for decision in [Decision::Commit, Decision::Abort] {
-        push(out, Action::Forge(Side::S, decision), told::<SourceMachine>(world, decision));
-        push(out, Action::Forge(Side::T, decision), told::<TargetMachine>(world, decision));
-    }
-}
-
-fn late_begins(world: &World, out: &mut Vec<Next>) {
-    fn late<R: Role>(world: &World, out: &mut Vec<Next>) {
-        let host = R::host(world);
-        if host.journal.is_empty() && !host.env.dead {
-            if let Some(mut next) = feed::<R>(world, Which::First, R::begin()) {
-                spend(&mut next, Fault::LateBegin);
-                out.push((Action::Fault(Fault::LateBegin, R::SIDE), Ok(next)));
-            }
-        }
-    }
-    let late_now = !world.api.exists || world.api.recorded.decision.is_some();
-    if late_now {
-        late::<SourceMachine>(world, out);
-        late::<TargetMachine>(world, out);
     }
 }

@@ -33,10 +33,25 @@ fn slot<R: Role>(world: &mut World, which: Which) -> &mut Option<Driver<R>> {
     }
 }
 
+/// Effects that change nothing here are done together with what comes before them.
+fn skip_idle_effects<R: Role>(driver: &mut Driver<R>) {
+    while matches!(
+        driver.next_effect(),
+        Some(Effect::Announce | Effect::ReadRecorded | Effect::ReadPeer)
+    ) {
+        driver.done();
+    }
+}
+
 /// The holder does its next effect. `None`: there is none, or it has to wait.
 pub fn run_effect<R: Role>(world: &World, which: Which) -> Option<Result<World, Broken>> {
+    let host = R::host(world);
+    let driver = match which {
+        Which::First => &host.holder,
+        Which::Second => &host.second,
+    };
+    let effect = driver.as_ref()?.next_effect()?;
     let mut next = world.clone();
-    let effect = slot::<R>(&mut next, which).as_ref()?.next_effect()?;
     let done = match perform::<R>(&mut next, effect) {
         Ok(done) => done,
         Err(broken) => return Some(Err(broken)),
@@ -51,6 +66,7 @@ pub fn run_effect<R: Role>(world: &World, which: Which) -> Option<Result<World, 
         }
         Done::Blocked => return None,
     }
+    skip_idle_effects(driver);
     Some(Ok(next))
 }
 
@@ -68,7 +84,13 @@ pub fn fail_effect<R: Role>(world: &World) -> Option<World> {
 fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Result<Done, Broken> {
     let before_vote = R::host(world).holder.as_ref().is_some_and(|d| d.machine().is_before_vote());
     match effect {
-        Effect::Journal(entry) => R::host_mut(world).journal.push(entry),
+        Effect::Journal(entry) => {
+            let env = world.env(R::SIDE);
+            if R::is_vote(entry) && env.tasks == Tasks::Absent && env.ended {
+                return Err("a side votes though kubelet has ended its tasks");
+            }
+            R::host_mut(world).journal.push(entry);
+        }
         Effect::Publish(word) => R::host_mut(world).word = word,
         Effect::WriteRecord(state) => {
             if R::SIDE == Side::S && state == RecordState::Open {
@@ -177,6 +199,7 @@ fn kill_frozen(world: &mut World, side: Side) -> Result<(), Broken> {
         }
     }
     let env = world.env_mut(side);
+    env.ended |= env.tasks != Tasks::Absent;
     env.tasks = Tasks::Absent;
     env.whole = 0;
     Ok(())
@@ -200,6 +223,7 @@ pub fn finish_verb(world: &World, side: Side) -> Option<Result<World, Broken>> {
         Inflight::Create => {
             let env = next.env_mut(side);
             if env.tasks == Tasks::Absent {
+                env.ended = false;
                 env.tasks = Tasks::Running;
                 env.net = true;
                 if side == Side::T {
@@ -213,6 +237,7 @@ pub fn finish_verb(world: &World, side: Side) -> Option<Result<World, Broken>> {
                 return None;
             }
             let env = next.env_mut(side);
+            env.ended = false;
             env.tasks = Tasks::Frozen;
             env.whole += 1;
             env.restored += 1;
@@ -274,17 +299,29 @@ pub fn start_holder<R: Role>(world: &World, which: Which) -> Option<World> {
     };
     let (machine, effects) = <R as Role>::recover(&host.journal, facts);
     let mut next = world.clone();
-    *slot::<R>(&mut next, which) = Some(Driver::new(machine, effects));
+    let mut driver = Driver::new(machine, effects);
+    skip_idle_effects(&mut driver);
+    *slot::<R>(&mut next, which) = Some(driver);
     Some(next)
 }
 
-/// An event for an idle holder. `None`: it is busy or absent.
+/// An event for an idle holder. `None`: it is busy or absent, or the event changes nothing.
 pub fn feed<R: Role>(world: &World, which: Which, event: <R as Machine>::Event) -> Option<World> {
-    let mut next = world.clone();
-    let driver = slot::<R>(&mut next, which).as_mut()?;
-    if !driver.is_idle() {
+    let host = R::host(world);
+    let before = match which {
+        Which::First => host.holder.as_ref()?,
+        Which::Second => host.second.as_ref()?,
+    };
+    if !before.is_idle() {
         return None;
     }
+    let mut driver = before.clone();
     driver.feed(event);
+    skip_idle_effects(&mut driver);
+    if driver == *before {
+        return None;
+    }
+    let mut next = world.clone();
+    *slot::<R>(&mut next, which) = Some(driver);
     Some(next)
 }

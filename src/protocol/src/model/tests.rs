@@ -98,7 +98,7 @@ fn the_protocol_is_safe_and_ends_when_a_vanished_migration_meets_a_dying_node() 
     passes("vanished, imposter, lapse, death, crash, reboot", &bounds, 3);
 }
 
-/// About two minutes: run it after every change of a transition.
+/// Some twenty million states, about two minutes.
 #[test]
 #[ignore = "long; run it after every change of a transition"]
 fn the_protocol_is_safe_and_ends_after_any_three_faults() {

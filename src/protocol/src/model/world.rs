@@ -108,6 +108,8 @@ pub struct Env {
     pub restored: u8,
     /// Signalled by runc and thawed: runs until the kernel reaps it.
     pub dying: bool,
+    /// The tasks were ended by a verb (ghost).
+    pub ended: bool,
     pub net: bool,
     pub inflight: Option<Inflight>,
     /// Since the first journal entry.
@@ -140,20 +142,19 @@ pub struct World {
     pub replica: bool,
     /// Ghost: an instruction ran on T.
     pub t_ran: bool,
-    /// Ghost: the Commit was forged.
-    pub forged: bool,
     /// Faults that may still happen, by kind and in all.
     pub left: [u8; FAULTS],
     pub total: u8,
 }
 
+/// Effects of a machine.
+pub type Effects<M> = Vec<Effect<<M as Machine>::Entry, <M as Machine>::Word>>;
+
 /// What the model needs to know of a side's machine.
-pub trait Role: Machine + Sized + Clone {
+pub trait Role: Machine<Entry: PartialEq, Word: PartialEq> + Clone + PartialEq {
     const SIDE: Side;
-    fn recover(
-        entries: &[Self::Entry],
-        facts: Facts,
-    ) -> (Self, Vec<Effect<Self::Entry, Self::Word>>);
+    fn recover(entries: &[Self::Entry], facts: Facts) -> (Self, Effects<Self>);
+    fn is_vote(entry: Self::Entry) -> bool;
     fn read(read: Read) -> Self::Event;
     fn begin() -> Self::Event;
     fn poked() -> Self::Event;
@@ -168,11 +169,11 @@ pub trait Role: Machine + Sized + Clone {
 
 impl Role for SourceMachine {
     const SIDE: Side = Side::S;
-    fn recover(
-        entries: &[SourceEntry],
-        facts: Facts,
-    ) -> (Self, Vec<Effect<SourceEntry, SourceWord>>) {
+    fn recover(entries: &[SourceEntry], facts: Facts) -> (Self, Effects<Self>) {
         SourceMachine::recover(entries, facts)
+    }
+    fn is_vote(entry: SourceEntry) -> bool {
+        entry == SourceEntry::Voted
     }
     fn read(read: Read) -> SourceEvent {
         read.into()
@@ -208,11 +209,11 @@ impl Role for SourceMachine {
 
 impl Role for TargetMachine {
     const SIDE: Side = Side::T;
-    fn recover(
-        entries: &[TargetEntry],
-        facts: Facts,
-    ) -> (Self, Vec<Effect<TargetEntry, TargetWord>>) {
+    fn recover(entries: &[TargetEntry], facts: Facts) -> (Self, Effects<Self>) {
         TargetMachine::recover(entries, facts)
+    }
+    fn is_vote(entry: TargetEntry) -> bool {
+        entry == TargetEntry::Voted
     }
     fn read(read: Read) -> TargetEvent {
         read.into()
@@ -255,6 +256,7 @@ impl Env {
             tickets,
             restored: 0,
             dying: false,
+            ended: false,
             net,
             inflight: None,
             rebooted: false,
@@ -316,7 +318,6 @@ impl World {
             sent: false,
             replica: false,
             t_ran: false,
-            forged: false,
             left,
             total,
         }
@@ -408,7 +409,6 @@ impl World {
         let quiet = |env: &Env| {
             env.dead || (env.tasks != Tasks::Frozen && env.inflight.is_none() && !env.dying)
         };
-        let idle = |queue: bool, dead: bool| dead || queue;
         let s_idle = self.s.holder.as_ref().is_none_or(Driver::is_idle);
         let t_idle = self.t.holder.as_ref().is_none_or(Driver::is_idle);
         let s_closed =
@@ -417,8 +417,8 @@ impl World {
         if self.api.exists
             || !quiet(&self.s.env)
             || !quiet(&self.t.env)
-            || !idle(s_idle, self.s.env.dead)
-            || !idle(t_idle, self.t.env.dead)
+            || !(s_idle || self.s.env.dead)
+            || !(t_idle || self.t.env.dead)
             || !s_closed
             || !t_closed
         {

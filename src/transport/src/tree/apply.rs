@@ -75,10 +75,8 @@ impl Applier {
     /// Applies to `dest`, which must exist.
     pub fn new(dest: &Path) -> Result<Self, TreeError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(dest, flags, Mode::empty()).map_err(|e| TreeError::Io {
-            path: dest.display().to_string(),
-            source: e.into(),
-        })?;
+        let root = rustix::fs::open(dest, flags, Mode::empty())
+            .map_err(|e| TreeError::Io { path: dest.display().to_string(), source: e.into() })?;
         Ok(Self {
             root,
             state: State::Magic,
@@ -182,7 +180,8 @@ impl Applier {
             return Err(TreeError::format("archive ends early"));
         }
         while let Some(entry) = self.directories.pop() {
-            let dir = open_dir(&self.root, &entry.path).map_err(|e| TreeError::io(&entry.path, e))?;
+            let dir =
+                open_dir(&self.root, &entry.path).map_err(|e| TreeError::io(&entry.path, e))?;
             set_metadata(dir.as_fd(), &entry).map_err(|e| TreeError::io(&entry.path, e))?;
         }
         Ok(())
@@ -223,9 +222,7 @@ impl Applier {
         match self.parent(path) {
             Ok(_) => self.clear_name(path),
             // Then the name is gone as well.
-            Err(TreeError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
+            Err(TreeError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 Ok(())
             }
             Err(e) => Err(e),
@@ -266,11 +263,8 @@ impl Applier {
         let io = |e| TreeError::io(&entry.path, e);
         self.clear_name(&entry.path)?;
         let (dir, name) = self.parent(&entry.path)?;
-        let flags = OFlags::WRONLY
-            | OFlags::CREATE
-            | OFlags::EXCL
-            | OFlags::NOFOLLOW
-            | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(io)?;
         self.remember(&entry)?;
         self.file = Some(OpenFile { file: File::from(fd), entry, written_to: 0 });

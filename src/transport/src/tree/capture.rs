@@ -52,8 +52,14 @@ fn capture(root: &Path, out: &mut dyn Write, upper: bool) -> Result<TreeSummary,
     // The way to the root is the caller's; only what is below it is untrusted.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(root, flags, rustix::fs::Mode::empty()).map_err(fail)?;
-    let mut capture =
-        Capture { out, upper, summary: TreeSummary::default(), seen: HashSet::new(), head: Vec::new(), buffer: Vec::new() };
+    let mut capture = Capture {
+        out,
+        upper,
+        summary: TreeSummary::default(),
+        seen: HashSet::new(),
+        head: Vec::new(),
+        buffer: Vec::new(),
+    };
     capture.write(MAGIC)?;
     let stat = stat(&fd, b"", b"")?;
     capture.directory(fd, &mut Vec::new(), &stat, 0)?;
@@ -76,8 +82,7 @@ struct Capture<'a> {
 
 fn stat(dir: impl AsFd, name: &[u8], path: &[u8]) -> Result<Statx, TreeError> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)
-        .map_err(|e| TreeError::io(path, e))
+    rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS).map_err(|e| TreeError::io(path, e))
 }
 
 impl Capture<'_> {

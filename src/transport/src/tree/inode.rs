@@ -7,12 +7,12 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, UTIME_OMIT,
+    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
     XattrFlags,
 };
 use rustix::io::{Errno, Result};
 
-use super::record::{Entry, EntryType, MAX_XATTR_VALUE};
+use super::record::{Entry, EntryType, MAX_XATTR_VALUE, Xattrs};
 
 /// Never outside, never through a symbolic link, never onto another mount.
 fn beneath() -> ResolveFlags {
@@ -47,10 +47,7 @@ fn proc_path(fd: BorrowedFd<'_>) -> String {
 }
 
 /// All extended attributes for which `wanted` says yes, with their values.
-pub(crate) fn xattrs(
-    fd: &OwnedFd,
-    wanted: impl Fn(&[u8]) -> bool,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(crate) fn xattrs(fd: &OwnedFd, wanted: impl Fn(&[u8]) -> bool) -> Result<Xattrs> {
     let path = proc_path(fd.as_fd());
     let mut found = Vec::new();
     for name in xattr_names(&path)? {
@@ -101,11 +98,7 @@ fn xattr_value(path: &str, name: &[u8]) -> Result<Vec<u8>> {
 /// else changes times.
 pub(crate) fn set_metadata(fd: BorrowedFd<'_>, entry: &Entry) -> Result<()> {
     let path = proc_path(fd);
-    rustix::fs::chown(
-        &*path,
-        Some(Uid::from_raw(entry.uid)),
-        Some(Gid::from_raw(entry.gid)),
-    )?;
+    rustix::fs::chown(&*path, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
     set_xattrs(&path, &entry.xattrs)?;
     if entry.kind != EntryType::Symlink {
         rustix::fs::chmod(&*path, Mode::from_raw_mode(u32::from(entry.mode)))?;

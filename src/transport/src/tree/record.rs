@@ -62,14 +62,15 @@ pub enum EntryType {
 
 impl EntryType {
     fn from_byte(byte: u8) -> Option<Self> {
-        use EntryType::{
-            BlockDevice, CharDevice, Dir, Fifo, File, HardLink, Socket, Symlink,
-        };
+        use EntryType::{BlockDevice, CharDevice, Dir, Fifo, File, HardLink, Socket, Symlink};
         [Dir, File, Symlink, Fifo, Socket, CharDevice, BlockDevice, HardLink]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
 }
+
+/// Extended attributes: names and values.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// One file, directory or other inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +98,7 @@ pub struct Entry {
     /// Where a symbolic link points.
     pub target: Vec<u8>,
     /// Extended attributes.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Xattrs,
 }
 
 /// Appends a record's head.
@@ -192,7 +193,8 @@ impl Entry {
     }
 
     fn check(&self) -> Result<(), TreeError> {
-        let bad = |what: &str| Err(TreeError::format(format!("{}: {what}", super::shown(&self.path))));
+        let bad =
+            |what: &str| Err(TreeError::format(format!("{}: {what}", super::shown(&self.path))));
         check_path(&self.path)?;
         if self.path.is_empty() && self.kind != EntryType::Dir {
             return bad("root is not a directory");
@@ -228,8 +230,8 @@ pub fn check_path(path: &[u8]) -> Result<(), TreeError> {
     let name_is_fine = |name: &[u8]| {
         !name.is_empty() && name.len() <= 255 && name != b"." && name != b".." && !name.contains(&0)
     };
-    let fine = path.is_empty()
-        || (path.len() <= MAX_PATH && path.split(|b| *b == b'/').all(name_is_fine));
+    let fine =
+        path.is_empty() || (path.len() <= MAX_PATH && path.split(|b| *b == b'/').all(name_is_fine));
     if fine {
         return Ok(());
     }
@@ -261,7 +263,7 @@ impl<'a> Cursor<'a> {
         self.take(len)
     }
 
-    fn xattrs(&mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TreeError> {
+    fn xattrs(&mut self) -> Result<Xattrs, TreeError> {
         let count = u16::from_le_bytes(self.array()?);
         let mut xattrs = Vec::new();
         for _ in 0..count {

@@ -120,7 +120,9 @@ fn furnish(root: &Path) {
     let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     set_xattr(&path("a/b/setuid"), "security.capability", &capability);
     let mut acl = 2u32.to_le_bytes().to_vec();
-    for (tag, perm, id) in [(1u16, 7u16, u32::MAX), (2, 7, 77), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 5, u32::MAX)] {
+    for (tag, perm, id) in
+        [(1u16, 7u16, u32::MAX), (2, 7, 77), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 5, u32::MAX)]
+    {
         acl.extend_from_slice(&tag.to_le_bytes());
         acl.extend_from_slice(&perm.to_le_bytes());
         acl.extend_from_slice(&id.to_le_bytes());
@@ -295,14 +297,29 @@ fn image(root: &Path) {
     for dir in ["etc/conf.d", "var/lib/app/old", "opt/gone/deep", "usr/bin"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
-    for file in
-        ["etc/passwd", "etc/conf.d/a", "etc/conf.d/b", "var/lib/app/old/x", "opt/gone/deep/f", "usr/bin/tool"]
-    {
+    for file in [
+        "etc/passwd",
+        "etc/conf.d/a",
+        "etc/conf.d/b",
+        "var/lib/app/old/x",
+        "opt/gone/deep/f",
+        "usr/bin/tool",
+    ] {
         fs::write(root.join(file), file).unwrap();
         set_mtime(&root.join(file), 1000, 1);
     }
     fs::hard_link(root.join("usr/bin/tool"), root.join("usr/bin/tool2")).unwrap();
-    for dir in ["etc/conf.d", "etc", "var/lib/app/old", "var/lib/app", "var/lib", "var", "opt", "usr/bin", "usr"] {
+    for dir in [
+        "etc/conf.d",
+        "etc",
+        "var/lib/app/old",
+        "var/lib/app",
+        "var/lib",
+        "var",
+        "opt",
+        "usr/bin",
+        "usr",
+    ] {
         set_mtime(&root.join(dir), 2000, 2);
     }
     set_mtime(root, 3000, 3);
@@ -439,8 +456,14 @@ fn nothing_is_written_or_removed_outside_the_destination() {
     let absolute = [away, b"/victim"].concat();
     let up = b"../../../../../../../../tmp/victim".to_vec();
     let cases: Vec<(&str, Vec<Part>)> = vec![
-        ("a file through a link", vec![Part::Entry(link.clone()), Part::Entry(through(b"exit/victim"))]),
-        ("a whiteout through a link", vec![Part::Entry(link.clone()), Part::Whiteout(b"exit/victim".to_vec())]),
+        (
+            "a file through a link",
+            vec![Part::Entry(link.clone()), Part::Entry(through(b"exit/victim"))],
+        ),
+        (
+            "a whiteout through a link",
+            vec![Part::Entry(link.clone()), Part::Whiteout(b"exit/victim".to_vec())],
+        ),
         (
             "a directory below a link",
             vec![Part::Entry(link.clone()), Part::Entry(entry(EntryType::Dir, b"exit/new"))],

@@ -201,6 +201,11 @@ pub fn present() -> Result<State> {
     State::load().context("there is no sandbox: `cargo xtask sandbox up` makes one")
 }
 
+/// A machine of the present sandbox.
+pub fn machine(name: &str) -> Result<Machine> {
+    machine_of(&present()?, name)
+}
+
 fn machine_of(state: &State, name: &str) -> Result<Machine> {
     let machine = Machine::parse(name)?;
     if name == CONTROL_PLANE || state.nodes().any(|node| node.name() == name) {

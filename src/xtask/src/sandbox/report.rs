@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use super::{
     cluster::{self, NodeView},
     layout::{CONTROL_PLANE_ADDRESS, Node},
-    lifecycle::present,
+    lifecycle,
     machine::{Machine, ServiceStatus},
     state::State,
 };
@@ -97,8 +97,7 @@ pub struct LogArgs {
 
 /// Prints logs, also those of a machine that is off.
 pub fn logs(args: &LogArgs) -> Result<ExitCode> {
-    present()?;
-    let machine = Machine::parse(&args.node)?;
+    let machine = lifecycle::machine(&args.node)?;
     let directory = machine.directory().join("var/log/sandbox");
     let mut names = Vec::new();
     for entry in
@@ -125,7 +124,7 @@ pub fn logs(args: &LogArgs) -> Result<ExitCode> {
 
 /// Becomes a command inside a machine; its exit code is ours.
 pub fn exec(name: &str, command: &[String]) -> Result<ExitCode> {
-    let machine = Machine::parse(name)?;
+    let machine = lifecycle::machine(name)?;
     let [program, arguments @ ..] = command else { bail!("nothing to run") };
     let mut inside = machine.command(program)?;
     let group = super::cgroup::Group::machine(machine.name())?.child("exec");

@@ -14,7 +14,7 @@ const PACKAGES: &str = "busybox-static,ca-certificates,conntrack,containerd,\
     containernetworking-plugins,criu,curl,etcd-server,iproute2,iptables,kmod,mount,nftables,procps,\
     python3-minimal,runc,util-linux";
 /// Counts changes of the code below.
-const REVISION: &str = "1";
+const REVISION: &str = "2";
 const PRLIMIT: &str = include_str!("../../../sandbox-assets/prlimit.c");
 
 /// What the directory is made from.
@@ -42,6 +42,11 @@ pub fn ensure() -> Result<PathBuf> {
                 .args([SUITE.as_ref(), partial.as_os_str()])
                 .arg(mirror()),
         )?;
+        // Every machine has its own copy of /var; most of its files are the packages' lists.
+        for unused in ["var/lib/dpkg/info", "var/cache/debconf"] {
+            fs::remove_dir_all(partial.join(unused))?;
+            fs::create_dir(partial.join(unused))?;
+        }
         // Machines without CAP_SYS_RESOURCE cannot dump processes of other users; see prlimit.c.
         let library = "usr/local/lib/sandbox-prlimit.so";
         compile(PRLIMIT, &partial.join(library), &["-shared", "-fPIC"])?;

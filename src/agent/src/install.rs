@@ -1,0 +1,414 @@
+//! Keeps the host side in place: the programs under /opt/transship, containerd's configuration
+//! that puts the wrapper in runc's place, the entry in the CNI list. Installs, upgrades, repairs,
+//! and removes it all when the annotation `transship.dev/uninstall` asks for it.
+//!
+//! What is written how is `transship_host::install`'s business; this module decides when, restarts
+//! containerd, and finds out whether the wrapper is in effect.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use transship_api::conditions::reasons;
+use transship_api::node::HostSideState;
+use transship_host::HostRoot;
+use transship_host::install::{self, Plan};
+
+use crate::args::Args;
+use crate::hostns::HostNs;
+use crate::migrations;
+use crate::runtime::Runtime;
+use crate::uninstall;
+
+/// How often everything is looked at.
+const LOOK: Duration = Duration::from_secs(15);
+/// How long the command that restarts containerd may take, and containerd after it.
+const RESTART_LIMIT: Duration = Duration::from_secs(90);
+/// Not more often than this is containerd restarted because the wrapper is not in effect.
+const RESTART_PAUSE: Duration = Duration::from_secs(600);
+/// For commands that only tell something.
+const ASK_LIMIT: Duration = Duration::from_secs(15);
+
+/// What is known of the runtime and the host side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSide {
+    /// State of what is installed.
+    pub state: HostSideState,
+    /// Name and version of the runtime, empty while it does not answer.
+    pub runtime: (String, String),
+    /// Version of runc behind the wrapper.
+    pub runc: String,
+    /// Nothing, or reason and message of what is wrong with the runtime or the wrapper.
+    pub problem: Option<(&'static str, String)>,
+}
+
+impl Default for HostSide {
+    fn default() -> Self {
+        Self {
+            state: HostSideState::Absent,
+            runtime: Default::default(),
+            runc: String::new(),
+            problem: Some((reasons::PENDING, "the runtime was not looked at yet".into())),
+        }
+    }
+}
+
+/// Installs and watches.
+pub struct Installer {
+    args: Args,
+    host: HostRoot,
+    hostns: HostNs,
+    runtime: Runtime,
+    /// Whether the annotation asks for removal.
+    uninstall: watch::Receiver<bool>,
+    /// Whether a supervisor should run.
+    supervise: Arc<watch::Sender<bool>>,
+    current: watch::Sender<HostSide>,
+    restarted: Option<Instant>,
+    /// Whether this agent's programs are in place.
+    looked: bool,
+    removed: bool,
+}
+
+impl Installer {
+    /// Nothing is touched before `run`.
+    pub fn new(
+        args: Args,
+        host: HostRoot,
+        hostns: HostNs,
+        runtime: Runtime,
+        uninstall: watch::Receiver<bool>,
+        supervise: Arc<watch::Sender<bool>>,
+    ) -> (Self, watch::Receiver<HostSide>) {
+        let (current, side) = watch::channel(HostSide::default());
+        let installer = Self {
+            args,
+            host,
+            hostns,
+            runtime,
+            uninstall,
+            supervise,
+            current,
+            restarted: None,
+            looked: false,
+            removed: false,
+        };
+        (installer, side)
+    }
+
+    /// Runs until `stop`. What is installed stays.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            self.round().await;
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                changed = self.uninstall.changed() => if changed.is_err() { return },
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut HostSide)) {
+        self.current.send_if_modified(|side| {
+            let before = side.clone();
+            change(side);
+            *side != before
+        });
+    }
+
+    async fn round(&mut self) {
+        let wanted = !*self.uninstall.borrow_and_update();
+        let version = match self.version().await {
+            Ok(version) => version,
+            Err(error) => {
+                let message = format!(
+                    "containerd does not answer at {}: {error:#}; start it, or set agent.containerd.socket",
+                    self.args.containerd_socket.display()
+                );
+                self.publish(|side| {
+                    side.problem = Some((reasons::RUNTIME_UNREACHABLE, message));
+                });
+                return;
+            }
+        };
+        self.publish(|side| side.runtime = version.clone());
+        let result = if wanted {
+            self.removed = false;
+            self.keep_installed(&version.1).await
+        } else {
+            self.keep_removed(&version.1).await
+        };
+        let problem = result.err().map(|error| {
+            let message = format!("{error:#}");
+            tracing::warn!(message, "the host side is not as it should be");
+            let reason = error
+                .downcast_ref::<Reason>()
+                .map_or(reasons::INSTALL_FAILED, |Reason(reason)| *reason);
+            (reason, message)
+        });
+        if let Some((reason, _)) = &problem
+            && *reason == reasons::INSTALL_FAILED
+        {
+            self.publish(|side| side.state = HostSideState::Failed);
+        }
+        self.publish(|side| side.problem = problem);
+    }
+
+    async fn version(&self) -> anyhow::Result<(String, String)> {
+        let version = self.runtime.cri().await?.version().await?;
+        Ok((version.name, version.version))
+    }
+
+    fn plan(&self, runtime_version: &str) -> Plan {
+        Plan {
+            host: self.host.clone(),
+            payload: self.args.payload.clone(),
+            containerd_config: self.args.containerd_config.clone(),
+            containerd_major: major(runtime_version),
+            cni_conf_dir: self.args.cni_conf_dir.clone(),
+            cni_bin_dir: self.args.cni_bin_dir.clone(),
+        }
+    }
+
+    async fn keep_installed(&mut self, runtime_version: &str) -> anyhow::Result<()> {
+        let plan = self.plan(runtime_version);
+        // At first always: the programs may be those of another version.
+        let complete = self.looked && on_disk(&plan, install::is_installed).await?;
+        if !self.args.no_install && !complete {
+            uninstall::cancel(&self.host)?;
+            self.publish(|side| {
+                if side.state != HostSideState::Installed {
+                    side.state = HostSideState::Installing;
+                }
+            });
+            let report = on_disk(&plan, install::install).await?;
+            if !report.changed.is_empty() {
+                tracing::info!(
+                    changed = ?report.changed,
+                    restart = report.restart_containerd,
+                    "the host side was installed"
+                );
+            }
+            if report.restart_containerd {
+                self.check_configuration().await?;
+                self.restart(&plan).await?;
+            }
+            if report.cni_conflist.is_none() {
+                return Err(Reason(reasons::INSTALLING)).with_context(|| {
+                    format!(
+                        "{} holds no CNI list yet; install a network plugin, or set agent.cni.confDir",
+                        self.args.cni_conf_dir.display()
+                    )
+                });
+            }
+            self.looked = true;
+        }
+        self.supervise.send_if_modified(|wanted| !std::mem::replace(wanted, true));
+        let runc = self.runc_version().await;
+        self.publish(|side| side.runc = runc);
+        if let Err(error) = self.wrapper_in_effect().await {
+            // Configured and not in effect: containerd still runs with what it read before.
+            let recently = self.restarted.is_some_and(|then| then.elapsed() < RESTART_PAUSE);
+            if self.args.no_install || recently {
+                return Err(error);
+            }
+            self.check_configuration().await?;
+            self.restart(&plan).await?;
+            self.wrapper_in_effect().await?;
+        }
+        self.publish(|side| side.state = HostSideState::Installed);
+        Ok(())
+    }
+
+    /// Asks containerd's own parser before it is restarted: a containerd that does not come up
+    /// takes the node down with it.
+    async fn check_configuration(&self) -> anyhow::Result<()> {
+        let config = self.args.containerd_config.to_string_lossy();
+        let argv = ["containerd", "--config", &config, "config", "dump"];
+        match self.hostns.run(&argv, ASK_LIMIT).await {
+            Ok(output) if output.success => Ok(()),
+            Ok(output) => bail!(
+                "containerd refuses its configuration {config}: {}; repair it, or set agent.containerd.config",
+                output.complaint()
+            ),
+            // Not on PATH (k3s and others carry their own): nobody to ask.
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn restart(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        let command = &self.args.restart_command;
+        tracing::info!(command, "restarting containerd");
+        self.restarted = Some(Instant::now());
+        let output = self.hostns.shell(command, RESTART_LIMIT).await?;
+        if !output.success {
+            bail!(
+                "`{command}` failed: {}; restart containerd by hand, and set agent.containerd.restartCommand",
+                output.complaint()
+            );
+        }
+        let answers = async {
+            while self.version().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::time::timeout(RESTART_LIMIT, answers)
+            .await
+            .context("containerd does not answer after its restart; look at its log")?;
+        on_disk(plan, install::restarted).await
+    }
+
+    /// Whether containerd's default runtime calls our wrapper.
+    async fn wrapper_in_effect(&self) -> anyhow::Result<()> {
+        let status = self.runtime.cri().await?.status().await?;
+        let wanted = HostRoot::host().bin("transship-runc");
+        match default_runtime_binary(&status.config) {
+            Some(binary) if binary == wanted => {}
+            Some(binary) => {
+                let other = if binary.as_os_str().is_empty() {
+                    "runc".to_owned()
+                } else {
+                    binary.display().to_string()
+                };
+                return Err(Reason(reasons::WRAPPER_NOT_ACTIVE)).with_context(|| {
+                    format!(
+                        "containerd's default runtime calls {other}, not {}; let {} import /etc/containerd/conf.d/*.toml and restart containerd",
+                        wanted.display(),
+                        self.args.containerd_config.display()
+                    )
+                });
+            }
+            None => {
+                return Err(Reason(reasons::WRAPPER_NOT_ACTIVE)).context(
+                    "containerd does not tell its runtime configuration; use containerd 1.7 or newer with the runtime io.containerd.runc.v2 as default",
+                );
+            }
+        }
+        if !status.ready {
+            return Err(Reason(reasons::RUNTIME_UNREACHABLE))
+                .with_context(|| format!("containerd says it is not ready: {}", status.message));
+        }
+        Ok(())
+    }
+
+    async fn runc_version(&self) -> String {
+        let path = std::fs::read_to_string(self.host.runc_path_file());
+        let runc = path.map_or_else(|_| "runc".to_owned(), |path| path.trim().to_owned());
+        match self.hostns.run(&[&runc, "--version"], ASK_LIMIT).await {
+            Ok(output) if output.success => runc_version(&output.stdout),
+            _ => String::new(),
+        }
+    }
+
+    async fn keep_removed(&mut self, runtime_version: &str) -> anyhow::Result<()> {
+        if self.removed {
+            return Err(anyhow::Error::new(Reason(reasons::UNINSTALLED))
+                .context("the host side was removed; take the annotation transship.dev/uninstall off to install it again"));
+        }
+        self.publish(|side| side.state = HostSideState::Removing);
+        let open = migrations::list(&self.host)?.into_iter().find(|side| !side.closed);
+        if let Some(open) = open {
+            return Err(anyhow::Error::new(Reason(reasons::IN_PROGRESS)).context(format!(
+                "migration {} is not over on this node; the host side is removed after it",
+                open.uid
+            )));
+        }
+        self.supervise.send_if_modified(|wanted| std::mem::replace(wanted, false));
+        if self.args.no_install {
+            bail!("the agent was told to leave the host as it is; remove the host side by hand");
+        }
+        let plan = self.plan(runtime_version);
+        let report = on_disk(&plan, install::remove_configuration).await?;
+        if report.restart_containerd {
+            self.restart(&plan).await?;
+        }
+        if self.wrapper_in_effect().await.is_ok() {
+            bail!("containerd still calls the wrapper; restart it by hand");
+        }
+        on_disk(&plan, install::link_wrapper_to_runc).await?;
+        let used = on_disk(&plan, move |plan| {
+            install::wrapper_in_use(plan, Path::new("/run/containerd"))
+        });
+        uninstall::finish(&self.host, &self.hostns, &used.await?).await?;
+        self.removed = true;
+        self.looked = false;
+        tracing::info!("the host side was removed");
+        self.publish(|side| side.state = HostSideState::Removed);
+        Err(anyhow::Error::new(Reason(reasons::UNINSTALLED)).context("the host side was removed"))
+    }
+}
+
+/// The reason of a condition, carried in an error's chain.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Reason(&'static str);
+
+/// Work with fsync, off the threads that serve others.
+async fn on_disk<T: Send + 'static>(
+    plan: &Plan,
+    work: impl FnOnce(&Plan) -> transship_host::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let plan = plan.clone();
+    tokio::task::spawn_blocking(move || work(&plan))
+        .await?
+        .map_err(|error| anyhow::anyhow!("{}", error.chain()))
+}
+
+fn major(version: &str) -> u32 {
+    version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
+}
+
+/// `runc version 1.3.6`.
+fn runc_version(text: &str) -> String {
+    text.lines()
+        .find_map(|line| line.strip_prefix("runc version "))
+        .map(|version| version.trim().chars().take(64).collect())
+        .unwrap_or_default()
+}
+
+/// The binary of the default runtime in containerd's effective CRI configuration; empty when none
+/// is set, that is runc.
+fn default_runtime_binary(config: &Value) -> Option<PathBuf> {
+    let containerd = config.get("containerd")?;
+    let get = |value: &Value, names: [&str; 2]| names.iter().find_map(|n| value.get(n).cloned());
+    let name = get(containerd, ["defaultRuntimeName", "default_runtime_name"])?;
+    let runtime = containerd.get("runtimes")?.get(name.as_str()?)?;
+    let binary = runtime.get("options").and_then(|options| {
+        get(options, ["BinaryName", "binary_name"]).and_then(|name| name.as_str().map(PathBuf::from))
+    });
+    Some(binary.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(major("2.1.9"), 2);
+        assert_eq!(major("1.7.24"), 1);
+        assert_eq!(major(""), 0);
+        assert_eq!(runc_version("runc version 1.3.6\ncommit: x\nspec: 1.2.1\n"), "1.3.6");
+        assert_eq!(runc_version("crun version 1\n"), "");
+    }
+
+    #[test]
+    fn the_binary_of_the_default_runtime_is_found() {
+        let config = |options: Value| {
+            serde_json::json!({"containerd": {"defaultRuntimeName": "runc", "runtimes": {
+                "other": {"options": {"BinaryName": "/x"}}, "runc": {"options": options}}}})
+        };
+        let wrapper = serde_json::json!({"BinaryName": "/opt/transship/bin/transship-runc"});
+        assert_eq!(
+            default_runtime_binary(&config(wrapper)),
+            Some("/opt/transship/bin/transship-runc".into())
+        );
+        assert_eq!(default_runtime_binary(&config(serde_json::json!({}))), Some(PathBuf::new()));
+        assert_eq!(default_runtime_binary(&config(Value::Null)), Some(PathBuf::new()));
+        assert_eq!(default_runtime_binary(&Value::Null), None);
+    }
+}

@@ -1,0 +1,127 @@
+//! The end of the host side. Shims that were alive go on calling the wrapper's path, which is a
+//! link to runc by now; a process on the host, which outlives the agent, removes /opt/transship
+//! when the last of them has ended.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::Context;
+use transship_host::{HostRoot, files, lease, record};
+
+use crate::hostns::HostNs;
+
+/// Present while the process of a removal should go on; an installation removes it.
+const MARKER: &str = ".removing";
+
+/// Waits until the bundles have gone (each belongs to a task whose shim calls the wrapper), then
+/// removes the programs, unless something was installed again meanwhile.
+const REMOVE_LATER: &str = r#"
+marker=$1; shift
+token=$(cat "$marker") || exit 0
+for bundle in "$@"; do
+  while [ -d "$bundle" ]; do
+    [ "$(cat "$marker" 2>/dev/null)" = "$token" ] || exit 0
+    sleep "${REMOVE_PAUSE:-5}"
+  done
+done
+[ "$(cat "$marker" 2>/dev/null)" = "$token" ] || exit 0
+rm -rf "${marker%/*}"
+"#;
+
+/// A new installation: a removal that still waits must not end it.
+pub fn cancel(host: &HostRoot) -> transship_host::Result<()> {
+    files::remove_durably(&host.opt().join(MARKER)).map(|_| ())
+}
+
+/// Forgets what is kept for migrations (none is open) and leaves the process that removes the rest.
+/// `used`: bundles of tasks whose shims go on calling the wrapper, as the agent sees them.
+pub async fn finish(host: &HostRoot, hostns: &HostNs, used: &[PathBuf]) -> anyhow::Result<()> {
+    for uid in record::list_pods(host)? {
+        host.pod(&uid)?.remove()?;
+    }
+    // Addresses that pods elsewhere still use stay reserved, and known.
+    if lease::list(host)?.is_empty() {
+        files::remove_tree(&host.state())?;
+    }
+    files::remove_tree(&host.run())?;
+    let token = format!("{}-{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
+    files::write_atomic(&host.opt().join(MARKER), token.as_bytes())?;
+    let marker = HostRoot::host().opt().join(MARKER);
+    let mut command = hostns.command("setsid");
+    command
+        .args(["--fork", "sh", "-c"])
+        .arg(format!("{}{REMOVE_LATER}", crate::supervisor::LEAVE_CGROUPS))
+        .arg("sh")
+        .arg(&marker)
+        .args(used.iter().map(|bundle| on_host(host, bundle)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let status = command.status().await.context("cannot run setsid on the host")?;
+    anyhow::ensure!(status.success(), "the process that removes /opt/transship did not start");
+    Ok(())
+}
+
+/// A path that the agent sees, as the host sees it.
+fn on_host(host: &HostRoot, path: &Path) -> PathBuf {
+    HostRoot::host().join(Path::new("/").join(path.strip_prefix(host.root()).unwrap_or(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn bundles_are_named_as_the_host_sees_them() {
+        let seen = Path::new("/host/run/containerd/x");
+        assert_eq!(on_host(&HostRoot::at("/host"), seen), Path::new("/run/containerd/x"));
+        assert_eq!(on_host(&HostRoot::host(), Path::new("/run/x")), Path::new("/run/x"));
+    }
+
+    fn remove_later(marker: &Path, bundles: &[PathBuf]) -> std::process::Child {
+        Command::new("sh")
+            .args(["-c", REMOVE_LATER, "sh"])
+            .arg(marker)
+            .args(bundles)
+            .env("REMOVE_PAUSE", "0.05")
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn the_programs_go_when_the_last_shim_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let opt = dir.path().join("opt");
+        let marker = opt.join(MARKER);
+        files::write_atomic(&marker, b"t-1").unwrap();
+        let bundle = dir.path().join("bundle");
+        std::fs::create_dir(&bundle).unwrap();
+        let mut removing = remove_later(&marker, &[dir.path().join("ended"), bundle.clone()]);
+        // Long enough for several looks.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(removing.try_wait().unwrap().is_none(), "it waits for the living shim");
+        assert!(marker.exists());
+        std::fs::remove_dir(&bundle).unwrap();
+        assert!(removing.wait().unwrap().success());
+        assert!(!opt.exists());
+    }
+
+    #[test]
+    fn a_new_installation_keeps_its_programs() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(dir.path());
+        let marker = host.opt().join(MARKER);
+        files::write_atomic(&marker, b"t-1").unwrap();
+        cancel(&host).unwrap();
+        assert!(remove_later(&marker, &[]).wait().unwrap().success());
+        assert!(host.opt().exists());
+        // Installed again while it waits: it ends, though the bundle is still there.
+        files::write_atomic(&marker, b"t-2").unwrap();
+        let bundle = dir.path().join("bundle");
+        std::fs::create_dir(&bundle).unwrap();
+        let mut waiting = remove_later(&marker, &[bundle]);
+        cancel(&host).unwrap();
+        assert!(waiting.wait().unwrap().success());
+        assert!(host.opt().exists());
+    }
+}

@@ -1,0 +1,188 @@
+//! Puts the parts together: what every replica runs, what only the leader runs, and how all of it
+//! ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node as CoreNode;
+use kube::runtime::controller::Controller;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use transship_api::{self as api, Migration, names};
+
+use crate::agents::Agents;
+use crate::args::Args;
+use crate::context::{Context, Memory};
+use crate::controllers::migration::watch_sides::Registry;
+use crate::controllers::{migration, node};
+use crate::events::Events;
+use crate::http::{self, Health};
+use crate::leader::{Elector, End};
+use crate::metrics::Metrics;
+use crate::pki::issue::Issuer;
+use crate::pki::keeper::Keeper;
+use crate::pki::serving;
+use crate::webhooks::Handover;
+
+/// How long everything may take to end.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// Runs until a signal, or until the lead is lost.
+pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let metrics = Arc::new(Metrics::default());
+    let instance = match args.pod_name.as_str() {
+        "" => format!("{}-{}", names::OPERATOR, std::process::id()),
+        name => name.to_owned(),
+    };
+    let (elector, leading) =
+        Elector::new(client.clone(), &args.namespace, names::LEADER_LEASE, instance.clone());
+    let (keeper, authority) =
+        Keeper::new(client.clone(), args.namespace.clone(), leading.clone());
+    let (publish, identity) = watch::channel(None);
+    let own_names = serving::names(&args.service, &args.namespace);
+    tokio::spawn(keeper.run(stop.clone()));
+    tokio::spawn(serving::keep(authority, own_names, publish, stop.clone()));
+
+    let issuer = Issuer {
+        client: client.clone(),
+        namespace: args.namespace.clone(),
+        identity: identity.clone(),
+    };
+    let handover = Handover { client: client.clone(), metrics: metrics.clone() };
+    let secure = http::listen(args.webhook_port).await.context("cannot listen for webhooks")?;
+    let admin = http::listen(args.admin_port).await.context("cannot listen for metrics")?;
+    let routes = http::secure_routes(issuer, handover);
+    tokio::spawn(http::serve_secure(secure, identity.clone(), routes, stop.clone()));
+    let health = Health { identity: identity.clone(), metrics: metrics.clone() };
+    tokio::spawn(http::serve_admin(admin, health, stop.clone()));
+
+    let election = tokio::spawn(elector.run(stop.clone()));
+    let lead = Lead {
+        client,
+        instance,
+        ttl: Duration::from_secs(args.node_ttl_seconds),
+        identity,
+        metrics,
+        stop: CancellationToken::new(),
+    };
+    let leading_work = tokio::spawn(lead_when_elected(lead, leading, stop.clone()));
+    tokio::select! {
+        ended = election => match ended? {
+            // A former leader must not finish what it had in hand: the process ends at once.
+            End::Lost => anyhow::bail!("lost the lead"),
+            End::Stopped => Ok(()),
+        },
+        () = signalled() => {
+            tracing::info!("ending");
+            end(stop, leading_work).await;
+            Ok(())
+        }
+    }
+}
+
+/// First the leader's work, then the lead: the next leader begins when nothing is in hand here.
+async fn end(stop: CancellationToken, leading_work: tokio::task::JoinHandle<()>) {
+    leading_work.abort();
+    let _ = leading_work.await;
+    stop.cancel();
+    // The elector releases its lease in a request of its own.
+    tokio::time::sleep(Duration::from_millis(500).min(END_LIMIT)).await;
+}
+
+async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+}
+
+/// What only the leader does.
+struct Lead {
+    client: Client,
+    instance: String,
+    ttl: Duration,
+    identity: watch::Receiver<Option<serving::Identity>>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+}
+
+async fn lead_when_elected(
+    lead: Lead,
+    mut leading: watch::Receiver<bool>,
+    stop: CancellationToken,
+) {
+    let elected = async { leading.wait_for(|leads| *leads).await.is_ok() };
+    tokio::select! {
+        elected = elected => if !elected { return },
+        () = stop.cancelled() => return,
+    }
+    lead.metrics.leader.set(1);
+    lead.run().await;
+}
+
+impl Lead {
+    async fn run(self) {
+        let core_nodes = cache::<CoreNode>(Api::all(self.client.clone()), self.stop.clone());
+        let nodes = cache::<api::Node>(Api::all(self.client.clone()), self.stop.clone());
+        // Judging by half-filled caches would refuse migrations to nodes that exist.
+        if core_nodes.wait_until_ready().await.is_err() || nodes.wait_until_ready().await.is_err() {
+            return;
+        }
+        let agents = Agents::new(nodes.clone(), self.identity.clone());
+        let (sides, triggers) = Registry::new(self.client.clone(), agents.clone());
+        let controller =
+            Controller::new(Api::<Migration>::all(self.client.clone()), watcher::Config::default());
+        let context = Arc::new(Context {
+            client: self.client.clone(),
+            core_nodes,
+            nodes,
+            migrations: controller.store(),
+            agents,
+            sides,
+            events: Events::new(self.client.clone(), self.instance.clone()),
+            metrics: self.metrics.clone(),
+            memory: Memory::default(),
+        });
+        tokio::join!(
+            migration::run(controller, context.clone(), triggers, self.stop.clone()),
+            node::run(context, self.ttl, self.stop.clone()),
+        );
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// All objects of a kind, kept up to date.
+fn cache<K>(api: Api<K>, stop: CancellationToken) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + Sync + 'static,
+    K: serde::de::DeserializeOwned,
+{
+    let (reader, writer) = reflector::store();
+    let events = watcher(api, watcher::Config::default()).default_backoff().reflect(writer);
+    tokio::spawn(async move {
+        let mut events = events.boxed();
+        let keep = async {
+            while let Some(event) = events.next().await {
+                if let Err(error) = event {
+                    tracing::warn!(%error, "a watch broke and is made anew");
+                }
+            }
+        };
+        tokio::select! { () = stop.cancelled() => {}, () = keep => {} }
+    });
+    reader
+}

@@ -1,0 +1,57 @@
+//! Arguments, each also an environment variable.
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// The operator of Transship.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Args {
+    /// Without one, the operator runs.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Own name in the election.
+    #[arg(long, env = "POD_NAME", global = true, default_value = "")]
+    pub pod_name: String,
+    /// Namespace of operator and agents.
+    #[arg(long, env = "POD_NAMESPACE", global = true, default_value = "transship-system")]
+    pub namespace: String,
+    /// Name of the Service that leads to the operator; part of its certificate's names.
+    #[arg(long, env = "SERVICE_NAME", global = true, default_value = "transship-operator")]
+    pub service: String,
+    /// Port for webhooks and certificates (HTTPS).
+    #[arg(long, env = "WEBHOOK_PORT", global = true, default_value_t = 9443)]
+    pub webhook_port: u16,
+    /// Port for /metrics, /livez and /readyz (HTTP).
+    #[arg(long, env = "ADMIN_PORT", global = true, default_value_t = 8080)]
+    pub admin_port: u16,
+    /// Seconds without a report after which a node is not Ready.
+    #[arg(long, env = "NODE_TTL_SECONDS", global = true, default_value_t = 40,
+        value_parser = clap::value_parser!(u64).range(5..))]
+    pub node_ttl_seconds: u64,
+    /// What is logged, as tracing's filters say it.
+    #[arg(long, env = "LOG_LEVEL", global = true, default_value = "info")]
+    pub log_level: String,
+    /// How it is logged.
+    #[arg(long, env = "LOG_FORMAT", global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// What to do instead of running.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Have the agents remove what they put on the hosts, and wait for it.
+    Uninstall {
+        /// How long to wait.
+        #[arg(long, default_value_t = 90)]
+        timeout_seconds: u64,
+    },
+}
+
+/// Forms of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,72 @@
+//! What every reconciliation shares: clients, caches, agents, and what is remembered between two
+//! looks at the same migration.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1::Node as CoreNode;
+use kube::Client;
+use kube::runtime::reflector::Store;
+use transship_api as api;
+use transship_core::facts::PodFacts;
+
+use crate::agents::Agents;
+use crate::controllers::migration::watch_sides::Registry;
+use crate::events::Events;
+use crate::metrics::Metrics;
+
+/// Shared by all reconciliations.
+pub struct Context {
+    /// Talks to the API server.
+    pub client: Client,
+    /// Cluster nodes.
+    pub core_nodes: Store<CoreNode>,
+    /// Our Nodes.
+    pub nodes: Store<api::Node>,
+    /// All Migrations.
+    pub migrations: Store<api::Migration>,
+    /// The agents.
+    pub agents: Agents,
+    /// What sides say.
+    pub sides: Registry,
+    /// Events.
+    pub events: Events,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// What is remembered by Migration UID; nothing here is needed to go on after a restart.
+    pub memory: Memory,
+}
+
+/// Notes about one migration.
+#[derive(Clone, Debug, Default)]
+pub struct Notes {
+    /// Facts about the source pod, found at admission.
+    pub facts: Option<Arc<PodFacts>>,
+    /// A step failed for good.
+    pub failure: Option<(&'static str, String)>,
+    /// Errors in a row, for the pause before the next try.
+    pub errors: u32,
+}
+
+/// Notes by Migration UID.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<HashMap<String, Notes>>>);
+
+impl Memory {
+    /// A copy of the notes.
+    pub fn get(&self, uid: &str) -> Notes {
+        let notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.get(uid).cloned().unwrap_or_default()
+    }
+
+    /// Changes the notes and gives what `change` gives.
+    pub fn note<T>(&self, uid: &str, change: impl FnOnce(&mut Notes) -> T) -> T {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(notes.entry(uid.to_owned()).or_default())
+    }
+
+    /// Forgets a migration.
+    pub fn forget(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}

@@ -1,0 +1,376 @@
+//! Carries out a plan's actions, in order. Each may have been done before: by this process, by a
+//! former leader, or in part.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt};
+use serde_json::{Map, Value, json};
+use transship_api::{Migration, names};
+use transship_core::migration::handover::Labels;
+use transship_core::migration::plan::Action;
+use transship_core::migration::{Observed, Role};
+use transship_rpc as rpc;
+
+use super::Error;
+use super::observe::node_gone;
+use super::task::{Parts, task};
+use crate::context::Context;
+
+/// What an action is called in logs.
+pub fn name(action: &Action) -> &'static str {
+    match action {
+        Action::CreateTarget(_) => "CreateTarget",
+        Action::StartSide(Role::Source) => "StartSource",
+        Action::StartSide(Role::Target) => "StartTarget",
+        Action::RemoveGate => "RemoveGate",
+        Action::Freeze => "Freeze",
+        Action::Hint(Role::Source) => "HintSource",
+        Action::Hint(Role::Target) => "HintTarget",
+        Action::MarkResumed => "MarkResumed",
+        Action::LabelTarget(_) => "LabelTarget",
+        Action::MoveClaim { .. } => "MoveClaim",
+        Action::StripSource => "StripSource",
+        Action::Release => "Release",
+        Action::EndHandover => "EndHandover",
+        Action::MoveLease { .. } => "MoveLease",
+        Action::DeleteSource => "DeleteSource",
+        Action::DeleteTarget => "DeleteTarget",
+        Action::UnclaimSource => "UnclaimSource",
+        Action::UnclaimTarget => "UnclaimTarget",
+        Action::Forget(Role::Source) => "ForgetSource",
+        Action::Forget(Role::Target) => "ForgetTarget",
+        Action::RemoveFinalizer => "RemoveFinalizer",
+    }
+}
+
+/// Carries out `actions`.
+pub async fn apply(
+    observed: &Observed,
+    actions: &[Action],
+    context: &Context,
+) -> Result<(), Error> {
+    let world = World { observed, context };
+    // Hints go out together: each is a round trip, and applications stand still meanwhile.
+    let hints = actions.iter().filter_map(|action| match action {
+        Action::Hint(role) => Some(world.hint(*role)),
+        _ => None,
+    });
+    futures::future::join_all(hints).await;
+    for action in actions {
+        world.act(action).await?;
+    }
+    Ok(())
+}
+
+struct World<'a> {
+    observed: &'a Observed,
+    context: &'a Context,
+}
+
+impl World<'_> {
+    async fn act(&self, action: &Action) -> Result<(), Error> {
+        match action {
+            Action::Hint(_) => Ok(()),
+            Action::CreateTarget(pod) => self.create_target(pod).await,
+            Action::StartSide(role) => self.start(*role).await,
+            Action::RemoveGate => self.remove_gate().await,
+            Action::Freeze => self.command(Role::Source, rpc::Verb::Freeze).await,
+            Action::MarkResumed => self.mark_resumed().await,
+            Action::LabelTarget(labels) => {
+                self.patch_target("label the target pod", json!({"labels": labels})).await
+            }
+            Action::MoveClaim { claim, labels, strip_source } => {
+                self.move_claim(claim, labels, *strip_source).await
+            }
+            Action::StripSource => self.strip_source().await,
+            Action::Release => self.command(Role::Source, rpc::Verb::Release).await,
+            Action::EndHandover => self.end_handover().await,
+            Action::MoveLease { address, home } => self.move_lease(address, home).await,
+            Action::DeleteSource => self.delete(self.observed.source_pod.as_ref()).await,
+            Action::DeleteTarget => self.delete(self.observed.target_pod.as_ref()).await,
+            Action::UnclaimSource => self.unclaim_source().await,
+            Action::UnclaimTarget => self.unclaim_target().await,
+            Action::Forget(role) => self.forget(*role).await,
+            Action::RemoveFinalizer => self.remove_finalizer().await,
+        }
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        let namespace = self.observed.migration.namespace().unwrap_or_default();
+        Api::namespaced(self.context.client.clone(), &namespace)
+    }
+
+    fn migrations(&self) -> Api<Migration> {
+        let namespace = self.observed.migration.namespace().unwrap_or_default();
+        Api::namespaced(self.context.client.clone(), &namespace)
+    }
+
+    fn node(&self, role: Role) -> &str {
+        self.observed.node(role)
+    }
+
+    /// A hint that is lost costs time, nothing else: sides also look by themselves.
+    async fn hint(&self, role: Role) {
+        if let Err(error) = self.command(role, rpc::Verb::ReadDecision).await {
+            tracing::debug!(node = self.node(role), %role, error = error.chain(), "a hint was lost");
+        }
+    }
+
+    async fn command(&self, role: Role, verb: rpc::Verb) -> Result<(), Error> {
+        let uid = self.observed.uid();
+        self.context.agents.command(self.node(role), uid, role, verb).await?;
+        Ok(())
+    }
+
+    async fn create_target(&self, pod: &Pod) -> Result<(), Error> {
+        match self.pods().create(&PostParams::default(), pod).await {
+            Ok(_) => Ok(()),
+            // Made by an earlier look; if it is a stranger's, the next look does not know it and
+            // comes here again until the time is up.
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {
+                let found =
+                    self.pods().get(&pod.name_any()).await.map_err(Error::api("read a pod"))?;
+                let ours = found.labels().get(names::MIGRATION_LABEL).map(String::as_str)
+                    == Some(self.observed.uid());
+                if ours {
+                    return Ok(());
+                }
+                Err(Error::Incomplete(format!(
+                    "pod {} exists already and is not of this migration",
+                    pod.name_any()
+                )))
+            }
+            Err(error) => Err(Error::TargetRefused(Box::new(error))),
+        }
+    }
+
+    async fn start(&self, role: Role) -> Result<(), Error> {
+        let uid = self.observed.uid();
+        let missing = |what: &str| Error::Incomplete(format!("{what} is not known"));
+        let source = self.observed.source_pod.as_ref().ok_or_else(|| missing("the source pod"))?;
+        let target = self.observed.target_pod.as_ref().ok_or_else(|| missing("the target pod"))?;
+        let agents = &self.context.agents;
+        let node = |role| agents.node(self.node(role)).ok_or_else(|| missing(self.node(role)));
+        let (source_node, target_node) = (node(Role::Source)?, node(Role::Target)?);
+        let facts = match self.context.memory.get(uid).facts {
+            Some(facts) => facts,
+            None => {
+                let pod_uid = source.uid().unwrap_or_default();
+                let facts = agents.inspect(self.node(Role::Source), &pod_uid).await?;
+                let facts = std::sync::Arc::new(facts);
+                self.context.memory.note(uid, |notes| notes.facts = Some(facts.clone()));
+                facts
+            }
+        };
+        let task = task(&Parts {
+            migration: &self.observed.migration,
+            role,
+            source,
+            target,
+            nodes: [&source_node, &target_node],
+            network: &facts.network,
+        })
+        .map_err(Error::Incomplete)?;
+        let task = serde_json::to_string(&task)?;
+        agents.start(self.node(role), role, task).await.map_err(Error::StartRefused)?;
+        self.context.sides.kick(uid, role);
+        Ok(())
+    }
+
+    async fn remove_gate(&self) -> Result<(), Error> {
+        let Some(target) = &self.observed.target_pod else { return Ok(()) };
+        let gates = target.spec.as_ref().and_then(|s| s.scheduling_gates.clone());
+        let left: Vec<_> =
+            gates.into_iter().flatten().filter(|g| g.name != names::PREPARE_GATE).collect();
+        // Lists are replaced as a whole, so nobody may have changed it meanwhile.
+        let patch = json!({
+            "metadata": {"uid": target.uid(), "resourceVersion": target.resource_version()},
+            "spec": {"schedulingGates": left},
+        });
+        self.pods()
+            .patch(&target.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .map_err(Error::api("take the scheduling gate off"))?;
+        Ok(())
+    }
+
+    async fn mark_resumed(&self) -> Result<(), Error> {
+        let Some(target) = &self.observed.target_pod else { return Ok(()) };
+        let patch = json!({
+            "metadata": {"uid": target.uid()},
+            "status": {"conditions": [{
+                "type": names::RESUMED_GATE,
+                "status": "True",
+                "reason": "Resumed",
+                "message": "the application runs here",
+                "lastTransitionTime": seconds_now(),
+            }]},
+        });
+        self.pods()
+            .patch_status(&target.name_any(), &PatchParams::default(), &Patch::Strategic(patch))
+            .await
+            .map_err(Error::api("set the readiness gate"))?;
+        Ok(())
+    }
+
+    /// Patches a pod's metadata under its UID. A pod that is gone needs no patch.
+    async fn patch_metadata(
+        &self,
+        what: &'static str,
+        pod: Option<&Pod>,
+        mut metadata: Value,
+    ) -> Result<(), Error> {
+        let Some(pod) = pod else { return Ok(()) };
+        metadata["uid"] = json!(pod.uid());
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        match self.pods().patch(&pod.name_any(), &PatchParams::default(), &patch).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(error) => Err(Error::api(what)(error)),
+        }
+    }
+
+    async fn patch_target(&self, what: &'static str, metadata: Value) -> Result<(), Error> {
+        self.patch_metadata(what, self.observed.target_pod.as_ref(), metadata).await
+    }
+
+    /// All labels and the owner's claim, in one patch: half of it would make the owner's
+    /// controller let the pod go by itself, or take it back.
+    async fn strip_source(&self) -> Result<(), Error> {
+        let Some(source) = &self.observed.source_pod else { return Ok(()) };
+        let labels: Map<String, Value> =
+            source.labels().keys().map(|key| (key.clone(), Value::Null)).collect();
+        let metadata = json!({"labels": labels, "ownerReferences": null});
+        self.patch_metadata("take labels and claim off the source pod", Some(source), metadata)
+            .await
+    }
+
+    /// The source goes first: with both claimed the controller would remove one of them, with
+    /// none it would make another, which the webhook holds back for these milliseconds.
+    async fn move_claim(
+        &self,
+        claim: &OwnerReference,
+        labels: &Labels,
+        strip_source: bool,
+    ) -> Result<(), Error> {
+        self.patch_migration(json!({
+            "labels": {names::HANDOVER_LABEL: claim.uid},
+            "annotations": {names::HANDOVER_TIME: Timestamp::now().to_string()},
+        }))
+        .await?;
+        if strip_source {
+            self.strip_source().await?;
+        }
+        let metadata = json!({"labels": labels, "ownerReferences": [claim]});
+        self.patch_target("claim the target pod", metadata).await
+    }
+
+    async fn end_handover(&self) -> Result<(), Error> {
+        self.patch_migration(json!({
+            "labels": {names::HANDOVER_LABEL: null},
+            "annotations": {names::HANDOVER_TIME: null},
+        }))
+        .await
+    }
+
+    async fn patch_migration(&self, mut metadata: Value) -> Result<(), Error> {
+        let migration = &self.observed.migration;
+        metadata["uid"] = json!(migration.uid());
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        self.migrations()
+            .patch(&migration.name_any(), &PatchParams::default(), &patch)
+            .await
+            .map_err(Error::api("label the Migration"))?;
+        Ok(())
+    }
+
+    async fn move_lease(&self, address: &str, home: &str) -> Result<(), Error> {
+        let Some(target) = &self.observed.target_pod else { return Ok(()) };
+        if node_gone(home, self.context).await? {
+            return Ok(());
+        }
+        let request = rpc::LeaseMovedRequest {
+            ip: address.to_owned(),
+            pod_uid: target.uid().unwrap_or_default(),
+            pod_namespace: target.namespace().unwrap_or_default(),
+            pod_name: target.name_any(),
+            node: self.node(Role::Target).to_owned(),
+        };
+        self.context.agents.lease_moved(home, request).await?;
+        Ok(())
+    }
+
+    async fn delete(&self, pod: Option<&Pod>) -> Result<(), Error> {
+        let Some(pod) = pod else { return Ok(()) };
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: pod.uid(), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match self.pods().delete(&pod.name_any(), &params).await {
+            Ok(_) => Ok(()),
+            // Gone, or another pod of that name.
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                Ok(())
+            }
+            Err(error) => Err(Error::api("delete a pod")(error)),
+        }
+    }
+
+    async fn unclaim_source(&self) -> Result<(), Error> {
+        let metadata =
+            json!({"annotations": {names::CLAIM: null, names::MIGRATION_NAME: null}});
+        let source = self.observed.source_pod.as_ref();
+        self.patch_metadata("take the claim off the source pod", source, metadata).await
+    }
+
+    async fn unclaim_target(&self) -> Result<(), Error> {
+        let metadata = json!({
+            "annotations": {names::CLAIM: null, names::MIGRATION_NAME: null},
+            "labels": {names::MIGRATION_LABEL: null},
+        });
+        self.patch_target("take the claim off the target pod", metadata).await
+    }
+
+    async fn forget(&self, role: Role) -> Result<(), Error> {
+        let uid = self.observed.uid();
+        self.context.agents.forget(self.node(role), uid, role).await?;
+        self.context.sides.kick(uid, role);
+        Ok(())
+    }
+
+    async fn remove_finalizer(&self) -> Result<(), Error> {
+        remove_finalizer(&self.observed.migration, self.context).await
+    }
+}
+
+/// Whole seconds, as `lastTransitionTime` is kept.
+fn seconds_now() -> String {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+}
+
+/// Takes our finalizer off.
+pub async fn remove_finalizer(migration: &Migration, context: &Context) -> Result<(), Error> {
+    let left: Vec<&String> =
+        migration.finalizers().iter().filter(|f| *f != names::FINALIZER).collect();
+    let namespace = migration.namespace().unwrap_or_default();
+    let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &namespace);
+    // The status was perhaps written a moment ago: only the finalizers as read must still stand.
+    let patch = json!({
+        "metadata": {"uid": migration.uid(), "finalizers": left},
+    });
+    match migrations
+        .patch(&migration.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await
+    {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.is_not_found() => {}
+        Err(error) => return Err(Error::api("take the finalizer off")(error)),
+    }
+    let uid = migration.uid().unwrap_or_default();
+    context.sides.drop_migration(&uid);
+    context.memory.forget(&uid);
+    Ok(())
+}

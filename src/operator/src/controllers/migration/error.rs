@@ -1,0 +1,113 @@
+//! Why a reconciliation failed, and whether trying again can help.
+
+use transship_api::conditions::reasons;
+
+use crate::agents;
+
+/// What to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Try again.
+    Transient,
+    /// Give the attempt up.
+    Permanent,
+}
+
+/// Why a reconciliation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused or did not answer.
+    #[error("cannot {what}")]
+    Api {
+        /// What was tried.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The API server refused the target pod.
+    #[error("the target pod was refused")]
+    TargetRefused(#[source] Box<kube::Error>),
+    /// An agent refused or did not answer.
+    #[error("an agent could not be asked")]
+    Agent(#[from] agents::Error),
+    /// An agent refused to start a side.
+    #[error("a side could not be started")]
+    StartRefused(#[source] agents::Error),
+    /// Something that must be there is missing.
+    #[error("{0}")]
+    Incomplete(String),
+    /// Something could not be put into JSON.
+    #[error("cannot write JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+impl Error {
+    /// Wraps an answer of the API server.
+    pub fn api(what: &'static str) -> impl FnOnce(kube::Error) -> Self {
+        move |source| Self::Api { what, source: Box::new(source) }
+    }
+
+    /// Somebody else wrote in between.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Api { source, .. }
+            if matches!(&**source, kube::Error::Api(status) if status.is_conflict()))
+    }
+
+    /// Label of metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Api { .. } => "ApiError",
+            Self::TargetRefused(_) => "TargetRefused",
+            Self::Agent(_) => "AgentError",
+            Self::StartRefused(_) => "StartRefused",
+            Self::Incomplete(_) => "Incomplete",
+            Self::Json(_) => "JsonError",
+        }
+    }
+
+    /// Whether trying again can help.
+    pub fn class(&self) -> Class {
+        let permanent = match self {
+            Self::TargetRefused(source) => matches!(&**source, kube::Error::Api(status)
+                if matches!(status.code, 400 | 403 | 404 | 405 | 422)),
+            Self::StartRefused(source) => source.is_permanent(),
+            Self::Json(_) => true,
+            Self::Api { .. } | Self::Agent(_) | Self::Incomplete(_) => false,
+        };
+        if permanent { Class::Permanent } else { Class::Transient }
+    }
+
+    /// Reason for the conditions of an attempt that ends by this.
+    pub fn condition_reason(&self) -> &'static str {
+        match self {
+            Self::TargetRefused(_) => reasons::TARGET_POD_FAILED,
+            _ => reasons::PREFLIGHT_FAILED,
+        }
+    }
+
+    /// The error with everything that caused it.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_tells_its_causes() {
+        let source = agents::Error::NotReachable { node: "node-a".into(), why: "no address" };
+        assert_eq!(
+            Error::Agent(source).chain(),
+            "an agent could not be asked: node-a cannot be called: no address"
+        );
+    }
+}

@@ -1,0 +1,194 @@
+//! Reads what a plan is made of. The Migration has been read before; pods are read uncached after
+//! it, sides are what was heard last.
+
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::{Node as CoreNode, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::ListParams;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
+use transship_api::{Migration, names};
+use transship_core::migration::handover::selects;
+use transship_core::migration::state::Owner;
+use transship_core::migration::{Observed, Role, Side};
+
+use super::Error;
+use super::watch_sides::{Places, Sides};
+use crate::context::Context;
+
+/// Observes an admitted (or ended) migration.
+pub async fn observe(migration: Migration, context: &Context) -> Result<Observed, Error> {
+    let uid = migration.uid().unwrap_or_default();
+    let mut observed = Observed::of(migration);
+    let (source, target) =
+        tokio::try_join!(source_pod(&observed, context), target_pod(&observed, context))?;
+    observed.source_pod = source;
+    observed.target_pod = target;
+    let Sides { source, target, frozen_seen } = sides(&observed, context);
+    observed.source = source;
+    observed.target = target;
+    observed.frozen_seen = frozen_seen;
+    observed.source_node_gone = node_gone(observed.node(Role::Source), context).await?;
+    observed.target_node_gone = node_gone(observed.node(Role::Target), context).await?;
+    observed.failure = context.memory.get(&uid).failure;
+    if observed.recorded().resumed_at && !is_final(&observed.migration) {
+        observe_owner(&mut observed, context).await?;
+    }
+    Ok(observed)
+}
+
+fn is_final(migration: &Migration) -> bool {
+    migration.status.as_ref().and_then(|s| s.step).is_some_and(|s| s.is_final())
+}
+
+fn pods(observed: &Observed, context: &Context) -> Api<Pod> {
+    let namespace = observed.migration.namespace().unwrap_or_default();
+    Api::namespaced(context.client.clone(), &namespace)
+}
+
+async fn source_pod(observed: &Observed, context: &Context) -> Result<Option<Pod>, Error> {
+    let recorded = observed.migration.status.as_ref().and_then(|s| s.source.as_ref());
+    let (name, uid) = match recorded {
+        Some(source) => (source.pod_name.as_str(), Some(source.pod_uid.as_str())),
+        // Given up before it was admitted: perhaps the pod was claimed already.
+        None => (observed.migration.spec.pod_name.as_str(), None),
+    };
+    let found = pods(observed, context)
+        .get_opt(name)
+        .await
+        .map_err(Error::api("read the source pod"))?;
+    Ok(found.filter(|pod| uid.is_none_or(|uid| pod.uid().as_deref() == Some(uid))))
+}
+
+async fn target_pod(observed: &Observed, context: &Context) -> Result<Option<Pod>, Error> {
+    let recorded = observed.migration.status.as_ref().and_then(|s| s.target.as_ref());
+    let Some(target) = recorded.filter(|t| !t.pod_name.is_empty()) else { return Ok(None) };
+    let found = pods(observed, context)
+        .get_opt(&target.pod_name)
+        .await
+        .map_err(Error::api("read the target pod"))?;
+    // By its label before it is recorded, by its UID afterwards (the label goes at the end).
+    Ok(found.filter(|pod| {
+        let labelled = pod.labels().get(names::MIGRATION_LABEL).map(String::as_str);
+        labelled == Some(observed.uid())
+            || (!target.pod_uid.is_empty() && pod.uid().as_deref() == Some(&target.pod_uid))
+    }))
+}
+
+/// What the sides said. Before the target is recorded nothing has been started.
+fn sides(observed: &Observed, context: &Context) -> Sides {
+    let status = observed.migration.status.as_ref();
+    let not_started =
+        Sides { source: Side::NotStarted, target: Side::NotStarted, frozen_seen: None };
+    let (Some(source), Some(target)) =
+        (status.and_then(|s| s.source.as_ref()), status.and_then(|s| s.target.as_ref()))
+    else {
+        return not_started;
+    };
+    if target.pod_uid.is_empty() {
+        return not_started;
+    }
+    let places = Places {
+        uid: observed.uid().to_owned(),
+        namespace: observed.migration.namespace().unwrap_or_default(),
+        nodes: [source.node.clone(), target.node.clone()],
+        pods: [source.pod_name.clone(), target.pod_name.clone()],
+    };
+    context.sides.look(&ObjectRef::from_obj(&observed.migration), &places)
+}
+
+/// Whether the cluster has no such node any more: by the cache, and if that says so, by a read.
+pub async fn node_gone(name: &str, context: &Context) -> Result<bool, Error> {
+    if name.is_empty() || context.core_nodes.get(&ObjectRef::new(name)).is_some() {
+        return Ok(false);
+    }
+    let nodes: Api<CoreNode> = Api::all(context.client.clone());
+    let found = nodes.get_opt(name).await.map_err(Error::api("read a node"))?;
+    Ok(found.is_none())
+}
+
+/// Owner, Services and endpoints: needed for the hand-over only.
+async fn observe_owner(observed: &mut Observed, context: &Context) -> Result<(), Error> {
+    let namespace = observed.migration.namespace().unwrap_or_default();
+    observed.owner = owner(observed, &namespace, context).await?;
+    let services: Api<Service> = Api::namespaced(context.client.clone(), &namespace);
+    let listed =
+        services.list(&ListParams::default()).await.map_err(Error::api("list the Services"))?;
+    let selectors = listed.items.into_iter().filter_map(|service| {
+        let selector = service.spec.as_ref()?.selector.clone()?;
+        Some((service.name_any(), selector))
+    });
+    let selectors: Vec<_> = selectors.collect();
+    if let Some(target) = &observed.target_pod {
+        let names = selectors
+            .iter()
+            .filter(|(_, selector)| selects(selector, target.labels()))
+            .map(|(name, _)| name.clone());
+        let uid = target.uid().unwrap_or_default();
+        observed.endpoints_know_target =
+            all_list(&namespace, names.collect(), &uid, context).await?;
+    }
+    observed.services = selectors.into_iter().map(|(_, selector)| selector).collect();
+    Ok(())
+}
+
+async fn all_list(
+    namespace: &str,
+    services: Vec<String>,
+    pod_uid: &str,
+    context: &Context,
+) -> Result<bool, Error> {
+    let slices: Api<EndpointSlice> = Api::namespaced(context.client.clone(), namespace);
+    for service in services {
+        let of_service =
+            ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+        let listed =
+            slices.list(&of_service).await.map_err(Error::api("list the endpoints"))?;
+        let known = listed.items.iter().flat_map(|slice| slice.endpoints.iter().flatten()).any(|endpoint| {
+            endpoint.target_ref.as_ref().and_then(|r| r.uid.as_deref()) == Some(pod_uid)
+        });
+        if !known {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whose the pod is: by the claim on the source or the target, by the note of a hand-over under
+/// way, or, when the source is gone, by the name that its siblings' names are made of.
+async fn owner(observed: &Observed, namespace: &str, context: &Context) -> Result<Owner, Error> {
+    let sets: Api<ReplicaSet> = Api::namespaced(context.client.clone(), namespace);
+    let claims = [&observed.source_pod, &observed.target_pod].into_iter().flatten();
+    let claim = claims
+        .flat_map(|pod| pod.owner_references())
+        .find(|owner| owner.controller == Some(true));
+    let standing = |set: Option<ReplicaSet>, uid: Option<&str>| match set {
+        Some(set)
+            if set.metadata.deletion_timestamp.is_none()
+                && uid.is_none_or(|uid| set.uid().as_deref() == Some(uid)) =>
+        {
+            Owner::ReplicaSet(Box::new(set))
+        }
+        _ => Owner::Gone,
+    };
+    if let Some(claim) = claim {
+        let set = sets.get_opt(&claim.name).await.map_err(Error::api("read the ReplicaSet"))?;
+        return Ok(standing(set, Some(&claim.uid)));
+    }
+    if let Some(uid) = observed.migration.labels().get(names::HANDOVER_LABEL) {
+        let listed =
+            sets.list(&ListParams::default()).await.map_err(Error::api("list ReplicaSets"))?;
+        let set = listed.items.into_iter().find(|set| set.uid().as_deref() == Some(uid));
+        return Ok(standing(set, None));
+    }
+    if observed.source_pod.is_some() {
+        return Ok(Owner::None);
+    }
+    let name = observed.target_pod.as_ref().and_then(|t| t.metadata.generate_name.as_deref());
+    let Some(name) = name.map(|prefix| prefix.trim_end_matches('-')).filter(|n| !n.is_empty())
+    else {
+        return Ok(Owner::None);
+    };
+    let set = sets.get_opt(name).await.map_err(Error::api("read the ReplicaSet"))?;
+    Ok(standing(set, None))
+}

@@ -1,0 +1,205 @@
+//! The task of a side's holder, as the agent takes it.
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use kube::ResourceExt;
+use transship_api as api;
+use transship_api::Migration;
+use transship_core::facts::NetworkFacts;
+use transship_core::migration::Role;
+use transship_core::migration::voting::frozen_limit;
+use transship_core::target_pod::{effective_host_name, is_sidecar};
+use transship_host::paths;
+use transship_host::record::{ContainerKind, ContainerRef, NetworkMode, RecordNetwork};
+use transship_host::task::{EmptyDir, HolderTask, ObjectRef, Peer, TASK_VERSION};
+
+/// Everything that a task is made of.
+pub struct Parts<'a> {
+    /// The Migration.
+    pub migration: &'a Migration,
+    /// The side.
+    pub role: Role,
+    /// The source pod, whose manifest counts on both sides.
+    pub source: &'a Pod,
+    /// The target pod.
+    pub target: &'a Pod,
+    /// Our Nodes, source first.
+    pub nodes: [&'a api::Node; 2],
+    /// The source pod's network.
+    pub network: &'a NetworkFacts,
+}
+
+/// The task, or what is missing for it.
+pub fn task(parts: &Parts<'_>) -> Result<HolderTask, String> {
+    let [source_node, target_node] = parts.nodes;
+    let (node, peer, pod) = match parts.role {
+        Role::Source => (source_node, target_node, parts.source),
+        Role::Target => (target_node, source_node, parts.target),
+    };
+    let spec = parts.source.spec.as_ref().ok_or("the source pod has no spec")?;
+    let data_address = peer
+        .status
+        .as_ref()
+        .and_then(|s| s.agent.as_ref())
+        .map(|agent| agent.data_address.clone())
+        .filter(|address| !address.is_empty())
+        .ok_or_else(|| format!("{} has not reported its data address", peer.name_any()))?;
+    Ok(HolderTask {
+        version: TASK_VERSION,
+        migration: reference(parts.migration),
+        role: match parts.role {
+            Role::Source => paths::Role::Source,
+            Role::Target => paths::Role::Target,
+        },
+        node: node.name_any(),
+        pod: reference(pod),
+        peer: Peer { node: peer.name_any(), data_address },
+        containers: containers(spec),
+        empty_dirs: empty_dirs(spec),
+        network: Some(RecordNetwork {
+            mode: NetworkMode::Preserve,
+            ip: parts.network.ip.clone(),
+            mac: parts.network.mac.clone(),
+            interface: parts.network.interface.clone(),
+        }),
+        host_name: effective_host_name(parts.source),
+        max_frozen_millis: u64::try_from(frozen_limit(parts.source).as_millis())
+            .unwrap_or(u64::MAX),
+        bandwidth_limit: bandwidth(parts.migration, parts.nodes),
+        timeout_at_unix_millis: timeout_at(parts.migration),
+        // The agent puts its own node's in.
+        kubelet_root: PathBuf::from("/var/lib/kubelet"),
+    })
+}
+
+fn reference(object: &impl ResourceExt) -> ObjectRef {
+    ObjectRef {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+    }
+}
+
+/// In the order in which kubelet starts them.
+fn containers(spec: &PodSpec) -> Vec<ContainerRef> {
+    let inits = spec.init_containers.iter().flatten().map(|container| ContainerRef {
+        name: container.name.clone(),
+        kind: if is_sidecar(container) { ContainerKind::Sidecar } else { ContainerKind::Init },
+    });
+    let apps = spec
+        .containers
+        .iter()
+        .map(|container| ContainerRef { name: container.name.clone(), kind: ContainerKind::App });
+    inits.chain(apps).collect()
+}
+
+fn empty_dirs(spec: &PodSpec) -> Vec<EmptyDir> {
+    let volumes = spec.volumes.iter().flatten();
+    volumes
+        .filter_map(|volume| {
+            let medium = volume.empty_dir.as_ref()?.medium.clone().unwrap_or_default();
+            Some(EmptyDir { name: volume.name.clone(), medium })
+        })
+        .collect()
+}
+
+/// The smallest limit that anybody set, in bytes a second.
+fn bandwidth(migration: &Migration, nodes: [&api::Node; 2]) -> u64 {
+    let own = migration.spec.bandwidth_limit().ok().flatten();
+    let nodes = nodes.into_iter().filter_map(|node| node.spec.bandwidth_limit().ok());
+    own.into_iter().chain(nodes).min().unwrap_or(0)
+}
+
+/// Counted from the Migration's creation, as the operator counts it.
+fn timeout_at(migration: &Migration) -> u64 {
+    let created = migration.creation_timestamp().map_or(0, |t| t.0.as_millisecond());
+    let limit = migration.spec.timeout().map_or(600_000, |t| t.as_millis());
+    u64::try_from(created).unwrap_or(0).saturating_add(u64::try_from(limit).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(name: &str, limit: &str) -> api::Node {
+        let mut node = api::Node::new(
+            name,
+            api::NodeSpec { bandwidth_limit: limit.into(), ..api::NodeSpec::default() },
+        );
+        node.status = Some(api::NodeStatus {
+            agent: Some(api::node::Agent {
+                data_address: "192.0.2.7:9441".into(),
+                ..api::node::Agent::default()
+            }),
+            ..api::NodeStatus::default()
+        });
+        node
+    }
+
+    fn pod(name: &str) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}")},
+            "spec": {
+                "initContainers": [{"name": "setup"}, {"name": "proxy", "restartPolicy": "Always"}],
+                "containers": [{"name": "web", "livenessProbe": {"periodSeconds": 5}}],
+                "volumes": [{"name": "tmp", "emptyDir": {"medium": "Memory"}},
+                    {"name": "conf", "configMap": {"name": "c"}}]
+            }
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn both_sides_get_the_sources_manifest_and_each_its_own_pod_and_peer() {
+        let mut migration = Migration::new("move", api::MigrationSpec::for_pod("web-1"));
+        migration.metadata.namespace = Some("shop".into());
+        migration.metadata.uid = Some("uid-m".into());
+        migration.spec.bandwidth_limit = Some("100Mi".into());
+        migration.metadata.creation_timestamp = Some(
+            k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap()),
+        );
+        let (source, target) = (pod("web-1"), pod("web-2"));
+        let (a, b) = (node("node-a", "1Gi"), node("node-b", "50Mi"));
+        let network = NetworkFacts {
+            ip: "10.244.1.5".into(),
+            mac: "02:00:00:00:00:01".into(),
+            interface: "eth0".into(),
+            ..NetworkFacts::default()
+        };
+        let make = |role| {
+            let parts = Parts {
+                migration: &migration,
+                role,
+                source: &source,
+                target: &target,
+                nodes: [&a, &b],
+                network: &network,
+            };
+            task(&parts).unwrap()
+        };
+        let task = make(Role::Target);
+        task.validate().unwrap();
+        assert_eq!((task.node.as_str(), task.peer.node.as_str()), ("node-b", "node-a"));
+        assert_eq!((task.pod.uid.as_str(), task.pod.namespace.as_str()), ("uid-web-2", "shop"));
+        assert_eq!(task.host_name.as_deref(), Some("web-1"));
+        let kinds: Vec<_> = task.containers.iter().map(|c| (c.name.as_str(), c.kind)).collect();
+        assert_eq!(
+            kinds,
+            [
+                ("setup", ContainerKind::Init),
+                ("proxy", ContainerKind::Sidecar),
+                ("web", ContainerKind::App)
+            ]
+        );
+        assert_eq!(task.empty_dirs.len(), 1);
+        assert_eq!(task.bandwidth_limit, 50 << 20);
+        assert_eq!(task.max_frozen_millis, 10_000);
+        assert_eq!(task.timeout_at_unix_millis, 1_767_225_600_000 + 600_000);
+        let task = make(Role::Source);
+        task.validate().unwrap();
+        assert_eq!((task.node.as_str(), task.pod.name.as_str()), ("node-a", "web-1"));
+    }
+}

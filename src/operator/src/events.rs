@@ -1,0 +1,48 @@
+//! Events, through one recorder, so that repetitions are counted and not multiplied.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource};
+use transship_api::Migration;
+use transship_core::migration::events::Note;
+
+/// Publishes events.
+#[derive(Clone)]
+pub struct Events(Recorder);
+
+impl Events {
+    /// A recorder that signs as the operator.
+    pub fn new(client: Client, instance: String) -> Self {
+        let controller = transship_api::names::OPERATOR.to_owned();
+        Self(Recorder::new(client, Reporter { controller, instance: Some(instance) }))
+    }
+
+    /// Publishes notes about a Migration, with its pod beside it. An event that is lost is only
+    /// logged: nothing depends on events.
+    pub async fn publish(&self, migration: &Migration, notes: Vec<Note>) {
+        let reference = migration.object_ref(&());
+        let pod = migration.status.as_ref().and_then(|s| s.source.as_ref()).map(|source| {
+            ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Pod".into()),
+                namespace: migration.metadata.namespace.clone(),
+                name: Some(source.pod_name.clone()),
+                uid: Some(source.pod_uid.clone()).filter(|uid| !uid.is_empty()),
+                ..ObjectReference::default()
+            }
+        });
+        for note in notes {
+            let event = Event {
+                type_: if note.warning { EventType::Warning } else { EventType::Normal },
+                reason: note.reason,
+                // The API takes no longer ones.
+                note: Some(note.message.chars().take(1000).collect()),
+                action: "Migrate".into(),
+                secondary: pod.clone(),
+            };
+            if let Err(error) = self.0.publish(&event, &reference).await {
+                tracing::warn!(%error, reason = event.reason, "an event could not be published");
+            }
+        }
+    }
+}

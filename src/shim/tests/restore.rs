@@ -1,0 +1,429 @@
+//! The wrapper with the real runc and CRIU: a counting program is dumped, and restored through `create`.
+//!
+//! Needs root, `runc`, `criu` and a static `busybox`; without them each test says so and passes. The nodes of
+//! the sandbox have them, and the end-to-end tests run this program there. The tests share the machine's
+//! cgroups, hence the lock.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use transship_host::HostRoot;
+use transship_host::freezer::{Freezer, FreezerState};
+use transship_host::markers::{Failed, Held, Ready, Restored, Waiting, wait_for};
+use transship_host::paths::{PodDir, Role};
+use transship_host::record::{ContainerKind, ContainerRef, RECORD_VERSION, Record, RecordState};
+
+const POD: &str = "restore-test-pod";
+const LIMIT: Duration = Duration::from_secs(20);
+/// Long enough for a running counter to count thousands.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A dumped counter, and a pod with a record to restore it into.
+struct Scene {
+    dir: tempfile::TempDir,
+    host: HostRoot,
+    pod: PodDir,
+    bundle: PathBuf,
+    id: String,
+    dumped_at: u64,
+    _lock: MutexGuard<'static, ()>,
+}
+
+fn program(name: &str) -> Option<PathBuf> {
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        .iter()
+        .map(|dir| Path::new(dir).join(name))
+        .find(|path| path.exists())
+}
+
+/// The programs that the tests need, or why they cannot run.
+fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root".into());
+    }
+    let absent = ["runc", "criu", "busybox"].iter().find(|name| program(name).is_none());
+    absent.map(|name| format!("no {name}"))
+}
+
+fn ok(command: &mut Command) -> Output {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Runs a runtime that leaves a container behind: its streams must not be pipes to us.
+fn ok_detached(command: &mut Command) {
+    let status =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+impl Scene {
+    /// `None` (with a message) where the tests cannot run.
+    fn set() -> Option<Self> {
+        if let Some(reason) = missing() {
+            eprintln!("skipped: {reason}");
+            return None;
+        }
+        let lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(dir.path().join("host"));
+        fs::create_dir_all(host.opt().join("bin")).unwrap();
+        symlink(env_program(), host.bin("transship-runc")).unwrap();
+        symlink("transship-runc", host.bin("transship-hold")).unwrap();
+        let id = format!(
+            "restore-{}",
+            dir.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.')
+        );
+        let bundle = dir.path().join(&id);
+        for sub in ["proc", "dev", "sys", "etc", "tmp", "bin"] {
+            fs::create_dir_all(bundle.join("rootfs").join(sub)).unwrap();
+        }
+        fs::copy(program("busybox").unwrap(), bundle.join("rootfs/bin/busybox")).unwrap();
+        ok(Command::new("runc").args(["spec", "--bundle"]).arg(&bundle));
+        let mut scene =
+            Self { pod: host.pod(POD).unwrap(), dir, host, bundle, id, dumped_at: 0, _lock: lock };
+        scene.write_config();
+        scene.dump();
+        scene.set_record(RecordState::Restore);
+        scene.pod.grant_ticket("web").unwrap();
+        Some(scene)
+    }
+
+    fn write_config(&self) {
+        let path = self.bundle.join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config["process"]["terminal"] = json!(false);
+        let script = "n=0; while :; do n=$((n+1)); echo $n > /count; done";
+        config["process"]["args"] = json!(["/bin/busybox", "sh", "-c", script]);
+        config["root"]["readonly"] = json!(false);
+        config["linux"]["cgroupsPath"] = json!(format!("/transship-test/{}", self.id));
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        config["annotations"] = json!({
+            "io.kubernetes.cri.sandbox-uid": POD,
+            "io.kubernetes.cri.container-name": "web",
+            "io.kubernetes.cri.container-type": "container",
+        });
+        fs::write(path, config.to_string()).unwrap();
+    }
+
+    fn images(&self) -> PathBuf {
+        self.dir.path().join("images")
+    }
+
+    fn work(&self) -> PathBuf {
+        self.dir.path().join("work")
+    }
+
+    /// Runs the counter, dumps it and ends it.
+    fn dump(&mut self) {
+        let id = &self.id;
+        ok_detached(Command::new("runc").args(["run", "-d", "--bundle"]).arg(&self.bundle).arg(id));
+        let counting = wait_for(LIMIT, || Ok((self.count() > 10).then_some(())));
+        assert!(counting.unwrap().is_some(), "the counter does not count");
+        ok(Command::new("runc").args(["pause", id]));
+        let output = Command::new("runc")
+            .args([
+                "checkpoint",
+                "--leave-running",
+                "--file-locks",
+                "--manage-cgroups-mode",
+                "ignore",
+            ])
+            .arg("--image-path")
+            .arg(self.images())
+            .arg("--work-path")
+            .arg(self.dir.path().join("dump"))
+            .arg(id)
+            .output()
+            .unwrap();
+        let log = fs::read_to_string(self.dir.path().join("dump/dump.log")).unwrap_or_default();
+        assert!(output.status.success(), "{output:?}\n{log}");
+        let pid = state(id)["pid"].as_u64().unwrap() as u32;
+        Freezer::of(pid).unwrap().kill_all_frozen(LIMIT).unwrap();
+        ok(Command::new("runc").args(["delete", "--force", id]));
+        self.dumped_at = self.count();
+    }
+
+    fn count(&self) -> u64 {
+        let text = fs::read_to_string(self.bundle.join("rootfs/count")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    /// Whether the counter has moved since the dump, looking for a while.
+    fn has_run(&self) -> bool {
+        wait_for(A_WHILE, || Ok((self.count() != self.dumped_at).then_some(()))).unwrap().is_some()
+    }
+
+    fn set_record(&self, state: RecordState) {
+        let record = Record {
+            version: RECORD_VERSION,
+            pod_uid: POD.into(),
+            pod_namespace: "test".into(),
+            pod_name: "counter".into(),
+            migration_uid: "m-1".into(),
+            role: Role::Target,
+            state,
+            containers: vec![ContainerRef { name: "web".into(), kind: ContainerKind::App }],
+            network: None,
+        };
+        self.pod.write_record(&record).unwrap();
+    }
+
+    fn log(&self) -> PathBuf {
+        self.bundle.join("log.json")
+    }
+
+    fn wrapper(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.host.bin("transship-runc"));
+        command
+            .env("TRANSSHIP_ROOT", self.host.root())
+            .args(["--log-format", "json", "--log"])
+            .arg(self.log())
+            .args(arguments)
+            .current_dir(&self.bundle)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> ExitStatus {
+        self.wrapper(arguments).status().unwrap()
+    }
+
+    /// Starts `create` and answers its wait for images.
+    fn create(&self) -> Child {
+        let pid_file = self.bundle.join("init.pid");
+        let child = self
+            .wrapper(&["create", "--bundle"])
+            .arg(&self.bundle)
+            .arg("--pid-file")
+            .arg(pid_file)
+            .arg(&self.id)
+            .spawn()
+            .unwrap();
+        let waiting = wait_for(LIMIT, || self.pod.marked::<Waiting>("web")).unwrap();
+        let waiting = waiting.expect("the wrapper waits for images");
+        assert_eq!((waiting.container_id.as_str(), waiting.pid), (self.id.as_str(), child.id()));
+        assert_eq!(waiting.rootfs, self.bundle.join("rootfs"));
+        let ready =
+            Ready { container_id: waiting.container_id, images: self.images(), work: self.work() };
+        self.pod.mark("web", &ready).unwrap();
+        child
+    }
+
+    fn restore_log(&self) -> String {
+        fs::read_to_string(self.work().join("restore.log")).unwrap_or_default()
+    }
+
+    fn tasks(&self) -> Vec<u32> {
+        match Freezer::at_cgroups_path(&format!("/transship-test/{}", self.id)) {
+            Ok(freezer) if freezer.exists() => freezer.tasks().unwrap(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if let Ok(freezer) = Freezer::at_cgroups_path(&format!("/transship-test/{}", self.id)) {
+            let _ = freezer.kill_all_frozen(LIMIT);
+        }
+        let _ = Command::new("runc").args(["delete", "--force", &self.id]).output();
+    }
+}
+
+/// The wrapper under test: beside this program when it was copied to a node, else cargo's.
+fn env_program() -> PathBuf {
+    let beside = std::env::current_exe().unwrap().with_file_name("transship-runc");
+    if beside.exists() { beside } else { env!("CARGO_BIN_EXE_transship-runc").into() }
+}
+
+fn state(id: &str) -> Value {
+    let output = Command::new("runc").args(["state", id]).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
+}
+
+#[test]
+fn a_restored_container_is_held_until_it_is_thawed_and_then_an_ordinary_one() {
+    let Some(scene) = Scene::set() else { return };
+    let status = scene.create().wait().unwrap();
+    assert!(status.success(), "{}", scene.restore_log());
+    assert_eq!(state(&scene.id)["status"], "paused");
+    let held = scene.pod.marked::<Held>("web").unwrap().unwrap();
+    let restored = scene.pod.marked::<Restored>("web").unwrap().unwrap();
+    assert_eq!((held.pid, &held.freezer), (restored.pid, &restored.freezer));
+    assert_eq!(state(&scene.id)["pid"], held.pid);
+    assert_eq!(held.freezer.state().unwrap(), FreezerState::Frozen);
+    assert!(!scene.has_run(), "the held container runs");
+
+    assert!(scene.run(&["start", &scene.id]).success());
+    assert!(!scene.run(&["create", "--bundle", scene.bundle.to_str().unwrap(), "again"]).success());
+    scene.set_record(RecordState::Held);
+    for refused in
+        [["kill", &scene.id, "9"], ["delete", "--force", &scene.id], ["resume", &scene.id, ""]]
+    {
+        assert!(!scene.run(&refused).success(), "{refused:?}");
+    }
+    let log = fs::read_to_string(scene.log()).unwrap();
+    assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{log}");
+    assert!(log.contains("refused") && log.contains("state held"), "{log}");
+    assert!(!scene.has_run(), "the held container runs");
+
+    held.freezer.thaw(LIMIT).unwrap();
+    scene.set_record(RecordState::Open);
+    assert!(scene.has_run(), "the thawed container does not run");
+    assert_eq!(state(&scene.id)["status"], "running");
+    assert!(scene.run(&["kill", &scene.id, "KILL"]).success());
+    let stopped = wait_for(LIMIT, || Ok((state(&scene.id)["status"] == "stopped").then_some(())));
+    assert!(stopped.unwrap().is_some());
+    assert!(scene.run(&["delete", &scene.id]).success());
+    assert_eq!(state(&scene.id), Value::Null);
+}
+
+#[test]
+fn a_kill_of_a_restored_container_lets_nothing_run() {
+    let Some(scene) = Scene::set() else { return };
+    assert!(scene.create().wait().unwrap().success(), "{}", scene.restore_log());
+    scene.set_record(RecordState::Aborted);
+    scene.run(&["kill", &scene.id, "TERM"]);
+    assert!(scene.tasks().is_empty());
+    assert!(scene.run(&["delete", "--force", &scene.id]).success());
+    assert!(!scene.has_run());
+}
+
+#[test]
+fn a_restore_that_criu_refuses_leaves_nothing_alive_and_says_why() {
+    let Some(scene) = Scene::set() else { return };
+    fs::write(scene.images().join("pstree.img"), b"not an image").unwrap();
+    assert!(!scene.create().wait().unwrap().success());
+    let failed = scene.pod.marked::<Failed>("web").unwrap().unwrap();
+    assert!(failed.message.contains("restoring web failed"), "{failed:?}");
+    assert!(!failed.log.is_empty());
+    assert!(scene.tasks().is_empty());
+    assert!(!scene.pod.has_ticket("web").unwrap(), "a ticket is good for one try");
+    assert!(!scene.run(&["create", "--bundle", scene.bundle.to_str().unwrap(), "again"]).success());
+    assert!(!scene.has_run());
+}
+
+#[test]
+fn a_wait_for_images_ends_when_the_restore_is_given_up() {
+    let Some(scene) = Scene::set() else { return };
+    let mut create =
+        scene.wrapper(&["create", "--bundle"]).arg(&scene.bundle).arg(&scene.id).spawn().unwrap();
+    let waiting = wait_for(LIMIT, || scene.pod.marked::<Waiting>("web")).unwrap();
+    assert!(waiting.is_some());
+    scene.set_record(RecordState::Aborted);
+    assert!(!create.wait().unwrap().success());
+    assert!(scene.pod.has_ticket("web").unwrap(), "the ticket was not used");
+    assert!(fs::read_to_string(scene.log()).unwrap().contains("given up"));
+}
+
+/// A record that whoever reads it waits for: the action script reads it when the tasks are frozen, before it
+/// says so and ends. That is the longest moment of the hold in which somebody could be killed.
+struct SlowRecord(PathBuf);
+
+impl SlowRecord {
+    fn put(scene: &Scene) -> Self {
+        let fifo = scene.dir.path().join("fifo");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let beside = scene.pod.path().join("slow");
+        fs::hard_link(&fifo, &beside).unwrap();
+        fs::rename(beside, scene.pod.record()).unwrap();
+        Self(fifo)
+    }
+
+    /// Lets every reader go on, with an empty record.
+    fn release(&self) {
+        use std::os::unix::fs::OpenOptionsExt;
+        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        // Fails where nobody reads.
+        let _ = fs::OpenOptions::new().write(true).custom_flags(nonblocking).open(&self.0);
+    }
+}
+
+/// The process whose program has this path in its command line, and its parent.
+fn find_process(program: &Path) -> Option<(u32, u32)> {
+    let program = program.to_str().unwrap();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).split('\0').next() != Some(program) {
+            continue;
+        }
+        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        return Some((pid, parent.trim().parse().ok()?));
+    }
+    None
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+/// Kills one of the processes that take part (CRIU, script, wrapper) while the tasks are held in
+/// `pre-resume`, and looks whether an instruction runs.
+fn killed_while_held(victim: impl Fn(u32, u32, u32) -> u32) {
+    let Some(scene) = Scene::set() else { return };
+    let mut create = scene.create();
+    let consumed = scene.pod.consumed("web").unwrap();
+    assert!(wait_for(LIMIT, || Ok(consumed.exists().then_some(()))).unwrap().is_some());
+    let record = SlowRecord::put(&scene);
+    let freezer = Freezer::at_cgroups_path(&format!("/transship-test/{}", scene.id)).unwrap();
+    let frozen = || Ok(matches!(freezer.state(), Ok(FreezerState::Frozen)).then_some(()));
+    let frozen = wait_for(LIMIT, frozen).unwrap();
+    assert!(frozen.is_some(), "not frozen: {}", scene.restore_log());
+    let (script, criu) = find_process(&scene.host.bin("transship-hold")).expect("the script waits");
+    assert!(!freezer.tasks().unwrap().is_empty());
+    assert_eq!(scene.pod.marked::<Held>("web").unwrap(), None);
+
+    kill(victim(criu, script, create.id()));
+    assert!(!scene.has_run(), "an instruction ran");
+    if freezer.exists() && !freezer.tasks().unwrap().is_empty() {
+        assert_eq!(freezer.state().unwrap(), FreezerState::Frozen);
+    }
+
+    // Then everybody finds that the record asks for no restore (any more): nothing stays alive.
+    let ended = wait_for(LIMIT, || {
+        record.release();
+        Ok(create.try_wait().unwrap())
+    });
+    let status = ended.unwrap().expect("the wrapper ends");
+    assert!(!status.success());
+    // What a killed wrapper leaves, the holder reaps by cgroup.
+    record.release();
+    freezer.kill_all_frozen(LIMIT).unwrap();
+    assert!(scene.tasks().is_empty());
+    assert!(!scene.has_run(), "an instruction ran at the end");
+    kill(script);
+    kill(criu);
+}
+
+#[test]
+fn nothing_runs_when_criu_is_killed_while_the_container_is_held() {
+    killed_while_held(|criu, _, _| criu);
+}
+
+#[test]
+fn nothing_runs_when_the_script_is_killed_while_the_container_is_held() {
+    killed_while_held(|_, script, _| script);
+}
+
+#[test]
+fn nothing_runs_when_the_wrapper_is_killed_while_the_container_is_held() {
+    killed_while_held(|_, _, wrapper| wrapper);
+}
