@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
+use transship_api::names;
 use transship_host::files;
 
 use crate::args::Args;
@@ -81,7 +82,9 @@ impl Cache {
 
     fn store(&self, certificate: &Certificate) {
         let stored = files::write_atomic(&self.0.join("tls.key"), certificate.key.as_bytes())
-            .and_then(|()| files::write_atomic(&self.0.join("tls.crt"), certificate.chain.as_bytes()));
+            .and_then(|()| {
+                files::write_atomic(&self.0.join("tls.crt"), certificate.chain.as_bytes())
+            });
         if let Err(error) = stored {
             tracing::warn!(error = error.chain(), "the certificate could not be kept on the node");
         }
@@ -166,8 +169,18 @@ impl Certificates {
         tokio::select! { () = keep => {}, () = stop.cancelled() => {} }
     }
 
+    /// The mounted bundle; where kubelet has not filled the volume in yet (it takes its time when
+    /// the operator made the ConfigMap after the pod started), the ConfigMap itself.
     async fn bundle(&self) -> Option<String> {
-        tokio::fs::read_to_string(&self.args.ca_file).await.ok().filter(|text| !text.is_empty())
+        let mounted = tokio::fs::read_to_string(&self.args.ca_file).await;
+        if let Some(text) = mounted.ok().filter(|text| !text.is_empty()) {
+            return Some(text);
+        }
+        let maps: Api<corev1::ConfigMap> =
+            Api::namespaced(self.client.clone(), &self.args.namespace);
+        let map = maps.get_opt(names::CA_BUNDLE);
+        let map = tokio::time::timeout(REQUEST_LIMIT, map).await.ok()?.ok()??;
+        map.data?.remove(names::CA_BUNDLE_KEY).filter(|text| !text.is_empty())
     }
 
     fn put_in_force(&self, certificate: &Certificate, bundle: &str) -> bool {
@@ -175,11 +188,16 @@ impl Certificates {
             Ok(tls) => {
                 self.publish.send_replace(Some(tls));
                 let end = certificate.not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
-                self.telemetry.certificate_end.set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
+                self.telemetry
+                    .certificate_end
+                    .set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
                 true
             }
             Err(error) => {
-                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "a certificate cannot be used");
+                tracing::warn!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "a certificate cannot be used"
+                );
                 false
             }
         }
@@ -282,5 +300,79 @@ mod tests {
         cache.store(&certificate);
         assert_eq!(cache.load(SystemTime::now()).unwrap().chain, chain);
         assert!(cache.load(certificate.not_after).is_none());
+    }
+
+    /// Answers one request as the operator does: signs what it is asked to, for the right token.
+    async fn operator(listener: tokio::net::TcpListener, tls: Tls, authority: Arc<Authority>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut config = (*tls.server).clone();
+        config.alpn_protocols.clear();
+        // The agent has no certificate to show yet.
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_cert_resolver(config.cert_resolver);
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut text = String::new();
+            while !text.contains("-----END CERTIFICATE REQUEST-----") {
+                let mut block = [0; 4096];
+                let count = stream.read(&mut block).await.unwrap();
+                assert_ne!(count, 0, "the request broke off: {text}");
+                text.push_str(std::str::from_utf8(&block[..count]).unwrap());
+            }
+            assert!(text.starts_with("POST /v1/certificates HTTP/1.1\r\n"), "{text}");
+            let answer = if text.contains("Bearer good-token\r\n") {
+                let request = &text[text.find("-----BEGIN").unwrap()..];
+                let chain = authority.sign(request);
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{chain}", chain.len())
+            } else {
+                "HTTP/1.1 403 Forbidden\r\ncontent-length: 9\r\n\r\nbad token".to_owned()
+            };
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let _ = stream.shutdown().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_asked_for_until_the_operator_issues_one() {
+        use clap::Parser;
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let authority = Arc::new(Authority::new());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let serving = authority.tls("transship-operator.ns-1.svc");
+        tokio::spawn(operator(listener, serving, authority.clone()));
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, token) = (dir.path().join("ca.crt"), dir.path().join("token"));
+        let argv = ["agent", "--node-name", "node-a", "--namespace", "ns-1"];
+        let mut args = Args::try_parse_from(argv).unwrap();
+        args.operator_address = Some(address);
+        args.ca_file = ca.clone();
+        args.token_file = token.clone();
+        // Answers nothing: the operator's address is given, and the bundle is mounted.
+        let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap()));
+        let telemetry = Telemetry::new();
+        let (certificates, mut current) =
+            Certificates::new(args, client.unwrap(), telemetry.clone(), dir.path());
+        // Bundle and token come later, as in a fresh cluster; the first token is refused.
+        std::fs::write(&token, "bad-token\n").unwrap();
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(certificates.run(stop.clone()));
+        std::fs::write(&ca, &authority.pem).unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(current.borrow().is_none());
+        std::fs::write(&token, "good-token\n").unwrap();
+        tokio::time::timeout(Duration::from_secs(20), current.wait_for(Option::is_some))
+            .await
+            .expect("in time")
+            .unwrap();
+        assert!(telemetry.certificate_end.get() > 0);
+        let kept = std::fs::read_to_string(dir.path().join("agent/tls.crt")).unwrap();
+        let kept = tls::certificates(&kept, "test").unwrap();
+        assert!(tls::peer_is(Some(&kept), "node-a.node.transship.internal"));
+        stop.cancel();
+        running.await.unwrap();
     }
 }

@@ -93,7 +93,11 @@ impl Collector {
             Ok(record) => record,
             // It refuses its pod, and tells no name by which the pod could be looked for.
             Err(error) => {
-                tracing::warn!(pod_uid = uid, error = error.chain(), "a record is damaged; remove its directory when the pod is gone");
+                tracing::warn!(
+                    pod_uid = uid,
+                    error = error.chain(),
+                    "a record is damaged; remove its directory when the pod is gone"
+                );
                 return Ok(false);
             }
         };

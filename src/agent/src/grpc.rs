@@ -204,8 +204,7 @@ impl Service {
                 )));
             }
             None => {
-                let restored =
-                    task.containers.iter().filter(|c| c.kind != ContainerKind::Init);
+                let restored = task.containers.iter().filter(|c| c.kind != ContainerKind::Init);
                 for container in restored {
                     pod.grant_ticket(&container.name).map_err(failed)?;
                 }
@@ -378,9 +377,7 @@ impl Agent for Service {
                 transship_host::paths::check_uid("pod UID", &uid).map_err(invalid)?;
                 self.inspector.pod(&uid, node).await.map_err(|error| match error {
                     transship_runtime::Error::NoSandbox(_) => Status::not_found(error.to_string()),
-                    other => Status::unavailable(
-                        format!("{:#}", anyhow::Error::from(other)),
-                    ),
+                    other => Status::unavailable(format!("{:#}", anyhow::Error::from(other))),
                 })?
             };
             let facts_json = serde_json::to_string(&facts)

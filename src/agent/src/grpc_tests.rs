@@ -82,7 +82,11 @@ fn a_task_that_does_not_belong_here_is_refused_in_a_sentence() {
     let target = task("m-1", Role::Target);
     let cases: [(&str, HolderTask, bool); 3] = [
         ("this call is for the source", target.clone(), false),
-        ("the task is for node node-z", HolderTask { node: "node-z".into(), ..target.clone() }, true),
+        (
+            "the task is for node node-z",
+            HolderTask { node: "node-z".into(), ..target.clone() },
+            true,
+        ),
         ("containers", HolderTask { containers: Vec::new(), ..target.clone() }, true),
     ];
     for (expected, task, as_target) in cases {
@@ -112,10 +116,7 @@ fn a_pod_takes_part_in_one_migration_at_a_time() {
 fn only_a_closed_side_is_forgotten() {
     let (_dir, service) = service();
     service.start_source(&json(&task("m-1", Role::Source))).unwrap();
-    assert_eq!(
-        service.forget("m-1", Role::Source).unwrap_err().code(),
-        Code::FailedPrecondition
-    );
+    assert_eq!(service.forget("m-1", Role::Source).unwrap_err().code(), Code::FailedPrecondition);
     let migration = service.host.migration("m-1", Role::Source).unwrap();
     migration.close().unwrap();
     service.forget("m-1", Role::Source).unwrap();
@@ -172,7 +173,8 @@ async fn a_watch_outlives_its_holder_and_ends_with_the_closed_status() {
     holder.abort();
     // Its last word is on disk, and it is done.
     let migration = service.host.migration("m-1", Role::Source).unwrap();
-    let last = SideStatus { stage: Stage::Aborted as i32, pod_uid: "p-1".into(), ..Default::default() };
+    let last =
+        SideStatus { stage: Stage::Aborted as i32, pod_uid: "p-1".into(), ..Default::default() };
     files::write_json(&migration.path().join("status.json"), &last).unwrap();
     migration.close().unwrap();
     let mut end = None;

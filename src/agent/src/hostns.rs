@@ -98,10 +98,9 @@ impl HostNs {
                 stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             }),
             Ok(Err(source)) => Err(start(source)),
-            Err(_) => Err(Error::TooLong {
-                program: (*program).to_owned(),
-                seconds: limit.as_secs(),
-            }),
+            Err(_) => {
+                Err(Error::TooLong { program: (*program).to_owned(), seconds: limit.as_secs() })
+            }
         }
     }
 

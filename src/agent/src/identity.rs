@@ -38,9 +38,8 @@ pub async fn discover(client: &Client, args: &Args) -> anyhow::Result<Identity> 
     let ip = args.node_ip.or_else(|| internal_ip(&node)).ok_or_else(|| {
         anyhow::anyhow!("node {} has no InternalIP; start the agent with NODE_IP", args.node_name)
     })?;
-    let node_uid = node
-        .uid()
-        .ok_or_else(|| anyhow::anyhow!("node {} has no UID", args.node_name))?;
+    let node_uid =
+        node.uid().ok_or_else(|| anyhow::anyhow!("node {} has no UID", args.node_name))?;
     Ok(Identity {
         node: args.node_name.clone(),
         node_uid,

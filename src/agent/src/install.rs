@@ -6,7 +6,6 @@
 //! containerd, and finds out whether the wrapper is in effect.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -22,6 +21,7 @@ use crate::args::Args;
 use crate::hostns::HostNs;
 use crate::migrations;
 use crate::runtime::Runtime;
+use crate::supervisor::Wanted;
 use crate::uninstall;
 
 /// How often everything is looked at.
@@ -66,7 +66,7 @@ pub struct Installer {
     /// Whether the annotation asks for removal.
     uninstall: watch::Receiver<bool>,
     /// Whether a supervisor should run.
-    supervise: Arc<watch::Sender<bool>>,
+    supervise: watch::Sender<Wanted>,
     current: watch::Sender<HostSide>,
     restarted: Option<Instant>,
     /// Whether this agent's programs are in place.
@@ -82,7 +82,7 @@ impl Installer {
         hostns: HostNs,
         runtime: Runtime,
         uninstall: watch::Receiver<bool>,
-        supervise: Arc<watch::Sender<bool>>,
+        supervise: watch::Sender<Wanted>,
     ) -> (Self, watch::Receiver<HostSide>) {
         let (current, side) = watch::channel(HostSide::default());
         let installer = Self {
@@ -120,6 +120,10 @@ impl Installer {
         });
     }
 
+    fn supervise(&self, wanted: Wanted) {
+        self.supervise.send_if_modified(|now| std::mem::replace(now, wanted) != wanted);
+    }
+
     async fn round(&mut self) {
         let wanted = !*self.uninstall.borrow_and_update();
         let version = match self.version().await {
@@ -142,18 +146,20 @@ impl Installer {
         } else {
             self.keep_removed(&version.1).await
         };
-        let problem = result.err().map(|error| {
+        let problem = result.err().map(|error| -> (&'static str, String) {
             let message = format!("{error:#}");
-            tracing::warn!(message, "the host side is not as it should be");
             let reason = error
-                .downcast_ref::<Reason>()
-                .map_or(reasons::INSTALL_FAILED, |Reason(reason)| *reason);
+                .downcast_ref::<Problem>()
+                .map_or(reasons::INSTALL_FAILED, |problem| problem.reason);
             (reason, message)
         });
-        if let Some((reason, _)) = &problem
-            && *reason == reasons::INSTALL_FAILED
-        {
-            self.publish(|side| side.state = HostSideState::Failed);
+        if let Some((reason, message)) = &problem {
+            if self.current.borrow().problem != problem {
+                tracing::warn!(reason, message, "the host side is not as it should be");
+            }
+            if *reason == reasons::INSTALL_FAILED {
+                self.publish(|side| side.state = HostSideState::Failed);
+            }
         }
         self.publish(|side| side.problem = problem);
     }
@@ -198,16 +204,17 @@ impl Installer {
                 self.restart(&plan).await?;
             }
             if report.cni_conflist.is_none() {
-                return Err(Reason(reasons::INSTALLING)).with_context(|| {
+                return Err(problem(
+                    reasons::INSTALLING,
                     format!(
                         "{} holds no CNI list yet; install a network plugin, or set agent.cni.confDir",
                         self.args.cni_conf_dir.display()
-                    )
-                });
+                    ),
+                ));
             }
             self.looked = true;
         }
-        self.supervise.send_if_modified(|wanted| !std::mem::replace(wanted, true));
+        self.supervise(Wanted::Running);
         let runc = self.runc_version().await;
         self.publish(|side| side.runc = runc);
         if let Err(error) = self.wrapper_in_effect().await {
@@ -274,23 +281,27 @@ impl Installer {
                 } else {
                     binary.display().to_string()
                 };
-                return Err(Reason(reasons::WRAPPER_NOT_ACTIVE)).with_context(|| {
+                return Err(problem(
+                    reasons::WRAPPER_NOT_ACTIVE,
                     format!(
-                        "containerd's default runtime calls {other}, not {}; let {} import /etc/containerd/conf.d/*.toml and restart containerd",
+                        "containerd's default runtime calls {other}, not {}; let {} import conf.d/transship.toml beside it and restart containerd",
                         wanted.display(),
                         self.args.containerd_config.display()
-                    )
-                });
+                    ),
+                ));
             }
             None => {
-                return Err(Reason(reasons::WRAPPER_NOT_ACTIVE)).context(
+                return Err(problem(
+                    reasons::WRAPPER_NOT_ACTIVE,
                     "containerd does not tell its runtime configuration; use containerd 1.7 or newer with the runtime io.containerd.runc.v2 as default",
-                );
+                ));
             }
         }
         if !status.ready {
-            return Err(Reason(reasons::RUNTIME_UNREACHABLE))
-                .with_context(|| format!("containerd says it is not ready: {}", status.message));
+            return Err(problem(
+                reasons::RUNTIME_UNREACHABLE,
+                format!("containerd says that it is not ready: {}", status.message),
+            ));
         }
         Ok(())
     }
@@ -306,18 +317,20 @@ impl Installer {
 
     async fn keep_removed(&mut self, runtime_version: &str) -> anyhow::Result<()> {
         if self.removed {
-            return Err(anyhow::Error::new(Reason(reasons::UNINSTALLED))
-                .context("the host side was removed; take the annotation transship.dev/uninstall off to install it again"));
+            return Err(removed());
         }
         self.publish(|side| side.state = HostSideState::Removing);
         let open = migrations::list(&self.host)?.into_iter().find(|side| !side.closed);
         if let Some(open) = open {
-            return Err(anyhow::Error::new(Reason(reasons::IN_PROGRESS)).context(format!(
-                "migration {} is not over on this node; the host side is removed after it",
-                open.uid
-            )));
+            return Err(problem(
+                reasons::IN_PROGRESS,
+                format!(
+                    "migration {} is not over on this node; the host side is removed after it",
+                    open.uid
+                ),
+            ));
         }
-        self.supervise.send_if_modified(|wanted| std::mem::replace(wanted, false));
+        self.supervise(Wanted::Ended);
         if self.args.no_install {
             bail!("the agent was told to leave the host as it is; remove the host side by hand");
         }
@@ -330,22 +343,35 @@ impl Installer {
             bail!("containerd still calls the wrapper; restart it by hand");
         }
         on_disk(&plan, install::link_wrapper_to_runc).await?;
-        let used = on_disk(&plan, move |plan| {
-            install::wrapper_in_use(plan, Path::new("/run/containerd"))
-        });
+        let used =
+            on_disk(&plan, move |plan| install::wrapper_in_use(plan, Path::new("/run/containerd")));
         uninstall::finish(&self.host, &self.hostns, &used.await?).await?;
         self.removed = true;
         self.looked = false;
         tracing::info!("the host side was removed");
         self.publish(|side| side.state = HostSideState::Removed);
-        Err(anyhow::Error::new(Reason(reasons::UNINSTALLED)).context("the host side was removed"))
+        Err(removed())
     }
 }
 
-/// The reason of a condition, carried in an error's chain.
+/// A problem whose reason is known; any other error counts as a failed installation.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Reason(&'static str);
+#[error("{message}")]
+struct Problem {
+    reason: &'static str,
+    message: String,
+}
+
+fn problem(reason: &'static str, message: impl Into<String>) -> anyhow::Error {
+    Problem { reason, message: message.into() }.into()
+}
+
+fn removed() -> anyhow::Error {
+    problem(
+        reasons::UNINSTALLED,
+        "the host side was removed; take the annotation transship.dev/uninstall off to install it again",
+    )
+}
 
 /// Work with fsync, off the threads that serve others.
 async fn on_disk<T: Send + 'static>(
@@ -378,7 +404,8 @@ fn default_runtime_binary(config: &Value) -> Option<PathBuf> {
     let name = get(containerd, ["defaultRuntimeName", "default_runtime_name"])?;
     let runtime = containerd.get("runtimes")?.get(name.as_str()?)?;
     let binary = runtime.get("options").and_then(|options| {
-        get(options, ["BinaryName", "binary_name"]).and_then(|name| name.as_str().map(PathBuf::from))
+        get(options, ["BinaryName", "binary_name"])
+            .and_then(|name| name.as_str().map(PathBuf::from))
     });
     Some(binary.unwrap_or_default())
 }

@@ -26,9 +26,10 @@ pub struct Leases {
 impl Leases {
     /// The operator says that a pod elsewhere uses the address now.
     pub fn moved(&self, request: &LeaseMovedRequest) -> Result<(), Status> {
-        let ip: IpAddr = request.ip.parse().map_err(|_| {
-            Status::invalid_argument(format!("{:?} is not an address", request.ip))
-        })?;
+        let ip: IpAddr = request
+            .ip
+            .parse()
+            .map_err(|_| Status::invalid_argument(format!("{:?} is not an address", request.ip)))?;
         let owner = LeaseOwner {
             pod_uid: request.pod_uid.clone(),
             pod_namespace: request.pod_namespace.clone(),

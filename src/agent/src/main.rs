@@ -82,14 +82,10 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
     tracing::info!(control = %identity.control, data = %identity.data, "this node");
 
     let cluster = cluster::Cluster::start(client.clone(), &identity.node, stop.clone());
-    let (certificates, tls) = certs::Certificates::new(
-        args.clone(),
-        client.clone(),
-        telemetry.clone(),
-        &host.run(),
-    );
+    let (certificates, tls) =
+        certs::Certificates::new(args.clone(), client.clone(), telemetry.clone(), &host.run());
     let (uninstall_sender, uninstall) = watch::channel(false);
-    let (supervise, supervise_wanted) = watch::channel(false);
+    let (supervise, supervise_wanted) = watch::channel(supervisor::Wanted::Unknown);
     let (facts_sender, facts) =
         watch::channel(NodeFacts { name: identity.node.clone(), ..NodeFacts::default() });
     let (installer, side) = install::Installer::new(
@@ -98,7 +94,7 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
         hostns.clone(),
         runtime.clone(),
         uninstall,
-        Arc::new(supervise),
+        supervise,
     );
     let (keeper, supervisor) = supervisor::Supervisor::new(
         host.clone(),

@@ -116,11 +116,7 @@ pub mod tests {
     pub fn task(uid: &str, role: Role) -> HolderTask {
         HolderTask {
             version: TASK_VERSION,
-            migration: ObjectRef {
-                namespace: "shop".into(),
-                name: "move".into(),
-                uid: uid.into(),
-            },
+            migration: ObjectRef { namespace: "shop".into(), name: "move".into(), uid: uid.into() },
             role,
             node: "node-a".into(),
             pod: ObjectRef { namespace: "shop".into(), name: "web-7".into(), uid: "p-1".into() },

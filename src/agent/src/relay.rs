@@ -214,7 +214,8 @@ impl Relay {
             anyhow::Ok(Some((migration, stream, holder)))
         };
         let begun = tokio::time::timeout(BEGIN_LIMIT, begin).await;
-        let Some((migration, mut stream, mut holder)) = begun.context("took too long to begin")??
+        let Some((migration, mut stream, mut holder)) =
+            begun.context("took too long to begin")??
         else {
             return Ok(());
         };
@@ -253,7 +254,8 @@ async fn connect_holder(socket: &Path) -> anyhow::Result<UnixStream> {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Err(error) => {
-                return Err(error).with_context(|| format!("cannot connect to {}", socket.display()));
+                return Err(error)
+                    .with_context(|| format!("cannot connect to {}", socket.display()));
             }
         }
     }

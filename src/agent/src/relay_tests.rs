@@ -1,9 +1,9 @@
 //! Two agents on the loopback, with a holder at each end.
 
 use super::*;
-use clap::Parser;
 use crate::migrations::tests::task;
 use crate::tls::testing::Authority;
+use clap::Parser;
 use tokio::sync::watch;
 
 struct Node {
@@ -31,7 +31,11 @@ impl Drop for Node {
 }
 
 /// The source's socket for its holder, the target's for its own, and the target agent's address.
-async fn connected(source: &Node, target: &Node, peer_node: &str) -> (std::path::PathBuf, UnixListener, SocketAddr) {
+async fn connected(
+    source: &Node,
+    target: &Node,
+    peer_node: &str,
+) -> (std::path::PathBuf, UnixListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(target.relay.clone().serve_peers(listener, target.stop.clone()));
@@ -49,8 +53,7 @@ async fn connected(source: &Node, target: &Node, peer_node: &str) -> (std::path:
 
 async fn dial(socket: &Path, peer: SocketAddr, peer_node: &str, migration: &str) -> UnixStream {
     let mut holder = UnixStream::connect(socket).await.unwrap();
-    let line =
-        Outward { peer, peer_node: peer_node.into(), migration: migration.into() };
+    let line = Outward { peer, peer_node: peer_node.into(), migration: migration.into() };
     write_line(&mut holder, &line).await.unwrap();
     holder
 }
@@ -74,9 +77,8 @@ async fn data_and_the_end_of_one_direction_pass_through() {
     let mut answer = String::new();
     source.read_to_string(&mut answer).await.unwrap();
     assert_eq!(answer, "thanks");
-    let counted = |node: &Node, kind| {
-        node.relay.telemetry.relayed.get_or_create_owned(&Kind { kind }).get()
-    };
+    let counted =
+        |node: &Node, kind| node.relay.telemetry.relayed.get_or_create_owned(&Kind { kind }).get();
     assert_eq!((counted(&a, "out"), counted(&a, "in")), (5, 6));
     assert_eq!((counted(&b, "in"), counted(&b, "out")), (5, 6));
 }

@@ -31,22 +31,33 @@ const UNIT: &str = "transship-holders";
 /// Nothing, or why no supervisor runs.
 pub type State = Option<String>;
 
+/// What is to become of the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Not known yet: one that runs is left alone.
+    Unknown,
+    /// The host side is installed: one has to run.
+    Running,
+    /// The host side is being removed: none may run.
+    Ended,
+}
+
 /// Keeps one supervisor running.
 pub struct Supervisor {
     host: HostRoot,
     hostns: HostNs,
     telemetry: Arc<Telemetry>,
-    wanted: watch::Receiver<bool>,
+    wanted: watch::Receiver<Wanted>,
     state: watch::Sender<State>,
 }
 
 impl Supervisor {
-    /// `wanted` becomes true once the host side is installed and false when it is removed.
+    /// `wanted` follows the installation.
     pub fn new(
         host: HostRoot,
         hostns: HostNs,
         telemetry: Arc<Telemetry>,
-        wanted: watch::Receiver<bool>,
+        wanted: watch::Receiver<Wanted>,
     ) -> (Self, watch::Receiver<State>) {
         let (state, current) = watch::channel(Some("it was not started yet".to_owned()));
         (Self { host, hostns, telemetry, wanted, state }, current)
@@ -57,12 +68,12 @@ impl Supervisor {
         loop {
             let wanted = *self.wanted.borrow_and_update();
             let state = match self.round(wanted).await {
-                Ok(()) if wanted => None,
-                Ok(()) => Some("it is not wanted".to_owned()),
+                Ok(()) if wanted == Wanted::Running => None,
+                Ok(()) => Some("it is not wanted (yet)".to_owned()),
                 Err(error) => Some(format!("{error:#}")),
             };
             if *self.state.borrow() != state {
-                if let Some(problem) = state.as_ref().filter(|_| wanted) {
+                if let Some(problem) = state.as_ref().filter(|_| wanted == Wanted::Running) {
                     tracing::warn!(problem, "the supervisor does not run");
                 }
                 self.state.send_replace(state);
@@ -75,13 +86,14 @@ impl Supervisor {
         }
     }
 
-    async fn round(&self, wanted: bool) -> anyhow::Result<()> {
+    async fn round(&self, wanted: Wanted) -> anyhow::Result<()> {
         let running = self.running();
-        if !wanted {
-            if let Some(pid) = running {
-                end(pid).context("cannot end the supervisor")?;
+        match wanted {
+            Wanted::Unknown => return Ok(()),
+            Wanted::Ended => {
+                return running.map_or(Ok(()), end).context("cannot end the supervisor");
             }
-            return Ok(());
+            Wanted::Running => {}
         }
         if let Some(pid) = running {
             if self.is_current(pid) {
@@ -93,9 +105,9 @@ impl Supervisor {
         }
         self.start().await?;
         self.telemetry.supervisor_starts.inc();
-        self.wait_for(|pid| pid.is_some()).await.with_context(|| {
-            format!("it ended at once; see {} on the node", self.log_on_host())
-        })?;
+        self.wait_for(|pid| pid.is_some())
+            .await
+            .with_context(|| format!("it ended at once; see {} on the node", self.log_on_host()))?;
         tracing::info!("the supervisor of holders was started on the host");
         Ok(())
     }
@@ -256,9 +268,6 @@ mod tests {
         file.lock().unwrap();
         let metadata = std::fs::metadata(&path).unwrap();
         let locks = std::fs::read_to_string("/proc/locks").unwrap();
-        assert_eq!(
-            owner(&locks, metadata.dev(), metadata.ino()),
-            Some(std::process::id() as i32)
-        );
+        assert_eq!(owner(&locks, metadata.dev(), metadata.ino()), Some(std::process::id() as i32));
     }
 }

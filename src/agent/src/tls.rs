@@ -56,10 +56,7 @@ pub struct Tls {
 }
 
 /// The certificates of a PEM text, at least one.
-pub fn certificates(
-    pem: &str,
-    what: &'static str,
-) -> Result<Vec<CertificateDer<'static>>, Error> {
+pub fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, Error> {
     let certificates = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|source| Error::Pem { what, source })?;
@@ -84,8 +81,7 @@ pub fn build(chain: &str, key: &str, bundle: &str) -> Result<Tls, Error> {
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
         .map_err(|source| Error::Pem { what: "agent's key", source })?;
     let unusable = |source| Error::Tls { what: "agent's certificate", source };
-    let verifier =
-        WebPkiClientVerifier::builder(roots.clone()).build().map_err(Error::Bundle)?;
+    let verifier = WebPkiClientVerifier::builder(roots.clone()).build().map_err(Error::Bundle)?;
     let mut server = ServerConfig::builder()
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain.clone(), key.clone_key())
@@ -142,6 +138,12 @@ pub mod testing {
                 vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
             let certificate = params.signed_by(&key, &self.issuer).unwrap();
             (certificate.pem(), key.serialize_pem())
+        }
+
+        /// Signs a certificate request (PEM), as it is.
+        pub fn sign(&self, request: &str) -> String {
+            let request = rcgen::CertificateSigningRequestParams::from_pem(request).unwrap();
+            request.signed_by(&self.issuer).unwrap().pem()
         }
 
         /// Both configurations for `name`.

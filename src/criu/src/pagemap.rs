@@ -396,7 +396,7 @@ mod tests {
     fn a_pagemap_of_criu_is_read_and_written_back_byte_for_byte() {
         let image = include_bytes!("../testdata/pagemap-1.img");
         let pagemap = Pagemap::parse(image).unwrap();
-        assert_eq!(pagemap.pages_id, 2);
+        assert_eq!(pagemap.pages_id, 1);
         let mut out = Header::Common(PAGEMAP_MAGIC).bytes();
         let mut head = Vec::new();
         put_uint(&mut head, 1, u64::from(pagemap.pages_id));

@@ -7,14 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use transship_protocol::{Read, Recorded, TargetWord, judge_read};
 
 use crate::decision::{Reader, Seen};
 
-/// Pace of reads after the vote, and of those that were asked for and failed.
+/// Pace of reads after the vote.
 const PACE: Duration = Duration::from_secs(1);
 /// Pace before the vote: only to notice that the Migration was deleted or decided unheard.
 const SLOW_PACE: Duration = Duration::from_secs(5);
+
+/// Least time between two reads of the target's word, which is asked for until it is there.
+const PEER_PACE: Duration = Duration::from_millis(300);
 
 /// What was read.
 #[derive(Debug, Clone, Copy)]
@@ -69,36 +73,43 @@ pub async fn read<E>(
     into_event: impl Fn(Reading) -> Option<E>,
 ) {
     let wishes = asker.0;
+    let (mut migration_due, mut peer_due) = (Instant::now(), Instant::now());
     loop {
-        if wishes.peer.swap(false, Ordering::SeqCst) {
-            match reader.peer(&peer_node).await {
-                Ok(reading) => {
+        if wishes.migration.swap(false, Ordering::SeqCst) || migration_due <= Instant::now() {
+            match reader.read().await {
+                Ok(seen) => {
+                    let reading = Reading::Migration(judge(reader.uid(), seen));
                     if !pass_on(&events, into_event(reading)).await {
                         return;
                     }
                 }
-                Err(error) => {
-                    tracing::warn!("cannot read what the target published: {error:#}");
-                    wishes.peer.store(true, Ordering::SeqCst);
-                }
+                Err(error) => tracing::warn!("{error:#}"),
             }
+            let voted = wishes.voted.load(Ordering::SeqCst);
+            migration_due = Instant::now() + if voted { PACE } else { SLOW_PACE };
         }
-        wishes.migration.store(false, Ordering::SeqCst);
-        match reader.read().await {
-            Ok(seen) => {
-                let reading = Reading::Migration(judge(reader.uid(), seen));
-                if !pass_on(&events, into_event(reading)).await {
-                    return;
+        if wishes.peer.load(Ordering::SeqCst) && peer_due <= Instant::now() {
+            match reader.peer(&peer_node).await {
+                Ok(reading) => {
+                    // Asked for until it is the last word.
+                    let last = !matches!(&reading, Reading::Peer(word) if word.outcome.is_none());
+                    wishes.peer.store(!last, Ordering::SeqCst);
+                    if !pass_on(&events, into_event(reading)).await {
+                        return;
+                    }
                 }
+                Err(error) => tracing::warn!("cannot read what the target published: {error:#}"),
             }
-            Err(error) => tracing::warn!("{error:#}"),
+            peer_due = Instant::now() + PEER_PACE;
         }
-        let unmet = wishes.peer.load(Ordering::SeqCst);
-        let voted = wishes.voted.load(Ordering::SeqCst);
-        let pace = if voted || unmet { PACE } else { SLOW_PACE };
+        if wishes.voted.load(Ordering::SeqCst) {
+            migration_due = migration_due.min(Instant::now() + PACE);
+        }
+        let peer_asked = wishes.peer.load(Ordering::SeqCst);
+        let due = if peer_asked { migration_due.min(peer_due) } else { migration_due };
         tokio::select! {
             () = wishes.wake.notified() => {}
-            () = tokio::time::sleep(pace) => {}
+            () = tokio::time::sleep_until(due) => {}
             () = events.closed() => return,
         }
     }

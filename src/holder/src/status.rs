@@ -96,6 +96,11 @@ impl Board {
         self.sender.borrow().frozen_at_unix_micros != 0
     }
 
+    /// Whether the tasks were thawed at some time.
+    pub fn was_thawed(&self) -> bool {
+        self.sender.borrow().thawed_at_unix_micros != 0
+    }
+
     /// Shows a word that the protocol has handed out.
     pub fn word(&self, word: &impl Serialize) {
         let text = serde_json::to_string(word).unwrap_or_default();

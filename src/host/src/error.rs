@@ -64,8 +64,8 @@ pub enum Error {
         /// What was seen last.
         state: String,
     },
-    /// A process has no freezer cgroup that this host can reach.
-    #[error("no freezer cgroup of process {pid} is reachable: {reason}")]
+    /// A process has no cgroup that this host can reach (process 0: none has the wanted path).
+    #[error("the cgroup of process {pid} is not reachable: {reason}")]
     NoFreezer {
         /// The process.
         pid: u32,

@@ -9,6 +9,7 @@
 //! under a mount) use another root.
 
 pub mod bundle;
+pub mod cgroup;
 pub mod error;
 pub mod files;
 pub mod freezer;

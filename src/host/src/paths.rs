@@ -220,6 +220,14 @@ impl PodDir {
     }
 }
 
+impl PodDir {
+    /// What the action script has to set again after `container`'s restore.
+    pub fn lifted_limits(&self, container: &str) -> Result<PathBuf> {
+        check_name("container name", container)?;
+        Ok(self.0.join("criu").join(format!("{container}.limits")))
+    }
+}
+
 /// One side's directory under [`HostRoot::migrations`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationDir(PathBuf);

@@ -198,6 +198,9 @@ mod tests {
     use crate::HostRoot;
     use crate::record::{ContainerKind, NetworkMode};
 
+    /// Makes a task wrong in one way.
+    type Change = fn(&mut HolderTask);
+
     fn task() -> HolderTask {
         HolderTask {
             version: TASK_VERSION,
@@ -242,7 +245,7 @@ mod tests {
 
     #[test]
     fn each_bad_field_is_refused_and_named() {
-        let cases: [(fn(&mut HolderTask), &str); 12] = [
+        let cases: [(Change, &str); 12] = [
             (|t| t.version = 2, "version 2"),
             (|t| t.migration.uid = "../m".into(), "migration.uid"),
             (|t| t.pod.uid = String::new(), "pod.uid"),

@@ -11,7 +11,10 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use transship_host::freezer::Freezer;
 use transship_host::markers::Held;
+use transship_host::paths::PodDir;
 use transship_host::record::RecordState;
+
+use crate::limits;
 
 /// The name under which the wrapper's program is the action script.
 pub const PROGRAM: &str = "transship-hold";
@@ -26,8 +29,14 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The action script's `main`.
 pub fn run() -> ExitCode {
-    if std::env::var_os("CRTOOLS_SCRIPT_ACTION").is_none_or(|action| action != "pre-resume") {
-        return ExitCode::SUCCESS;
+    match std::env::var("CRTOOLS_SCRIPT_ACTION").as_deref() {
+        Ok("pre-restore") => {
+            // Slower without it, and no reason to fail.
+            let _ = lift_limits();
+            return ExitCode::SUCCESS;
+        }
+        Ok("pre-resume") => {}
+        _ => return ExitCode::SUCCESS,
     }
     let init = std::env::var("CRTOOLS_INIT_PID").ok().and_then(|pid| pid.parse().ok());
     let Some(init) = init else {
@@ -45,15 +54,27 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// The pod and the container that this restore is for.
+fn subject() -> Result<(PodDir, String), Box<dyn std::error::Error>> {
+    let pod = crate::host().pod(&std::env::var(POD_VARIABLE)?)?;
+    Ok((pod, std::env::var(CONTAINER_VARIABLE)?))
+}
+
+fn lift_limits() -> Result<(), Box<dyn std::error::Error>> {
+    let (pod, container) = subject()?;
+    let criu = criu().ok_or("CRIU has ended")?;
+    limits::lift(criu, &pod.lifted_limits(&container)?)?;
+    Ok(())
+}
+
 fn hold(init: u32) -> Result<(), Box<dyn std::error::Error>> {
     let freezer = Freezer::of(init)?;
     leave(&freezer)?;
     freezer.freeze(FREEZE_LIMIT)?;
 
     // From here on nothing runs whoever dies. Now see whether anybody still wants it.
-    let host = crate::host();
-    let pod = host.pod(&std::env::var(POD_VARIABLE)?)?;
-    let container = std::env::var(CONTAINER_VARIABLE)?;
+    let (pod, container) = subject()?;
+    limits::reset(&pod.lifted_limits(&container)?)?;
     let record = pod.read_record()?.ok_or("the pod has no record")?;
     if record.state != RecordState::Restore {
         return Err("the restore was given up".into());

@@ -6,6 +6,7 @@
 
 pub mod cni;
 pub mod hold;
+mod limits;
 pub mod log;
 pub mod noop;
 pub mod restore;

@@ -28,7 +28,7 @@ use transship_host::record::RecordState;
 use transship_host::{HostRoot, files};
 
 use crate::wrapper::Subject;
-use crate::{hold, noop};
+use crate::{hold, limits, noop};
 
 /// How long `create` waits for images. kubelet gives it two minutes in all.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -63,6 +63,9 @@ pub(crate) fn run(
         subject.pod.mark(&subject.container, &restored).map_err(|error| error.chain())
     });
     if let Err(message) = &result {
+        // The pod's cgroup stays. The holder closes the pod anyway, so a failure here changes nothing.
+        let _ =
+            subject.pod.lifted_limits(&subject.container).and_then(|memory| limits::reset(&memory));
         // Restored or not: nothing may be left alive behind an error.
         let killed = subject.bundle.freezer().and_then(|f| f.kill_all_frozen(KILL_LIMIT));
         let message = match killed {

@@ -2,6 +2,8 @@
 //!
 //! Needs root, `ip` and `nft`; without them a test says so and passes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 

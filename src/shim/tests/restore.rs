@@ -4,6 +4,8 @@
 //! the sandbox have them, and the end-to-end tests run this program there. The tests share the machine's
 //! cgroups, hence the lock.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use transship_host::HostRoot;
+use transship_host::cgroup::{CgroupVersion, cgroup_at};
 use transship_host::freezer::{Freezer, FreezerState};
 use transship_host::markers::{Failed, Held, Ready, Restored, Waiting, wait_for};
 use transship_host::paths::{PodDir, Role};
@@ -22,6 +25,9 @@ const POD: &str = "restore-test-pod";
 const LIMIT: Duration = Duration::from_secs(20);
 /// Long enough for a running counter to count thousands.
 const A_WHILE: Duration = Duration::from_millis(300);
+
+/// The containers' CPU quota in microseconds of a tenth of a second.
+const QUOTA: u32 = 50_000;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -105,6 +111,7 @@ impl Scene {
         config["process"]["args"] = json!(["/bin/busybox", "sh", "-c", script]);
         config["root"]["readonly"] = json!(false);
         config["linux"]["cgroupsPath"] = json!(format!("/transship-test/{}", self.id));
+        config["linux"]["resources"]["cpu"] = json!({"quota": QUOTA, "period": 100_000});
         let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
         namespaces.retain(|namespace| namespace["type"] != "network");
         config["annotations"] = json!({
@@ -221,6 +228,17 @@ impl Scene {
         child
     }
 
+    fn cpu_quota(&self) -> String {
+        let path = format!("/transship-test/{}", self.id);
+        let (dir, version) = cgroup_at("cpu", &path).unwrap();
+        let file = match version {
+            CgroupVersion::V1 => "cpu.cfs_quota_us",
+            CgroupVersion::V2 => "cpu.max",
+        };
+        let text = fs::read_to_string(dir.join(file)).unwrap();
+        text.split_whitespace().next().unwrap().to_owned()
+    }
+
     fn restore_log(&self) -> String {
         fs::read_to_string(self.work().join("restore.log")).unwrap_or_default()
     }
@@ -265,6 +283,8 @@ fn a_restored_container_is_held_until_it_is_thawed_and_then_an_ordinary_one() {
     assert_eq!(state(&scene.id)["pid"], held.pid);
     assert_eq!(held.freezer.state().unwrap(), FreezerState::Frozen);
     assert!(!scene.has_run(), "the held container runs");
+    assert_eq!(scene.cpu_quota(), QUOTA.to_string(), "the lifted limit is set again");
+    assert!(!scene.pod.lifted_limits("web").unwrap().exists());
 
     assert!(scene.run(&["start", &scene.id]).success());
     assert!(!scene.run(&["create", "--bundle", scene.bundle.to_str().unwrap(), "again"]).success());

@@ -271,8 +271,7 @@ fn recorded() -> Vec<u8> {
     sender.container_done("app").unwrap();
     sender.all_done(PATIENCE).unwrap();
     target.join().unwrap().0.unwrap();
-    let bytes = copy.lock().unwrap().clone();
-    bytes
+    std::mem::take(&mut copy.lock().unwrap())
 }
 
 fn replay(bytes: &[u8]) -> Result<Totals, Error> {

@@ -91,15 +91,8 @@ impl File {
 }
 
 /// Anonymous inodes that CRIU restores.
-const KNOWN_ANONYMOUS: [&str; 7] = [
-    "[eventfd]",
-    "[eventpoll]",
-    "[signalfd]",
-    "[timerfd]",
-    "inotify",
-    "[fanotify]",
-    "[pidfd]",
-];
+const KNOWN_ANONYMOUS: [&str; 7] =
+    ["[eventfd]", "[eventpoll]", "[signalfd]", "[timerfd]", "inotify", "[fanotify]", "[pidfd]"];
 
 /// Judges one descriptor that is neither a socket nor a pipe.
 fn judge(
@@ -166,7 +159,12 @@ fn mappings(dir: &Path) -> Vec<Resource> {
     let Ok(maps) = std::fs::read_to_string(dir.join("maps")) else { return Vec::new() };
     proc::unlinked_mappings(&maps)
         .into_iter()
-        .map(|(path, _)| Resource { kind: ResourceKind::UnlinkedFile, fd: -1, detail: path, bytes: 0 })
+        .map(|(path, _)| Resource {
+            kind: ResourceKind::UnlinkedFile,
+            fd: -1,
+            detail: path,
+            bytes: 0,
+        })
         .collect()
 }
 
@@ -222,7 +220,8 @@ mod tests {
     #[test]
     fn each_descriptor_is_told_by_what_it_points_to() {
         use ResourceKind as K;
-        let device = |major, minor| File { character_device: Some((major, minor)), ..File::default() };
+        let device =
+            |major, minor| File { character_device: Some((major, minor)), ..File::default() };
         let regular = File { regular: true, links: 1, ..File::default() };
         for (link, file, wanted) in [
             ("anon_inode:[io_uring]", None, vec![K::IoUring]),

@@ -167,8 +167,7 @@ impl Inspector {
         let Some(container) = found.container else { return facts };
         facts.pid = container.pid;
         let dir = self.proc().join(container.pid.to_string());
-        let own_mounts =
-            parse(&std::fs::read_to_string(dir.join("mountinfo")).unwrap_or_default());
+        let own_mounts = parse(&std::fs::read_to_string(dir.join("mountinfo")).unwrap_or_default());
         facts.mounts = mounts::classify(&own_mounts, place);
         let root = own_mounts.iter().rev().find(|mount| mount.point == Path::new("/"));
         if let Some(root) = root {
@@ -211,7 +210,9 @@ impl Inspector {
                     }
                 }
             }
-            Err(error) => incomplete.push(format!("processes of {}: {}", facts.name, error.chain())),
+            Err(error) => {
+                incomplete.push(format!("processes of {}: {}", facts.name, error.chain()))
+            }
         }
         facts
     }
@@ -395,5 +396,27 @@ mod tests {
     fn our_own_table_is_not_the_applications() {
         assert_eq!(tables("table inet mesh\ntable netdev transship\n"), ["inet mesh"]);
         assert!(tables("").is_empty());
+    }
+
+    /// Prints the facts of a pod: run on a node as root, with `POD_UID=… --ignored --nocapture`.
+    #[tokio::test]
+    #[ignore = "needs a node with a running pod"]
+    async fn a_real_pod_is_inspected() {
+        use clap::Parser;
+        let uid = std::env::var("POD_UID").unwrap();
+        let args = crate::args::Args::try_parse_from(["agent", "--node-name", "x"]).unwrap();
+        let host = HostRoot::host();
+        let inspector = Inspector {
+            host: host.clone(),
+            hostns: HostNs::new(host.root()),
+            runtime: Runtime::new(&host, &args),
+            kubelet_root: args.kubelet_root,
+            cni_conf_dir: args.cni_conf_dir,
+        };
+        let started = std::time::Instant::now();
+        let facts = inspector.pod(&uid, NodeFacts::default()).await.unwrap();
+        println!("{}", serde_json::to_string_pretty(&facts).unwrap());
+        println!("took {:?}", started.elapsed());
+        assert!(!facts.containers.is_empty());
     }
 }

@@ -205,10 +205,7 @@ mod tests {
         Interface {
             name: "eth0".into(),
             mac: "02:00:0a:f4:01:05".into(),
-            addresses: vec![
-                ("fd00::5".parse().unwrap(), 64),
-                ("10.244.1.5".parse().unwrap(), 16),
-            ],
+            addresses: vec![("fd00::5".parse().unwrap(), 64), ("10.244.1.5".parse().unwrap(), 16)],
         }
     }
 
@@ -236,7 +233,10 @@ mod tests {
             route("10.9.0.0", 16, Some("10.244.1.9")),
         ];
         let facts = facts(&[lo, second, eth0()], &routes, &[]);
-        assert_eq!((facts.interface.as_str(), facts.ip.as_str(), facts.prefix), ("eth0", "10.244.1.5", 16));
+        assert_eq!(
+            (facts.interface.as_str(), facts.ip.as_str(), facts.prefix),
+            ("eth0", "10.244.1.5", 16)
+        );
         assert_eq!(facts.mac, "02:00:0a:f4:01:05");
         assert_eq!(facts.gateway, "10.244.1.1");
         assert_eq!(facts.other_interfaces, ["net1"]);
@@ -264,7 +264,10 @@ mod tests {
                  "ranges":[[{"subnet":"10.244.0.0/16"}],[{"subnet":"fd00::/64"}]]}},
                 {"type":"transship-cni"}]}"#,
         );
-        write("20-later.conf", r#"{"type":"macvlan","master":"eth1","ipam":{"subnet":"10.0.0.0/8"}}"#);
+        write(
+            "20-later.conf",
+            r#"{"type":"macvlan","master":"eth1","ipam":{"subnet":"10.0.0.0/8"}}"#,
+        );
         let found = cni(dir.path()).unwrap();
         assert_eq!(found.name, "flat");
         assert_eq!(found.plugins, ["bridge", "transship-cni"]);

@@ -188,7 +188,8 @@ pub struct Route {
 
 /// Reads `/proc/PID/net/route`; routes that are down are left out.
 pub fn routes(table: &str) -> Vec<Route> {
-    let address = |hex: &str| u32::from_str_radix(hex, 16).ok().map(|w| Ipv4Addr::from(w.to_ne_bytes()));
+    let address =
+        |hex: &str| u32::from_str_radix(hex, 16).ok().map(|w| Ipv4Addr::from(w.to_ne_bytes()));
     table
         .lines()
         .skip(1)
@@ -209,9 +210,8 @@ pub fn routes(table: &str) -> Vec<Route> {
 /// Sums of a `/proc/sysvipc` table: rows, and the total of the column called `size`.
 pub fn sysv(table: &str) -> (u64, u64) {
     let mut lines = table.lines();
-    let size = lines
-        .next()
-        .and_then(|head| head.split_ascii_whitespace().position(|name| name == "size"));
+    let size =
+        lines.next().and_then(|head| head.split_ascii_whitespace().position(|name| name == "size"));
     lines.fold((0, 0), |(rows, bytes), line| {
         let value = size.and_then(|at| line.split_ascii_whitespace().nth(at));
         (rows + 1, bytes + value.and_then(|v| v.parse::<u64>().ok()).unwrap_or(0))
@@ -268,9 +268,11 @@ mod tests {
         assert_eq!(packed_device("8:1"), Some(0x80_0001));
         let locked = "pos:\t0\nlock:\t1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF\n";
         assert_eq!(fdinfo(locked).locks, 1);
-        for (line, periodic) in
-            [("it_interval: (0, 0)", false), ("it_interval: (1, 0)", true), ("it_interval: (0, 50)", true)]
-        {
+        for (line, periodic) in [
+            ("it_interval: (0, 0)", false),
+            ("it_interval: (1, 0)", true),
+            ("it_interval: (0, 50)", true),
+        ] {
             assert_eq!(fdinfo(line).periodic_timer, periodic, "{line}");
         }
     }
@@ -317,12 +319,19 @@ mod tests {
         assert_eq!(
             found.peers,
             [
-                PeerFacts { address: "10.250.0.12".into(), connections: 3, local_ports: vec![8080] },
-                PeerFacts { address: "10.250.0.13".into(), connections: 1, local_ports: vec![8081] },
+                PeerFacts {
+                    address: "10.250.0.12".into(),
+                    connections: 3,
+                    local_ports: vec![8080]
+                },
+                PeerFacts {
+                    address: "10.250.0.13".into(),
+                    connections: 1,
+                    local_ports: vec![8081]
+                },
             ]
         );
-        let ports: Vec<_> =
-            found.listening.iter().map(|l| (l.address.as_str(), l.port)).collect();
+        let ports: Vec<_> = found.listening.iter().map(|l| (l.address.as_str(), l.port)).collect();
         assert_eq!(ports, [("0.0.0.0", 8080), ("::", 80)]);
     }
 

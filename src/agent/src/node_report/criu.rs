@@ -138,9 +138,14 @@ mod tests {
     fn versions_are_read_and_compared() {
         assert_eq!(version("Version: 4.2.1\nGitID: v4.2.1\n"), "4.2.1");
         assert_eq!(version("what"), "");
-        for (text, enough) in
-            [("4.2", true), ("4.2.1", true), ("5.0", true), ("4.1.1", false), ("3.17.1", false), ("", false)]
-        {
+        for (text, enough) in [
+            ("4.2", true),
+            ("4.2.1", true),
+            ("5.0", true),
+            ("4.1.1", false),
+            ("3.17.1", false),
+            ("", false),
+        ] {
             assert_eq!(is_new_enough(text), enough, "{text}");
         }
     }

@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod criu;
 pub mod usage;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,8 @@ use transship_api::conditions::{
     self, ConditionStatus, FENCED, NODE_AGENT_TYPES, READY, reasons, set_condition,
 };
 use transship_api::node::{
-    Agent, Amounts, Cpu, Criu, HostSideState, NodeSpec, NodeStatus, Runtime as ApiRuntime,
+    ActiveMigration, Agent, Amounts, Cpu, Criu, HostSideState, NodeSpec, NodeStatus,
+    Runtime as ApiRuntime,
 };
 use transship_api::{Node, names};
 use transship_core::facts::NodeFacts;
@@ -44,6 +46,8 @@ use crate::telemetry::{Kind, Telemetry};
 const PROBE_AGAIN: Duration = Duration::from_secs(1800);
 /// How often capacity and usage are looked at.
 const COUNT_AGAIN: Duration = Duration::from_secs(30);
+/// How often holders' last words are looked at.
+const WORDS_LOOK: Duration = Duration::from_millis(100);
 /// How long one request to the API server may take.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// Field manager of the one condition that this agent writes once and never again.
@@ -60,15 +64,45 @@ struct Machine {
 
 impl Machine {
     fn look(host: &HostRoot) -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        // Through the host's own mounts, as holders read it.
+        let read = |path: &str| std::fs::read_to_string(host.join(path)).unwrap_or_default();
         // Version 2 has its control files at the root; hybrid hosts use version 1 for containers.
         let unified = host.join("/sys/fs/cgroup/cgroup.controllers").exists();
         Self {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             cpu: cpu::parse(&read("/proc/cpuinfo")),
-            boot_id: files::boot_id().unwrap_or_default(),
+            boot_id: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
             cgroup_version: if unified { 2 } else { 1 },
         }
+    }
+}
+
+/// What holders have said. The other side, and the operator, may wait for a final word: it is
+/// published at once, not with the next heartbeat.
+#[derive(Default)]
+struct Words {
+    said: Vec<ActiveMigration>,
+    changed: Option<std::time::SystemTime>,
+}
+
+impl Words {
+    /// Whether something else is to be published than was.
+    fn are_news(&mut self, host: &HostRoot) -> bool {
+        let names = files::list(&host.migrations()).unwrap_or_default();
+        let changed = |name: &String| {
+            let dir = host.migrations().join(name);
+            let at = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+            at(&dir.join("status.json")).max(at(&dir))
+        };
+        // Cheap, and enough to know that nothing happened.
+        let changed = names.iter().filter_map(changed).max();
+        if changed == self.changed && names.len() == self.said.len() {
+            return false;
+        }
+        self.changed = changed;
+        let now = migrations::list(host).unwrap_or_default();
+        now.len() != self.said.len()
+            || now.iter().zip(&self.said).any(|(side, said)| side.published() != *said)
     }
 }
 
@@ -119,9 +153,9 @@ impl Reporter {
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut probe: Option<(tokio::time::Instant, criu::Probe)> = None;
         let mut amounts: Option<(tokio::time::Instant, (Amounts, Amounts))> = None;
-        let mut quick = tokio::time::interval(Duration::from_millis(500));
+        let mut quick = tokio::time::interval(WORDS_LOOK);
         quick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut published = None;
+        let mut words = Words::default();
         loop {
             tokio::select! {
                 _ = beat.tick() => {}
@@ -131,10 +165,7 @@ impl Reporter {
                     probe = None;
                 }
                 changed = self.supervisor.changed() => if changed.is_err() { return },
-                _ = quick.tick() => {
-                    let now = self.words();
-                    if published.is_none() || published == Some(now) { continue }
-                }
+                _ = quick.tick() => if !words.are_news(&self.host) { continue },
                 () = stop.cancelled() => return,
             }
             self.telemetry.round();
@@ -158,7 +189,7 @@ impl Reporter {
                     continue;
                 }
             };
-            let words = self.words();
+            words.said = sides.iter().map(migrations::Side::published).collect();
             let open = sides.iter().filter(|side| !side.closed).count();
             self.telemetry.active.set(i64::try_from(open).unwrap_or(i64::MAX));
             let supervisor = self.supervisor.borrow_and_update().clone();
@@ -177,26 +208,14 @@ impl Reporter {
             let kind = if reported.is_ok() { "ok" } else { "error" };
             self.telemetry.heartbeats.get_or_create(&Kind { kind }).inc();
             match reported {
-                Ok(()) => {
-                    published = Some(words);
-                    self.telemetry.reported();
-                }
+                Ok(()) => self.telemetry.reported(),
                 Err(error) => {
+                    // To be said again with the next heartbeat.
+                    words.said.clear();
                     tracing::warn!(error = format!("{error:#}"), "the node could not be reported");
                 }
             }
         }
-    }
-
-    /// What holders have said, in short: newest change and number of their files.
-    fn words(&self) -> (usize, Option<std::time::SystemTime>) {
-        let names = files::list(&self.host.migrations()).unwrap_or_default();
-        let changed = |name: &String| {
-            let dir = self.host.migrations().join(name);
-            let at = |path: &std::path::Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-            at(&dir.join("status.json")).max(at(&dir))
-        };
-        (names.len(), names.iter().filter_map(changed).max())
     }
 
     async fn count(&self) -> Option<(Amounts, Amounts)> {
@@ -206,7 +225,7 @@ impl Reporter {
     }
 
     fn node_facts(&self, found: &Found<'_>) -> NodeFacts {
-        let free = rustix::fs::statvfs(&self.host.join("/var/lib"));
+        let free = rustix::fs::statvfs(self.host.join("/var/lib"));
         NodeFacts {
             name: self.identity.node.clone(),
             kernel: found.machine.kernel.clone(),
@@ -253,16 +272,10 @@ impl Reporter {
         if conditions::find(&live.conditions, FENCED).is_none() {
             self.first_fenced(&nodes, now).await?;
         }
-        for condition in wanted.conditions.iter().filter(|c| c.type_ != conditions::STORE_REACHABLE) {
-            let subject = NODE_AGENT_TYPES.into_iter().find(|type_| *type_ == condition.type_);
-            let well = condition.status == "True";
-            // Reasons that pass by themselves are no events.
-            if let Some(subject) = subject
-                && condition.reason != reasons::PENDING
-            {
-                let (reason, message) = (&condition.reason, &condition.message);
-                self.events.tell(&node, subject, well, reason, message).await;
-            }
+        // The summary repeats the others and names what has no condition of its own.
+        if let Some(ready) = conditions::find(&wanted.conditions, READY) {
+            let well = ready.status == ConditionStatus::True.as_str();
+            self.events.tell(&node, READY, well, &ready.reason, &ready.message).await;
         }
         Ok(())
     }
@@ -378,8 +391,12 @@ fn judge(
     };
     let mut missing: Vec<String> = Vec::new();
     let criu = match found.criu {
-        None => (Unknown, reasons::PENDING, "CRIU is looked at when the host side is installed".into()),
-        Some(criu::Probe { problem: Some((reason, message)), .. }) => (False, *reason, message.clone()),
+        None => {
+            (Unknown, reasons::PENDING, "CRIU is looked at when the host side is installed".into())
+        }
+        Some(criu::Probe { problem: Some((reason, message)), .. }) => {
+            (False, *reason, message.clone())
+        }
         Some(criu) => {
             (True, reasons::AVAILABLE, format!("CRIU {} can dump and restore here", criu.version))
         }
@@ -389,7 +406,9 @@ fn judge(
     }
     set(conditions::CRIU_READY, criu.0, criu.1, &criu.2);
     let runtime = match &found.side.problem {
-        Some((reason, message)) if *reason == reasons::PENDING => (Unknown, *reason, message.clone()),
+        Some((reason, message)) if *reason == reasons::PENDING => {
+            (Unknown, *reason, message.clone())
+        }
         Some((reason, message)) => (False, *reason, message.clone()),
         None if found.side.state != HostSideState::Installed => {
             (False, reasons::INSTALLING, "the host side is being installed".to_owned())
@@ -412,15 +431,16 @@ fn judge(
     if !found.certified {
         missing.push("the operator has issued no certificate yet".into());
     }
-    let reason = match (&found.side.problem, found.side.state) {
-        (Some((reason, _)), HostSideState::Removed) if *reason == reasons::UNINSTALLED => {
-            reasons::UNINSTALLED
-        }
-        (_, HostSideState::Failed) => reasons::INSTALL_FAILED,
-        (_, HostSideState::Installing | HostSideState::Absent) => reasons::INSTALLING,
+    let problem = found.side.problem.as_ref().map(|(reason, _)| *reason);
+    let reason = match (problem, found.side.state) {
+        (Some(reason @ (reasons::UNINSTALLED | reasons::INSTALL_FAILED)), _) => reason,
+        (Some(reasons::INSTALLING | reasons::PENDING), _) => reasons::INSTALLING,
+        (None, HostSideState::Installing | HostSideState::Absent) => reasons::INSTALLING,
         _ => reasons::COMPONENT_NOT_READY,
     };
-    if missing.is_empty() {
+    if reason == reasons::UNINSTALLED {
+        set(READY, False, reason, &runtime.2);
+    } else if missing.is_empty() {
         set(READY, True, reasons::AVAILABLE, "pods can be moved from and to this node");
     } else {
         set(READY, False, reason, &missing.join("; "));
@@ -438,7 +458,9 @@ fn differs(wanted: &NodeStatus, live: &NodeStatus) -> serde_json::Result<bool> {
 /// Whether `live` says everything that `wanted` says. Lists are compared whole, but for
 /// conditions, among which are those of others.
 fn contains(live: &Value, wanted: &Value) -> bool {
-    let (Value::Object(live), Value::Object(wanted)) = (live, wanted) else { return live == wanted };
+    let (Value::Object(live), Value::Object(wanted)) = (live, wanted) else {
+        return live == wanted;
+    };
     let same = wanted.iter().all(|(key, wanted)| match (key.as_str(), live.get(key)) {
         (_, None) => wanted.as_array().is_some_and(Vec::is_empty) || wanted.is_null(),
         ("conditions", Some(Value::Array(live))) => {

@@ -14,3 +14,8 @@ pub mod voting;
 
 pub use plan::{Action, Plan, plan};
 pub use state::{Observed, Report, Role, Side, Stage};
+
+#[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
+mod testing;

@@ -94,6 +94,10 @@ pub struct Report {
     pub bytes_sent: u64,
     /// What it last read from the API server.
     pub decision_read: Option<Decision>,
+    /// The source's word in the protocol's own terms, where its holder sends it.
+    pub source_word: Option<SourceWord>,
+    /// The same of the target.
+    pub target_word: Option<TargetWord>,
 }
 
 impl Report {
@@ -284,6 +288,9 @@ impl Observed {
     /// The source's word as the protocol knows it.
     pub fn source_word(&self) -> SourceWord {
         let Some(report) = self.source.report() else { return SourceWord::default() };
+        if let Some(word) = report.source_word {
+            return word;
+        }
         let outcome = match report.stage {
             Stage::Released => Some(SourceOutcome::Released),
             Stage::Aborted => Some(SourceOutcome::Opened),
@@ -301,6 +308,9 @@ impl Observed {
     /// The target's word as the protocol knows it.
     pub fn target_word(&self) -> TargetWord {
         let Some(report) = self.target.report() else { return TargetWord::default() };
+        if let Some(word) = report.target_word {
+            return word;
+        }
         let outcome = match report.stage {
             _ if report.never_thawed => Some(TargetOutcome::NeverThawed),
             Stage::Thawed if report.closed => Some(TargetOutcome::Resumed),

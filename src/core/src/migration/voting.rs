@@ -400,9 +400,12 @@ pub fn committed(observed: &Observed, now: Timestamp) -> Plan {
         return recorded(draft, Record::ResumedAt(at));
     }
     if may_resolve_source_resumes(recorded_fields, target, TargetProof::None) {
-        let why = report.map_or("", |r| r.message.as_str());
+        let why = match report.map_or("", |r| r.message.as_str()) {
+            "" => String::new(),
+            why => format!(" ({why})"),
+        };
         let message = format!(
-            "the target was lost after the commit on {}: {why}; the source goes on",
+            "the target was lost on {} after the commit{why}; the source goes on",
             observed.node(Role::Target)
         );
         draft.step(Step::SourceResuming).waiting(reasons::TARGET_LOST, message);

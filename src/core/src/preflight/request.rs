@@ -13,11 +13,11 @@ pub const CHECKS: &[RequestCheck] = &[
     placement_is_available,
     spec_can_be_read,
     pod_exists,
+    target_node_exists,
+    nodes_differ,
     pod_is_running,
     pod_is_free,
     owner_is_supported,
-    target_node_exists,
-    nodes_differ,
     source_is_ready,
     target_is_ready,
 ];

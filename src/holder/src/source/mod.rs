@@ -75,7 +75,6 @@ pub async fn run(
         connected: Arc::default(),
         transfer: None,
         freeze_began: None,
-        release_wanted: watch::channel(false),
         events: events.clone(),
         holder: Arc::clone(&holder),
     };
@@ -87,12 +86,7 @@ pub async fn run(
         })
     });
     holder.start_clock(events.clone(), SourceEvent::DeadlinePassed, SourceEvent::PeerNodeGone);
-    tokio::spawn(take_commands(
-        commands,
-        events.clone(),
-        hands.release_wanted.0.clone(),
-        connection,
-    ));
+    tokio::spawn(take_commands(commands, events.clone(), connection));
     if fresh {
         events.send(SourceEvent::Begin).await.context("no events")?;
         match prepare(&holder).await {
@@ -178,7 +172,6 @@ fn version(text: &str) -> Option<(u32, u32)> {
 async fn take_commands(
     mut commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<SourceEvent>,
-    release: watch::Sender<bool>,
     mut connected: watch::Receiver<bool>,
 ) {
     while let Some(command) = commands.recv().await {
@@ -193,11 +186,7 @@ async fn take_commands(
                 }
             }
             Command::ReadDecision => SourceEvent::Poked,
-            Command::Release => {
-                // Counts once `resumedAt` has been read, which may be news to us.
-                release.send_replace(true);
-                SourceEvent::Poked
-            }
+            Command::Release => SourceEvent::ReleaseRequested,
             Command::Abort => SourceEvent::LocalFailure,
         };
         if events.send(event).await.is_err() {
@@ -215,7 +204,6 @@ struct SourceHands {
     connected: Connected,
     transfer: Option<Transfer>,
     freeze_began: Option<Instant>,
-    release_wanted: (watch::Sender<bool>, watch::Receiver<bool>),
     events: mpsc::Sender<SourceEvent>,
 }
 
@@ -255,10 +243,6 @@ impl Hands for SourceHands {
         if idle && phase == SourcePhase::Freezing && self.transfer.is_none() {
             self.start_transfer();
         }
-        if idle && phase == SourcePhase::Moved && *self.release_wanted.1.borrow_and_update() {
-            // Room is certain: the loop takes events out whenever it is idle.
-            let _ = self.events.try_send(SourceEvent::ReleaseRequested);
-        }
     }
 
     fn is_closed(machine: &SourceMachine) -> bool {
@@ -283,6 +267,8 @@ impl SourceHands {
                 .map_err(|error| Failed::other("RuntimeBusy", error)),
             Effect::CloseNetwork => {
                 let pod = self.pod("closed")?;
+                freeze::refuse_stopped(pod)
+                    .map_err(|error| Failed::other("ProcessStopped", error))?;
                 let began = Instant::now();
                 freeze::close_network(pod, &nft)
                     .await
@@ -408,12 +394,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_freeze_waits_for_the_connection_and_a_release_reads_first() {
+    async fn a_freeze_waits_for_the_connection() {
         let (commands, queue) = mpsc::channel(4);
         let (events, mut received) = mpsc::channel(4);
-        let (release, released) = watch::channel(false);
         let (connected, connection) = watch::channel(false);
-        tokio::spawn(take_commands(queue, events, release, connection));
+        tokio::spawn(take_commands(queue, events, connection));
         commands.send(Command::Freeze).await.unwrap();
         commands.send(Command::Release).await.unwrap();
         assert!(
@@ -422,17 +407,15 @@ mod tests {
         );
         connected.send_replace(true);
         assert_eq!(received.recv().await, Some(SourceEvent::FreezeNow));
-        assert_eq!(received.recv().await, Some(SourceEvent::Poked));
-        assert!(*released.borrow());
+        assert_eq!(received.recv().await, Some(SourceEvent::ReleaseRequested));
     }
 
     #[tokio::test]
     async fn a_freeze_without_any_hope_of_a_connection_fails() {
         let (commands, queue) = mpsc::channel(4);
         let (events, mut received) = mpsc::channel(4);
-        let (release, _released) = watch::channel(false);
         let (connected, connection) = watch::channel(false);
-        tokio::spawn(take_commands(queue, events, release, connection));
+        tokio::spawn(take_commands(queue, events, connection));
         drop(connected);
         commands.send(Command::Freeze).await.unwrap();
         assert_eq!(received.recv().await, Some(SourceEvent::LocalFailure));

@@ -275,10 +275,14 @@ impl TargetHands {
         let began = Instant::now();
         guarded(&deadman, guard, || pod.thaw())?
             .map_err(|error| Failed::other("NotThawed", error))?;
-        holder.board.took("thaw", began.elapsed());
+        // The machine thaws again when it is confirmed, for the case that the dead-man froze it.
+        let thawed_at = status::now_micros();
+        if !holder.board.was_thawed() {
+            holder.board.took("thaw", began.elapsed());
+        }
         holder.board.update(|status| {
             if status.thawed_at_unix_micros == 0 {
-                status.thawed_at_unix_micros = status::now_micros();
+                status.thawed_at_unix_micros = thawed_at;
             }
             status.stage = status.stage.max(Stage::Thawed as i32);
         });

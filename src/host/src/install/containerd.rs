@@ -194,13 +194,12 @@ fn covers(pattern: &str, path: &str) -> bool {
 
 /// The user's text without our import; `None` if it has none, and an empty text if the whole file is ours.
 pub fn without_import(text: &str, drop_in: &Path) -> Result<Option<String>, String> {
-    if text.starts_with(HEADER) {
-        let ours = text[HEADER.len()..].lines().all(|line| {
+    if let Some(rest) = text.strip_prefix(HEADER)
+        && rest.lines().all(|line| {
             line.starts_with("version = ") || line.ends_with(LINE_MARK) || line.trim().is_empty()
-        });
-        if ours {
-            return Ok(Some(String::new()));
-        }
+        })
+    {
+        return Ok(Some(String::new()));
     }
     if text.lines().any(|line| line.ends_with(LINE_MARK)) {
         let rest = text

@@ -27,7 +27,8 @@ pub(super) fn install(plan: &Plan, changed: &mut Vec<PathBuf>) -> Result<()> {
             }
         }
         for name in files::list(&to)? {
-            if !names.contains(&name) && !(part == "bin" && name == HOLD) {
+            let link = part == "bin" && name == HOLD;
+            if !link && !names.contains(&name) {
                 files::remove_durably(&to.join(&name))?;
                 changed.push(host_path(plan, &to.join(&name)));
             }

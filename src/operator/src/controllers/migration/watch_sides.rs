@@ -251,6 +251,14 @@ impl Follower {
     }
 }
 
+/// The word of a side, if the snapshot is that side's and has one.
+fn word<W: serde::de::DeserializeOwned>(status: &rpc::SideStatus, role: rpc::Role) -> Option<W> {
+    if status.role() != role || status.word_json.is_empty() {
+        return None;
+    }
+    serde_json::from_str(&status.word_json).ok()
+}
+
 /// A snapshot as `core` understands it.
 fn report(status: &rpc::SideStatus) -> Report {
     let at = |micros: i64| Timestamp::from_microsecond(micros).ok().filter(|_| micros > 0);
@@ -283,6 +291,8 @@ fn report(status: &rpc::SideStatus) -> Report {
             "Abort" => Some(Decision::Abort),
             _ => None,
         },
+        source_word: word(status, rpc::Role::Source),
+        target_word: word(status, rpc::Role::Target),
     }
 }
 

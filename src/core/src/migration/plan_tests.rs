@@ -1,0 +1,436 @@
+use proptest::prelude::*;
+use rstest::rstest;
+use serde_json::json;
+use transship_api::conditions::{self as c, reasons};
+use transship_api::{Step, names};
+use transship_protocol::{Decision, Resolution};
+
+use super::plan::{Action, Record};
+use super::state::{Owner, Role, Side, Stage};
+use super::testing::World;
+
+fn reason(world: &World) -> String {
+    let conditions = world.seen.status().conditions;
+    c::find(&conditions, c::SUCCEEDED).unwrap().reason.clone()
+}
+
+fn message(world: &World) -> String {
+    let conditions = world.seen.status().conditions;
+    c::find(&conditions, c::SUCCEEDED).unwrap().message.clone()
+}
+
+/// Rounds until `until`, which must come.
+fn run_until(world: &mut World, until: impl Fn(&World) -> bool) {
+    for _ in 0..100 {
+        if until(world) {
+            return;
+        }
+        world.round();
+    }
+    panic!("never came: {:#?}", world.plan());
+}
+
+#[test]
+fn a_migration_that_goes_well_takes_every_step_in_order() {
+    let mut world = World::admitted();
+    world.settle();
+    assert_eq!(world.step(), Step::Succeeded);
+    assert_eq!(
+        world.done,
+        [
+            "create",
+            "start target",
+            "start source",
+            "remove gate",
+            "freeze",
+            "mark resumed",
+            "label target",
+            "move claim",
+            "move lease",
+            "release",
+            "end hand-over",
+            "delete source",
+            "unclaim target",
+            "remove finalizer",
+        ]
+    );
+    assert!(matches!(
+        world.records[..],
+        [Record::Decision(Decision::Commit), Record::ResumedAt(_)]
+    ));
+    assert!(world.seen.source_pod.is_none());
+    let target = world.seen.target_pod.unwrap();
+    let labels: Vec<_> = target.metadata.labels.iter().flatten().map(|(k, _)| k).collect();
+    assert_eq!(labels, ["app", "pod-template-hash"]);
+    assert_eq!(target.metadata.owner_references.unwrap()[0].uid, "uid-rs");
+}
+
+#[test]
+fn the_end_tells_how_long_the_application_stood_still() {
+    let mut world = World::admitted();
+    world.settle();
+    assert!(message(&world).contains("stood still for"), "{}", message(&world));
+    let conditions = world.seen.status().conditions;
+    let restored = c::find(&conditions, c::RESTORED).unwrap();
+    assert!(restored.message.starts_with("froze 1 container for "), "{}", restored.message);
+    for type_ in c::MIGRATION_TYPES {
+        let condition = c::find(&conditions, type_).unwrap();
+        assert_ne!(condition.status, "Unknown", "{type_}");
+        assert!(!condition.reason.is_empty());
+    }
+}
+
+#[rstest]
+#[case::deleted(|w: &mut World| w.seen.migration.metadata.deletion_timestamp =
+    Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(w.now)), reasons::CANCELLED)]
+#[case::source_deleted(|w: &mut World| w.seen.source_pod.as_mut().unwrap().metadata.deletion_timestamp =
+    Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(w.now)), reasons::SOURCE_GONE)]
+#[case::claim_taken(|w: &mut World| { w.seen.source_pod.as_mut().unwrap().metadata.annotations = None; },
+    reasons::POD_CLAIMED)]
+#[case::timed_out(|w: &mut World| w.wait(601), reasons::TIMED_OUT)]
+#[case::step_failed(|w: &mut World| w.seen.failure = Some((reasons::TARGET_POD_FAILED, "quota".into())),
+    reasons::TARGET_POD_FAILED)]
+#[case::source_silent(|w: &mut World| { w.silence(Role::Source); w.wait(31); }, reasons::SOURCE_UNREACHABLE)]
+#[case::target_silent(|w: &mut World| { w.silence(Role::Target); w.wait(31); }, reasons::TARGET_UNREACHABLE)]
+#[case::node_gone(|w: &mut World| w.seen.target_node_gone = true, reasons::TARGET_UNREACHABLE)]
+#[case::restore_failed(|w: &mut World| w.fail(Role::Target), "RestoreFailed")]
+fn whatever_goes_wrong_before_the_votes_rolls_back(
+    #[case] wrong: fn(&mut World),
+    #[case] wanted: &str,
+    #[values(Stage::Started, Stage::Connected, Stage::Frozen)] when: Stage,
+) {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| {
+        w.seen.source.report().is_some_and(|r| r.stage >= when) && w.seen.target.report().is_some()
+    });
+    wrong(&mut world);
+    world.settle();
+    assert_eq!(world.step(), Step::RolledBack);
+    assert_eq!(world.records, [Record::Decision(Decision::Abort)]);
+    assert_eq!(reason(&world), wanted, "{}", message(&world));
+    assert!(world.seen.target_pod.is_none(), "the target pod is deleted");
+    assert!(!world.done.contains(&"move claim"));
+    if let Some(source) = &world.seen.source_pod {
+        let claim = source.metadata.annotations.iter().flatten().find(|(k, _)| *k == names::CLAIM);
+        assert_eq!(claim, None, "the claim comes off");
+    }
+}
+
+#[test]
+fn before_the_target_pod_exists_it_is_rolled_back_too() {
+    let mut world = World::admitted();
+    world.seen.failure = Some((reasons::TARGET_POD_FAILED, "exceeded quota".into()));
+    world.settle();
+    assert_eq!(world.step(), Step::RolledBack);
+    assert_eq!(message(&world), "exceeded quota");
+    assert_eq!(world.done, ["unclaim source", "remove finalizer"]);
+}
+
+#[test]
+fn a_target_that_a_webhook_changed_is_given_up_before_anything_is_started() {
+    let mut world = World::admitted();
+    world.operator(usize::MAX);
+    let target = world.seen.target_pod.as_mut().unwrap();
+    target.metadata.labels.as_mut().unwrap().insert("mesh".into(), "on".into());
+    world.settle();
+    assert_eq!(reason(&world), reasons::TARGET_POD_CHANGED);
+    assert!(message(&world).contains("metadata.labels"), "{}", message(&world));
+    assert!(!world.done.contains(&"start target"));
+}
+
+#[rstest]
+#[case(json!({"phase": "Failed", "message": "Pod was rejected"}), "Pod was rejected")]
+#[case(json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+    "message": "0/2 nodes are available", "lastTransitionTime": "2025-12-31T23:59:00Z"}]}), "0/2 nodes")]
+#[case(json!({"containerStatuses": [{"name": "web", "image": "localhost/web:1", "imageID": "", "ready": false,
+    "restartCount": 0, "state": {"waiting": {"reason": "ErrImageNeverPull", "message": "no image"}}}]}),
+    "load or push its image localhost/web:1")]
+fn a_target_pod_that_cannot_run_is_given_up(
+    #[case] status: serde_json::Value,
+    #[case] words: &str,
+) {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.done.contains(&"remove gate"));
+    world.seen.target_pod.as_mut().unwrap().status = serde_json::from_value(status).unwrap();
+    assert_eq!(world.plan().record, Some(Record::Decision(Decision::Abort)));
+    world.settle();
+    assert_eq!(reason(&world), reasons::TARGET_POD_FAILED);
+    assert!(message(&world).contains(words), "{}", message(&world));
+}
+
+#[test]
+fn a_source_frozen_for_too_long_is_let_go() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.source.report().is_some_and(|r| r.stage == Stage::Frozen));
+    world.wait(65);
+    assert_eq!(world.plan().record, None, "the side's own patience ends first");
+    world.wait(10);
+    assert_eq!(world.plan().record, Some(Record::Decision(Decision::Abort)));
+}
+
+#[test]
+fn with_both_votes_in_neither_silence_nor_the_clock_prevents_the_commit() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.target.report().is_some_and(|r| r.voted));
+    world.silence(Role::Source);
+    world.silence(Role::Target);
+    world.wait(3600);
+    assert_eq!(world.plan().record, Some(Record::Decision(Decision::Commit)));
+}
+
+#[test]
+fn after_the_commit_a_silent_target_is_waited_for_without_end() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| !w.records.is_empty());
+    world.set(Role::Target, |r| {
+        r.stage = Stage::Voted;
+        r.closed = false;
+        r.thawed_at = None;
+    });
+    world.silence(Role::Target);
+    for _ in 0..50 {
+        world.operator(usize::MAX);
+        world.wait(3600);
+    }
+    assert_eq!(world.records.len(), 1);
+    assert_eq!(reason(&world), reasons::WAITING_FOR_NODE);
+    assert!(message(&world).contains("node-b"), "{}", message(&world));
+}
+
+#[test]
+fn a_target_that_provably_never_ran_lets_the_source_go_on() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.target.report().is_some_and(|r| r.voted));
+    world.operator(1);
+    assert_eq!(world.records, [Record::Decision(Decision::Commit)]);
+    world.lose_target();
+    world.settle();
+    assert_eq!(world.records[1], Record::Resolution(Resolution::SourceResumes));
+    assert_eq!((world.step(), reason(&world).as_str()), (Step::Failed, reasons::TARGET_LOST));
+    assert!(world.seen.source_pod.is_some() && world.seen.target_pod.is_none());
+}
+
+#[test]
+fn a_deletion_after_the_commit_finishes_first() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| !w.records.is_empty());
+    world.seen.migration.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now));
+    world.settle();
+    assert_eq!(world.step(), Step::Succeeded);
+}
+
+#[test]
+fn an_owner_that_went_away_takes_the_target_with_it() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.recorded().resumed_at);
+    world.seen.owner = Owner::Gone;
+    run_until(&mut world, |w| w.step() == Step::Succeeded);
+    assert!(message(&world).contains("owner was deleted"), "{}", message(&world));
+    assert!(!world.done.contains(&"move claim"));
+}
+
+#[test]
+fn a_pod_that_its_owner_let_go_moves_without_a_claim() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.recorded().resumed_at);
+    world.seen.owner = Owner::None;
+    world.settle();
+    assert_eq!(world.step(), Step::Succeeded);
+    assert!(!world.done.contains(&"move claim"));
+    assert!(world.seen.target_pod.unwrap().metadata.labels.unwrap().contains_key("app"));
+}
+
+#[test]
+fn minimum_ready_seconds_pass_before_the_source_goes() {
+    let mut world = World::admitted();
+    let Owner::ReplicaSet(set) = &mut world.seen.owner else { panic!() };
+    set.spec.min_ready_seconds = Some(5);
+    let begun = world.now;
+    run_until(&mut world, |w| w.done.contains(&"mark resumed"));
+    let marked = world.now;
+    run_until(&mut world, |w| w.done.contains(&"label target"));
+    let waited = world.now.duration_since(marked).as_secs();
+    assert!((5..=7).contains(&waited), "{waited} s after {begun}");
+}
+
+#[test]
+fn an_unready_target_holds_the_hand_over_up_for_its_bound_and_no_longer() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.done.contains(&"mark resumed"));
+    let marked = world.now;
+    for _ in 0..100 {
+        if world.done.contains(&"label target") {
+            break;
+        }
+        for conditions in world.seen.target_pod.iter_mut().filter_map(|p| p.status.as_mut()?.conditions.as_mut()) {
+            conditions.retain(|c| c.type_ != "Ready");
+        }
+        world.round();
+    }
+    let waited = world.now.duration_since(marked).as_secs();
+    assert!((9..=11).contains(&waited), "{waited} s");
+}
+
+#[test]
+fn a_final_migration_without_finalizer_is_left_alone() {
+    let mut world = World::admitted();
+    world.settle();
+    let plan = world.plan();
+    assert_eq!(plan.actions, []);
+    assert_eq!((plan.record, plan.again), (None, None));
+    assert_eq!(Some(plan.status), world.seen.migration.status);
+}
+
+/// What may happen to a migration at any moment.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    /// The operator looks, and dies after so many writes and actions.
+    Operator(usize),
+    Holder(Role),
+    Kubelets,
+    Fail(Role),
+    Silence(Role),
+    LoseTarget,
+    DeleteMigration,
+    DeleteSource,
+    DeleteTarget,
+    Wait(i64),
+    /// A new operator has heard nothing yet.
+    Restart,
+}
+
+fn role() -> impl Strategy<Value = Role> {
+    prop_oneof![Just(Role::Source), Just(Role::Target)]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        20 => (0usize..5).prop_map(Event::Operator),
+        20 => role().prop_map(Event::Holder),
+        10 => Just(Event::Kubelets),
+        1 => role().prop_map(Event::Fail),
+        1 => role().prop_map(Event::Silence),
+        1 => Just(Event::LoseTarget),
+        1 => Just(Event::DeleteMigration),
+        1 => Just(Event::DeleteSource),
+        1 => Just(Event::DeleteTarget),
+        2 => (0i64..20).prop_map(Event::Wait),
+        2 => Just(Event::Restart),
+    ]
+}
+
+fn happen(world: &mut World, event: Event, heard: &mut [Side; 2]) {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    let now = world.now;
+    // What an operator that was restarted has not heard is still true.
+    for (side, known) in [&mut world.seen.source, &mut world.seen.target].into_iter().zip(heard.iter_mut()) {
+        if *side == Side::Unknown && !matches!(event, Event::Operator(_)) {
+            *side = known.clone();
+        }
+    }
+    match event {
+        Event::Operator(budget) => world.operator(budget),
+        Event::Holder(role) => world.holder(role),
+        Event::Kubelets => world.kubelets(),
+        Event::Fail(role) => world.fail(role),
+        Event::Silence(role) => world.silence(role),
+        Event::LoseTarget => world.lose_target(),
+        Event::DeleteMigration => {
+            world.seen.migration.metadata.deletion_timestamp.get_or_insert(Time(now));
+        }
+        Event::DeleteSource => {
+            if let Some(pod) = &mut world.seen.source_pod {
+                pod.metadata.deletion_timestamp.get_or_insert(Time(now));
+            }
+        }
+        Event::DeleteTarget => {
+            if let Some(pod) = &mut world.seen.target_pod {
+                pod.metadata.deletion_timestamp.get_or_insert(Time(now));
+            }
+        }
+        Event::Wait(seconds) => world.wait(seconds),
+        Event::Restart => {
+            *heard = [world.seen.source.clone(), world.seen.target.clone()];
+            world.seen.source = Side::Unknown;
+            world.seen.target = Side::Unknown;
+            world.seen.failure = None;
+        }
+    }
+    if !matches!(event, Event::Restart) {
+        *heard = [world.seen.source.clone(), world.seen.target.clone()];
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// The world asserts on the way that nothing is decided twice, started after the decision,
+    /// taken from the source before the target is confirmed, or deleted while it runs.
+    #[test]
+    fn every_course_ends_with_one_outcome_and_leaves_nothing_behind(
+        events in prop::collection::vec(event(), 0..120),
+    ) {
+        let mut world = World::admitted();
+        let mut heard = [world.seen.source.clone(), world.seen.target.clone()];
+        for event in events {
+            if world.is_settled() {
+                break;
+            }
+            happen(&mut world, event, &mut heard);
+        }
+        for (side, known) in [&mut world.seen.source, &mut world.seen.target].into_iter().zip(heard) {
+            if *side == Side::Unknown {
+                *side = known;
+            }
+        }
+        world.settle();
+        prop_assert!(world.step().is_final());
+        let decisions = world.records.iter().filter(|r| matches!(r, Record::Decision(_))).count();
+        prop_assert_eq!(decisions, 1);
+        let labels = world.seen.migration.metadata.labels.clone().unwrap_or_default();
+        prop_assert!(!labels.contains_key(names::HANDOVER_LABEL));
+        if world.step() != Step::Succeeded {
+            prop_assert!(world.seen.target_pod.is_none());
+        }
+        for pod in [&world.seen.source_pod, &world.seen.target_pod].into_iter().flatten() {
+            let annotations = pod.metadata.annotations.clone().unwrap_or_default();
+            prop_assert!(!annotations.contains_key(names::CLAIM));
+        }
+    }
+
+    /// A plan is a function of what is observed, and carrying it out twice does no more than once.
+    #[test]
+    fn a_plan_may_be_carried_out_twice(rounds in 0usize..30) {
+        let mut world = World::admitted();
+        for _ in 0..rounds {
+            world.round();
+        }
+        let plan = world.plan();
+        prop_assert_eq!(&plan, &world.plan());
+        let mut once = world.clone();
+        once.operator(usize::MAX);
+        // Broken off at every point, then carried out again from what is there.
+        for budget in 0..plan.actions.len() + 1 {
+            let mut twice = world.clone();
+            twice.operator(budget);
+            for _ in 0..3 {
+                if twice.done == once.done && twice.seen.status() == once.seen.status() {
+                    break;
+                }
+                twice.operator(usize::MAX);
+            }
+            prop_assert!(twice.done.len() >= once.done.len().saturating_sub(1));
+        }
+    }
+}
+
+#[test]
+fn hints_go_to_sides_that_need_them_only() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.target.report().is_some_and(|r| r.voted));
+    world.operator(1);
+    assert_eq!(world.plan().actions, [Action::Hint(Role::Target)]);
+    world.set(Role::Target, |r| r.decision_read = Some(Decision::Commit));
+    assert_eq!(world.plan().actions, []);
+}
