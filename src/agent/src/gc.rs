@@ -21,9 +21,13 @@ use crate::relay::Relay;
 use crate::telemetry::{Kind, Telemetry};
 
 /// How often is looked.
-const LOOK: Duration = Duration::from_secs(15);
+const LOOK: Duration = Duration::from_secs(5);
+/// Every so many looks addresses, too: each of them costs a question to the API server.
+const LEASES_EACH: u64 = 6;
+/// How long one look may take, other nodes' answers included.
+const ROUND_LIMIT: Duration = Duration::from_secs(120);
 /// What is younger may be about to be used.
-const YOUNG: Duration = Duration::from_secs(60);
+const YOUNG: Duration = Duration::from_secs(20);
 /// Prefix of a directory on its way out; no migration has such a name.
 const GOING: &str = ".gone-";
 
@@ -31,8 +35,6 @@ const GOING: &str = ".gone-";
 pub struct Collector {
     /// The host.
     pub host: HostRoot,
-    /// This node.
-    pub node: String,
     /// The API.
     pub cluster: Cluster,
     /// For asking other nodes and the own containerd.
@@ -46,18 +48,22 @@ pub struct Collector {
 impl Collector {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        loop {
+        for round in 1u64.. {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = stop.cancelled() => return,
             }
-            if let Err(error) = self.round().await {
-                tracing::warn!(error = format!("{error:#}"), "collecting was put off");
+            match tokio::time::timeout(ROUND_LIMIT, self.round(round)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = format!("{error:#}"), "collecting was put off");
+                }
+                Err(_) => tracing::warn!("collecting took too long and was put off"),
             }
         }
     }
 
-    async fn round(&self) -> anyhow::Result<()> {
+    async fn round(&self, round: u64) -> anyhow::Result<()> {
         remove_going(&self.host)?;
         let sides = migrations::list(&self.host)?;
         for uid in record::list_pods(&self.host)? {
@@ -74,8 +80,10 @@ impl Collector {
                 tracing::info!(migration = side.uid, role = %side.role, "a migration that is over was removed");
             }
         }
-        for _ in 0..self.leases.collect(&self.cluster, &self.relay, &self.node).await {
-            self.count("lease");
+        if round.is_multiple_of(LEASES_EACH) {
+            for _ in 0..self.leases.collect(&self.cluster, &self.relay).await {
+                self.count("lease");
+            }
         }
         Ok(())
     }

@@ -26,7 +26,12 @@ fn service() -> (tempfile::TempDir, Service) {
     let service = Service {
         node: "node-a".into(),
         kubelet_root: "/srv/kubelet".into(),
-        leases: Leases { host: host.clone() },
+        leases: Leases {
+            node: "node-a".into(),
+            host: host.clone(),
+            runtime: inspector.runtime.clone(),
+            cni_conf_dir: inspector.cni_conf_dir.clone(),
+        },
         host,
         inspector,
         facts,

@@ -1,31 +1,42 @@
-//! Addresses of this node that pods on other nodes use: moved on when their pod moves, given back
-//! when the pod is gone for certain.
+//! Addresses of this node that pods on other nodes use: lent when their pod leaves, moved on when it
+//! moves again, taken back when it comes home or is gone for certain.
 //!
 //! For certain means both: a quorum read says that no pod of this UID exists, and its node says
 //! that it has no sandbox of it (a pod's object can be deleted by force while its sandbox still
 //! answers on the network), or that node's object is gone. In doubt an address stays lent.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tonic::Status;
 use transship_host::HostRoot;
 use transship_host::lease::{self, Lease, LeaseOwner};
+use transship_host::paths::Role;
 use transship_rpc::LeaseMovedRequest;
 
 use crate::cluster::Cluster;
+use crate::migrations;
 use crate::relay::Relay;
+use crate::runtime::Runtime;
 
 /// Lends and gives back.
 #[derive(Clone)]
 pub struct Leases {
+    /// This node.
+    pub node: String,
     /// The host.
     pub host: HostRoot,
+    /// containerd.
+    pub runtime: Runtime,
+    /// CNI configuration, on the host.
+    pub cni_conf_dir: PathBuf,
 }
 
 impl Leases {
-    /// The operator says that a pod elsewhere uses the address now.
-    pub fn moved(&self, request: &LeaseMovedRequest) -> Result<(), Status> {
+    /// The operator says that a pod uses the address now; this node is the address's home. Comes
+    /// before the source's sandbox is deleted, which would free the address.
+    pub async fn moved(&self, request: &LeaseMovedRequest) -> Result<(), Status> {
         let ip: IpAddr = request
             .ip
             .parse()
@@ -36,22 +47,64 @@ impl Leases {
             pod_name: request.pod_name.clone(),
             node: request.node.clone(),
         };
-        match lease::pass_on(&self.host, ip, &owner) {
-            Ok(true) => Ok(()),
-            // At home again, or never lent: nothing to move on, however often it is said.
-            Ok(false) => {
-                tracing::debug!(%ip, "an address that is not lent was said to have moved");
-                Ok(())
-            }
-            Err(error @ transship_host::Error::Invalid { .. }) => {
-                Err(Status::invalid_argument(error.chain()))
-            }
-            Err(error) => Err(Status::internal(error.chain())),
+        if owner.node == self.node {
+            return self.home(ip, &owner.pod_uid).await;
         }
+        if lease::pass_on(&self.host, ip, &owner).map_err(refused)? {
+            tracing::info!(%ip, pod = owner.pod_name, node = owner.node, "a lent address moved on");
+            return Ok(());
+        }
+        if self.lend(ip, &owner).await? {
+            tracing::info!(%ip, pod = owner.pod_name, node = owner.node, "an address was lent");
+        } else {
+            // Nothing that a repetition could change, and the pod runs with it already.
+            tracing::warn!(%ip, pod = owner.pod_name, "an address that moved is not reserved here: no file of host-local names it for the source's sandbox");
+        }
+        Ok(())
+    }
+
+    /// Back on this node, where its sandbox's own DEL frees it.
+    async fn home(&self, ip: IpAddr, pod_uid: &str) -> Result<(), Status> {
+        let Some(lease) = lease::read(&self.host, ip).map_err(refused)? else { return Ok(()) };
+        let sandbox = self.sandboxes(pod_uid).await?.into_iter().next().ok_or_else(|| {
+            Status::failed_precondition(format!("pod {pod_uid} has no sandbox here"))
+        })?;
+        lease::come_home(&self.host, ip, &sandbox, &lease.interface).map_err(refused)?;
+        tracing::info!(%ip, "an address came home");
+        Ok(())
+    }
+
+    /// The first time that the address leaves: it belongs to the sandbox of a migration's source.
+    async fn lend(&self, ip: IpAddr, owner: &LeaseOwner) -> Result<bool, Status> {
+        let sides = migrations::list(&self.host).map_err(refused)?;
+        let sources = sides.iter().filter(|side| side.role == Role::Source).filter_map(|side| {
+            let task = side.task.as_ref()?;
+            let network = task.network.as_ref()?;
+            (network.address().ok()? == ip).then_some(&task.pod.uid)
+        });
+        let dirs = data_dirs(&self.host.join(&self.cni_conf_dir));
+        for pod_uid in sources {
+            for sandbox in self.sandboxes(pod_uid).await? {
+                if lease::lend(&self.host, ip, &sandbox, owner, &dirs).map_err(refused)? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Ids of a pod's sandboxes, ready or not: a failed one may still hold the address.
+    async fn sandboxes(&self, pod_uid: &str) -> Result<Vec<String>, Status> {
+        let away = |error: transship_runtime::Error| Status::unavailable(error.to_string());
+        let mut all =
+            self.runtime.cri().await.map_err(away)?.all_sandboxes().await.map_err(away)?;
+        all.retain(|sandbox| sandbox.pod_uid == pod_uid);
+        all.sort_by_key(|sandbox| !sandbox.ready);
+        Ok(all.into_iter().map(|sandbox| sandbox.id).collect())
     }
 
     /// Gives back every address whose pod is gone; returns how many.
-    pub async fn collect(&self, cluster: &Cluster, relay: &Relay, node: &str) -> usize {
+    pub async fn collect(&self, cluster: &Cluster, relay: &Relay) -> usize {
         let leases = match lease::list(&self.host) {
             Ok(leases) => leases,
             Err(error) => {
@@ -61,7 +114,7 @@ impl Leases {
         };
         let mut given_back = 0;
         for lease in leases {
-            match self.is_over(&lease, cluster, relay, node).await {
+            match self.is_over(&lease, cluster, relay).await {
                 Ok(false) => {}
                 Ok(true) => match lease::give_back(&self.host, lease.ip) {
                     Ok(_) => {
@@ -85,14 +138,13 @@ impl Leases {
         lease: &Lease,
         cluster: &Cluster,
         relay: &Relay,
-        node: &str,
     ) -> anyhow::Result<bool> {
         let owner = &lease.owner;
         let gone = cluster.pod_is_gone(&owner.pod_namespace, &owner.pod_name, &owner.pod_uid);
         if !gone.await? {
             return Ok(false);
         }
-        if owner.node == node {
+        if owner.node == self.node {
             return Ok(!relay.has_sandbox(&owner.pod_uid).await?);
         }
         if cluster.core_node(&owner.node).await?.is_none() {
@@ -106,5 +158,50 @@ impl Leases {
             .context("its node's agent has no address")?;
         let present = relay.ask_for_sandbox(&owner.node, address.parse()?, &owner.pod_uid).await?;
         Ok(!present)
+    }
+}
+
+fn refused(error: transship_host::Error) -> Status {
+    match error {
+        transship_host::Error::Invalid { .. } => Status::invalid_argument(error.chain()),
+        _ => Status::internal(error.chain()),
+    }
+}
+
+/// Where `host-local` keeps its files: its default, and what the CNI configuration names.
+fn data_dirs(cni_conf_dir: &Path) -> Vec<PathBuf> {
+    let mut dirs = vec![PathBuf::from(lease::HOST_LOCAL_DIR)];
+    for entry in std::fs::read_dir(cni_conf_dir).into_iter().flatten().flatten() {
+        let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
+        let Ok(value) = serde_json::from_str::<serde_json::Value>(&text) else { continue };
+        let plugins = value["plugins"].as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+        for plugin in plugins {
+            let named = plugin.pointer("/ipam/dataDir").and_then(|dir| dir.as_str());
+            let named = named.map(PathBuf::from).filter(|dir| dir.is_absolute());
+            dirs.extend(named.filter(|dir| !dirs.contains(dir)));
+        }
+    }
+    dirs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directories_of_host_local_are_those_of_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write(
+            "10.conflist",
+            r#"{"plugins":[{"ipam":{"dataDir":"/srv/ipam"}},{"type":"portmap"}]}"#,
+        );
+        write("20.conf", r#"{"type":"x","ipam":{"dataDir":"relative"}}"#);
+        write("30.conflist", "{");
+        assert_eq!(
+            data_dirs(dir.path()),
+            [PathBuf::from(lease::HOST_LOCAL_DIR), PathBuf::from("/srv/ipam")]
+        );
+        assert_eq!(data_dirs(&dir.path().join("missing")).len(), 1);
     }
 }

@@ -108,7 +108,12 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
         runtime: runtime.clone(),
         telemetry: telemetry.clone(),
     };
-    let leases = leases::Leases { host: host.clone() };
+    let leases = leases::Leases {
+        node: identity.node.clone(),
+        host: host.clone(),
+        runtime: runtime.clone(),
+        cni_conf_dir: args.cni_conf_dir.clone(),
+    };
     let inspector = inspect::Inspector {
         host: host.clone(),
         hostns: hostns.clone(),
@@ -172,7 +177,6 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
     tracker.spawn(
         gc::Collector {
             host: host.clone(),
-            node: identity.node.clone(),
             cluster: cluster.clone(),
             relay,
             leases,

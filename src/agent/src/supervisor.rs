@@ -103,6 +103,10 @@ impl Supervisor {
             end(pid).context("cannot end the old supervisor")?;
             self.wait_for(|pid| pid.is_none()).await.context("the old supervisor does not end")?;
         }
+        let program = self.host.bin("transship-holder");
+        if !program.is_file() {
+            bail!("{} is not installed", program.display());
+        }
         self.start().await?;
         self.telemetry.supervisor_starts.inc();
         self.wait_for(|pid| pid.is_some())

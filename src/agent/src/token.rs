@@ -23,6 +23,8 @@ use crate::telemetry::Telemetry;
 /// Life asked for. A holder that outlives its agent can work this long, less the time since the
 /// last renewal.
 const LIFE: Duration = Duration::from_secs(3600);
+/// How long asking may take.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a first failure, and the longest one.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -45,7 +47,8 @@ impl Tokens {
     pub async fn run(self, stop: CancellationToken) {
         let mut pause = RETRY.0;
         loop {
-            let next = match self.renew().await {
+            let renewed = tokio::time::timeout(REQUEST_LIMIT, self.renew()).await;
+            let next = match renewed.map_err(anyhow::Error::from).and_then(|result| result) {
                 Ok(life) => {
                     pause = RETRY.0;
                     life / 2

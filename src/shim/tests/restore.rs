@@ -257,6 +257,13 @@ impl Drop for Scene {
             let _ = freezer.kill_all_frozen(LIMIT);
         }
         let _ = Command::new("runc").args(["delete", "--force", &self.id]).output();
+        // runc removes its own cgroup and leaves the one that it is in.
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        for hierarchy in hierarchies.map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]) {
+            let ours = hierarchy.join("transship-test");
+            let _ = fs::remove_dir(ours.join(&self.id));
+            let _ = fs::remove_dir(ours);
+        }
     }
 }
 

@@ -115,3 +115,38 @@ fn a_missing_runc_is_an_error_in_the_log() {
     let log = fs::read_to_string(node.path("log.json")).unwrap();
     assert!(log.contains("cannot run"), "{log}");
 }
+
+#[test]
+fn a_cpu_quota_is_lifted_when_a_restore_begins() {
+    let node = Node::new();
+    let parent = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"]
+        .iter()
+        .map(Path::new)
+        .find(|dir| dir.join("cpu.cfs_quota_us").exists() || dir.join("cgroup.procs").exists());
+    let cgroup = parent.map(|dir| dir.join(format!("transship-quota-test-{}", std::process::id())));
+    let Some(cgroup) = cgroup.filter(|cgroup| fs::create_dir(cgroup).is_ok()) else {
+        eprintln!("skipped: needs root and a cpu hierarchy of cgroup v1");
+        return;
+    };
+    let quota = cgroup.join("cpu.cfs_quota_us");
+    fs::write(&quota, "50000").unwrap();
+    let hold = node.host.bin("transship-hold");
+    fs::create_dir_all(hold.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_transship-runc"), &hold).unwrap();
+    // The shell stands for CRIU: it is in the container's cgroup and starts the script.
+    let status = Command::new("sh")
+        .args(["-c", "echo $$ > \"$0/cgroup.procs\" && \"$1\"; echo $? >&2"])
+        .args([&cgroup, &hold])
+        .env("TRANSSHIP_ROOT", node.host.root())
+        .env("TRANSSHIP_POD", "p-1")
+        .env("TRANSSHIP_CONTAINER", "web")
+        .env("CRTOOLS_SCRIPT_ACTION", "pre-restore")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let lifted = fs::read_to_string(&quota).unwrap();
+    fs::remove_dir(&cgroup).unwrap();
+    assert_eq!(lifted.trim(), "-1", "{status:?}");
+    let memory = node.host.pod("p-1").unwrap().lifted_limits("web").unwrap();
+    assert!(fs::read_to_string(memory).unwrap().contains("50000"));
+}

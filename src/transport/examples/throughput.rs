@@ -1,11 +1,10 @@
 //! Measures a local transfer of memory pages: `cargo run --release -p transship-transport
 //! --example throughput -- [MiB] [random|text|zero] [auto|always|never]`.
 //!
-//! The pages go the whole way (page-server protocol over loopback TCP, frames over a Unix socket,
+//! The pages go the whole way (page-server protocol over a Unix socket, frames over another,
 //! pages images in a temporary directory); the figure depends on that directory's file system.
 
 use std::io::{self, Write};
-use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -74,22 +73,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let sender =
         Sender::start(Link::unix(ours)?, &Hello::new("m", "p", vec!["c".into()]), options)?;
 
-    let (listener, port) = page_server::listen()?;
+    let (pages_in, mut criu) = UnixStream::pair()?;
     let client = std::thread::spawn(move || -> io::Result<()> {
-        let mut criu = TcpStream::connect(("127.0.0.1", port))?;
         criu.write_all(&command(4, 0, 0))?;
         io::Read::read_exact(&mut criu, &mut [0])?;
         for n in 0..mib {
             criu.write_all(&command(6 | 4 << 16, 256, n << 20))?;
             criu.write_all(&chunk)?;
         }
-        criu.write_all(&command(0x1023, 0, 0))?;
+        criu.write_all(&command(0x1024, 0, 0))?;
         io::Read::read_exact(&mut criu, &mut [0; 4])
     });
-    let stream = page_server::accept(&listener, Duration::from_secs(5), |_, _| true, || false)?;
     let start = Instant::now();
     let mut pages = sender.pages("c")?;
-    page_server::receive(stream, Dialect::Wide, &mut pages)?;
+    page_server::receive(pages_in, Dialect::Wide, &mut pages)?;
     client.join().map_err(|_| "client")??;
     sender.container_done("c")?;
     sender.all_done(Duration::from_secs(60))?;

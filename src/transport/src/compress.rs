@@ -2,7 +2,7 @@
 //!
 //! Compressing a block pays when `len/pack + ratio·len/wire < len/wire`: on a slow link nearly
 //! always, on a fast one never. The three figures are moving averages of what was measured; every
-//! [`PROBE_EVERY`] blocks a sample of 64 KiB renews those of the compressor. [`Pace`] only
+//! 32 blocks a sample of 64 KiB renews those of the compressor. [`Pace`] only
 //! reckons; [`Packer`] compresses and measures.
 
 use std::sync::{Mutex, PoisonError};

@@ -42,7 +42,7 @@ pub enum Kind {
     PagesStart = 8,
     /// Meta: CRIU's destination, u64.
     PagesOpen = 9,
-    /// Meta: runs and a map of zero pages; data: the other pages' bytes. See [`crate::pages`].
+    /// Meta: runs and a map of zero pages; data: the other pages' bytes. See module `pages`.
     Pages = 10,
     /// Meta: JSON [`ItemEnd`](crate::message::ItemEnd).
     PagesEnd = 11,

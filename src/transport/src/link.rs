@@ -1,4 +1,10 @@
 //! A two-way connection: a reader, a writer, and a way to close both from outside.
+//!
+//! Time limits are the caller's: a read timeout set on the target's socket ends [`receive`]
+//! with an error. On the source's socket only a write timeout makes sense, since the target is
+//! silent for most of a transfer.
+//!
+//! [`receive`]: crate::receive
 
 use std::fmt;
 use std::io::{self, Read, Write};

@@ -177,7 +177,7 @@ impl Reporter {
                 probe = Some((tokio::time::Instant::now(), found));
             }
             if amounts.as_ref().is_none_or(|(then, _)| then.elapsed() > COUNT_AGAIN)
-                && let Some(counted) = self.count().await
+                && let Ok(Some(counted)) = tokio::time::timeout(REQUEST_LIMIT, self.count()).await
             {
                 amounts = Some((tokio::time::Instant::now(), counted));
             }
@@ -210,8 +210,7 @@ impl Reporter {
             match reported {
                 Ok(()) => self.telemetry.reported(),
                 Err(error) => {
-                    // To be said again with the next heartbeat.
-                    words.said.clear();
+                    // The next heartbeat compares with what is stored and says it again.
                     tracing::warn!(error = format!("{error:#}"), "the node could not be reported");
                 }
             }

@@ -259,3 +259,7 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
     }
     draft.done()
 }
+
+#[cfg(test)]
+#[path = "admission_tests.rs"]
+mod tests;

@@ -6,7 +6,7 @@ use transship_api::{Step, names};
 use transship_protocol::{Decision, Resolution};
 
 use super::plan::{Action, Record};
-use super::state::{Owner, Role, Side, Stage};
+use super::state::{Owner, Role, Stage};
 use super::testing::World;
 
 fn reason(world: &World) -> String {
@@ -320,15 +320,15 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn happen(world: &mut World, event: Event, heard: &mut [Side; 2]) {
+fn happen(world: &mut World, event: Event) {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     let now = world.now;
-    // What an operator that was restarted has not heard is still true.
-    for (side, known) in [&mut world.seen.source, &mut world.seen.target].into_iter().zip(heard.iter_mut()) {
-        if *side == Side::Unknown && !matches!(event, Event::Operator(_)) {
-            *side = known.clone();
+    let delete = |pod: &mut Option<k8s_openapi::api::core::v1::Pod>| {
+        if let Some(pod) = pod {
+            pod.metadata.deletion_timestamp.get_or_insert(Time(now));
         }
-    }
+    };
+    world.deaf &= matches!(event, Event::Operator(_));
     match event {
         Event::Operator(budget) => world.operator(budget),
         Event::Holder(role) => world.holder(role),
@@ -339,26 +339,10 @@ fn happen(world: &mut World, event: Event, heard: &mut [Side; 2]) {
         Event::DeleteMigration => {
             world.seen.migration.metadata.deletion_timestamp.get_or_insert(Time(now));
         }
-        Event::DeleteSource => {
-            if let Some(pod) = &mut world.seen.source_pod {
-                pod.metadata.deletion_timestamp.get_or_insert(Time(now));
-            }
-        }
-        Event::DeleteTarget => {
-            if let Some(pod) = &mut world.seen.target_pod {
-                pod.metadata.deletion_timestamp.get_or_insert(Time(now));
-            }
-        }
+        Event::DeleteSource => delete(&mut world.seen.source_pod),
+        Event::DeleteTarget => delete(&mut world.seen.target_pod),
         Event::Wait(seconds) => world.wait(seconds),
-        Event::Restart => {
-            *heard = [world.seen.source.clone(), world.seen.target.clone()];
-            world.seen.source = Side::Unknown;
-            world.seen.target = Side::Unknown;
-            world.seen.failure = None;
-        }
-    }
-    if !matches!(event, Event::Restart) {
-        *heard = [world.seen.source.clone(), world.seen.target.clone()];
+        Event::Restart => world.deaf = true,
     }
 }
 
@@ -372,17 +356,11 @@ proptest! {
         events in prop::collection::vec(event(), 0..120),
     ) {
         let mut world = World::admitted();
-        let mut heard = [world.seen.source.clone(), world.seen.target.clone()];
         for event in events {
             if world.is_settled() {
                 break;
             }
-            happen(&mut world, event, &mut heard);
-        }
-        for (side, known) in [&mut world.seen.source, &mut world.seen.target].into_iter().zip(heard) {
-            if *side == Side::Unknown {
-                *side = known;
-            }
+            happen(&mut world, event);
         }
         world.settle();
         prop_assert!(world.step().is_final());

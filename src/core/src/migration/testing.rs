@@ -30,6 +30,8 @@ pub struct World {
     pub release: bool,
     /// The address's home node knows the target.
     pub lease_moved: bool,
+    /// A new operator has heard nothing of the sides yet.
+    pub deaf: bool,
 }
 
 /// A pod of ReplicaSet web-abc with a Service's label, running on node-a.
@@ -92,6 +94,7 @@ impl World {
             freeze: false,
             release: false,
             lease_moved: false,
+            deaf: false,
         }
     }
 
@@ -107,7 +110,12 @@ impl World {
 
     /// The plan as of now.
     pub fn plan(&self) -> Plan {
-        plan(&self.seen, self.now)
+        let mut seen = self.seen.clone();
+        if self.deaf {
+            seen.source = Side::Unknown;
+            seen.target = Side::Unknown;
+        }
+        plan(&seen, self.now)
     }
 
     /// Lets the operator look once. `budget`: how many writes and actions it lives to carry out.
@@ -221,7 +229,9 @@ impl World {
             Action::LabelTarget(labels) => {
                 assert!(confirmed);
                 self.note("label target");
-                assert!(!labels.contains_key("pod-template-hash"), "would be adopted");
+                if self.seen.owner != Owner::None {
+                    assert!(!labels.contains_key("pod-template-hash"), "would be adopted");
+                }
                 self.target_labels().extend(labels.clone());
             }
             Action::MoveClaim { claim, labels, strip_source } => {
@@ -268,7 +278,9 @@ impl World {
             Action::DeleteTarget => {
                 self.note("delete target");
                 let target = self.seen.target_pod.as_mut().unwrap();
-                assert!(!any_container_runs(target), "its preStop hook would run");
+                // Where its owner is gone it goes as it would have gone with it.
+                let ordinary = self.seen.owner == Owner::Gone && confirmed;
+                assert!(ordinary || !any_container_runs(target), "its preStop hook would run");
                 target.metadata.deletion_timestamp.get_or_insert(Time(self.now));
             }
             Action::UnclaimSource => {
@@ -449,6 +461,7 @@ impl World {
 
     /// Everybody does a round.
     pub fn round(&mut self) {
+        self.deaf = false;
         self.operator(usize::MAX);
         for role in Role::BOTH {
             // Silent ones answer again.

@@ -130,8 +130,8 @@ fn why_give_up(observed: &Observed, now: Timestamp) -> Option<GiveUp> {
     target_changed(observed)
         .or_else(|| target_pod_failed(observed, now))
         .or_else(|| silent_side(observed, now))
-        .or_else(|| frozen_too_long(observed, now))
         .or_else(|| timed_out(observed, now))
+        .or_else(|| frozen_too_long(observed, now))
 }
 
 fn side_gave_up(observed: &Observed) -> Option<GiveUp> {

@@ -261,11 +261,19 @@ impl Applier {
 
     fn begin_file(&mut self, entry: Entry) -> Result<(), TreeError> {
         let io = |e| TreeError::io(&entry.path, e);
-        self.clear_name(&entry.path)?;
-        let (dir, name) = self.parent(&entry.path)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(io)?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let (dir, name) = self.parent(&entry.path)?;
+        // Mostly there is nothing to clear away.
+        let fd = match rustix::fs::openat(dir, name, flags, mode) {
+            Err(Errno::EXIST) => {
+                self.clear_name(&entry.path)?;
+                let (dir, name) = self.parent(&entry.path)?;
+                rustix::fs::openat(dir, name, flags, mode).map_err(io)?
+            }
+            result => result.map_err(io)?,
+        };
         self.remember(&entry)?;
         self.file = Some(OpenFile { file: File::from(fd), entry, written_to: 0 });
         Ok(())

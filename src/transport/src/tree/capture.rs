@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::ffi::CString;
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -18,6 +19,9 @@ use super::record::{
     Entry, EntryType, HEAD_LEN, MAGIC, MAX_CONTENTS, MAX_PATH, RecordKind, put_head,
 };
 use super::{MAX_DEPTH, TreeError};
+
+/// Files up to this size are read whole: looking for holes would take longer than it saves.
+const DENSE: u64 = 64 << 10;
 
 /// What a capture found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -293,10 +297,14 @@ impl Capture<'_> {
             return Ok(());
         }
         let size = stat.stx_size;
+        let file = File::from(fd);
+        if size <= DENSE {
+            return self.extent(&file, 0, size, path);
+        }
         let mut offset = 0;
         while offset < size {
-            let Some((start, end)) = next_extent(&fd, offset, size, path)? else { break };
-            self.extent(&fd, start, end, path)?;
+            let Some((start, end)) = next_extent(&file, offset, size, path)? else { break };
+            self.extent(&file, start, end, path)?;
             offset = end;
         }
         Ok(())
@@ -304,12 +312,11 @@ impl Capture<'_> {
 
     fn extent(
         &mut self,
-        fd: &OwnedFd,
+        file: &File,
         mut offset: u64,
         end: u64,
         path: &[u8],
     ) -> Result<(), TreeError> {
-        let file = std::fs::File::from(fd.try_clone().map_err(|e| TreeError::io(path, e))?);
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(MAX_CONTENTS, 0);
         while offset < end {
@@ -331,7 +338,7 @@ impl Capture<'_> {
 
 /// The next part of a file that is not a hole, within `size`.
 fn next_extent(
-    fd: &OwnedFd,
+    fd: &File,
     offset: u64,
     size: u64,
     path: &[u8],

@@ -1,0 +1,193 @@
+use std::collections::BTreeMap;
+
+use rstest::rstest;
+use serde_json::{Value, json};
+use transship_api::conditions::{self as c, reasons};
+use transship_api::{Migration, MigrationSpec};
+
+use super::super::testing::source_pod;
+use super::*;
+
+fn now() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+fn migration(target: Option<&str>) -> Migration {
+    let mut migration = Migration::new("move", MigrationSpec::for_pod("web-1"));
+    migration.metadata.namespace = Some("shop".into());
+    migration.metadata.uid = Some("uid-m".into());
+    migration.metadata.generation = Some(1);
+    migration.spec.target_node = target.map(str::to_owned);
+    migration
+}
+
+fn node(name: &str, labels: Value) -> NodeView {
+    let core = json!({"metadata": {"name": name, "labels": labels},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let agent = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "Node",
+        "metadata": {"name": name}, "spec": {},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Available",
+            "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    NodeView {
+        name: name.into(),
+        core: serde_json::from_value(core).unwrap(),
+        agent: serde_json::from_value(agent).unwrap(),
+    }
+}
+
+fn screen_with(
+    migration: &Migration,
+    pod: &Pod,
+    nodes: &[NodeView],
+    active: &[(&str, usize)],
+) -> Screening {
+    let owner = super::super::testing::owner();
+    let input = Input {
+        migration,
+        pod: Some(pod),
+        owner: Some(&owner),
+        nodes,
+        target: None,
+        facts: None,
+        target_facts: None,
+    };
+    let active = active.iter().map(|(n, count)| ((*n).to_owned(), *count)).collect();
+    screen(&input, &active, &BTreeMap::new())
+}
+
+fn nodes() -> Vec<NodeView> {
+    vec![node("node-a", json!({})), node("node-b", json!({"disk": "ssd"})), node("node-c", json!({}))]
+}
+
+#[rstest]
+#[case(Some("node-c"), "node-c", true)]
+#[case(None, "node-b", false)]
+fn a_target_is_taken_or_chosen(
+    #[case] wanted: Option<&str>,
+    #[case] target: &str,
+    #[case] given: bool,
+) {
+    let screening = screen_with(&migration(wanted), &source_pod(), &nodes(), &[]);
+    assert_eq!(screening, Screening::Ready { target: target.into(), given });
+}
+
+#[test]
+fn a_named_node_must_be_one_that_the_pod_accepts() {
+    let mut pod = source_pod();
+    pod.spec.as_mut().unwrap().node_selector = Some([("disk".into(), "ssd".into())].into());
+    let fits = screen_with(&migration(Some("node-b")), &pod, &nodes(), &[]);
+    assert!(matches!(fits, Screening::Ready { .. }), "{fits:?}");
+    let Screening::Refused(refusal) = screen_with(&migration(Some("node-c")), &pod, &nodes(), &[])
+    else {
+        panic!("must be refused")
+    };
+    assert_eq!(refusal.reason, reasons::NO_NODE_FITS);
+    assert!(refusal.message.contains("disk=ssd"), "{}", refusal.message);
+}
+
+#[test]
+fn without_a_node_that_fits_each_says_why() {
+    let mut pod = source_pod();
+    pod.spec.as_mut().unwrap().node_selector = Some([("disk".into(), "tape".into())].into());
+    let Screening::Refused(refusal) = screen_with(&migration(None), &pod, &nodes(), &[]) else {
+        panic!("must be refused")
+    };
+    assert!(refusal.message.contains("node-b lacks") && refusal.message.contains("node-c lacks"));
+    let Screening::Refused(alone) = screen_with(&migration(None), &pod, &nodes()[..1], &[]) else {
+        panic!("must be refused")
+    };
+    assert!(alone.message.contains("no other node"), "{}", alone.message);
+}
+
+#[rstest]
+#[case(&[("node-a", 2)], true)]
+#[case(&[("node-b", 2)], true)]
+#[case(&[("node-a", 1), ("node-b", 1), ("node-c", 9)], false)]
+fn a_node_takes_part_in_two_migrations_at_a_time(
+    #[case] active: &[(&str, usize)],
+    #[case] busy: bool,
+) {
+    let screening = screen_with(&migration(Some("node-b")), &source_pod(), &nodes(), active);
+    assert_eq!(matches!(screening, Screening::Busy(_)), busy, "{screening:?}");
+}
+
+fn condition<'a>(
+    status: &'a MigrationStatus,
+    type_: &str,
+) -> &'a k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition {
+    c::find(&status.conditions, type_).unwrap()
+}
+
+#[test]
+fn a_refusal_ends_the_migration_with_every_condition_set() {
+    let refusal = Refusal { reason: reasons::SAME_NODE, message: "write another".into() };
+    let status = refused(&migration(None), &refusal, now());
+    for type_ in [c::ADMITTED, c::SUCCEEDED] {
+        let condition = condition(&status, type_);
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", reasons::SAME_NODE));
+        assert_eq!(condition.observed_generation, Some(1));
+    }
+    for type_ in c::MIGRATION_TYPES {
+        assert_ne!(condition(&status, type_).status, "Unknown", "{type_}");
+    }
+    assert_eq!(status.step, Some(Step::Failed));
+    assert!(status.completion_time.is_some() && status.start_time.is_some());
+}
+
+#[test]
+fn violations_are_listed_and_summed_up() {
+    let violation = Violation {
+        check: "IoUring",
+        container: "web".into(),
+        process: "node (1)".into(),
+        message: "it uses io_uring".into(),
+        remedy: "block it".into(),
+    };
+    let status = violated(&migration(None), "node-b", &vec![violation; 40], now());
+    assert_eq!(status.violations.len(), MAX_VIOLATIONS);
+    assert_eq!(condition(&status, c::ADMITTED).reason, reasons::PREFLIGHT_FAILED);
+    assert!(condition(&status, c::SUCCEEDED).message.contains("block it"));
+}
+
+#[test]
+fn an_admitted_migration_names_both_sides_and_what_comes_next() {
+    let pod = source_pod();
+    let decided = Admitted { pod: &pod, target: "node-b", given: false, bytes: 300 << 20 };
+    let status = admitted(&migration(None), &decided, now());
+    let (source, target) = (status.source.as_ref().unwrap(), status.target.as_ref().unwrap());
+    assert_eq!((source.node.as_str(), source.pod_uid.as_str()), ("node-a", "uid-s"));
+    assert!(target.pod_name.starts_with("web-") && target.pod_uid.is_empty());
+    assert_eq!(status.address.as_deref(), Some("10.244.1.5"));
+    assert_eq!(status.step, Some(Step::PreparingTarget));
+    assert_eq!(condition(&status, c::SCHEDULED).reason, reasons::TARGET_NODE_CHOSEN);
+    assert_eq!(condition(&status, c::SUCCEEDED).status, "Unknown");
+    assert_eq!(status.forecast.as_ref().unwrap().freeze, "1.15s");
+}
+
+#[test]
+fn a_dry_run_ends_with_the_forecast() {
+    let mut migration = migration(Some("node-b"));
+    migration.spec.dry_run = true;
+    let pod = source_pod();
+    let decided = Admitted { pod: &pod, target: "node-b", given: true, bytes: 0 };
+    let status = admitted(&migration, &decided, now());
+    let succeeded = condition(&status, c::SUCCEEDED);
+    assert_eq!((succeeded.status.as_str(), succeeded.reason.as_str()), ("True", reasons::DRY_RUN));
+    assert!(succeeded.message.contains("150 ms"), "{}", succeeded.message);
+    assert_eq!(status.step, Some(Step::Succeeded));
+    assert!(status.target.unwrap().pod_name.is_empty(), "no pod was made");
+}
+
+#[rstest]
+#[case(None, 0, "150ms")]
+#[case(Some("30Mi"), 60 << 20, "2.15s")]
+#[case(Some("100Gi"), 300 << 20, "1.15s")]
+fn the_forecast_counts_with_the_slowest_part(
+    #[case] limit: Option<&str>,
+    #[case] bytes: u64,
+    #[case] freeze: &str,
+) {
+    let mut migration = migration(None);
+    migration.spec.bandwidth_limit = limit.map(str::to_owned);
+    assert_eq!(forecast(&migration, bytes).freeze, freeze);
+}
