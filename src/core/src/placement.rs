@@ -145,15 +145,17 @@ fn requirement_fits(requirement: &NodeSelectorRequirement, value: Option<&str>) 
 }
 
 fn taints_are_tolerated(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
-    let tolerations =
-        pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+    let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
     let taints = candidate.node.core.as_ref()?.spec.as_ref()?.taints.as_deref()?;
     let taint = taints
         .iter()
         .filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"))
         .find(|t| !tolerations.iter().any(|toleration| tolerates(toleration, t)))?;
     let name = &candidate.node.name;
-    Some(format!("{name} has the taint {}:{}, which the pod does not tolerate", taint.key, taint.effect))
+    Some(format!(
+        "{name} has the taint {}:{}, which the pod does not tolerate",
+        taint.key, taint.effect
+    ))
 }
 
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
@@ -174,7 +176,8 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 
 fn has_room(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
     let allocatable = candidate.node.core.as_ref()?.status.as_ref()?.allocatable.as_ref()?;
-    let amount = |name: &str, read: fn(&Quantity) -> Option<i64>| allocatable.get(name).and_then(read);
+    let amount =
+        |name: &str, read: fn(&Quantity) -> Option<i64>| allocatable.get(name).and_then(read);
     let (cpu, memory) = requests(pod);
     let load = candidate.load;
     let lacking = if amount("pods", millis).is_some_and(|m| m / 1000 <= load.pods as i64) {
@@ -291,19 +294,44 @@ mod tests {
 
     #[test]
     fn each_filter_objects_with_a_sentence_of_its_own() {
-        let taint = json!({"spec": {"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}});
-        let required = |terms: Value| json!({"affinity": {"nodeAffinity": {
-            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}});
+        let taint =
+            json!({"spec": {"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}});
+        let required = |terms: Value| {
+            json!({"affinity": {"nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}})
+        };
         for (node_extra, pod_spec, words) in [
-            (json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}), json!({}), "not Ready"),
+            (
+                json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}),
+                json!({}),
+                "not Ready",
+            ),
             (json!({"spec": {"unschedulable": true}}), json!({}), "cordoned"),
             (json!({}), json!({"nodeSelector": {"disk": "hdd"}}), "disk=hdd"),
-            (json!({}), required(json!([{"matchExpressions": [{"key": "gen", "operator": "Gt", "values": ["3"]}]}])), "affinity"),
+            (
+                json!({}),
+                required(
+                    json!([{"matchExpressions": [{"key": "gen", "operator": "Gt", "values": ["3"]}]}]),
+                ),
+                "affinity",
+            ),
             (json!({}), required(json!([{}])), "affinity"),
             (taint.clone(), json!({}), "k:NoSchedule"),
-            (taint.clone(), json!({"tolerations": [{"key": "k", "value": "w", "effect": "NoSchedule"}]}), "k:NoSchedule"),
-            (json!({}), json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "2001m"}}}]}), "CPU"),
-            (json!({}), json!({"containers": [{"name": "c", "resources": {"requests": {"memory": "2Gi"}}}]}), "memory"),
+            (
+                taint.clone(),
+                json!({"tolerations": [{"key": "k", "value": "w", "effect": "NoSchedule"}]}),
+                "k:NoSchedule",
+            ),
+            (
+                json!({}),
+                json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "2001m"}}}]}),
+                "CPU",
+            ),
+            (
+                json!({}),
+                json!({"containers": [{"name": "c", "resources": {"requests": {"memory": "2Gi"}}}]}),
+                "memory",
+            ),
             (json!({"status": {"allocatable": {"pods": "0"}}}), json!({}), "pods"),
         ] {
             let nodes = [(node("node-b", node_extra), 0)];
@@ -313,8 +341,16 @@ mod tests {
         for (node_extra, pod_spec) in [
             (taint.clone(), json!({"tolerations": [{"operator": "Exists"}]})),
             (taint, json!({"tolerations": [{"key": "k", "value": "v", "effect": "NoSchedule"}]})),
-            (json!({}), required(json!([{}, {"matchExpressions": [{"key": "gen", "operator": "Lt", "values": ["4"]}]}]))),
-            (json!({}), json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1.5", "memory": "512Mi"}}}]})),
+            (
+                json!({}),
+                required(
+                    json!([{}, {"matchExpressions": [{"key": "gen", "operator": "Lt", "values": ["4"]}]}]),
+                ),
+            ),
+            (
+                json!({}),
+                json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1.5", "memory": "512Mi"}}}]}),
+            ),
         ] {
             let nodes = [(node("node-b", node_extra), 0)];
             assert_eq!(choose(&pod(pod_spec), &candidates(&nodes)), Ok("node-b".into()));
@@ -336,7 +372,8 @@ mod tests {
     #[test]
     fn requests_are_counted_as_the_scheduler_counts_them() {
         let container = |name: &str, cpu: &str, always: bool| {
-            let mut c = json!({"name": name, "resources": {"requests": {"cpu": cpu, "memory": "1Mi"}}});
+            let mut c =
+                json!({"name": name, "resources": {"requests": {"cpu": cpu, "memory": "1Mi"}}});
             if always {
                 c["restartPolicy"] = json!("Always");
             }

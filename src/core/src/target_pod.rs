@@ -268,12 +268,9 @@ fn normal_repository(image: &str) -> String {
         _ => name,
     };
     match name.split_once('/') {
-        Some((registry, _))
-            if registry.contains(['.', ':']) || registry == "localhost" =>
-        {
-            name.strip_prefix("index.docker.io/")
-                .map_or_else(|| name.to_owned(), |rest| format!("docker.io/{rest}"))
-        }
+        Some((registry, _)) if registry.contains(['.', ':']) || registry == "localhost" => name
+            .strip_prefix("index.docker.io/")
+            .map_or_else(|| name.to_owned(), |rest| format!("docker.io/{rest}")),
         Some(_) => format!("docker.io/{name}"),
         None => format!("docker.io/library/{name}"),
     }

@@ -4,7 +4,9 @@
 //!   image; CRIU restores that as a disarmed timer and reports success (their issue 3162).
 //!   [`fix_timerfds`] sets it to one nanosecond: it fires at once, and its interval goes on.
 //! * Every container of a pod carries the pod's System V objects, and only the first restore may
-//!   create them. [`drop_ipc_objects`] removes them from the other sets.
+//!   create them. [`drop_ipc_objects`] removes queues and semaphores from the other sets. Memory
+//!   segments stay: CRIU attaches processes by them, and `preload/adopt-segments.c` gives it those
+//!   that exist.
 
 use std::fs;
 use std::io::{self, Write};
@@ -74,7 +76,7 @@ pub fn drop_ipc_objects(dir: &Path) -> io::Result<usize> {
         let entry = entry?;
         let name = entry.file_name();
         let is_object = name.to_str().is_some_and(|name| {
-            ["ipcns-shm-", "ipcns-msg-", "ipcns-sem-"].iter().any(|kind| name.starts_with(kind))
+            ["ipcns-msg-", "ipcns-sem-"].iter().any(|kind| name.starts_with(kind))
         });
         if is_object {
             fs::remove_file(entry.path())?;
@@ -259,16 +261,17 @@ mod tests {
     }
 
     #[test]
-    fn only_ipc_objects_are_dropped() {
+    fn only_ipc_queues_and_semaphores_are_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let names = ["ipcns-shm-9.img", "ipcns-msg-9.img", "ipcns-sem-9.img", "ipcns-var-9.img"];
         for name in names {
             fs::write(dir.path().join(name), "x").unwrap();
         }
-        assert_eq!(drop_ipc_objects(dir.path()).unwrap(), 3);
-        let left: Vec<_> =
+        assert_eq!(drop_ipc_objects(dir.path()).unwrap(), 2);
+        let mut left: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["ipcns-var-9.img"]);
+        left.sort();
+        assert_eq!(left, ["ipcns-shm-9.img", "ipcns-var-9.img"]);
     }
 
     proptest! {

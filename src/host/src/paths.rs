@@ -110,6 +110,11 @@ impl HostRoot {
         self.join("/opt/transship")
     }
 
+    /// An installed library.
+    pub fn lib(&self, library: &str) -> PathBuf {
+        self.opt().join("lib").join(library)
+    }
+
     /// An installed program.
     pub fn bin(&self, program: &str) -> PathBuf {
         self.opt().join("bin").join(program)

@@ -6,6 +6,8 @@
 //! `fake_nodes NAMESPACE NODE=PORT NODE=PORT …`, with KUBECONFIG set and an operator running whose
 //! authority lies in NAMESPACE. `FAULT=` names what shall go wrong: `dump`, `restore`, `lost`.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "a tool for developers that may stop at once")]
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -334,10 +336,19 @@ async fn report(fake: &Fake, pods: &Api<Pod>, pod: &Pod) {
         (false, true) => json!({"running": null, "terminated": {"exitCode": 137}}),
         (false, false) => json!({"waiting": {"reason": "ContainerCreating"}}),
     };
-    let containers: Vec<_> = pod.spec.as_ref().unwrap().containers.iter().map(|c| json!({
-        "name": c.name, "image": c.image, "imageID": "sha256:abc", "ready": runs,
-        "restartCount": 0, "state": state,
-    })).collect();
+    let containers: Vec<_> = pod
+        .spec
+        .as_ref()
+        .unwrap()
+        .containers
+        .iter()
+        .map(|c| {
+            json!({
+                "name": c.name, "image": c.image, "imageID": "sha256:abc", "ready": runs,
+                "restartCount": 0, "state": state,
+            })
+        })
+        .collect();
     let status = json!({"status": {
         "phase": if runs { "Running" } else { "Pending" },
         "podIP": "10.244.1.5", "podIPs": [{"ip": "10.244.1.5"}],
@@ -356,7 +367,10 @@ async fn report(fake: &Fake, pods: &Api<Pod>, pod: &Pod) {
 
 async fn register(client: &Client, name: &str, port: u16) {
     let nodes: Api<CoreNode> = Api::all(client.clone());
-    let node = serde_json::from_value(json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}})).unwrap();
+    let node = serde_json::from_value(
+        json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}}),
+    )
+    .unwrap();
     let _ = nodes.create(&PostParams::default(), &node).await;
     let status = json!({"status": {
         "allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"},

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::StreamExt;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node as CoreNode;
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{self, Store};
@@ -34,6 +35,7 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs until a signal, or until the lead is lost.
 pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
+    let started = Timestamp::now();
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::default());
     let instance = match args.pod_name.as_str() {
@@ -42,8 +44,7 @@ pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     };
     let (elector, leading) =
         Elector::new(client.clone(), &args.namespace, names::LEADER_LEASE, instance.clone());
-    let (keeper, authority) =
-        Keeper::new(client.clone(), args.namespace.clone(), leading.clone());
+    let (keeper, authority) = Keeper::new(client.clone(), args.namespace.clone(), leading.clone());
     let (publish, identity) = watch::channel(None);
     let own_names = serving::names(&args.service, &args.namespace);
     tokio::spawn(keeper.run(stop.clone()));
@@ -64,6 +65,7 @@ pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
 
     let election = tokio::spawn(elector.run(stop.clone()));
     let lead = Lead {
+        started,
         client,
         instance,
         ttl: Duration::from_secs(args.node_ttl_seconds),
@@ -71,28 +73,32 @@ pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
         metrics,
         stop: CancellationToken::new(),
     };
-    let leading_work = tokio::spawn(lead_when_elected(lead, leading, stop.clone()));
+    let mut leading_work = tokio::spawn(lead_when_elected(lead, leading, stop.clone()));
+    let mut election = election;
     tokio::select! {
-        ended = election => match ended? {
+        ended = &mut election => match ended? {
             // A former leader must not finish what it had in hand: the process ends at once.
             End::Lost => anyhow::bail!("lost the lead"),
             End::Stopped => Ok(()),
         },
+        ended = &mut leading_work => {
+            // Whoever leads without working keeps others from leading.
+            ended?;
+            anyhow::bail!("the controllers have ended")
+        }
         () = signalled() => {
             tracing::info!("ending");
-            end(stop, leading_work).await;
+            // First the leader's work, then the lead: the next leader begins when nothing is in
+            // hand here.
+            leading_work.abort();
+            let _ = leading_work.await;
+            stop.cancel();
+            if tokio::time::timeout(END_LIMIT, election).await.is_err() {
+                tracing::warn!("the lead could not be released in time");
+            }
             Ok(())
         }
     }
-}
-
-/// First the leader's work, then the lead: the next leader begins when nothing is in hand here.
-async fn end(stop: CancellationToken, leading_work: tokio::task::JoinHandle<()>) {
-    leading_work.abort();
-    let _ = leading_work.await;
-    stop.cancel();
-    // The elector releases its lease in a request of its own.
-    tokio::time::sleep(Duration::from_millis(500).min(END_LIMIT)).await;
 }
 
 async fn signalled() {
@@ -107,6 +113,7 @@ async fn signalled() {
 
 /// What only the leader does.
 struct Lead {
+    started: Timestamp,
     client: Client,
     instance: String,
     ttl: Duration,
@@ -142,6 +149,7 @@ impl Lead {
         let controller =
             Controller::new(Api::<Migration>::all(self.client.clone()), watcher::Config::default());
         let context = Arc::new(Context {
+            started: self.started,
             client: self.client.clone(),
             core_nodes,
             nodes,

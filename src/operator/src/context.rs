@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node as CoreNode;
 use kube::Client;
 use kube::runtime::reflector::Store;
@@ -17,6 +18,8 @@ use crate::metrics::Metrics;
 
 /// Shared by all reconciliations.
 pub struct Context {
+    /// When this process began.
+    pub started: Timestamp,
     /// Talks to the API server.
     pub client: Client,
     /// Cluster nodes.

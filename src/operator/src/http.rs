@@ -82,9 +82,8 @@ pub async fn serve_secure(
         let routes = routes.clone();
         tokio::spawn(async move {
             let served = serve_connection(stream, TlsAcceptor::from(config), routes);
-            match tokio::time::timeout(CONNECTION_LIMIT, served).await {
-                Ok(Err(error)) => tracing::debug!(error, "a connection broke"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_LIMIT, served).await {
+                tracing::debug!(error, "a connection broke");
             }
         });
     }

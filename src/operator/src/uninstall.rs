@@ -4,12 +4,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use jiff::{SignedDuration, Timestamp};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use transship_api::conditions::{self as c, reasons};
 use transship_api::{self as api, Migration, names};
 
+/// Annotation on a Node: when its host side was asked to go. An operator that was started later
+/// belongs to another installation and takes the request back.
+pub const ASKED_AT: &str = "transship.dev/uninstall-at";
+/// How far two clocks may be apart.
+const CLOCKS: Duration = Duration::from_secs(5);
 /// How often the nodes are looked at.
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -19,7 +25,8 @@ pub async fn run(client: Client, limit: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + limit;
     await_migrations(&client, limit / 2).await?;
     let nodes: Api<api::Node> = Api::all(client);
-    let patch = json!({"metadata": {"annotations": {names::UNINSTALL: "true"}}});
+    let now = Timestamp::now().to_string();
+    let patch = json!({"metadata": {"annotations": {names::UNINSTALL: "true", ASKED_AT: now}}});
     let listed = match nodes.list(&ListParams::default()).await {
         Ok(listed) => listed,
         // The definitions were removed before: there is nobody to be asked.
@@ -47,11 +54,23 @@ pub async fn run(client: Client, limit: Duration) -> anyhow::Result<()> {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            tracing::warn!(nodes = left.join(", "), "these nodes have not removed their host side in time; see the documentation on removing it by hand");
+            tracing::warn!(
+                nodes = left.join(", "),
+                "these nodes have not removed their host side in time; see the documentation on removing it by hand"
+            );
             return Ok(());
         }
         tokio::time::sleep(PERIOD).await;
     }
+}
+
+/// Whether a node's host side was asked to go before `started`, when this operator began: the Nodes
+/// outlive the chart, and a new installation must not be undone by the end of the former.
+pub fn is_of_former_installation(node: &api::Node, started: Timestamp) -> bool {
+    let asked = node.annotations().get(ASKED_AT).and_then(|t| t.parse::<Timestamp>().ok());
+    asked.is_some_and(|asked| {
+        started.duration_since(asked) > SignedDuration::try_from(CLOCKS).unwrap_or_default()
+    })
 }
 
 fn ready(node: &api::Node) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
@@ -98,7 +117,6 @@ async fn await_migrations(client: &Client, limit: Duration) -> anyhow::Result<()
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
     use transship_api::ConditionStatus;
 
     use super::*;
@@ -116,5 +134,22 @@ mod tests {
         assert!(!is_removed(&node(ConditionStatus::True, reasons::AVAILABLE)));
         assert!(is_silent(&node(ConditionStatus::False, reasons::HEARTBEAT_MISSED)));
         assert!(!is_silent(&node(ConditionStatus::False, reasons::INSTALLING)));
+    }
+    #[test]
+    fn a_request_ends_with_the_installation_that_it_was_made_for() {
+        let started: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
+        for (asked, former) in [
+            (Some("2026-01-01T00:00:30Z"), true),
+            (Some("2026-01-01T00:00:58Z"), false),
+            (Some("2026-01-01T00:02:00Z"), false),
+            (None, false),
+        ] {
+            let mut node = api::Node::new("node-a", api::NodeSpec::default());
+            node.annotations_mut().insert(names::UNINSTALL.into(), "true".into());
+            if let Some(asked) = asked {
+                node.annotations_mut().insert(ASKED_AT.into(), asked.into());
+            }
+            assert_eq!(is_of_former_installation(&node, started), former, "{asked:?}");
+        }
     }
 }

@@ -171,6 +171,10 @@ fn restore(
         .env("PATH", search_path(host))
         .env(hold::POD_VARIABLE, &subject.pod_uid)
         .env(hold::CONTAINER_VARIABLE, &subject.container);
+    let adopt = host.lib("adopt-segments.so");
+    if adopt.exists() {
+        command.env("LD_PRELOAD", adopt);
+    }
     die_with_parent(&mut command);
     let child = command.spawn().map_err(|e| format!("cannot run {}: {e}", runc.display()))?;
     let status = supervise(child, subject)?;

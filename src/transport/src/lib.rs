@@ -56,6 +56,7 @@ mod pages;
 mod progress;
 mod receiver;
 mod sender;
+mod streams;
 pub mod tree;
 
 pub use compress::Compression;
@@ -65,4 +66,5 @@ pub use link::{Closer, Link};
 pub use message::{Area, Hello, Totals, VERSION};
 pub use progress::Progress;
 pub use receiver::{Handler, TreeTarget, receive};
-pub use sender::{PageStream, Sender, SenderOptions, transfer_error};
+pub use sender::{Sender, SenderOptions, transfer_error};
+pub use streams::PageStream;

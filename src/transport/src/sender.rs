@@ -9,20 +9,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use transship_criu::pages::{DstId, PageRun, PageSink};
 use transship_criu::validate::is_allowed_name;
 
 use crate::compress::{Compression, Pace, Packer};
 use crate::error::{Error, Result};
-use crate::frame::{FrameReader, FrameWriter, Hashed, Kind, MAX_DATA, Outgoing};
+use crate::frame::{FrameReader, FrameWriter, Hashed, Kind, Outgoing};
 use crate::limit::TokenBucket;
 use crate::link::{Closer, Link};
 use crate::message::{
-    Ack, AllDone, Area, ContainerDone, Failed, Hello, ImageStart, ItemCount, PagesStart, Stage,
-    Totals, TreeStart, from_meta, to_meta,
+    Ack, AllDone, Area, ContainerDone, Failed, Hello, ImageStart, ItemCount, Stage, Totals,
+    TreeStart, from_meta, to_meta,
 };
-use crate::pages::PageBatch;
 use crate::progress::Progress;
+use crate::streams::{ByteStream, PageStream};
 use crate::tree::{TreeError, TreeSummary};
 
 /// How to send.
@@ -51,7 +50,8 @@ pub struct Sender {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+/// What a sender and its streams share.
+pub(crate) struct Shared {
     wire: Mutex<Wire>,
     pace: Mutex<Pace>,
     back: Mutex<Back>,
@@ -59,7 +59,7 @@ struct Shared {
     streams: AtomicU32,
     totals: Mutex<Counted>,
     containers: Vec<String>,
-    progress: Arc<Progress>,
+    pub(crate) progress: Arc<Progress>,
     started: Instant,
     closer: Closer,
 }
@@ -190,24 +190,9 @@ impl Sender {
     }
 
     /// The page stream of a container, to be given to CRIU's page server. It must be
-    /// [`finish`](PageSink::finish)ed before [`container_done`](Self::container_done).
+    /// [`finish`](transship_criu::pages::PageSink::finish)ed before [`container_done`](Self::container_done).
     pub fn pages(&self, container: &str) -> Result<PageStream> {
-        let shared = Arc::clone(&self.shared);
-        let id = shared.next_stream();
-        let start = to_meta(&PagesStart { container: container.into() })?;
-        let mut count = ItemCount::default();
-        count.frame(&start, &[]);
-        shared.send(&Outgoing::meta(Kind::PagesStart, id, &start))?;
-        Ok(PageStream {
-            shared,
-            id,
-            container: container.into(),
-            batch: PageBatch::new(),
-            packer: Packer::default(),
-            count,
-            pages: 0,
-            finished: false,
-        })
+        PageStream::open(Arc::clone(&self.shared), container)
     }
 
     /// All images and pages of a container have been sent.
@@ -252,11 +237,11 @@ impl Drop for Sender {
 }
 
 impl Shared {
-    fn next_stream(&self) -> u32 {
+    pub(crate) fn next_stream(&self) -> u32 {
         self.streams.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn send(&self, frame: &Outgoing<'_>) -> Result<()> {
+    pub(crate) fn send(&self, frame: &Outgoing<'_>) -> Result<()> {
         let hashed = Hashed::new(*frame);
         let mut wire = lock(&self.wire);
         if let Some(end) = &lock(&self.back).end {
@@ -354,7 +339,7 @@ impl Shared {
         self.back_changed.notify_all();
     }
 
-    fn send_block(
+    pub(crate) fn send_block(
         &self,
         (kind, stream): (Kind, u32),
         meta: &[u8],
@@ -365,7 +350,7 @@ impl Shared {
         self.send(&Outgoing { kind, stream, meta, data, encoding, plain_len: block.len() })
     }
 
-    fn end_item(
+    pub(crate) fn end_item(
         &self,
         (kind, stream): (Kind, u32),
         count: &ItemCount,
@@ -384,175 +369,6 @@ impl Shared {
     }
 }
 
-/// A stream of plain bytes (a tree's archive, an image file) in frames of up to 1 MiB.
-struct ByteStream<'a> {
-    shared: &'a Shared,
-    id: u32,
-    data_kind: Kind,
-    end_kind: Kind,
-    buffer: Vec<u8>,
-    len: usize,
-    packer: Packer,
-    count: ItemCount,
-    /// The error behind an `io::Error` that went through a capture.
-    error: Option<Error>,
-}
-
-impl<'a> ByteStream<'a> {
-    fn open(shared: &'a Shared, kinds: (Kind, Kind, Kind), start: &[u8]) -> Result<Self> {
-        let id = shared.next_stream();
-        let mut count = ItemCount::default();
-        count.frame(start, &[]);
-        shared.send(&Outgoing::meta(kinds.0, id, start))?;
-        Ok(Self {
-            shared,
-            id,
-            data_kind: kinds.1,
-            end_kind: kinds.2,
-            buffer: Vec::new(),
-            len: 0,
-            packer: Packer::default(),
-            count,
-            error: None,
-        })
-    }
-
-    fn emit(&mut self) -> Result<()> {
-        if self.len == 0 {
-            return Ok(());
-        }
-        let block = &self.buffer[..self.len];
-        self.count.frame(&[], block);
-        self.len = 0;
-        self.shared.send_block((self.data_kind, self.id), &[], block, &mut self.packer)
-    }
-
-    fn copy_from(&mut self, contents: &mut dyn Read, what: &str) -> Result<u64> {
-        let mut copied = 0;
-        // Most images are small: the buffer grows with what there is to read.
-        self.buffer.resize(64 << 10, 0);
-        loop {
-            if self.len == self.buffer.len() {
-                if self.len == MAX_DATA {
-                    self.emit()?;
-                } else {
-                    self.buffer.resize((self.len * 4).min(MAX_DATA), 0);
-                }
-            }
-            match contents.read(&mut self.buffer[self.len..]) {
-                Ok(0) => return Ok(copied),
-                Ok(n) => {
-                    self.len += n;
-                    copied += n as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(Error::File { what: what.into(), source }),
-            }
-        }
-    }
-
-    fn end(mut self, container: Option<&str>) -> Result<()> {
-        self.emit()?;
-        self.shared.end_item((self.end_kind, self.id), &self.count, container, 0)
-    }
-}
-
-impl Write for ByteStream<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.buffer.len() < MAX_DATA {
-            self.buffer.resize(MAX_DATA, 0);
-        }
-        if self.len == MAX_DATA
-            && let Err(error) = self.emit()
-        {
-            let shown = io::Error::other(error.to_string());
-            self.error = Some(error);
-            return Err(shown);
-        }
-        let take = bytes.len().min(MAX_DATA - self.len);
-        self.buffer[self.len..self.len + take].copy_from_slice(&bytes[..take]);
-        self.len += take;
-        Ok(take)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The pages of one container on their way: what CRIU's page server writes to.
-pub struct PageStream {
-    shared: Arc<Shared>,
-    id: u32,
-    container: String,
-    batch: PageBatch,
-    packer: Packer,
-    count: ItemCount,
-    pages: u64,
-    finished: bool,
-}
-
-impl PageStream {
-    fn emit(&mut self) -> Result<()> {
-        if self.batch.is_empty() {
-            return Ok(());
-        }
-        let (meta, data) = self.batch.finish();
-        self.count.frame(meta, data);
-        let sent = self.shared.send_block((Kind::Pages, self.id), meta, data, &mut self.packer);
-        self.batch.clear();
-        sent
-    }
-
-    fn announce(&mut self, run: PageRun) -> Result<()> {
-        if self.batch.is_full() {
-            self.emit()?;
-        }
-        self.batch.run(run);
-        Ok(())
-    }
-}
-
-impl PageSink for PageStream {
-    fn open(&mut self, dst: DstId) -> io::Result<bool> {
-        self.emit()?;
-        let meta = dst.raw().to_le_bytes();
-        self.count.frame(&meta, &[]);
-        self.shared.send(&Outgoing::meta(Kind::PagesOpen, self.id, &meta))?;
-        Ok(false)
-    }
-
-    fn hole(&mut self, run: PageRun) -> io::Result<()> {
-        Ok(self.announce(run)?)
-    }
-
-    fn pages(&mut self, run: PageRun, data: &mut dyn Read) -> io::Result<()> {
-        self.announce(run)?;
-        let mut left = run.data_len();
-        while left > 0 {
-            let read = self.batch.read(data, left)?;
-            left -= read;
-            if self.batch.is_full() {
-                self.emit()?;
-            }
-        }
-        self.pages += run.data_len() / transship_criu::PAGE_SIZE;
-        self.shared.progress.add_pages(run.data_len() / transship_criu::PAGE_SIZE);
-        Ok(())
-    }
-
-    fn finish(&mut self) -> io::Result<()> {
-        if self.finished {
-            return Ok(());
-        }
-        self.emit()?;
-        let key = (Kind::PagesEnd, self.id);
-        self.shared.end_item(key, &self.count, Some(&self.container), self.pages)?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
 impl From<Error> for io::Error {
     /// For sinks and writers whose trait speaks of `io::Error`; the error is its inner one.
     fn from(error: Error) -> Self {
@@ -560,7 +376,7 @@ impl From<Error> for io::Error {
     }
 }
 
-/// The transfer's error inside an `io::Error` that came through a [`PageSink`], if there is one.
+/// The transfer's error inside an `io::Error` that came through a page sink, if there is one.
 pub fn transfer_error(error: io::Error) -> Result<Error, io::Error> {
     error.downcast::<Error>()
 }

@@ -242,6 +242,12 @@ fn payload(base: &Path, binaries: &Path, dir: &Path) -> Result<()> {
             )?;
         }
     }
+    cmd::run(
+        Command::new("gcc")
+            .args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"])
+            .arg(dir.join("lib/adopt-segments.so"))
+            .arg(layout::checkout()?.join("src/criu/preload/adopt-segments.c")),
+    )?;
     let version =
         cmd::output(Command::new("chroot").arg(base).args(["/usr/sbin/criu", "--version"]))?;
     if !version.contains(&format!("Version: {CRIU}")) {

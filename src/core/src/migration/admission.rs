@@ -39,10 +39,8 @@ pub fn screen(
     active: &BTreeMap<String, usize>,
     loads: &BTreeMap<String, Load>,
 ) -> Screening {
-    let candidate = |node| Candidate {
-        node,
-        load: loads.get(node.name.as_str()).copied().unwrap_or_default(),
-    };
+    let candidate =
+        |node| Candidate { node, load: loads.get(node.name.as_str()).copied().unwrap_or_default() };
     let named = input.migration.spec.target_node.as_deref();
     let find = |name: &str| input.nodes.iter().find(|n| n.name == name);
     let given = Input { target: named.and_then(find), ..input.clone() };
@@ -96,7 +94,10 @@ fn nobody(against: &[(String, String)]) -> String {
     if against.len() > SHOWN {
         parts.push(&more);
     }
-    format!("no node can take the pod: {}; mend one of them, or name it in targetNode", parts.join(", "))
+    format!(
+        "no node can take the pod: {}; mend one of them, or name it in targetNode",
+        parts.join(", ")
+    )
 }
 
 fn is_busy(node: &NodeView, active: &BTreeMap<String, usize>) -> Option<String> {
@@ -113,7 +114,12 @@ pub fn judge(input: &Input<'_>) -> Vec<Violation> {
 }
 
 /// Status of a Migration that waits for its turn, or for its agents' answers.
-pub fn waiting(migration: &Migration, step: Step, message: &str, now: Timestamp) -> MigrationStatus {
+pub fn waiting(
+    migration: &Migration,
+    step: Step,
+    message: &str,
+    now: Timestamp,
+) -> MigrationStatus {
     let mut draft = started(migration, now);
     draft.step(step).waiting(reasons::IN_PROGRESS, message);
     draft.done()
@@ -130,9 +136,12 @@ fn started(migration: &Migration, now: Timestamp) -> Draft {
 /// Status of a Migration that cannot be carried out.
 pub fn refused(migration: &Migration, refusal: &Refusal, now: Timestamp) -> MigrationStatus {
     let mut draft = started(migration, now);
-    draft
-        .set(c::ADMITTED, ConditionStatus::False, refusal.reason, &refusal.message)
-        .end(Step::Failed, false, refusal.reason, &refusal.message);
+    draft.set(c::ADMITTED, ConditionStatus::False, refusal.reason, &refusal.message).end(
+        Step::Failed,
+        false,
+        refusal.reason,
+        &refusal.message,
+    );
     draft.done()
 }
 
@@ -180,10 +189,7 @@ pub fn forecast(migration: &Migration, bytes: u64) -> Forecast {
     let rate = limit.clamp(1, FORECAST_RATE);
     let millis = u128::from(bytes) * 1000 / u128::from(rate);
     let freeze = FORECAST_FIXED + Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
-    Forecast {
-        bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
-        freeze: duration::format(freeze),
-    }
+    Forecast { bytes: i64::try_from(bytes).unwrap_or(i64::MAX), freeze: duration::format(freeze) }
 }
 
 /// What was decided at admission.
@@ -207,9 +213,7 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
     let text = duration::parse(&forecast.freeze).map(for_people).unwrap_or_default();
     let why = match given {
         true => (reasons::TARGET_NODE_GIVEN, format!("targetNode is {target}")),
-        false => {
-            (reasons::TARGET_NODE_CHOSEN, format!("{target} fits and has the fewest pods"))
-        }
+        false => (reasons::TARGET_NODE_CHOSEN, format!("{target} fits and has the fewest pods")),
     };
     let uid = migration.metadata.uid.as_deref().unwrap_or_default();
     let mut draft = started(migration, now);

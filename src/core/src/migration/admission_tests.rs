@@ -56,7 +56,11 @@ fn screen_with(
 }
 
 fn nodes() -> Vec<NodeView> {
-    vec![node("node-a", json!({})), node("node-b", json!({"disk": "ssd"})), node("node-c", json!({}))]
+    vec![
+        node("node-a", json!({})),
+        node("node-b", json!({"disk": "ssd"})),
+        node("node-c", json!({})),
+    ]
 }
 
 #[rstest]
@@ -124,7 +128,10 @@ fn a_refusal_ends_the_migration_with_every_condition_set() {
     let status = refused(&migration(None), &refusal, now());
     for type_ in [c::ADMITTED, c::SUCCEEDED] {
         let condition = condition(&status, type_);
-        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", reasons::SAME_NODE));
+        assert_eq!(
+            (condition.status.as_str(), condition.reason.as_str()),
+            ("False", reasons::SAME_NODE)
+        );
         assert_eq!(condition.observed_generation, Some(1));
     }
     for type_ in c::MIGRATION_TYPES {

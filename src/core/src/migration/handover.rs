@@ -32,7 +32,11 @@ pub struct Partition {
 /// enough, else one that no Service uses, else everything that the selector speaks of (a bare
 /// ReplicaSet whose selector is the Service's; the Service then learns of the target with the
 /// claim).
-pub fn partition(labels: &Labels, selector: Option<&LabelSelector>, services: &[Labels]) -> Partition {
+pub fn partition(
+    labels: &Labels,
+    selector: Option<&LabelSelector>,
+    services: &[Labels],
+) -> Partition {
     let labels: Labels = labels
         .iter()
         .filter(|(key, _)| key.as_str() != names::MIGRATION_LABEL)
@@ -41,16 +45,13 @@ pub fn partition(labels: &Labels, selector: Option<&LabelSelector>, services: &[
     let Some(selector) = selector.filter(|s| matches(s, &labels)) else {
         return Partition { at_once: labels, with_claim: Labels::new() };
     };
-    let used = |key: &str| {
-        services.iter().any(|s| selects(s, &labels) && s.contains_key(key))
-    };
+    let used = |key: &str| services.iter().any(|s| selects(s, &labels) && s.contains_key(key));
     let spoken_of = keys(selector);
     let mut candidates: Vec<&str> =
         spoken_of.iter().map(String::as_str).filter(|key| !used(key)).collect();
     candidates.sort_by_key(|key| *key != TEMPLATE_HASH);
     let without = |withheld: &dyn Fn(&str) -> bool| -> Partition {
-        let (with_claim, at_once) =
-            labels.clone().into_iter().partition(|(key, _)| withheld(key));
+        let (with_claim, at_once) = labels.clone().into_iter().partition(|(key, _)| withheld(key));
         Partition { at_once, with_claim }
     };
     candidates
@@ -203,7 +204,11 @@ mod tests {
     #[case("Exists", &[], true)]
     #[case("DoesNotExist", &[], false)]
     #[case("Unheard", &[], false)]
-    fn expressions_are_evaluated(#[case] operator: &str, #[case] values: &[&str], #[case] fits: bool) {
+    fn expressions_are_evaluated(
+        #[case] operator: &str,
+        #[case] values: &[&str],
+        #[case] fits: bool,
+    ) {
         let with = selector(json!({"matchExpressions": [
             {"key": "k", "operator": operator, "values": values}]}));
         assert_eq!(matches(&with, &labels(&[("k", "a")])), fits);
@@ -228,11 +233,15 @@ mod tests {
             )
             .unwrap()
         };
-        let claimed =
-            pod(json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-abc", "uid": "rs", "controller": true}]));
+        let claimed = pod(
+            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-abc", "uid": "rs", "controller": true}]),
+        );
         assert_eq!(labels_to_hand_over(Some(&claimed), Some(&owner)).len(), 2);
         assert_eq!(labels_to_hand_over(None, Some(&owner)), labels(&[("app", "web")]));
-        assert_eq!(labels_to_hand_over(Some(&pod(json!([]))), Some(&owner)), labels(&[("app", "web")]));
+        assert_eq!(
+            labels_to_hand_over(Some(&pod(json!([]))), Some(&owner)),
+            labels(&[("app", "web")])
+        );
         assert_eq!(labels_to_hand_over(Some(&pod(json!([]))), None).len(), 2);
     }
 }

@@ -195,6 +195,7 @@ fn after_the_commit_a_silent_target_is_waited_for_without_end() {
     assert_eq!(world.records.len(), 1);
     assert_eq!(reason(&world), reasons::WAITING_FOR_NODE);
     assert!(message(&world).contains("node-b"), "{}", message(&world));
+    assert!(c::is_true(&world.seen.status().conditions, c::STALLED));
 }
 
 #[test]
@@ -263,13 +264,27 @@ fn an_unready_target_holds_the_hand_over_up_for_its_bound_and_no_longer() {
         if world.done.contains(&"label target") {
             break;
         }
-        for conditions in world.seen.target_pod.iter_mut().filter_map(|p| p.status.as_mut()?.conditions.as_mut()) {
+        for conditions in
+            world.seen.target_pod.iter_mut().filter_map(|p| p.status.as_mut()?.conditions.as_mut())
+        {
             conditions.retain(|c| c.type_ != "Ready");
         }
         world.round();
     }
     let waited = world.now.duration_since(marked).as_secs();
     assert!((9..=11).contains(&waited), "{waited} s");
+}
+
+#[test]
+fn an_agent_that_falls_silent_after_its_side_closed_does_not_keep_the_migration() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.step() == Step::Succeeded);
+    world.silence(Role::Source);
+    world.set(Role::Target, |_| {});
+    for _ in 0..5 {
+        world.operator(usize::MAX);
+    }
+    assert!(world.is_settled(), "{:?}", world.plan().actions);
 }
 
 #[test]

@@ -122,10 +122,12 @@ fn goes_on(observed: &Observed, draft: &mut Draft, message: &str) -> String {
     let report = observed.source.report();
     let node = observed.node(Role::Source).to_owned();
     if observed.source_word().memory_lost {
-        return format!("{message}; {node} restarted meanwhile, so the pod's memory is lost and it starts afresh");
+        return format!(
+            "{message}; {node} restarted meanwhile, so the pod's memory is lost and it starts afresh"
+        );
     }
-    let frozen = observed.status().frozen_at.is_some()
-        || report.is_some_and(|r| r.frozen_at.is_some());
+    let frozen =
+        observed.status().frozen_at.is_some() || report.is_some_and(|r| r.frozen_at.is_some());
     if !frozen {
         return message.to_owned();
     }
@@ -152,12 +154,16 @@ pub fn clean_up(observed: &Observed) -> Plan {
     if !has_finalizer {
         return Plan { status, ..Plan::default() };
     }
-    let mut actions = hints(observed, |role, _| {
-        !matches!(observed.side(role), Side::Unknown | Side::NotStarted)
-    });
+    let mut actions =
+        hints(observed, |role, _| !matches!(observed.side(role), Side::Unknown | Side::NotStarted));
     let mut done = true;
     for role in Role::BOTH {
-        if observed.node_gone(role) || *observed.side(role) == Side::NotStarted {
+        // A side that closed before its agent fell silent is collected there by itself, once the
+        // Migration is gone.
+        let closed_and_silent = matches!(observed.side(role),
+            Side::Unreachable { last: Some(report), .. } if report.closed);
+        if observed.node_gone(role) || *observed.side(role) == Side::NotStarted || closed_and_silent
+        {
             continue;
         }
         done = false;

@@ -337,7 +337,9 @@ pub fn recorded(migration: &Migration) -> Recorded {
             api::Decision::Abort => Decision::Abort,
         }),
         resumed_at: status.resumed_at.is_some(),
-        resolution: status.resolution.map(|api::Resolution::SourceResumes| Resolution::SourceResumes),
+        resolution: status
+            .resolution
+            .map(|api::Resolution::SourceResumes| Resolution::SourceResumes),
     }
 }
 
@@ -444,10 +446,7 @@ mod tests {
         };
         let thawed = Report { stage: Stage::Thawed, voted: true, ..Report::default() };
         assert!(word(thawed.clone()).thawed && word(thawed.clone()).outcome.is_none());
-        assert_eq!(
-            word(Report { closed: true, ..thawed }).outcome,
-            Some(TargetOutcome::Resumed)
-        );
+        assert_eq!(word(Report { closed: true, ..thawed }).outcome, Some(TargetOutcome::Resumed));
         let lost = Report { stage: Stage::Lost, ..Report::default() };
         assert!(word(lost.clone()).lost && word(lost.clone()).outcome.is_none());
         assert_eq!(
@@ -484,7 +483,10 @@ mod tests {
         for (probe, wanted) in [
             (serde_json::json!({}), 20),
             (serde_json::json!({"periodSeconds": 5, "failureThreshold": 3}), 10),
-            (serde_json::json!({"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 3}), 3),
+            (
+                serde_json::json!({"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 3}),
+                3,
+            ),
         ] {
             let pod = pod(serde_json::json!({"spec": {"containers": [
                 {"name": "a"}, {"name": "b", "livenessProbe": probe}]}}));

@@ -27,6 +27,11 @@ impl Draft {
         Self { status, generation, now }
     }
 
+    /// The time as of which it is written.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.now
+    }
+
     /// Sets a condition.
     pub(crate) fn set(
         &mut self,

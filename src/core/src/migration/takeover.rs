@@ -15,7 +15,9 @@ use transship_api::conditions::{self as c, ConditionStatus, reasons};
 use transship_api::{Network, Step, names};
 use transship_protocol::{Decision, PodSeen, TargetOutcome, may_release_source};
 
-use super::handover::{Partition, claim_of, is_claimed_by, labels_to_hand_over, partition, selects};
+use super::handover::{
+    Partition, claim_of, is_claimed_by, labels_to_hand_over, partition, selects,
+};
 use super::plan::{Action, LOOK_AGAIN, Plan, reached};
 use super::state::{Observed, Owner, Role, Stage, any_container_runs, ready_bound, ready_since};
 use super::status::Draft;
@@ -58,8 +60,7 @@ fn living_target(observed: &Observed) -> Option<&Pod> {
 /// The target may take traffic, and does; `None` when it is available, or late.
 fn becomes_available(observed: &Observed, now: Timestamp) -> Option<Next> {
     let target = living_target(observed)?;
-    let message =
-        format!("the pod runs on {}; it is awaited Ready", observed.node(Role::Target));
+    let message = format!("the pod runs on {}; it is awaited Ready", observed.node(Role::Target));
     let resumed = |actions: Vec<Action>, again: Duration| {
         Some(Next { step: Step::Resumed, actions, message: message.clone(), again })
     };

@@ -220,11 +220,10 @@ impl World {
                 self.note("mark resumed");
                 let now = self.now.to_string();
                 let target = self.seen.target_pod.as_mut().unwrap();
-                target.status.get_or_insert_default().conditions =
-                    serde_json::from_value(json!([
-                        {"type": names::RESUMED_GATE, "status": "True", "lastTransitionTime": now},
-                    ]))
-                    .unwrap();
+                target.status.get_or_insert_default().conditions = serde_json::from_value(json!([
+                    {"type": names::RESUMED_GATE, "status": "True", "lastTransitionTime": now},
+                ]))
+                .unwrap();
             }
             Action::LabelTarget(labels) => {
                 assert!(confirmed);
@@ -450,8 +449,10 @@ impl World {
     pub fn kubelets(&mut self) {
         let stage = |side: &Side| side.report().map(|r| r.stage);
         let source_runs = !matches!(stage(&self.seen.source), Some(Stage::Released));
-        let target_runs =
-            matches!(stage(&self.seen.target), Some(Stage::Restored | Stage::Voted | Stage::Thawed));
+        let target_runs = matches!(
+            stage(&self.seen.target),
+            Some(Stage::Restored | Stage::Voted | Stage::Thawed)
+        );
         update(&mut self.seen.source_pod, source_runs, self.now);
         update(&mut self.seen.target_pod, target_runs, self.now);
         let seen = &mut self.seen;
@@ -508,7 +509,8 @@ fn update(pod: &mut Option<Pod>, runs: bool, now: Timestamp) {
     let conditions = status.conditions.get_or_insert_default();
     let resumed = conditions.iter().any(|c| c.type_ == names::RESUMED_GATE);
     if runs && resumed && !conditions.iter().any(|c| c.type_ == "Ready") {
-        let ready = json!({"type": "Ready", "status": "True", "lastTransitionTime": now.to_string()});
+        let ready =
+            json!({"type": "Ready", "status": "True", "lastTransitionTime": now.to_string()});
         conditions.push(serde_json::from_value(ready).unwrap());
     }
 }

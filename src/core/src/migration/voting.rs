@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
 use transship_api::{Network, Step, names};
@@ -22,6 +22,8 @@ pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 pub const UNSCHEDULABLE_LIMIT: Duration = Duration::from_secs(20);
 /// How long a source without liveness probes may stay frozen before its vote.
 pub const FROZEN_LIMIT: Duration = Duration::from_secs(60);
+/// A node that is silent for longer needs somebody's help.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// What the operator adds to the sides' own patience before it gives up for them.
 const PATIENCE_MARGIN: Duration = Duration::from_secs(10);
 
@@ -102,9 +104,7 @@ fn against(observed: &Observed) -> GiveUp {
             (_, PodSeen::Deleting) => {
                 (reasons::TARGET_GONE, "the target pod is being deleted".to_owned())
             }
-            (PodSeen::Alive, PodSeen::Alive) => {
-                (reasons::NOT_REACHED, "a side gave up".to_owned())
-            }
+            (PodSeen::Alive, PodSeen::Alive) => (reasons::NOT_REACHED, "a side gave up".to_owned()),
         }
     };
     (reason.to_owned(), message)
@@ -185,8 +185,7 @@ fn frozen_too_long(observed: &Observed, now: Timestamp) -> Option<GiveUp> {
         false => observed.node(Role::Target),
     };
     (frozen > limit).then(|| {
-        let message =
-            format!("{late} was not ready {} seconds after the freeze", limit.as_secs());
+        let message = format!("{late} was not ready {} seconds after the freeze", limit.as_secs());
         (reasons::RESTORE_FAILED.to_owned(), message)
     })
 }
@@ -335,14 +334,13 @@ fn make_target(observed: &Observed, mut draft: Draft) -> Plan {
 fn adopt_target(pod: &Pod, mut draft: Draft) -> Plan {
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let name = pod.metadata.name.clone().unwrap_or_default();
-    draft
-        .step(Step::PreparingTarget)
-        .waiting(reasons::IN_PROGRESS, "the target pod is made")
-        .with(|status| {
+    draft.step(Step::PreparingTarget).waiting(reasons::IN_PROGRESS, "the target pod is made").with(
+        |status| {
             let target = status.target.get_or_insert_default();
             target.pod_uid = uid;
             target.pod_name = name;
-        });
+        },
+    );
     Plan { status: draft.done(), record: None, actions: vec![], again: Some(Duration::ZERO) }
 }
 
@@ -368,13 +366,17 @@ pub(crate) fn describe_waiting(observed: &Observed, draft: &mut Draft, message: 
         }
         _ => None,
     });
-    match silent {
-        Some((node, since)) => draft.waiting(
-            reasons::WAITING_FOR_NODE,
-            format!("{message}; {node} has not answered since {since}"),
-        ),
-        None => draft.waiting(reasons::IN_PROGRESS, message),
+    let Some((node, since)) = silent else {
+        draft.waiting(reasons::IN_PROGRESS, message);
+        return;
     };
+    let message = format!("{message}; {node} has not answered since {since}");
+    draft.waiting(reasons::WAITING_FOR_NODE, &message);
+    if draft.now().duration_since(since)
+        >= SignedDuration::try_from(STALLED_AFTER).unwrap_or_default()
+    {
+        draft.set(c::STALLED, ConditionStatus::True, reasons::WAITING_FOR_NODE, message);
+    }
 }
 
 /// From Commit to `resumedAt`, or to a resolution where the target provably will not run.
@@ -413,9 +415,8 @@ pub fn committed(observed: &Observed, now: Timestamp) -> Plan {
     }
     let node = observed.node(Role::Target);
     describe_waiting(observed, &mut draft, &format!("{node} is to resume the containers"));
-    let actions = hints(observed, |role, read| {
-        role == Role::Target && read != Some(Decision::Commit)
-    });
+    let actions =
+        hints(observed, |role, read| role == Role::Target && read != Some(Decision::Commit));
     Plan { status: draft.done(), record: None, actions, again: Some(Duration::from_secs(1)) }
 }
 

@@ -176,7 +176,9 @@ fn io_uring(input: &Input<'_>) -> Option<Violation> {
         input,
         "IoUring",
         "set seccompProfile type RuntimeDefault in the pod template, with which it falls back to other calls, and let the pod start anew",
-        |_, p| has(p, ResourceKind::IoUring).map(|_| "it uses io_uring, which CRIU cannot save".into()),
+        |_, p| {
+            has(p, ResourceKind::IoUring).map(|_| "it uses io_uring, which CRIU cannot save".into())
+        },
     )
 }
 
@@ -185,24 +187,52 @@ fn mptcp(input: &Input<'_>) -> Option<Violation> {
         input,
         "Mptcp",
         "set the environment variable GODEBUG=multipathtcp=0 in the pod template (Go programs), and let the pod start anew",
-        |_, p| has(p, ResourceKind::Mptcp).map(|_| "it has a multipath TCP socket, which CRIU cannot save".into()),
+        |_, p| {
+            has(p, ResourceKind::Mptcp)
+                .map(|_| "it has a multipath TCP socket, which CRIU cannot save".into())
+        },
     )
 }
 
 fn unsupported_resources(input: &Input<'_>) -> Option<Violation> {
     /// Kind, check, what it is, remedy.
     const TABLE: [(ResourceKind, &str, &str, &str); 11] = [
-        (ResourceKind::UnsupportedSocket, "Socket", "a socket of an unsupported kind", "close it, or do without it"),
-        (ResourceKind::RootfsWatch, "RootfsWatch", "a file watch on the container's root file system", "watch a directory of an emptyDir instead"),
+        (
+            ResourceKind::UnsupportedSocket,
+            "Socket",
+            "a socket of an unsupported kind",
+            "close it, or do without it",
+        ),
+        (
+            ResourceKind::RootfsWatch,
+            "RootfsWatch",
+            "a file watch on the container's root file system",
+            "watch a directory of an emptyDir instead",
+        ),
         (ResourceKind::Fanotify, "Fanotify", "a fanotify descriptor", "do without it"),
-        (ResourceKind::Terminal, "Terminal", "a terminal of the node", "end the session that uses it"),
+        (
+            ResourceKind::Terminal,
+            "Terminal",
+            "a terminal of the node",
+            "end the session that uses it",
+        ),
         (ResourceKind::Userfaultfd, "Userfaultfd", "a userfaultfd", "do without it"),
         (ResourceKind::Device, "Device", "an open device", "run it without the device"),
-        (ResourceKind::MessageQueue, "MessageQueue", "a POSIX message queue", "close it, or do without it"),
+        (
+            ResourceKind::MessageQueue,
+            "MessageQueue",
+            "a POSIX message queue",
+            "close it, or do without it",
+        ),
         (ResourceKind::SecretMemory, "SecretMemory", "a secret memory area", "do without it"),
         (ResourceKind::Bpf, "Bpf", "a BPF object", "do without it"),
         (ResourceKind::PerfEvent, "PerfEvent", "a performance counter", "end the measurement"),
-        (ResourceKind::OutsideFile, "OutsideFile", "a file from outside the container", "close it; it is often left by 'kubectl exec' or a debugger"),
+        (
+            ResourceKind::OutsideFile,
+            "OutsideFile",
+            "a file from outside the container",
+            "close it; it is often left by 'kubectl exec' or a debugger",
+        ),
     ];
     TABLE.iter().find_map(|(kind, check, what, remedy)| {
         process(input, check, remedy, |_, p| {
@@ -228,7 +258,10 @@ fn message_queues(input: &Input<'_>) -> Option<Violation> {
 
 fn network_rules(input: &Input<'_>) -> Option<Violation> {
     let ours = |table: &str| {
-        table.split(' ').next_back().is_some_and(|n| n.starts_with("transship") || n.starts_with("CRIU"))
+        table
+            .split(' ')
+            .next_back()
+            .is_some_and(|n| n.starts_with("transship") || n.starts_with("CRIU"))
     };
     let tables: Vec<&str> = input
         .facts?
@@ -243,7 +276,10 @@ fn network_rules(input: &Input<'_>) -> Option<Violation> {
     }
     violation(
         "NetworkRules",
-        format!("packet filter tables were put into the pod's network ({}), and they do not move", tables.join(", ")),
+        format!(
+            "packet filter tables were put into the pod's network ({}), and they do not move",
+            tables.join(", ")
+        ),
         "run the pod without a mesh or init container that makes them",
     )
 }
@@ -302,7 +338,9 @@ fn address_can_be_kept(input: &Input<'_>) -> Option<Violation> {
     let why = why_not_preserved(input.facts?, input.target_facts)?;
     let remedy = match input.migration.spec.network {
         Network::Preserve => "choose a target on the same flat network",
-        _ => "choose a target on the same flat network; moving with a new address is not available in this version",
+        _ => {
+            "choose a target on the same flat network; moving with a new address is not available in this version"
+        }
     };
     violation("Address", format!("the pod's address cannot be kept: {why}"), remedy)
 }

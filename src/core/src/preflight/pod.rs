@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
 
 use super::{Check, Input, Violation};
+use crate::migration::handover;
 use crate::target_pod;
 
 /// The checks of the manifest.
@@ -18,6 +19,7 @@ pub const CHECKS: &[Check] = &[
     init_containers,
     post_start_hooks,
     host_name,
+    owner_selector,
     all_containers_run,
 ];
 
@@ -26,7 +28,7 @@ fn spec<'a>(input: &Input<'a>) -> Option<&'a PodSpec> {
 }
 
 /// Application containers and sidecars: what is moved.
-fn moved<'a>(spec: &'a PodSpec) -> impl Iterator<Item = &'a Container> {
+fn moved(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     let sidecars = spec.init_containers.iter().flatten().filter(|c| target_pod::is_sidecar(c));
     spec.containers.iter().chain(sidecars)
 }
@@ -96,7 +98,9 @@ fn runtime_class(input: &Input<'_>) -> Option<Violation> {
     let class = spec(input)?.runtime_class_name.as_deref().filter(|c| !c.is_empty())?;
     violation(
         "RuntimeClass",
-        format!("the pod asks for the runtime class {class}; only the default one (runc) can be moved"),
+        format!(
+            "the pod asks for the runtime class {class}; only the default one (runc) can be moved"
+        ),
         "leave out runtimeClassName",
     )
 }
@@ -219,8 +223,7 @@ fn init_containers(input: &Input<'_>) -> Option<Violation> {
 
 fn post_start_hooks(input: &Input<'_>) -> Option<Violation> {
     let pod = input.pod?;
-    let has_hook =
-        |c: &&Container| c.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some());
+    let has_hook = |c: &&Container| c.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some());
     let container = moved(pod.spec.as_ref()?).find(has_hook)?;
     match target_pod::post_start(pod) {
         Some("skip") => None,
@@ -253,6 +256,21 @@ fn host_name(input: &Input<'_>) -> Option<Violation> {
         "HostName",
         error.to_string(),
         "give the workload a name without dots, or set hostname in the pod template",
+    )
+}
+
+/// Until the hand-over the target bears one label of ours and none of the source's. An owner whose
+/// selector matches even that would adopt it beside the source, and remove one of the two.
+fn owner_selector(input: &Input<'_>) -> Option<Violation> {
+    let uid = input.migration.metadata.uid.clone().unwrap_or_default();
+    let bare = [(transship_api::names::MIGRATION_LABEL.to_owned(), uid)].into();
+    if !handover::matches(&input.owner?.spec.selector, &bare) {
+        return None;
+    }
+    violation(
+        "OwnerSelector",
+        "the selector of the pod's ReplicaSet also matches pods without labels",
+        "select by a label that the pods have (matchLabels, In or Exists)",
     )
 }
 

@@ -195,7 +195,9 @@ fn source_is_ready(input: &Input<'_>) -> Option<Refusal> {
     };
     refuse(
         reasons::SOURCE_NOT_READY,
-        format!("the pod's node cannot take part: {problem}; see 'kubectl get tn {pod_node} -o wide'"),
+        format!(
+            "the pod's node cannot take part: {problem}; see 'kubectl get tn {pod_node} -o wide'"
+        ),
     )
 }
 
@@ -205,7 +207,9 @@ fn target_is_ready(input: &Input<'_>) -> Option<Refusal> {
     let name = &target.name;
     refuse(
         reasons::TARGET_NOT_READY,
-        format!("the target node cannot take part: {problem}; write another targetNode, or see 'kubectl get tn {name} -o wide'"),
+        format!(
+            "the target node cannot take part: {problem}; write another targetNode, or see 'kubectl get tn {name} -o wide'"
+        ),
     )
 }
 
@@ -225,7 +229,9 @@ pub(crate) fn not_ready(node: &NodeView) -> Option<String> {
         return None;
     }
     Some(match conditions::find(ours, conditions::READY) {
-        Some(c) if c.message.is_empty() => format!("Transship on {name} is not Ready ({})", c.reason),
+        Some(c) if c.message.is_empty() => {
+            format!("Transship on {name} is not Ready ({})", c.reason)
+        }
         Some(c) => format!("Transship on {name} is not Ready ({}: {})", c.reason, c.message),
         None => format!("the Transship agent of {name} has not reported yet"),
     })

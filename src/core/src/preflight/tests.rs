@@ -10,6 +10,7 @@ struct World {
     migration: Migration,
     pod: Option<Value>,
     owner: bool,
+    selector: Value,
     nodes: Vec<Value>,
     facts: Value,
     target_facts: Value,
@@ -65,6 +66,7 @@ impl World {
             migration,
             pod: Some(pod),
             owner: true,
+            selector: json!({"matchLabels": {"app": "web"}}),
             nodes: vec![node("node-a"), node("node-b")],
             facts: facts(),
             target_facts: facts(),
@@ -73,13 +75,15 @@ impl World {
 
     fn look<T>(&self, look: impl FnOnce(&Input<'_>) -> T) -> T {
         let pod: Option<Pod> = self.pod.clone().map(|p| serde_json::from_value(p).unwrap());
-        let owner = ReplicaSet::default();
+        let owner: ReplicaSet =
+            serde_json::from_value(json!({"spec": {"selector": self.selector}})).unwrap();
         let nodes: Vec<NodeView> = self
             .nodes
             .iter()
             .map(|node| {
                 let core: Option<Node> = serde_json::from_value(node["core"].clone()).unwrap();
-                let agent: Option<api::Node> = serde_json::from_value(node["agent"].clone()).unwrap();
+                let agent: Option<api::Node> =
+                    serde_json::from_value(node["agent"].clone()).unwrap();
                 let name = [&node["core"], &node["agent"]]
                     .into_iter()
                     .find_map(|n| n["metadata"]["name"].as_str())
@@ -183,6 +187,7 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| w.container()["lifecycle"] = json!({"postStart": {"exec": {"command": ["x"]}}}), "PostStartHook", "again in the middle")]
 #[case(|w: &mut World| w.pod()["metadata"]["name"] = json!("web.v2"), "HostName", "web.v2")]
 #[case(|w: &mut World| w.pod()["status"]["containerStatuses"][0]["state"] = json!({"waiting": {}}), "ContainerNotRunning", "does not run")]
+#[case(|w: &mut World| w.selector = json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}), "OwnerSelector", "without labels")]
 #[case(|w: &mut World| w.nodes[1]["agent"]["status"]["arch"] = json!("arm64"), "Architecture", "arm64")]
 #[case(|w: &mut World| w.nodes[1]["agent"]["status"]["cpu"]["features"] = json!(["sse2"]), "CpuFeatures", "lacks avx2")]
 #[case(|w: &mut World| w.nodes[1]["agent"]["status"]["criu"]["version"] = json!("4.3"), "CriuVersion", "4.3")]
@@ -229,7 +234,10 @@ fn everything_is_told_at_once_with_place_and_remedy() {
     assert!(text.contains("Terminal (container web)"), "{text}");
     assert!(text.contains("process web (1): it uses io_uring"), "{text}");
     assert!(text.contains("seccompProfile"), "{text}");
-    assert_eq!(found[1].to_status().message, "process web (1): it uses io_uring, which CRIU cannot save");
+    assert_eq!(
+        found[1].to_status().message,
+        "process web (1): it uses io_uring, which CRIU cannot save"
+    );
 }
 
 #[rstest]

@@ -15,11 +15,12 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
-use transship_api::{self as api, Role};
+use transship_api::{self as api, Role, names};
 
 use super::migration::Error;
 use crate::context::Context;
 use crate::metrics::{KindReason, RoleLabel};
+use crate::uninstall;
 
 /// How often the nodes are looked at.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -39,10 +40,23 @@ pub async fn run(context: Arc<Context>, ttl: Duration, stop: CancellationToken) 
     let mut seen: HashMap<String, Seen> = HashMap::new();
     loop {
         for node in context.nodes.state() {
+            if uninstall::is_of_former_installation(&node, context.started)
+                && let Err(error) = take_request_back(&node, &context).await
+            {
+                tracing::warn!(
+                    node = node.name_any(),
+                    error = error.chain(),
+                    "a node could not be looked after"
+                );
+            }
             if let Err(error) = look(&node, &mut seen, ttl, &context).await {
                 let reason = error.reason();
                 context.metrics.errors.get_or_create(&KindReason { kind: "node", reason }).inc();
-                tracing::warn!(node = node.name_any(), error = error.chain(), "a node could not be looked after");
+                tracing::warn!(
+                    node = node.name_any(),
+                    error = error.chain(),
+                    "a node could not be looked after"
+                );
             }
         }
         seen.retain(|name, _| context.agents.node(name).is_some());
@@ -52,6 +66,24 @@ pub async fn run(context: Arc<Context>, ttl: Duration, stop: CancellationToken) 
             () = tokio::time::sleep(PERIOD) => {}
         }
     }
+}
+
+/// The agent may install its host side again.
+async fn take_request_back(node: &api::Node, context: &Context) -> Result<(), Error> {
+    let nodes: Api<api::Node> = Api::all(context.client.clone());
+    let patch = json!({"metadata": {
+        "uid": node.uid(),
+        "annotations": {names::UNINSTALL: null, uninstall::ASKED_AT: null},
+    }});
+    nodes
+        .patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .map_err(Error::api("take back the request to uninstall"))?;
+    tracing::info!(
+        node = node.name_any(),
+        "took back a former installation's request to uninstall"
+    );
+    Ok(())
 }
 
 async fn look(
@@ -116,11 +148,7 @@ fn silence(node: &api::Node, silent: Duration, ttl: Duration) -> Option<api::Nod
     Some(status)
 }
 
-async fn write(
-    node: &api::Node,
-    status: &api::NodeStatus,
-    context: &Context,
-) -> Result<(), Error> {
+async fn write(node: &api::Node, status: &api::NodeStatus, context: &Context) -> Result<(), Error> {
     let nodes: Api<api::Node> = Api::all(context.client.clone());
     let patch = json!({
         "metadata": {"uid": node.uid(), "resourceVersion": node.resource_version()},
@@ -130,9 +158,7 @@ async fn write(
             "healthIndicator": status.health_indicator,
         },
     });
-    match nodes
-        .patch_status(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch))
-        .await
+    match nodes.patch_status(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await
     {
         Ok(_) => {
             tracing::warn!(node = node.name_any(), "the agent has fallen silent");

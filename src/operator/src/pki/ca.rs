@@ -81,8 +81,7 @@ impl Authority {
             return Ok(Some(Self { active, next: None, previous: None }));
         }
         if let Some(next) = &self.next {
-            let published_for =
-                now.duration_since(validity(&next.cert)?.0).unwrap_or_default();
+            let published_for = now.duration_since(validity(&next.cert)?.0).unwrap_or_default();
             if published_for >= OVERLAP + BACKDATED {
                 return Ok(Some(Self {
                     active: next.clone(),

@@ -21,7 +21,7 @@ use transship_api::names;
 use super::ca::{self, Authority, KeyedCert};
 
 /// How often the Secret is looked at.
-const PERIOD: Duration = Duration::from_secs(60);
+const PERIOD: Duration = Duration::from_secs(20);
 /// How soon after a failure.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -71,7 +71,10 @@ impl Keeper {
             let pause = match self.pass().await {
                 Ok(()) => PERIOD,
                 Err(error) => {
-                    tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "the authority could not be kept");
+                    tracing::warn!(
+                        error = format!("{:#}", anyhow::Error::from(error)),
+                        "the authority could not be kept"
+                    );
                     RETRY
                 }
             };
@@ -206,10 +209,8 @@ fn our_labels() -> BTreeMap<String, String> {
 }
 
 fn to_secret(authority: &Authority, old: Option<&Secret>) -> Secret {
-    let mut data = BTreeMap::from([
-        ("tls.crt", &authority.active.cert),
-        ("tls.key", &authority.active.key),
-    ]);
+    let mut data =
+        BTreeMap::from([("tls.crt", &authority.active.cert), ("tls.key", &authority.active.key)]);
     if let Some(next) = &authority.next {
         data.insert("next.crt", &next.cert);
         data.insert("next.key", &next.key);

@@ -60,7 +60,10 @@ pub async fn keep(
                     publish.send_replace(Some(identity));
                 }
                 Err(error) => {
-                    tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "no certificate for the operator");
+                    tracing::error!(
+                        error = format!("{:#}", anyhow::Error::from(error)),
+                        "no certificate for the operator"
+                    );
                     pause = Duration::from_secs(5);
                 }
             }
@@ -77,8 +80,7 @@ fn make(authority: &Authority, names: &[String]) -> Result<Identity, Error> {
     let own = authority.leaf(names, SystemTime::now())?;
     let chain = vec![CertificateDer::from_pem_slice(own.cert.as_bytes())?];
     let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes())?;
-    let mut server =
-        ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+    let mut server = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Identity { authority: authority.clone(), own, server: Arc::new(server) })
 }

@@ -31,8 +31,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let now = Timestamp::now();
     let namespace = migration.namespace().unwrap_or_default();
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-    let pod =
-        pods.get_opt(&migration.spec.pod_name).await.map_err(Error::api("read the pod"))?;
+    let pod = pods.get_opt(&migration.spec.pod_name).await.map_err(Error::api("read the pod"))?;
     if migration.metadata.deletion_timestamp.is_some() {
         let message = "the Migration was deleted before anything was done";
         let status = admission::given_up(migration, reasons::CANCELLED, message, now);
@@ -96,8 +95,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         let status = admission::violated(migration, &target, &violations, now);
         return end(migration, Some(pod), &status, context).await;
     }
-    let decided =
-        Admitted { pod, target: &target, given, bytes: facts.total_bytes() };
+    let decided = Admitted { pod, target: &target, given, bytes: facts.total_bytes() };
     let status = admission::admitted(migration, &decided, now);
     if migration.spec.dry_run {
         return end(migration, Some(pod), &status, context).await;

@@ -52,12 +52,6 @@ pub async fn apply(
     context: &Context,
 ) -> Result<(), Error> {
     let world = World { observed, context };
-    // Hints go out together: each is a round trip, and applications stand still meanwhile.
-    let hints = actions.iter().filter_map(|action| match action {
-        Action::Hint(role) => Some(world.hint(*role)),
-        _ => None,
-    });
-    futures::future::join_all(hints).await;
     for action in actions {
         world.act(action).await?;
     }
@@ -72,7 +66,10 @@ struct World<'a> {
 impl World<'_> {
     async fn act(&self, action: &Action) -> Result<(), Error> {
         match action {
-            Action::Hint(_) => Ok(()),
+            Action::Hint(role) => {
+                self.hint(*role);
+                Ok(())
+            }
             Action::CreateTarget(pod) => self.create_target(pod).await,
             Action::StartSide(role) => self.start(*role).await,
             Action::RemoveGate => self.remove_gate().await,
@@ -111,11 +108,17 @@ impl World<'_> {
         self.observed.node(role)
     }
 
-    /// A hint that is lost costs time, nothing else: sides also look by themselves.
-    async fn hint(&self, role: Role) {
-        if let Err(error) = self.command(role, rpc::Verb::ReadDecision).await {
-            tracing::debug!(node = self.node(role), %role, error = error.chain(), "a hint was lost");
-        }
+    /// In a task of its own: an agent that does not answer must not keep the other side, whose
+    /// application stands still, from being looked after. A hint that is lost costs time, nothing
+    /// else: sides also look by themselves.
+    fn hint(&self, role: Role) {
+        let agents = self.context.agents.clone();
+        let (node, uid) = (self.node(role).to_owned(), self.observed.uid().to_owned());
+        tokio::spawn(async move {
+            if let Err(error) = agents.command(&node, &uid, role, rpc::Verb::ReadDecision).await {
+                tracing::debug!(node, %role, %error, "a hint was lost");
+            }
+        });
     }
 
     async fn command(&self, role: Role, verb: rpc::Verb) -> Result<(), Error> {
@@ -319,8 +322,7 @@ impl World<'_> {
     }
 
     async fn unclaim_source(&self) -> Result<(), Error> {
-        let metadata =
-            json!({"annotations": {names::CLAIM: null, names::MIGRATION_NAME: null}});
+        let metadata = json!({"annotations": {names::CLAIM: null, names::MIGRATION_NAME: null}});
         let source = self.observed.source_pod.as_ref();
         self.patch_metadata("take the claim off the source pod", source, metadata).await
     }

@@ -20,8 +20,8 @@ use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
-use transship_api::{Migration, names};
-use transship_core::migration::{Plan, plan};
+use transship_api::{Migration, Step, names};
+use transship_core::migration::{Observed, Plan, admission, plan};
 
 use crate::context::Context;
 use crate::metrics::{Kind, KindReason};
@@ -32,6 +32,8 @@ pub use observe::node_gone;
 const CONCURRENCY: u16 = 16;
 /// Changes that come together are looked at together.
 const DEBOUNCE: Duration = Duration::from_millis(2);
+/// A freeze that lasts longer is shown in the status before it ends.
+const SHORT_FREEZE: Duration = Duration::from_secs(1);
 /// Looks in a row that one reconciliation may take.
 const LOOKS: usize = 32;
 
@@ -110,6 +112,9 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
     let is_admitted = status.and_then(|s| s.source.as_ref()).is_some();
     if !is_final && !is_admitted {
         if migration.annotations().get(names::PAUSED).is_some_and(|v| v == "true") {
+            let message = "it is paused; take the annotation transship.dev/paused off to go on";
+            let waiting = admission::waiting(&migration, Step::Pending, message, Timestamp::now());
+            status::patch(&migration, &waiting, context).await?;
             return Ok(Next::WhenChanged);
         }
         return admit::admit(&migration, context).await;
@@ -120,7 +125,13 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
         return Ok(Next::WhenChanged);
     }
     let observed = observe::observe(migration, context).await?;
-    let plan = plan(&observed, Timestamp::now());
+    let now = Timestamp::now();
+    let plan = plan(&observed, now);
+    if plan.record.is_none() && plan.actions.is_empty() && is_being_moved(&observed, now) {
+        // Only people would be told: what is written with the decision tells them as well, and
+        // a write now would make the vote that is about to come wait for it.
+        return Ok(Next::After(SHORT_FREEZE));
+    }
     log(&observed.migration, &plan);
     status::write(&observed.migration, &plan, context).await?;
     apply::apply(&observed, &plan.actions, context).await?;
@@ -129,6 +140,12 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
         Some(pause) => Next::After(pause),
         None => Next::WhenChanged,
     })
+}
+
+/// The application stands still, and has not for long.
+fn is_being_moved(observed: &Observed, now: Timestamp) -> bool {
+    let frozen = observed.frozen_seen.map(|at| now.duration_since(at).unsigned_abs());
+    observed.recorded().decision.is_none() && frozen.is_some_and(|time| time < SHORT_FREEZE)
 }
 
 fn log(migration: &Migration, plan: &Plan) {

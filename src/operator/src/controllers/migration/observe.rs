@@ -53,10 +53,8 @@ async fn source_pod(observed: &Observed, context: &Context) -> Result<Option<Pod
         // Given up before it was admitted: perhaps the pod was claimed already.
         None => (observed.migration.spec.pod_name.as_str(), None),
     };
-    let found = pods(observed, context)
-        .get_opt(name)
-        .await
-        .map_err(Error::api("read the source pod"))?;
+    let found =
+        pods(observed, context).get_opt(name).await.map_err(Error::api("read the source pod"))?;
     Ok(found.filter(|pod| uid.is_none_or(|uid| pod.uid().as_deref() == Some(uid))))
 }
 
@@ -142,11 +140,10 @@ async fn all_list(
     for service in services {
         let of_service =
             ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
-        let listed =
-            slices.list(&of_service).await.map_err(Error::api("list the endpoints"))?;
-        let known = listed.items.iter().flat_map(|slice| slice.endpoints.iter().flatten()).any(|endpoint| {
-            endpoint.target_ref.as_ref().and_then(|r| r.uid.as_deref()) == Some(pod_uid)
-        });
+        let listed = slices.list(&of_service).await.map_err(Error::api("list the endpoints"))?;
+        let known = listed.items.iter().flat_map(|slice| slice.endpoints.iter().flatten()).any(
+            |endpoint| endpoint.target_ref.as_ref().and_then(|r| r.uid.as_deref()) == Some(pod_uid),
+        );
         if !known {
             return Ok(false);
         }
@@ -159,9 +156,8 @@ async fn all_list(
 async fn owner(observed: &Observed, namespace: &str, context: &Context) -> Result<Owner, Error> {
     let sets: Api<ReplicaSet> = Api::namespaced(context.client.clone(), namespace);
     let claims = [&observed.source_pod, &observed.target_pod].into_iter().flatten();
-    let claim = claims
-        .flat_map(|pod| pod.owner_references())
-        .find(|owner| owner.controller == Some(true));
+    let claim =
+        claims.flat_map(|pod| pod.owner_references()).find(|owner| owner.controller == Some(true));
     let standing = |set: Option<ReplicaSet>, uid: Option<&str>| match set {
         Some(set)
             if set.metadata.deletion_timestamp.is_none()

@@ -98,7 +98,7 @@ fn difference(old: Value, new: Value) -> Option<Value> {
             change.insert(key, Value::Null);
         }
     }
-    (!change.is_empty()).then(|| Value::Object(change))
+    (!change.is_empty()).then_some(Value::Object(change))
 }
 
 /// Events and metrics of what has changed. In a task of its own: nothing waits for it, least of
@@ -138,13 +138,17 @@ mod tests {
 
     #[test]
     fn only_what_changed_is_written_and_never_a_write_once_field() {
-        let old = json!({"step": "Voting", "address": "10.0.0.1", "frozenAt": "x", "decision": "Commit"});
+        let old =
+            json!({"step": "Voting", "address": "10.0.0.1", "frozenAt": "x", "decision": "Commit"});
         let new = json!({"step": "Committed", "address": "10.0.0.1", "resumedAt": "y"});
         assert_eq!(
             difference(old.clone(), new),
             Some(json!({"step": "Committed", "frozenAt": null}))
         );
         assert_eq!(difference(old.clone(), old), None);
-        assert_eq!(difference(Value::Null, json!({"step": "Pending"})), Some(json!({"step": "Pending"})));
+        assert_eq!(
+            difference(Value::Null, json!({"step": "Pending"})),
+            Some(json!({"step": "Pending"}))
+        );
     }
 }

@@ -158,9 +158,10 @@ mod tests {
         migration.metadata.namespace = Some("shop".into());
         migration.metadata.uid = Some("uid-m".into());
         migration.spec.bandwidth_limit = Some("100Mi".into());
-        migration.metadata.creation_timestamp = Some(
-            k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap()),
-        );
+        migration.metadata.creation_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                "2026-01-01T00:00:00Z".parse().unwrap(),
+            ));
         let (source, target) = (pod("web-1"), pod("web-2"));
         let (a, b) = (node("node-a", "1Gi"), node("node-b", "50Mi"));
         let network = NetworkFacts {
