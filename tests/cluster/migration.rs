@@ -115,16 +115,8 @@ fn a_deployments_pod_moves_with_memory_and_connection_and_behaves_like_any_pod()
     // A crash is a fresh start, never a replay of old memory.
     let mut client = Client::connect(address(&after), Duration::from_millis(2))?;
     ensure!(client.stop().first > report.last);
-    let _ = cluster.try_kubectl(&[
-        "exec",
-        &after.name,
-        "--",
-        "python3",
-        "-c",
-        "import os; os.kill(1, 9)",
-    ])?;
-    let signal = format!("kill -9 $(pgrep -f -o 'mmap, socket, threading')");
-    let _ = cluster.try_on_node(&after.node, &["sh", "-c", &signal])?;
+    let crash = "kill -9 $(pgrep -f -o 'mmap, socket, threading')";
+    cluster.on_node(&after.node, &["sh", "-c", crash])?;
     cluster.await_that("the container is restarted", Duration::from_secs(60), || {
         let pod = cluster.get("pod", &after.name)?;
         let container = &pod["status"]["containerStatuses"][0];

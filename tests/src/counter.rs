@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -41,6 +41,7 @@ impl Report {
 /// A client that runs in a thread until it is stopped.
 pub struct Client {
     stop: Arc<AtomicBool>,
+    replies: Arc<AtomicU64>,
     thread: JoinHandle<Report>,
 }
 
@@ -56,6 +57,8 @@ impl Client {
         let first = request(&mut reader, &mut writer)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
+        let replies = Arc::new(AtomicU64::new(1));
+        let counted = replies.clone();
         let thread = std::thread::spawn(move || {
             let mut report = Report { replies: 1, first, last: first, ..Report::default() };
             while !stopped.load(Ordering::Relaxed) {
@@ -68,6 +71,7 @@ impl Client {
                             report.jumps.push((report.last + 1, number));
                         }
                         report.replies += 1;
+                        counted.store(report.replies, Ordering::Relaxed);
                         report.last = number;
                     }
                     Err(error) => {
@@ -79,7 +83,12 @@ impl Client {
             }
             report
         });
-        Ok(Client { stop, thread })
+        Ok(Client { stop, replies, thread })
+    }
+
+    /// Replies received so far.
+    pub fn replies(&self) -> u64 {
+        self.replies.load(Ordering::Relaxed)
     }
 
     /// Ends the connection after the reply under way and returns what was seen.

@@ -14,9 +14,14 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::net::sockopt;
 
 /// Below this, runc and CRIU use descriptors as they like (runc gives CRIU its channel as 3).
 const FIRST_FD: i32 = 100;
+
+/// How far CRIU may be ahead of us, in bytes. The kernel's default is some 200 KiB, with which both
+/// sides wait for each other most of the time.
+const SEND_BUFFER: usize = 4 << 20;
 
 /// The environment variable that names a CRIU configuration file.
 pub const CONFIG_ENV: &str = "CRIU_CONFIG_FILE";
@@ -30,6 +35,10 @@ pub struct DumpSocket {
 /// Makes a connection: our end, for [`receive`](crate::page_server::receive), and CRIU's.
 pub fn dump_socket() -> io::Result<(UnixStream, DumpSocket)> {
     let (ours, theirs) = UnixStream::pair()?;
+    // Without the privilege the system's limit holds; that costs time, nothing else.
+    if sockopt::set_socket_send_buffer_size_force(&theirs, SEND_BUFFER).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(&theirs, SEND_BUFFER);
+    }
     let fd = fcntl_dupfd_cloexec(&theirs, FIRST_FD)?;
     Ok((ours, DumpSocket { fd }))
 }

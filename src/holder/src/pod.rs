@@ -63,9 +63,10 @@ impl Pod {
     pub async fn find_sandbox(cri: &Cri, layout: &Layout, pod_uid: &str) -> Result<Self> {
         let sandbox = cri.sandbox(pod_uid).await?;
         let pause = Container::find(layout, &sandbox.id)?;
-        let netns = cri
-            .network_namespace(&sandbox.id)
-            .await?
+        // From the bundle: the CRI's answer would need the sandbox's shim, which answers nothing
+        // while a container's `create` waits in it.
+        let netns = pause
+            .namespace("network")?
             .context("the pod uses the node's network, which cannot be moved")?;
         let devices = NetNs::at(&netns).devices()?;
         Ok(Pod {

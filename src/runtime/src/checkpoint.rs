@@ -1,15 +1,15 @@
-//! `runc checkpoint`: memory goes to a page server, the small images to a directory, and the
-//! container is left as it was (frozen when it was frozen).
+//! `runc checkpoint`: memory goes through an inherited socket, the small images to a directory, and
+//! the container is left as it was (frozen when it was frozen).
 //!
 //! Not decided here: who freezes, and what happens after a failure. CRIU may thaw the container
 //! while it dumps and freezes it again at the end; whoever froze it checks that.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::{Child, Command};
+use transship_criu::dump_socket::{CONFIG_ENV, DumpSocket};
 
 use crate::{Error, Layout, Result};
 
@@ -19,7 +19,7 @@ use crate::{Error, Layout, Result};
 pub const CRIU_CONFIG: &str = "network-lock skip\nghost-limit 268435456\n";
 
 /// One dump of one container.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Checkpoint<'a> {
     /// The container's id.
     pub id: &'a str,
@@ -28,9 +28,7 @@ pub struct Checkpoint<'a> {
     /// Where CRIU writes its log.
     pub work: &'a Path,
     /// Where the pages go.
-    pub page_server: SocketAddr,
-    /// A file with [`CRIU_CONFIG`].
-    pub criu_config: &'a Path,
+    pub page_socket: DumpSocket,
     /// Directory with the `criu` to use, put first in runc's PATH.
     pub bin: &'a Path,
     /// The runc to call.
@@ -45,7 +43,6 @@ impl Checkpoint<'_> {
         arguments.extend(["--log-format", "json", "checkpoint", "--leave-running"].map(Into::into));
         arguments.extend(["--image-path".into(), self.images.into()]);
         arguments.extend(["--work-path".into(), self.work.into()]);
-        arguments.extend(["--page-server".into(), self.page_server.to_string().into()]);
         arguments.extend(
             [
                 "--tcp-established",
@@ -61,11 +58,17 @@ impl Checkpoint<'_> {
     }
 
     /// Starts the dump, in a process group of its own so that it can be ended with its CRIU.
-    pub fn start(&self, layout: &Layout) -> Result<Running> {
+    ///
+    /// runc and its CRIU then hold the only copies of their end of the page socket, so that their
+    /// end is the end of the page stream.
+    pub fn start(self, layout: &Layout) -> Result<Running> {
         for directory in [self.images, self.work] {
             std::fs::create_dir_all(directory)
                 .map_err(|source| Error::Read { path: directory.to_path_buf(), source })?;
         }
+        let config = self.work.join("criu.conf");
+        std::fs::write(&config, CRIU_CONFIG.to_owned() + &self.page_socket.config())
+            .map_err(|source| Error::Read { path: config.clone(), source })?;
         let log = self.work.join("runc.stderr");
         let stderr =
             std::fs::File::create(&log).map_err(|source| Error::Read { path: log, source })?;
@@ -78,17 +81,22 @@ impl Checkpoint<'_> {
             }
             None => self.bin.into(),
         };
-        let child = Command::new(self.runc)
+        let mut command = Command::new(self.runc);
+        command
             .args(self.arguments(layout))
             .env("PATH", path)
-            .env("CRIU_CONFIG_FILE", self.criu_config)
+            .env(CONFIG_ENV, &config)
             .current_dir(self.work)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
-            .process_group(0)
+            .process_group(0);
+        self.page_socket.inherit(command.as_std_mut());
+        let child = command
             .spawn()
             .map_err(|source| Error::Run { program: self.runc.display().to_string(), source })?;
+        // The command holds a copy of the socket.
+        drop(command);
         Ok(Running { child, id: self.id.to_owned(), work: self.work.to_path_buf() })
     }
 }
@@ -162,6 +170,8 @@ pub fn errors_of_criu(log: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+    use transship_criu::dump_socket::dump_socket;
 
     #[test]
     fn runc_is_called_with_everything_a_moving_container_needs() {
@@ -169,8 +179,7 @@ mod tests {
             id: "c1",
             images: Path::new("/i"),
             work: Path::new("/w"),
-            page_server: ([127, 0, 0, 1], 4711).into(),
-            criu_config: Path::new("/w/criu.conf"),
+            page_socket: dump_socket().unwrap().1,
             bin: Path::new("/opt/transship/bin"),
             runc: Path::new("runc"),
         };
@@ -179,8 +188,8 @@ mod tests {
         assert_eq!(
             line,
             "--root /run/containerd/runc/k8s.io --log /w/runc.log --log-format json checkpoint \
-             --leave-running --image-path /i --work-path /w --page-server 127.0.0.1:4711 \
-             --tcp-established --tcp-skip-in-flight --file-locks --manage-cgroups-mode ignore c1"
+             --leave-running --image-path /i --work-path /w --tcp-established \
+             --tcp-skip-in-flight --file-locks --manage-cgroups-mode ignore c1"
         );
     }
 
@@ -199,17 +208,21 @@ mod tests {
     #[tokio::test]
     async fn a_failing_runc_is_reported_with_its_last_words() {
         let dir = tempfile::tempdir().unwrap();
+        let (mut ours, theirs) = dump_socket().unwrap();
+        let wanted = theirs.config();
         let checkpoint = Checkpoint {
             id: "c1",
             images: &dir.path().join("i"),
             work: &dir.path().join("w"),
-            page_server: ([127, 0, 0, 1], 1).into(),
-            criu_config: &dir.path().join("criu.conf"),
+            page_socket: theirs,
             bin: dir.path(),
             runc: Path::new("/bin/false"),
         };
         let mut running = checkpoint.start(&Layout::default()).unwrap();
+        let config = std::fs::read_to_string(dir.path().join("w/criu.conf")).unwrap();
+        assert_eq!(config, CRIU_CONFIG.to_owned() + &wanted);
         let error = running.wait().await.unwrap_err().to_string();
+        assert_eq!(ours.read(&mut [0]).unwrap(), 0, "its end is the end of the page stream");
         assert!(error.starts_with("runc checkpoint of c1 failed: exit status: 1"), "{error}");
     }
 }

@@ -98,6 +98,7 @@ impl Container {
             .and_then(|list| list.as_array())
             .and_then(|list| list.iter().find(|namespace| namespace["type"] == kind))
             .and_then(|namespace| namespace["path"].as_str())
+            .filter(|path| !path.is_empty())
             .map(PathBuf::from))
     }
 }

@@ -1,6 +1,6 @@
 //! A pod as the CRI knows it: its ready sandbox, its containers and their states.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_cri::v1 as cri;
@@ -139,20 +139,6 @@ impl Cri {
         }))
     }
 
-    /// The path of the network namespace of a sandbox.
-    pub async fn network_namespace(&self, sandbox_id: &str) -> Result<Option<PathBuf>> {
-        let request =
-            cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox_id.to_owned(), verbose: true };
-        let reply = self
-            .client
-            .clone()
-            .pod_sandbox_status(request)
-            .await
-            .map_err(call("PodSandboxStatus"))?
-            .into_inner();
-        Ok(info_json(&reply.info).as_ref().and_then(namespace_path))
-    }
-
     /// The extra facts of a container's status.
     async fn verbose(&self, container_id: &str) -> Result<Option<serde_json::Value>> {
         let request =
@@ -189,24 +175,9 @@ fn info_json(info: &std::collections::HashMap<String, String>) -> Option<serde_j
     serde_json::from_str(info.get("info")?).ok()
 }
 
-fn namespace_path(info: &serde_json::Value) -> Option<PathBuf> {
-    let namespaces = info.pointer("/runtimeSpec/linux/namespaces")?.as_array()?;
-    let network = namespaces.iter().find(|namespace| namespace["type"] == "network")?;
-    network["path"].as_str().filter(|path| !path.is_empty()).map(PathBuf::from)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_network_namespace_is_read_from_the_verbose_status() {
-        let info = serde_json::json!({"pid": 7, "runtimeSpec": {"linux": {"namespaces": [
-            {"type": "pid"}, {"type": "network", "path": "/var/run/netns/cni-1"}]}}});
-        assert_eq!(namespace_path(&info), Some("/var/run/netns/cni-1".into()));
-        let host = serde_json::json!({"runtimeSpec": {"linux": {"namespaces": [{"type": "pid"}]}}});
-        assert_eq!(namespace_path(&host), None);
-    }
 
     #[test]
     fn states_are_told_apart_and_strange_ones_are_unknown() {

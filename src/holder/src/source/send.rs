@@ -23,8 +23,9 @@ use crate::pod::{Pod, moving, sandbox_shm};
 
 /// How long the target may take to verify what it has received.
 const ACKNOWLEDGE: Duration = Duration::from_secs(60);
-/// How often progress is shown.
-const PROGRESS: Duration = Duration::from_millis(100);
+/// How often progress is shown. Each time the operator looks at the migration, which takes from the
+/// machine what the dump needs, and a look under way delays the one that sees a vote.
+const PROGRESS: Duration = Duration::from_millis(500);
 /// How long telling the target that we give up may take.
 const GIVE_UP: Duration = Duration::from_millis(500);
 
