@@ -103,6 +103,13 @@ impl Installer {
     /// Runs until `stop`. What is installed stays.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
+            if self.removed && !*self.uninstall.borrow() {
+                // With the host side went what this process had made at its start (sockets, the
+                // holders' access to the API server): it begins again as a new one.
+                tracing::info!("to be installed again: the agent starts afresh");
+                stop.cancel();
+                return;
+            }
             self.round().await;
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
@@ -141,7 +148,6 @@ impl Installer {
         };
         self.publish(|side| side.runtime = version.clone());
         let result = if wanted {
-            self.removed = false;
             self.keep_installed(&version.1).await
         } else {
             self.keep_removed(&version.1).await

@@ -28,6 +28,16 @@ done
 rm -rf "${marker%/*}"
 "#;
 
+/// The last process leaves the cgroups that [`crate::supervisor::LEAVE_CGROUPS`] made, and removes
+/// them.
+const REMOVE_CGROUPS: &str = r#"
+for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
+  [ -d "$root/transship" ] || continue
+  echo $$ > "$root/cgroup.procs"
+  rmdir "$root/transship"
+done
+"#;
+
 /// A new installation: a removal that still waits must not end it.
 pub fn cancel(host: &HostRoot) -> transship_host::Result<()> {
     files::remove_durably(&host.opt().join(MARKER)).map(|_| ())
@@ -50,7 +60,7 @@ pub async fn finish(host: &HostRoot, hostns: &HostNs, used: &[PathBuf]) -> anyho
     let mut command = hostns.command("setsid");
     command
         .args(["--fork", "sh", "-c"])
-        .arg(format!("{}{REMOVE_LATER}", crate::supervisor::LEAVE_CGROUPS))
+        .arg(format!("{}{REMOVE_LATER}{REMOVE_CGROUPS}", crate::supervisor::LEAVE_CGROUPS))
         .arg("sh")
         .arg(&marker)
         .args(used.iter().map(|bundle| on_host(host, bundle)))

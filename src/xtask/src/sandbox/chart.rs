@@ -63,6 +63,16 @@ pub fn install(state: &mut State, nodes: &[Machine]) -> Result<()> {
             cluster::restart_workloads(NAMESPACE)
         })?;
     }
+    // An agent is ready when it has reported; what it puts on its host follows.
+    step("pods can be moved", || {
+        run(&mut cluster::kubectl(&[
+            "wait",
+            "--for=condition=Ready",
+            "nodes.transship.dev",
+            "--all",
+            "--timeout=120s",
+        ]))
+    })?;
     state.chart = Some(digest);
     state.save()
 }
