@@ -3,7 +3,7 @@
 //! This is the seam for the placement engine: [`choose`] takes every node with its load and gives
 //! one name, or each node's reason against. Today it filters by what the scheduler would check
 //! first and takes the node with the fewest pods; Swarm's filters and strategies go into
-//! [`FILTERS`] and [`rank`] without touching the callers.
+//! [`FILTERS`] and `rank` without touching the callers.
 
 use k8s_openapi::api::core::v1::{
     Container, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,

@@ -3,6 +3,7 @@
 //! One module per task. This file only parses the command line and hands over; a task is a module
 //! with `Args` and `run(Args) -> anyhow::Result<ExitCode>`.
 
+mod bench;
 mod demo;
 mod generate;
 mod images;
@@ -23,6 +24,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure on the running sandbox
+    Bench(bench::Args),
     /// Move the example application on the sandbox, and show what its client saw
     Demo(demo::Args),
     /// Build the product's images as OCI archives
@@ -37,6 +40,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
+        Task::Bench(args) => bench::run(args),
         Task::Demo(args) => demo::run(args),
         Task::Images(args) => images::run(args),
         Task::Test(args) => test::run(args),

@@ -100,7 +100,7 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         stages.run("documentation", 120, || {
             cargo(
                 root,
-                &["doc", "--locked", "--workspace", "--no-deps"],
+                &["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"],
                 &[("RUSTDOCFLAGS", "-D warnings")],
             )
         })?;

@@ -1,4 +1,4 @@
-//! A migration's course: what was observed ([`state`]), what is to be done next ([`plan`]), who is
+//! A migration's course: what was observed ([`state`]), what is to be done next ([`fn@plan`]), who is
 //! admitted ([`admission`]), and how labels and ownership go from one pod to the other
 //! ([`handover`]). All of it pure: the clock is an argument.
 
