@@ -35,12 +35,18 @@ pub struct AtWork {
 pub fn at_work(host: &HostRoot, pod_uid: &str) -> Result<Vec<AtWork>> {
     let programs = programs(host);
     let proc = Path::new("/proc");
+    // Wrapper and runc run where we do; a process inside a container could call itself anything,
+    // and name any path.
+    let ours = fs::read_link(proc.join("self/ns/mnt")).map_err(Error::io("look at", proc))?;
     let mut found = Vec::new();
     for entry in fs::read_dir(proc).map_err(Error::io("list", proc))?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         // Processes come and go: whatever cannot be read has ended.
+        if fs::read_link(entry.path().join("ns/mnt")).ok().as_ref() != Some(&ours) {
+            continue;
+        }
         let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
         let Some(invocation) = parse(&command_line, &programs) else { continue };
         let verb = invocation.protocol_verb();

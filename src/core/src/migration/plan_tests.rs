@@ -43,6 +43,7 @@ fn a_migration_that_goes_well_takes_every_step_in_order() {
             "start source",
             "remove gate",
             "freeze",
+            "move lease",
             "mark resumed",
             "label target",
             "move claim",

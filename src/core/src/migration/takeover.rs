@@ -65,7 +65,9 @@ fn becomes_available(observed: &Observed, now: Timestamp) -> Option<Next> {
         Some(Next { step: Step::Resumed, actions, message: message.clone(), again })
     };
     let Some(marked) = marked_at(target) else {
-        return resumed(vec![Action::MarkResumed], Duration::from_secs(1));
+        // From now on the source's sandbox can go, and must not free the address with it.
+        let actions = move_lease(observed).into_iter().chain([Action::MarkResumed]).collect();
+        return resumed(actions, Duration::from_secs(1));
     };
     if reached(observed, Step::HandingOver) {
         return None;
@@ -75,10 +77,10 @@ fn becomes_available(observed: &Observed, now: Timestamp) -> Option<Next> {
 }
 
 /// Nothing of the source's place is taken away before the target's holder has read `resumedAt`
-/// and said so.
+/// and said so, or its node has been removed from the cluster.
 fn confirms(observed: &Observed) -> Option<Next> {
     let resumed = observed.target_word().outcome == Some(TargetOutcome::Resumed);
-    if may_release_source(observed.recorded()) && resumed {
+    if may_release_source(observed.recorded()) && (resumed || observed.target_node_gone) {
         return None;
     }
     Some(Next {

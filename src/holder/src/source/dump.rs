@@ -102,10 +102,14 @@ impl Dumper {
         // What the page server says is the cause where CRIU only says that its peer went away.
         let received = match (outcome, received) {
             (Ok(()), received) => received?,
-            (Err(error), Err(cause)) if !stop.is_cancelled() && is_cause(&cause) => {
-                return Err(cause.context(error));
+            (Err(error), received) => {
+                // Worthless now, and perhaps what fills the disk that the journal needs.
+                let _ = transship_host::files::remove_tree(&images);
+                return Err(match received {
+                    Err(cause) if !stop.is_cancelled() && is_cause(&cause) => cause.context(error),
+                    _ => error,
+                });
             }
-            (Err(error), _) => return Err(error),
         };
         let _ = std::fs::remove_file(work.join(GROUP_FILE));
         // CRIU puts the freezer back as it was; a program that came between is made up for.

@@ -244,7 +244,15 @@ async fn await_running(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Re
 pub fn end_restores(holder: &Holder) -> Result<()> {
     for work in quiesce::at_work(&holder.host, &holder.task.pod.uid)? {
         if work.verb == Verb::Create && !work.bundle.sandbox {
-            for pid in descendants(work.pid).into_iter().chain([work.pid]) {
+            // Its own end first looked up, since CRIU may have left the cgroup by then; the tasks
+            // are killed while frozen, as CRIU's death alone would let them run.
+            let programs = descendants(work.pid);
+            if let Ok(freezer) = work.bundle.freezer()
+                && let Err(error) = freezer.kill_all_frozen(FREEZER_LIMIT)
+            {
+                tracing::warn!("{}", error.chain());
+            }
+            for pid in programs.into_iter().chain([work.pid]) {
                 kill(pid);
             }
         }

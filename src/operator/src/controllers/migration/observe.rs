@@ -186,5 +186,6 @@ async fn owner(observed: &Observed, namespace: &str, context: &Context) -> Resul
         return Ok(Owner::None);
     };
     let set = sets.get_opt(name).await.map_err(Error::api("read the ReplicaSet"))?;
-    Ok(standing(set, None))
+    // That there is none proves nothing: its pods may have been orphaned on purpose.
+    Ok(set.map_or(Owner::None, |set| standing(Some(set), None)))
 }
