@@ -159,7 +159,12 @@ fn status_and_finalizers_are_the_operators_alone() -> Result<()> {
                 .concat(),
                 Some("status is written by Transship only"),
             ),
-            ("the operator's finalizer", &[OPERATOR], &[&kept[..], &[finalizer]].concat(), None),
+            (
+                "the operator's finalizer",
+                &[OPERATOR, ADMIN],
+                &[&kept[..], &[finalizer]].concat(),
+                None,
+            ),
             (
                 "a stripped finalizer",
                 admin,
@@ -182,6 +187,7 @@ fn status_and_finalizers_are_the_operators_alone() -> Result<()> {
         "kept",
         "--type=merge",
         OPERATOR,
+        ADMIN,
         r#"--patch={"metadata":{"finalizers":null}}"#,
     ])?;
     Ok(())

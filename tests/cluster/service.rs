@@ -46,6 +46,13 @@ fn new_connections_through_the_service_fail_only_around_the_freeze() -> Result<(
     let service = cluster.get("service", "counter")?;
     let address =
         format!("{}:8080", service["spec"]["clusterIP"].as_str().context("no clusterIP")?);
+    // A fresh Service is refused until kube-proxy knows it; that is not ours.
+    for node in ["node-a", "node-b"] {
+        cluster.await_that("the Service answers", Duration::from_secs(30), || {
+            let probe = cluster.on_node(node, &["transship-probe", &address, "1"])?;
+            Ok(serde_json::from_str::<Report>(&probe)?.misses.is_empty())
+        })?;
+    }
     let nodes: Vec<(&str, Child)> = ["node-a", "node-b"]
         .into_iter()
         .map(|node| Ok((node, start(&cluster, node, &address)?)))

@@ -21,6 +21,7 @@ ctr -n k8s.io containers ls -q | sed 's/^/container /'
 ip -o link show type veth | awk '{sub(/@.*/, "", $2); print "link " $2}'
 ls /var/lib/kubelet/pods | sed 's/^/pod directory /'
 for p in /proc/[0-9]*; do
+  [ "${p#/proc/}" = $$ ] && continue
   n=$(tr '\0' ' ' < $p/cmdline 2>/dev/null)
   case "$n" in
     *transship-holder\ run*|*criu*|*runc*restore*|*containerd-shim*) echo "process $n" ;;

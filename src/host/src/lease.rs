@@ -200,6 +200,23 @@ pub fn give_back(host: &HostRoot, ip: IpAddr) -> Result<bool> {
     Ok(true)
 }
 
+/// An address that the IPAM gave to the sandbox `container_id`, which does not use it, is free again.
+/// `Ok(false)`: there is no file of it, or it belongs to somebody else.
+pub fn release_unused(host: &HostRoot, ip: IpAddr, container_id: &str) -> Result<bool> {
+    let Some(file) = find(host, ip, &[HOST_LOCAL_DIR.into()])? else { return Ok(false) };
+    let on_host = host.join(&file);
+    let _lock = lock(&on_host)?;
+    match fs::read_to_string(&on_host) {
+        Ok(text) if parse(&text).0 == container_id => {
+            files::remove_durably(&on_host)?;
+            Ok(true)
+        }
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("read", &on_host)(error)),
+    }
+}
+
 /// The IPAM plugin's own lock on the network that the file belongs to; released when dropped.
 fn lock(file: &Path) -> Result<File> {
     let path = file.with_file_name("lock");
@@ -220,6 +237,19 @@ mod tests {
     use super::*;
 
     const SANDBOX: &str = "0123abcd";
+
+    #[test]
+    fn an_unused_address_is_freed_for_its_own_sandbox_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(dir.path());
+        let file = host.join(HOST_LOCAL_DIR).join("net").join(ip().to_string());
+        files::write_atomic(&file, content(SANDBOX, "eth0").as_bytes()).unwrap();
+        assert!(!release_unused(&host, ip(), "another").unwrap());
+        assert!(file.exists());
+        assert!(release_unused(&host, ip(), SANDBOX).unwrap());
+        assert!(!file.exists());
+        assert!(!release_unused(&host, ip(), SANDBOX).unwrap());
+    }
 
     fn ip() -> IpAddr {
         "10.244.1.5".parse().unwrap()

@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
-use transship_host::HostRoot;
 use transship_host::network::{Address, NetNs, nft_program};
 use transship_host::paths::{PodDir, Role};
 use transship_host::record::{NetworkMode, Record, RecordNetwork, RecordState};
+use transship_host::{HostRoot, lease};
 
 /// The versions of the CNI specification whose chained plugins look the same to us.
 const VERSIONS: &[&str] = &["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -42,6 +42,7 @@ struct Call {
     netns: String,
     interface: String,
     arguments: String,
+    container_id: String,
 }
 
 /// The plugin's `main`.
@@ -52,6 +53,7 @@ pub fn run() -> ExitCode {
         netns: variable("CNI_NETNS"),
         interface: variable("CNI_IFNAME"),
         arguments: variable("CNI_ARGS"),
+        container_id: variable("CNI_CONTAINERID"),
     };
     let mut input = Vec::new();
     let read = std::io::stdin().take(MAX_INPUT).read_to_end(&mut input);
@@ -168,7 +170,10 @@ fn take_over(
     }
     let (old, new) = rewrite(result, call, network)?;
     let mac = network.hardware_address().map_err(chain)?;
-    netns.take_over(&call.interface, old, new, mac).map_err(chain)
+    netns.take_over(&call.interface, old, new, mac).map_err(chain)?;
+    // Where the IPAM is another than host-local it stays reserved until DEL.
+    lease::release_unused(host, old.ip, &call.container_id).map_err(chain)?;
+    Ok(())
 }
 
 /// Puts the old address and hardware address into the result; returns the address that the IPAM gave and the
@@ -233,6 +238,7 @@ mod tests {
             command: command.into(),
             netns: "/nonexistent/netns".into(),
             interface: "eth0".into(),
+            container_id: "sandbox".into(),
             arguments: format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_UID={uid}"),
         }
     }
