@@ -13,6 +13,7 @@ mod reading;
 mod record;
 mod report;
 mod run;
+mod signing;
 mod source;
 mod status;
 mod supervise;
