@@ -67,6 +67,7 @@ pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     let lead = Lead {
         started,
         client,
+        namespace: args.namespace.clone(),
         instance,
         ttl: Duration::from_secs(args.node_ttl_seconds),
         identity,
@@ -115,6 +116,7 @@ async fn signalled() {
 struct Lead {
     started: Timestamp,
     client: Client,
+    namespace: String,
     instance: String,
     ttl: Duration,
     identity: watch::Receiver<Option<serving::Identity>>,
@@ -151,6 +153,7 @@ impl Lead {
         let context = Arc::new(Context {
             started: self.started,
             client: self.client.clone(),
+            namespace: self.namespace.clone(),
             core_nodes,
             nodes,
             migrations: controller.store(),

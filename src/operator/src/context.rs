@@ -10,6 +10,7 @@ use kube::Client;
 use kube::runtime::reflector::Store;
 use transship_api as api;
 use transship_core::facts::PodFacts;
+use transship_protocol::Signatures;
 
 use crate::agents::Agents;
 use crate::controllers::migration::watch_sides::Registry;
@@ -22,6 +23,8 @@ pub struct Context {
     pub started: Timestamp,
     /// Talks to the API server.
     pub client: Client,
+    /// Namespace of operator and agents.
+    pub namespace: String,
     /// Cluster nodes.
     pub core_nodes: Store<CoreNode>,
     /// Our Nodes.
@@ -49,6 +52,8 @@ pub struct Notes {
     pub failure: Option<(&'static str, String)>,
     /// Errors in a row, for the pause before the next try.
     pub errors: u32,
+    /// The target's signs of life since the Commit was first seen.
+    pub signatures: Signatures,
 }
 
 /// Notes by Migration UID.

@@ -3,7 +3,7 @@ use rstest::rstest;
 use serde_json::json;
 use transship_api::conditions::{self as c, reasons};
 use transship_api::{Step, names};
-use transship_protocol::{Decision, Resolution};
+use transship_protocol::{Decision, Resolution, TargetProof};
 
 use super::plan::{Action, Record};
 use super::state::{Owner, Role, Stage};
@@ -197,6 +197,28 @@ fn after_the_commit_a_silent_target_is_waited_for_without_end() {
     assert_eq!(reason(&world), reasons::WAITING_FOR_NODE);
     assert!(message(&world).contains("node-b"), "{}", message(&world));
     assert!(c::is_true(&world.seen.status().conditions, c::STALLED));
+}
+
+#[test]
+fn a_target_whose_silence_is_a_proof_lets_the_source_go_on() {
+    for thawed in [false, true] {
+        let mut world = World::admitted();
+        run_until(&mut world, |w| w.seen.target.report().is_some_and(|r| r.voted));
+        world.operator(1);
+        world.silence(Role::Target);
+        if thawed {
+            world.set(Role::Target, |r| r.stage = Stage::Thawed);
+            world.silence(Role::Target);
+        }
+        world.seen.target_proof = TargetProof::NodeDead;
+        world.operator(1);
+        assert_eq!(
+            world.records,
+            [Record::Decision(Decision::Commit), Record::Resolution(Resolution::SourceResumes)]
+        );
+        assert!(message(&world).contains("no sign of life for 30 seconds"), "{}", message(&world));
+        assert!(message(&world).contains("in its state of 2026-01-01T00:00:"));
+    }
 }
 
 #[test]
