@@ -371,11 +371,12 @@ pub(crate) fn describe_waiting(observed: &Observed, draft: &mut Draft, message: 
         return;
     };
     let message = format!("{message}; {node} has not answered since {since}");
-    draft.waiting(reasons::WAITING_FOR_NODE, &message);
-    if draft.now().duration_since(since)
-        >= SignedDuration::try_from(STALLED_AFTER).unwrap_or_default()
-    {
-        draft.set(c::STALLED, ConditionStatus::True, reasons::WAITING_FOR_NODE, message);
+    let limit = SignedDuration::try_from(STALLED_AFTER).unwrap_or_default();
+    // One or the other at once: each change of a condition is a transition.
+    if draft.now().duration_since(since) >= limit {
+        draft.stalled(reasons::WAITING_FOR_NODE, &message);
+    } else {
+        draft.waiting(reasons::WAITING_FOR_NODE, &message);
     }
 }
 
