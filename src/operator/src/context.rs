@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node as CoreNode;
 use kube::Client;
 use kube::runtime::reflector::Store;
@@ -19,8 +18,6 @@ use crate::metrics::Metrics;
 
 /// Shared by all reconciliations.
 pub struct Context {
-    /// When this process began.
-    pub started: Timestamp,
     /// Talks to the API server.
     pub client: Client,
     /// Namespace of operator and agents.
