@@ -12,6 +12,7 @@ mod pod;
 mod reading;
 mod record;
 mod report;
+mod reserve;
 mod run;
 mod signing;
 mod source;

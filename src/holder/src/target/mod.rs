@@ -29,7 +29,7 @@ use crate::holder::Holder;
 use crate::pod::Pod;
 use crate::reading::Reading;
 use crate::signing::Signing;
-use crate::{record, status};
+use crate::{record, reserve, status};
 
 /// How long verbs of the runtime that are at work may take to end.
 const QUIESCE: Duration = Duration::from_secs(10);
@@ -68,6 +68,7 @@ pub async fn run(
     let stop = CancellationToken::new();
     if machine.phase() == TargetPhase::Idle {
         events.send(TargetEvent::Begin).await.context("no events")?;
+        reserve::keep(&holder.dir)?;
         hold::start(Arc::clone(&holder), stop.clone(), events.clone())?;
     }
     let mut hands = TargetHands {
@@ -228,9 +229,9 @@ impl TargetHands {
             },
             Effect::FreezeTasks => match self.pod() {
                 // What is gone cannot be frozen, and need not be.
-                Some(pod) => pod
-                    .freeze_what_is_left()
-                    .map_err(|error| Failed::other("NotFrozen", error)),
+                Some(pod) => {
+                    pod.freeze_what_is_left().map_err(|error| Failed::other("NotFrozen", error))
+                }
                 None => Ok(()),
             },
             Effect::VerifyTasks => match self.pod() {
@@ -240,9 +241,7 @@ impl TargetHands {
             Effect::ArmDeadman => {
                 self.deadman.arm().map_err(|error| Failed::other("DeadmanNotArmed", error))
             }
-            Effect::CheckDeadman => {
-                guarded(&self.deadman, Guard::Deadman, || ())
-            }
+            Effect::CheckDeadman => guarded(&self.deadman, Guard::Deadman, || ()),
             Effect::DisarmDeadman => {
                 self.deadman.disarm().map_err(|error| Failed::other("DeadmanNotDisarmed", error))
             }
