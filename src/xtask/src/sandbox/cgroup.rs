@@ -88,6 +88,11 @@ impl Group {
         self.hierarchies.iter().map(|hierarchy| hierarchy.mount.join(&self.path))
     }
 
+    /// Its directories that exist.
+    pub fn present(&self) -> impl Iterator<Item = PathBuf> {
+        self.directories().filter(|directory| directory.exists())
+    }
+
     /// Makes the group in every hierarchy.
     pub fn create(&self) -> Result<()> {
         for hierarchy in &self.hierarchies {
