@@ -85,7 +85,7 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
             file.set_len(whole as u64).map_err(Error::io("truncate", path))?;
             file.sync_all().map_err(Error::io("fsync", path))?;
         }
-        reserve(&file, whole as u64, path)?;
+        reserve(&file, whole as u64);
         file.seek(SeekFrom::End(0)).map_err(Error::io("seek in", path))?;
         Ok((Self { file, path: path.to_path_buf(), boot_id, entries: PhantomData }, lines))
     }
@@ -138,16 +138,10 @@ pub fn is_locked(path: &Path) -> Result<bool> {
     }
 }
 
-/// Reserves room behind the `written` bytes, without making the file longer. Without room nothing
-/// is begun; what was begun goes on with what it has. File systems that cannot do it do without.
-fn reserve(file: &File, written: u64, path: &Path) -> Result<()> {
-    use rustix::fs::FallocateFlags;
-    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, written, RESERVE) {
-        Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) if written == 0 => {
-            Err(Error::errno("reserve room for", path)(rustix::io::Errno::NOSPC))
-        }
-        _ => Ok(()),
-    }
+/// Reserves room behind the `written` bytes, without making the file longer. Where that cannot be
+/// done the journal does without: an entry that finds no room is an error of its own.
+fn reserve(file: &File, written: u64) {
+    let _ = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, written, RESERVE);
 }
 
 /// Locks against other holders. A holder keeps its lock for as long as it lives; somebody who only

@@ -68,8 +68,12 @@ pub async fn run(
     let stop = CancellationToken::new();
     if machine.phase() == TargetPhase::Idle {
         events.send(TargetEvent::Begin).await.context("no events")?;
-        reserve::keep(&holder.dir)?;
-        hold::start(Arc::clone(&holder), stop.clone(), events.clone())?;
+        if let Err(error) = reserve::keep(&holder.dir) {
+            holder.board.failed("DiskFull", &format!("{error:#}"));
+            events.send(TargetEvent::LocalFailure).await.context("no events")?;
+        } else {
+            hold::start(Arc::clone(&holder), stop.clone(), events.clone())?;
+        }
     }
     let mut hands = TargetHands {
         holder: Arc::clone(&holder),
