@@ -6,5 +6,6 @@
 
 pub mod cluster;
 pub mod counter;
+pub mod hold_victim;
 pub mod prober;
 pub mod residue;
