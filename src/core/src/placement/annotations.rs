@@ -30,7 +30,9 @@ pub(super) struct Wishes {
 
 /// Whether a pod's annotations can be obeyed. For admission: others' annotations are not looked at.
 pub fn validate(annotations: &BTreeMap<String, String>) -> Result<(), AnnotationError> {
-    Wishes::read(annotations)?;
+    let wishes = Wishes::read(annotations)?;
+    patterns(names::CONSTRAINTS, &wishes.constraints)?;
+    patterns(names::AFFINITIES, &wishes.affinities)?;
     match annotations.get(names::RESCHEDULE) {
         Some(text) => reschedule(text),
         None => Ok(()),
@@ -82,6 +84,18 @@ fn expressions(annotation: &'static str, texts: &[String]) -> Result<(), Annotat
     let malformed = texts.iter().find_map(|text| Some((text, Expression::parse(text).err()?)));
     match malformed {
         Some((text, problem)) => Err(error(annotation, format!("{problem} in {text:?}"))),
+        None => Ok(()),
+    }
+}
+
+/// Swarm lets a malformed pattern pass and match nothing. Where somebody can still be told it is refused.
+fn patterns(annotation: &'static str, texts: &[String]) -> Result<(), AnnotationError> {
+    let malformed = |text: &&String| Expression::parse(text).is_ok_and(|read| !read.has_pattern());
+    match texts.iter().find(malformed) {
+        Some(text) => Err(error(
+            annotation,
+            format!("{text:?} has a malformed pattern; write a name, a glob like us* or /REGEX/"),
+        )),
         None => Ok(()),
     }
 }
@@ -148,6 +162,11 @@ mod tests {
     #[case(names::CONSTRAINTS, "[1]", r#"write a JSON array of strings, such as ["region==us*"]"#)]
     #[case(names::CONSTRAINTS, r#"["a==b"]"#, r#"Key 'a' is invalid in "a==b""#)]
     #[case(names::AFFINITIES, r#"["app==a,b"]"#, r#"Value 'a,b' is invalid in "app==a,b""#)]
+    #[case(
+        names::AFFINITIES,
+        r#"["container==/web(/"]"#,
+        r#""container==/web(/" has a malformed pattern; write a name, a glob like us* or /REGEX/"#
+    )]
     #[case(names::WHITELIST, r#"["node=a"]"#, r#"One of operator ==, != is expected in "node=a""#)]
     #[case(names::DEPENDS_ON, r#"["a/b"]"#, r#""a/b" is no name of a pod"#)]
     #[case(names::STRATEGY, "best", r#"unknown strategy "best"; write spread, binpack or random"#)]

@@ -54,6 +54,11 @@ impl Expression {
         })
     }
 
+    /// Whether its value is a well-formed pattern.
+    pub(super) fn has_pattern(&self) -> bool {
+        self.pattern.is_well_formed()
+    }
+
     /// Reads several; the first that is malformed answers.
     pub(super) fn parse_all(texts: &[String]) -> Result<Vec<Self>, ExpressionError> {
         texts.iter().map(|text| Self::parse(text)).collect()

@@ -41,6 +41,11 @@ impl Pattern {
         Self { literal: None, regex, words: words.flatten() }
     }
 
+    /// Whether it is well-formed. If not nothing matches, as in Swarm.
+    pub(super) fn is_well_formed(&self) -> bool {
+        self.literal.is_some() || self.regex.is_some()
+    }
+
     /// Whether a text matches.
     pub(super) fn matches(&self, text: &str) -> bool {
         match &self.literal {
