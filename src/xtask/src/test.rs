@@ -108,8 +108,9 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     if args.quick {
         return Ok(());
     }
+    stages.run("Kubernetes, a root for nodes", 900, sandbox::ensure_caches)?;
     stages.run("images", 600, || images::build(root))?;
-    stages.run("sandbox up, with the chart", 900, sandbox::up)?;
+    stages.run("sandbox up, with the chart", 300, sandbox::up)?;
     if args.only.is_none() {
         stages.run("chart", 10, || lint_chart(root))?;
     }

@@ -29,6 +29,8 @@ use std::{os::unix::process::CommandExt, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
+pub use caches::KUBERNETES;
+
 /// Arguments of the task.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -140,6 +142,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
 /// Installs the programs of the host that tasks need.
 pub fn ensure_tools() -> Result<()> {
     caches::ensure_tools()
+}
+
+/// Makes what is slow to make and outlives a sandbox, where it is missing.
+pub fn ensure_caches() -> Result<()> {
+    kubernetes().map(drop)
+}
+
+/// The directory with Kubernetes' programs; they, and the other caches, are made where they are
+/// missing.
+pub fn kubernetes() -> Result<PathBuf> {
+    let _lock = state::Lock::take()?;
+    Ok(caches::ensure()?.kubernetes)
 }
 
 /// The Debian mirror that this machine uses.
