@@ -1,9 +1,6 @@
-//! Where a pod goes when its Migration names no node.
+//! What Kubernetes' own scheduler would check first: readiness, selector, affinity, taints, room.
 //!
-//! This is the seam for the placement engine: [`choose`] takes every node with its load and gives
-//! one name, or each node's reason against. Today it filters by what the scheduler would check
-//! first and takes the node with the fewest pods; Swarm's filters and strategies go into
-//! [`FILTERS`] and `rank` without touching the callers.
+//! [`choose`] takes every node with its load and gives one name, or each node's reason against.
 
 use k8s_openapi::api::core::v1::{
     Container, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,

@@ -1,0 +1,37 @@
+//! Where a container or pod goes: Docker Swarm classic's filters and strategies, with its exact
+//! arithmetic and its texts, and what Kubernetes asks for besides.
+//!
+//! ```text
+//! Request ── prepare ──▶ Prepared ── place(nodes) ──▶ Decision
+//!            (parses, compiles)      (filters, ranks)    (order, or Swarm's error;
+//!                                                         for each node why not, or its weight)
+//! ```
+//!
+//! [`prepare`] is called once per request, [`Prepared::place`] once per set of nodes; nothing is
+//! parsed or compiled per node. A [`Node`] keeps its sums and indexes up to date while containers
+//! come and go.
+//!
+//! The engine knows nothing of Kubernetes: `kubernetes` makes its nodes and requests from pods
+//! and cluster nodes, `simulate` from recorded cases. [`cluster_checks`] holds the checks that
+//! Kubernetes' own scheduler would make.
+//!
+//! **Equal nodes.** Swarm leaves the order of nodes that are equal in weight and number of
+//! containers to its sort. Here they are ordered by name. The strategy `random` draws from a seed,
+//! so that the same seed, request and set of nodes give the same order.
+
+pub mod cluster_checks;
+mod decision;
+mod expression;
+mod filters;
+mod model;
+mod strategy;
+mod words;
+
+pub use cluster_checks::{Candidate, FILTERS, Filter as ClusterCheck, Load, PINNED_FILTERS, choose, requests};
+pub use decision::{By, Decision, Prepared, Verdict, prepare};
+pub use expression::ExpressionError;
+pub use filters::Filter;
+pub use model::{
+    Container, Image, Network, Node, PortBinding, Request, health_indicator, with_overcommit,
+};
+pub use strategy::Options;

@@ -1,0 +1,54 @@
+//! Many short words in one text, so that looking for one among those of 5,000 nodes reads memory in
+//! order instead of following a pointer for each.
+
+/// A multiset of words. Words hold no line break: where one does, it counts as several.
+#[derive(Clone, Debug, Default)]
+pub struct Words {
+    /// `\nfirst\nsecond\n`, or empty.
+    text: String,
+}
+
+impl Words {
+    /// Adds a word.
+    pub fn add(&mut self, word: &str) {
+        if self.text.is_empty() {
+            self.text.push('\n');
+        }
+        self.text.push_str(word);
+        self.text.push('\n');
+    }
+
+    /// Forgets everything but the memory.
+    pub fn clear(&mut self) {
+        self.text.clear();
+    }
+
+    /// Every word between line breaks, with one in front and one behind; empty without words.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The words one after another.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        let inner = self.text.get(1..self.text.len().max(1) - 1);
+        inner.into_iter().filter(|_| !self.text.is_empty()).flat_map(|inner| inner.split('\n'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_back_as_they_went_in() {
+        let mut words = Words::default();
+        assert_eq!(words.iter().count(), 0);
+        for word in ["a", "", "b"] {
+            words.add(word);
+        }
+        assert_eq!(words.iter().collect::<Vec<_>>(), ["a", "", "b"]);
+        assert_eq!(words.text(), "\na\n\nb\n");
+        words.clear();
+        assert_eq!(words.iter().count(), 0);
+    }
+}
