@@ -38,6 +38,11 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{/* Where the operator answers the kube-scheduler beside it, on localhost. */}}
 {{- define "transship.extenderPort" -}}9444{{- end }}
 
+{{/* Annotations of pods that are validated, as a list of CEL's strings without brackets. */}}
+{{- define "transship.placementAnnotations" -}}
+'transship.dev/constraints', 'transship.dev/affinities', 'transship.dev/whitelist', 'transship.dev/strategy', 'transship.dev/depends-on', 'transship.dev/reschedule'
+{{- end }}
+
 {{/* Users as the API server names them. */}}
 {{- define "transship.operatorUser" -}}
 system:serviceaccount:{{ .Release.Namespace }}:transship-operator

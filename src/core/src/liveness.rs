@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use crate::placement;
+
 /// Failures in a row at which a node is unhealthy: Swarm's `--engine-failure-retry`.
 pub const FAILURE_RETRY: i32 = 3;
 
@@ -18,10 +20,7 @@ pub fn failures(silent: Duration, ttl: Duration) -> i32 {
 
 /// 0 (takes no pods) to 100. `healthy`: the node is Ready.
 pub fn health_indicator(healthy: bool, failures: i32) -> i32 {
-    if !healthy || failures >= FAILURE_RETRY {
-        return 0;
-    }
-    100 - failures * 100 / FAILURE_RETRY
+    placement::health_indicator(healthy, failures.into(), FAILURE_RETRY.into()) as i32
 }
 
 #[cfg(test)]

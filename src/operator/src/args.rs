@@ -24,6 +24,16 @@ pub struct Args {
     /// Port for /metrics, /livez and /readyz (HTTP).
     #[arg(long, env = "ADMIN_PORT", global = true, default_value_t = 8080)]
     pub admin_port: u16,
+    /// Port on localhost for the kube-scheduler of the same pod; 0 for none.
+    #[arg(long, env = "EXTENDER_PORT", global = true, default_value_t = 0)]
+    pub extender_port: u16,
+    /// Swarm's overcommit: 0, or negative to keep a part of each node free.
+    #[arg(long, env = "OVERCOMMIT", global = true, default_value_t = 0.0,
+        allow_negative_numbers = true, value_parser = overcommit)]
+    pub overcommit: f64,
+    /// A node that ought to be there; may hold a range such as worker-[01:20]. May be repeated.
+    #[arg(long = "static-node", env = "STATIC_NODES", global = true, value_delimiter = ',')]
+    pub static_nodes: Vec<String>,
     /// Seconds without a report after which a node is not Ready.
     #[arg(long, env = "NODE_TTL_SECONDS", global = true, default_value_t = 40,
         value_parser = clap::value_parser!(u64).range(5..))]
@@ -34,6 +44,21 @@ pub struct Args {
     /// How it is logged.
     #[arg(long, env = "LOG_FORMAT", global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+impl Args {
+    /// The overcommit in whole percents, as Swarm cuts it.
+    pub fn overcommit_percent(&self) -> i64 {
+        (100.0 * self.overcommit) as i64
+    }
+}
+
+fn overcommit(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > -1.0 && value <= 0.0 => Ok(value),
+        Ok(_) => Err("write a number above -1 and not above 0: kubelet refuses more".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// What to do instead of running.
