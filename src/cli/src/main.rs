@@ -9,6 +9,7 @@ mod connect;
 mod describe;
 mod migrate;
 mod nodes;
+mod place;
 mod progress;
 mod table;
 
@@ -43,6 +44,8 @@ enum Command {
     Cancel(cancel::Args),
     /// Show the nodes that pods can be moved between, and what is under way on them.
     Nodes(nodes::Args),
+    /// Show where the placement engine would put a pod, and why not elsewhere.
+    Place(place::Args),
 }
 
 /// Why a command ended without success, as an exit code.
@@ -86,11 +89,15 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 }
 
 async fn run(args: Args) -> anyhow::Result<Outcome> {
+    if let Command::Place(place) = args.command {
+        return place::run(place, &args.connection).await;
+    }
     let (client, namespace) = args.connection.client().await?;
     match args.command {
         Command::Migrate(args) => migrate::run(args, client, &namespace).await,
         Command::Describe(args) => describe::run(args, client, &namespace).await,
         Command::Cancel(args) => cancel::run(args, client, &namespace).await,
         Command::Nodes(args) => nodes::run(args, client).await,
+        Command::Place(args) => place::run(args, &args.connection).await,
     }
 }

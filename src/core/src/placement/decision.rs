@@ -1,6 +1,13 @@
 //! The two passes and their answer.
 
-use super::{Filter, Node, Options, Request};
+use std::sync::Arc;
+
+use super::filters::{Compiled, Filter};
+use super::model::{Node, Request};
+use super::strategy::{self, Demand, Options, Ranked};
+
+const NO_NODE: &str = "No nodes available in the cluster";
+const NO_RESOURCES: &str = "no resources available to schedule container";
 
 /// Who removed a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,24 +48,42 @@ pub enum Verdict<'a> {
     },
 }
 
-/// The answer to a request.
+/// The answer to a request. Nodes are named by their positions among the nodes given.
 #[derive(Clone, Debug)]
 pub struct Decision {
-    order: Vec<Vec<usize>>,
+    ranked: Vec<Ranked>,
+    outcomes: Vec<Outcome>,
+    reasons: Arc<[(By, String)]>,
     error: Option<String>,
     soft: bool,
 }
 
+/// What became of one node, in few bytes.
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    /// Not decided yet; no node is left like this.
+    Open,
+    /// By the reason at this position.
+    Removed(u32),
+    /// At this position of the ranking.
+    Ranked(u32),
+}
+
 impl Decision {
-    /// The best node, as its position among the nodes given.
+    /// The best node.
     pub fn best(&self) -> Option<usize> {
-        self.order.first()?.first().copied()
+        self.ranked.first().map(|best| best.position)
     }
 
-    /// Groups of equal nodes, best first, as positions among the nodes given; by name within a
-    /// group. Empty if no node can be used.
-    pub fn order(&self) -> &[Vec<usize>] {
-        &self.order
+    /// The nodes that can be used, best first.
+    pub fn ranking(&self) -> impl Iterator<Item = usize> {
+        self.ranked.iter().map(|ranked| ranked.position)
+    }
+
+    /// Groups of equal nodes, best first; by name within a group. None if no node can be used.
+    pub fn order(&self) -> impl Iterator<Item = Vec<usize>> {
+        let groups = self.ranked.chunk_by(|a, b| a.rank == b.rank);
+        groups.map(|group| group.iter().map(|ranked| ranked.position).collect())
     }
 
     /// Swarm's text when no node can be used; it may have several lines.
@@ -71,27 +96,136 @@ impl Decision {
         self.soft
     }
 
-    /// What became of the node at a position among the nodes given.
-    pub fn verdict(&self, _position: usize) -> Verdict<'_> {
-        Verdict::Ranked { weight: 0, rank: 1 }
+    /// What became of the node at a position.
+    pub fn verdict(&self, position: usize) -> Verdict<'_> {
+        match self.outcomes[position] {
+            Outcome::Ranked(index) => {
+                let Ranked { weight, rank, .. } = self.ranked[index as usize];
+                Verdict::Ranked { weight, rank }
+            }
+            Outcome::Removed(index) => {
+                let (by, reason) = &self.reasons[index as usize];
+                Verdict::Removed { by: *by, reason }
+            }
+            Outcome::Open => Verdict::Removed { by: By::Strategy, reason: NO_NODE },
+        }
     }
 }
 
 /// A request with everything parsed and compiled.
 #[derive(Clone, Debug)]
 pub struct Prepared {
-    _options: Options,
+    options: Options,
+    demand: Demand,
+    stages: Vec<(Filter, Compiled)>,
+    /// Of all conditions of all stages, one after another; the strategy's is the last.
+    reasons: Arc<[(By, String)]>,
 }
 
 /// Parses and compiles a request. A malformed expression is no error here: as in Swarm, it fails
 /// the request when its filter's turn comes, so an earlier filter's error wins.
-pub fn prepare(_request: &Request, options: &Options) -> Prepared {
-    Prepared { _options: options.clone() }
+pub fn prepare(request: &Request, options: &Options) -> Prepared {
+    let stages: Vec<(Filter, Compiled)> =
+        options.filters.iter().map(|filter| (*filter, filter.compile(request))).collect();
+    let of_filters = stages.iter().flat_map(|(filter, compiled)| {
+        compiled.conditions.iter().map(|c| (By::Filter(*filter), c.reason.clone()))
+    });
+    let reasons = of_filters.chain([(By::Strategy, NO_RESOURCES.to_owned())]).collect();
+    Prepared { options: options.clone(), demand: Demand::of(request), stages, reasons }
 }
 
 impl Prepared {
-    /// Decides among nodes with different names.
-    pub fn place(&self, _nodes: &[&Node]) -> Decision {
-        Decision { order: Vec::new(), error: None, soft: true }
+    /// Decides among nodes with different names: first with soft expressions enforced, and if
+    /// that leaves no node, without any of them.
+    pub fn place(&self, nodes: &[&Node]) -> Decision {
+        let first = self.pass(nodes, true);
+        if first.error.is_none() || !self.has_soft() {
+            return first;
+        }
+        self.pass(nodes, false)
+    }
+
+    /// Without soft expressions the second pass is the first.
+    fn has_soft(&self) -> bool {
+        self.stages.iter().any(|(_, compiled)| compiled.conditions.iter().any(|c| c.soft))
+    }
+
+    /// Filters and ranks once.
+    fn pass(&self, nodes: &[&Node], soft: bool) -> Decision {
+        let mut outcomes = vec![Outcome::Open; nodes.len()];
+        let mut left: Vec<usize> = (0..nodes.len()).collect();
+        let error = self.filter(nodes, soft, &mut left, &mut outcomes).err();
+        let mut ranked = Vec::new();
+        let error = error.or_else(|| {
+            ranked = strategy::rank(&self.options, self.demand, nodes, &left);
+            for &position in &left {
+                outcomes[position] = Outcome::Removed(self.reasons.len() as u32 - 1);
+            }
+            for (index, of) in ranked.iter().enumerate() {
+                outcomes[of.position] = Outcome::Ranked(index as u32);
+            }
+            match (left.is_empty(), ranked.is_empty()) {
+                (true, _) => Some(NO_NODE.to_owned()),
+                (false, true) => Some(NO_RESOURCES.to_owned()),
+                (false, false) => None,
+            }
+        });
+        Decision { ranked, outcomes, reasons: self.reasons.clone(), error, soft }
+    }
+
+    /// Leaves the nodes that meet all conditions, or gives Swarm's text for the filter that left
+    /// none.
+    fn filter(
+        &self,
+        nodes: &[&Node],
+        soft: bool,
+        left: &mut Vec<usize>,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), String> {
+        let mut index = 0;
+        for (filter, compiled) in &self.stages {
+            for condition in &compiled.conditions {
+                let reason = index;
+                index += 1;
+                if condition.soft && !soft {
+                    continue;
+                }
+                left.retain(|&position| {
+                    let admitted = condition.test.admits(nodes[position]);
+                    if !admitted {
+                        outcomes[position] = Outcome::Removed(reason);
+                    }
+                    admitted
+                });
+                // Alone among the filters, that of dependencies has no objection to no node.
+                if left.is_empty() && !(nodes.is_empty() && *filter == Filter::Dependency) {
+                    return Err(self.failure(*filter));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Swarm's text when a filter leaves no node: what all filters up to it ask for.
+    fn failure(&self, failed: Filter) -> String {
+        if failed == Filter::Health {
+            return super::filters::NO_HEALTHY_NODE.to_owned();
+        }
+        let mut text =
+            "Unable to find a node that satisfies the following conditions ".to_owned();
+        for (filter, compiled) in &self.stages {
+            match &compiled.listing {
+                Ok(listing) if listing.is_empty() => {}
+                Ok(listing) => text.push_str(&format!("\n[{}]", listing.join(" "))),
+                Err(error) => {
+                    text.push_str(&format!("\nerror from {} filter: {error}", filter.name()));
+                    break;
+                }
+            }
+            if *filter == failed {
+                break;
+            }
+        }
+        text
     }
 }

@@ -12,7 +12,7 @@
 //! come and go.
 //!
 //! The engine knows nothing of Kubernetes: `kubernetes` makes its nodes and requests from pods
-//! and cluster nodes, `simulate` from recorded cases. [`cluster_checks`] holds the checks that
+//! and cluster nodes, [`simulate`] from recorded cases. [`cluster_checks`] holds the checks that
 //! Kubernetes' own scheduler would make.
 //!
 //! **Equal nodes.** Swarm leaves the order of nodes that are equal in weight and number of
@@ -21,9 +21,12 @@
 
 pub mod cluster_checks;
 mod decision;
+mod dialect;
 mod expression;
 mod filters;
 mod model;
+mod pattern;
+pub mod simulate;
 mod strategy;
 mod words;
 
@@ -34,4 +37,4 @@ pub use filters::Filter;
 pub use model::{
     Container, Image, Network, Node, PortBinding, Request, health_indicator, with_overcommit,
 };
-pub use strategy::Options;
+pub use strategy::{Options, strategy_named};

@@ -1,0 +1,33 @@
+//! Containers that must be on the node: those whose volumes or network are used, or that are linked
+//! to.
+
+use super::{Compiled, Condition, Test};
+use crate::placement::model::{Network, Request};
+
+pub(super) fn compile(request: &Request) -> Compiled {
+    let mut wanted = Vec::new();
+    let mut listing = Vec::new();
+    let mut depend = |option: &str, on: &str, text: &str| {
+        wanted.push(on.to_owned());
+        listing.push(format!("--{option}={text}"));
+    };
+    for volume in &request.volumes_from {
+        depend("volumes-from", before_colon(volume), volume);
+    }
+    for link in &request.links {
+        depend("link", before_colon(link), link);
+    }
+    if let Network::Container(name) = &request.network {
+        depend("net", name, &format!("container:{name}"));
+    }
+    let reason = format!("Unable to find a node fulfilling all dependencies: {}", listing.join(" "));
+    let conditions = match wanted.is_empty() {
+        true => Vec::new(),
+        false => vec![Condition::hard(Test::Containers(wanted), reason)],
+    };
+    Compiled { conditions, listing: Ok(listing) }
+}
+
+fn before_colon(text: &str) -> &str {
+    text.split_once(':').map_or(text, |(before, _)| before)
+}
