@@ -8,3 +8,4 @@ pub mod cluster;
 pub mod counter;
 pub mod prober;
 pub mod residue;
+pub mod simulation;

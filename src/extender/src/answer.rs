@@ -18,6 +18,8 @@ pub struct Answer<'a> {
     names: &'a [&'a str],
     /// Position in the decision of each name, if the node is known.
     positions: Vec<Option<usize>>,
+    /// The name at each position.
+    known: Vec<&'a str>,
     decision: Decision,
     /// First line of Swarm's text, if no node can be used.
     sentence: Option<String>,
@@ -30,9 +32,12 @@ impl<'a> Answer<'a> {
     pub fn new(names: &'a [&'a str], positions: Vec<Option<usize>>, decision: Decision) -> Self {
         let sentence =
             decision.error().and_then(|text| text.lines().next()).map(|l| l.trim().to_owned());
-        let mut answer = Self { names, positions, decision, sentence, reasons: HashMap::new() };
-        for position in answer.positions.iter().flatten() {
-            if let Verdict::Removed { reason, .. } = answer.decision.verdict(*position)
+        let known =
+            names.iter().zip(&positions).filter(|(_, at)| at.is_some()).map(|(n, _)| *n).collect();
+        let reasons = HashMap::new();
+        let mut answer = Self { names, positions, known, decision, sentence, reasons };
+        for position in 0..answer.known.len() {
+            if let Verdict::Removed { reason, .. } = answer.decision.verdict(position)
                 && !answer.reasons.contains_key(reason)
             {
                 let whole = answer.whole(reason);
@@ -53,18 +58,12 @@ impl<'a> Answer<'a> {
 
     /// The node that the pod is to go to.
     pub fn best(&self) -> Option<&'a str> {
-        self.ranked().next()
+        self.decision.best().map(|position| self.known[position])
     }
 
-    /// The nodes that can be used, best first.
-    fn ranked(&self) -> impl Iterator<Item = &'a str> {
-        let names: HashMap<usize, &'a str> = self
-            .positions
-            .iter()
-            .zip(self.names)
-            .filter_map(|(position, name)| Some(((*position)?, *name)))
-            .collect();
-        self.decision.order().iter().flatten().filter_map(move |at| names.get(at).copied())
+    /// The nodes that can be used, best first, to answer `prioritize` from later.
+    pub fn ranking(&self) -> Vec<String> {
+        self.decision.ranking().map(|position| self.known[position].to_owned()).collect()
     }
 
     /// `filter`'s answer.
@@ -92,11 +91,6 @@ impl<'a> Answer<'a> {
             }
         }
         filtered
-    }
-
-    /// The nodes that can be used, best first, to answer `prioritize` from later.
-    pub fn ranking(&self) -> Vec<String> {
-        self.ranked().map(str::to_owned).collect()
     }
 }
 

@@ -12,6 +12,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use transship_api as api;
+use crate::mapping::MigrationPolicy;
 
 use crate::extender::Extender;
 use crate::sources::Source;
@@ -23,7 +24,7 @@ pub async fn feed(extender: Arc<Extender>, client: Client, stop: CancellationTok
             follow::<Pod>(&extender, &client),
             follow::<CoreNode>(&extender, &client),
             follow::<api::Node>(&extender, &client),
-            follow::<api::MigrationPolicy>(&extender, &client),
+            follow::<MigrationPolicy>(&extender, &client),
         );
     };
     tokio::select! { () = stop.cancelled() => {}, () = following => {} }
@@ -33,8 +34,8 @@ async fn follow<K>(extender: &Extender, client: &Client)
 where
     K: Source + Resource<DynamicType = ()> + Clone + Debug + Send + DeserializeOwned + 'static,
 {
-    let mut events = watcher(Api::<K>::all(client.clone()), Config::default());
-    let mut events = std::pin::pin!(events.by_ref().default_backoff());
+    let events = watcher(Api::<K>::all(client.clone()), Config::default()).default_backoff();
+    let mut events = std::pin::pin!(events);
     let mut listing = Listing::default();
     while let Some(event) = events.next().await {
         match event {

@@ -96,7 +96,7 @@ impl Source for api::Node {
     }
 }
 
-impl Source for api::MigrationPolicy {
+impl Source for crate::mapping::MigrationPolicy {
     fn key(&self) -> String {
         format!("{}/{}", self.namespace().unwrap_or_default(), self.name_any())
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use transship_api::MigrationPolicy;
+use crate::mapping::MigrationPolicy;
 use transship_core::placement::{Container, Node, Prepared};
 
 use crate::answer::{Answer, scores};

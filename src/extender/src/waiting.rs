@@ -114,6 +114,5 @@ impl Waiting {
 /// Names of the nodes that a request could use.
 fn usable<'a>(request: &Prepared, nodes: impl Iterator<Item = &'a Node>) -> Vec<String> {
     let nodes: Vec<&Node> = nodes.collect();
-    let decision = request.place(&nodes);
-    decision.order().iter().flatten().map(|at| nodes[*at].name.clone()).collect()
+    request.place(&nodes).ranking().map(|position| nodes[position].name.clone()).collect()
 }

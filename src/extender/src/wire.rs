@@ -76,7 +76,7 @@ mod tests {
 
     #[rstest]
     #[case("", "EOF")]
-    #[case("[]", "Pod")]
+    #[case("[]", "ExtenderArgs")]
     #[case("{}", "Pod")]
     #[case(r#"{"Pod":{"metadata":{"uid":"u"}}}"#, "NodeNames")]
     #[case(r#"{"Pod":{"metadata":{"uid":"u"}},"NodeNames":null}"#, "null")]

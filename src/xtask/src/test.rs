@@ -18,6 +18,9 @@ use crate::{
     sandbox::{self, layout},
 };
 
+/// The tests that need a third node; the others are written for two.
+const PLACEMENT: &str = "placement::";
+
 /// Runs all tests.
 #[derive(ClapArgs)]
 pub struct Args {
@@ -114,7 +117,17 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     if args.only.is_none() {
         stages.run("chart", 10, || lint_chart(root))?;
     }
-    stages.run("cluster tests", 900, || cluster_tests(args, root))
+    let only = args.only.as_deref().unwrap_or_default();
+    if !only.contains(PLACEMENT) {
+        let filter = [&["--skip", PLACEMENT][..], args.only.as_deref().as_slice()].concat();
+        stages.run("cluster tests", 900, || cluster_tests(&filter, root))?;
+    }
+    if only.is_empty() || only.contains(PLACEMENT) {
+        stages.run("a third node", 120, || sandbox::grow(3))?;
+        let filter = if only.is_empty() { PLACEMENT } else { only };
+        stages.run("cluster tests of placement", 420, || cluster_tests(&[filter], root))?;
+    }
+    Ok(())
 }
 
 /// What Helm itself says of the chart, with the default values and the sandbox's.
@@ -131,7 +144,7 @@ fn lint_chart(root: &Path) -> Result<()> {
 }
 
 /// The end-to-end tests, one after another, with what they need named in the environment.
-fn cluster_tests(args: &Args, root: &Path) -> Result<()> {
+fn cluster_tests(filter: &[&str], root: &Path) -> Result<()> {
     let release = images::release_dir(root);
     install_probe(&release.join("transship-probe"))?;
     let xtask = std::env::current_exe()?;
@@ -160,7 +173,7 @@ fn cluster_tests(args: &Args, root: &Path) -> Result<()> {
             "--",
         ])
         .args(["--test-threads=1", "--nocapture"])
-        .args(&args.only)
+        .args(filter)
         .envs(environment);
     status(&mut command)
 }

@@ -166,6 +166,11 @@ pub fn up() -> Result<()> {
     lifecycle::up(lifecycle::Wanted::default())
 }
 
+/// The same with at least so many nodes.
+pub fn grow(nodes: u8) -> Result<()> {
+    lifecycle::up(lifecycle::Wanted { nodes: Some(nodes), no_chart: false })
+}
+
 /// Removes the sandbox.
 pub fn down() -> Result<()> {
     lifecycle::down()
