@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use transship_tests::{
     cluster::{Cluster, Pod},
-    simulation::Simulation,
+    simulation::{Simulation, millis},
 };
 
 const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
@@ -251,9 +251,9 @@ fn place(cluster: &Cluster, pod: &Pod) -> Result<String> {
         .output()?;
     let table = String::from_utf8(output.stdout)?;
     let first = table.lines().nth(1).and_then(|line| line.split_whitespace().next());
-    first.map(str::to_owned).with_context(|| {
-        format!("{table}{}", String::from_utf8_lossy(&output.stderr))
-    })
+    first
+        .map(str::to_owned)
+        .with_context(|| format!("{table}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
 #[test]
@@ -262,7 +262,13 @@ fn scheduling_goes_on_when_both_leaders_are_killed() -> Result<()> {
     let holder = |lease: &str| -> Result<String> {
         let path = "jsonpath={.spec.holderIdentity}";
         let holder = trial.cluster.kubectl(&[
-            "get", "lease", lease, "--namespace", "transship-system", "-o", path,
+            "get",
+            "lease",
+            lease,
+            "--namespace",
+            "transship-system",
+            "-o",
+            path,
         ])?;
         // kube-scheduler adds something random to the pod's name.
         Ok(holder.split('_').next().unwrap_or_default().to_owned())
@@ -271,7 +277,13 @@ fn scheduling_goes_on_when_both_leaders_are_killed() -> Result<()> {
     let operator = holder("transship-operator")?;
     for name in std::collections::BTreeSet::from([&scheduler, &operator]) {
         trial.cluster.kubectl(&[
-            "delete", "pod", name, "--namespace", "transship-system", "--force", "--grace-period=0",
+            "delete",
+            "pod",
+            name,
+            "--namespace",
+            "transship-system",
+            "--force",
+            "--grace-period=0",
         ])?;
     }
     let began = Instant::now();
@@ -284,7 +296,11 @@ fn scheduling_goes_on_when_both_leaders_are_killed() -> Result<()> {
     })?;
     trial.cleared(&["deployment", "after"])?;
     trial.cluster.kubectl(&[
-        "rollout", "status", "deployment/transship-operator", "--namespace", "transship-system",
+        "rollout",
+        "status",
+        "deployment/transship-operator",
+        "--namespace",
+        "transship-system",
         "--timeout=120s",
     ])?;
     Ok(())
@@ -297,9 +313,11 @@ fn no_pod_is_ended_for_a_node_that_is_refused() -> Result<()> {
     trial.cluster.kubectl(&["delete", "priorityclass", class, "--ignore-not-found"])?;
     trial.cluster.kubectl(&["create", "priorityclass", class, "--value=1000000"])?;
     // Nobody else fits beside these.
+    let cpu = trial.cluster.get("node", "node-a")?["status"]["allocatable"]["cpu"].clone();
+    let more_than_half = millis(&cpu)? * 55 / 100;
     for node in NODES {
         let annotations = json!({"transship.dev/constraints": list(&[&format!("node=={node}")])});
-        let pod = pod(&format!("humble-{node}"), template("humble", annotations, 1100));
+        let pod = pod(&format!("humble-{node}"), template("humble", annotations, more_than_half));
         trial.cluster.apply(&pod.to_string())?;
     }
     trial.landed("app=humble", 3)?;
@@ -309,7 +327,7 @@ fn no_pod_is_ended_for_a_node_that_is_refused() -> Result<()> {
     };
     let before = uids()?;
     let annotations = json!({"transship.dev/constraints": list(&["node==nowhere"])});
-    let mut proud = pod("proud", template("proud", annotations, 1100));
+    let mut proud = pod("proud", template("proud", annotations, more_than_half));
     proud["spec"]["priorityClassName"] = class.into();
     trial.cluster.apply(&proud.to_string())?;
     trial.cluster.await_that("it was refused", PATIENCE, || {

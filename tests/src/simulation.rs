@@ -58,8 +58,7 @@ impl Simulation {
     /// Where one more pod goes; it is there from then on. `request`: as in a case, CPUs in
     /// thousandths; `labels` are the pod's.
     pub fn place(&mut self, strategy: &str, request: &Value, labels: &Value) -> Result<String> {
-        let case =
-            json!({"id": 1, "strategy": strategy, "nodes": self.nodes, "request": request});
+        let case = json!({"id": 1, "strategy": strategy, "nodes": self.nodes, "request": request});
         let plugin = std::env::var_os("TRANSSHIP_PLUGIN")
             .context("TRANSSHIP_PLUGIN is not set; run these tests with `cargo xtask test`")?;
         let mut child = Command::new(plugin)
@@ -117,7 +116,7 @@ fn text(value: &Value) -> String {
 }
 
 /// `2`, `0.5` or `250m` in thousandths; nothing is 0.
-fn millis(quantity: &Value) -> Result<i64> {
+pub fn millis(quantity: &Value) -> Result<i64> {
     let Some(text) = quantity.as_str() else { return Ok(0) };
     Ok(match text.strip_suffix('m') {
         Some(millis) => millis.parse()?,

@@ -14,6 +14,7 @@ pub mod duration;
 pub mod migration;
 pub mod names;
 pub mod node;
+pub mod policy;
 pub mod quantity;
 mod step;
 mod validation;
@@ -26,11 +27,12 @@ pub use migration::{
 };
 pub use names::{GROUP, VERSION};
 pub use node::{ActiveMigration, HolderState, Node, NodeSpec, NodeStatus, Role};
+pub use policy::{MigrationPolicy, MigrationPolicySpec};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
 /// The definitions of all kinds, in the order in which people meet them.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![Migration::crd(), Checkpoint::crd(), Node::crd()]
+    vec![Migration::crd(), MigrationPolicy::crd(), Checkpoint::crd(), Node::crd()]
 }

@@ -30,8 +30,10 @@ pub const RESTORE_FROM: &str = "transship.dev/restore-from";
 pub const CONSTRAINTS: &str = "transship.dev/constraints";
 /// JSON array of Swarm affinity expressions. Set by people.
 pub const AFFINITIES: &str = "transship.dev/affinities";
-/// JSON array of node names. Set by people.
+/// JSON array of node names, or of Swarm whitelist expressions. Set by people.
 pub const WHITELIST: &str = "transship.dev/whitelist";
+/// JSON array of names of pods of the same namespace that must be on the node. Set by people.
+pub const DEPENDS_ON: &str = "transship.dev/depends-on";
 /// `spread`, `binpack` or `random`. Set by people.
 pub const STRATEGY: &str = "transship.dev/strategy";
 /// `on-node-failure` or `off`. Set by people.

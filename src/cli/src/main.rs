@@ -89,8 +89,9 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 }
 
 async fn run(args: Args) -> anyhow::Result<Outcome> {
-    if let Command::Place(place) = args.command {
-        return place::run(place, &args.connection).await;
+    // Asks no cluster.
+    if let Command::Place(place::Args { simulate: Some(path), .. }) = &args.command {
+        return place::simulate(path);
     }
     let (client, namespace) = args.connection.client().await?;
     match args.command {
@@ -98,6 +99,6 @@ async fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Describe(args) => describe::run(args, client, &namespace).await,
         Command::Cancel(args) => cancel::run(args, client, &namespace).await,
         Command::Nodes(args) => nodes::run(args, client).await,
-        Command::Place(args) => place::run(args, &args.connection).await,
+        Command::Place(args) => place::run(args, client, &namespace).await,
     }
 }

@@ -66,8 +66,7 @@ fn differences(nodes: &[Node]) -> Vec<String> {
             .collect()
     };
     let missing = names(|c| conditions::is_true(c, conditions::LISTED) && never_joined(c));
-    let surplus =
-        names(|c| conditions::has_status(c, conditions::LISTED, ConditionStatus::False));
+    let surplus = names(|c| conditions::has_status(c, conditions::LISTED, ConditionStatus::False));
     [("listed, but never joined", missing), ("joined, but not listed", surplus)]
         .into_iter()
         .filter(|(_, names)| !names.is_empty())

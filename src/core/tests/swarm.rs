@@ -36,7 +36,8 @@ fn comparable(outcome: &Outcome) -> Outcome {
         }
         Outcome::Error(text) => {
             let lines = text.lines().map(|line| {
-                let Some(ports) = line.strip_prefix("[port ").and_then(|l| l.strip_suffix(']')) else {
+                let Some(ports) = line.strip_prefix("[port ").and_then(|l| l.strip_suffix(']'))
+                else {
                     return line.to_owned();
                 };
                 let mut ports: Vec<&str> = ports.split(" port ").collect();

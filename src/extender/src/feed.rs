@@ -12,7 +12,6 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use transship_api as api;
-use crate::mapping::MigrationPolicy;
 
 use crate::extender::Extender;
 use crate::sources::Source;
@@ -24,7 +23,7 @@ pub async fn feed(extender: Arc<Extender>, client: Client, stop: CancellationTok
             follow::<Pod>(&extender, &client),
             follow::<CoreNode>(&extender, &client),
             follow::<api::Node>(&extender, &client),
-            follow::<MigrationPolicy>(&extender, &client),
+            follow::<api::MigrationPolicy>(&extender, &client),
         );
     };
     tokio::select! { () = stop.cancelled() => {}, () = following => {} }

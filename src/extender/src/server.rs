@@ -24,7 +24,10 @@ const MAX_QUESTION: usize = 8 << 20;
 /// The routes below the extender's `urlPrefix`.
 pub fn routes(extender: Arc<Extender>) -> Router {
     Router::new()
-        .route("/filter", post(async |State(e): State<Arc<Extender>>, body: Bytes| filter(&e, &body)))
+        .route(
+            "/filter",
+            post(async |State(e): State<Arc<Extender>>, body: Bytes| filter(&e, &body)),
+        )
         .route(
             "/prioritize",
             post(async |State(e): State<Arc<Extender>>, body: Bytes| prioritize(&e, &body)),

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use k8s_openapi::api::core::v1::{Node as CoreNode, Pod};
 use kube::ResourceExt;
 use transship_api as api;
+use transship_core::placement::kubernetes;
 
 use crate::mapping;
 use crate::state::State;
@@ -32,7 +33,7 @@ impl Source for Pod {
         match node.filter(|node| !node.is_empty()) {
             Some(node) => {
                 state.waiting.remove(&uid);
-                state.cluster.bind(node, mapping::container(self));
+                state.cluster.bind(node, kubernetes::container(self));
             }
             None => state.cluster.unbound(&uid, mapping::said(self)),
         }
@@ -96,7 +97,7 @@ impl Source for api::Node {
     }
 }
 
-impl Source for crate::mapping::MigrationPolicy {
+impl Source for api::MigrationPolicy {
     fn key(&self) -> String {
         format!("{}/{}", self.namespace().unwrap_or_default(), self.name_any())
     }

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::mapping::MigrationPolicy;
-use transship_core::placement::{Container, Node, Prepared};
+use transship_api::MigrationPolicy;
+use transship_core::placement::{Container, Node, Prepared, kubernetes};
 
 use crate::answer::{Answer, scores};
 use crate::catalog::Catalog;
 use crate::cluster::Cluster;
-use crate::mapping;
 use crate::waiting::{PodName, Waiting};
 use crate::wire::Score;
 
@@ -53,7 +52,7 @@ impl State {
     pub fn node_changed(&mut self, name: &str) {
         let (core, ours) = self.catalog.get(name);
         match core {
-            Some(core) => self.cluster.set_node(mapping::node(core, ours, self.overcommit)),
+            Some(core) => self.cluster.set_node(kubernetes::node(core, ours, self.overcommit)),
             None => self.cluster.remove_node(name),
         }
     }

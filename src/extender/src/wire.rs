@@ -101,9 +101,6 @@ mod tests {
                 "FailedAndUnresolvableNodes": {}})
         );
         let scores = [Score { host: "node-a", score: BEST }];
-        assert_eq!(
-            serde_json::to_value(scores).unwrap(),
-            json!([{"Host": "node-a", "Score": 10}])
-        );
+        assert_eq!(serde_json::to_value(scores).unwrap(), json!([{"Host": "node-a", "Score": 10}]));
     }
 }

@@ -168,8 +168,13 @@ impl Lead {
     async fn run(self) {
         let core_nodes = cache::<CoreNode>(Api::all(self.client.clone()), self.stop.clone());
         let nodes = cache::<api::Node>(Api::all(self.client.clone()), self.stop.clone());
+        let policies =
+            cache::<api::MigrationPolicy>(Api::all(self.client.clone()), self.stop.clone());
         // Judging by half-filled caches would refuse migrations to nodes that exist.
-        if core_nodes.wait_until_ready().await.is_err() || nodes.wait_until_ready().await.is_err() {
+        if core_nodes.wait_until_ready().await.is_err()
+            || nodes.wait_until_ready().await.is_err()
+            || policies.wait_until_ready().await.is_err()
+        {
             return;
         }
         let agents = Agents::new(nodes.clone(), self.identity.clone());
@@ -181,6 +186,7 @@ impl Lead {
             client: self.client.clone(),
             core_nodes,
             nodes,
+            policies,
             migrations: controller.store(),
             agents,
             sides,

@@ -26,6 +26,8 @@ pub struct Context {
     pub core_nodes: Store<CoreNode>,
     /// Our Nodes.
     pub nodes: Store<api::Node>,
+    /// All MigrationPolicies.
+    pub policies: Store<api::MigrationPolicy>,
     /// All Migrations.
     pub migrations: Store<api::Migration>,
     /// The agents.

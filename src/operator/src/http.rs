@@ -63,9 +63,8 @@ pub fn secure_routes(issuer: Issuer, handover: Handover, metrics: Arc<Metrics>) 
     let handover = Router::new()
         .route("/v1/admit/handover", post(webhooks::handover))
         .with_state(Arc::new(handover));
-    let placement = Router::new()
-        .route("/v1/admit/placement", post(webhooks::placement))
-        .with_state(metrics);
+    let placement =
+        Router::new().route("/v1/admit/placement", post(webhooks::placement)).with_state(metrics);
     let webhooks = handover.merge(placement).layer(DefaultBodyLimit::max(MAX_REVIEW));
     certificates.merge(webhooks)
 }

@@ -1,26 +1,125 @@
-//! `place`: where the placement engine would put a pod and why, or what it answers to recorded
-//! cases.
+//! `place`: where the placement engine would put a pod and why not elsewhere, or what it answers to
+//! recorded cases.
 
 mod simulate;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
+use k8s_openapi::api::core::v1::{Node as CoreNode, Pod};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+use transship_api::{MigrationPolicy, Node};
+use transship_core::placement::{self, Candidate, Choice, Fate, Load, NO_LOAD, kubernetes, policy};
+use transship_core::preflight::NodeView;
 
-use crate::Outcome;
-use crate::connect::Connection;
+use crate::connect::explain;
+use crate::{Outcome, table};
+
+pub use simulate::run as simulate;
 
 /// `kubectl transship place`.
 #[derive(ClapArgs)]
+#[group(required = true, multiple = false)]
 pub struct Args {
+    /// Name of the pod, as a Migration without targetNode would move it.
+    #[arg(value_name = "POD")]
+    pod: Option<String>,
     /// Answer the cases in this file instead (`-` for standard input), one JSON object a line;
     /// needs no cluster.
     #[arg(long, value_name = "FILE")]
-    simulate: PathBuf,
+    pub simulate: Option<PathBuf>,
 }
 
-/// Runs the command. A simulation asks no cluster.
-pub async fn run(args: Args, _connection: &Connection) -> Result<Outcome> {
-    simulate::run(&args.simulate)
+/// Shows the choice for a pod of the cluster.
+pub async fn run(args: Args, client: Client, namespace: &str) -> Result<Outcome> {
+    let name = args.pod.context("name a pod")?;
+    let name = name.strip_prefix("pod/").unwrap_or(&name);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let pod = pods.get(name).await.map_err(|error| {
+        explain(error, "write the name of a pod as `kubectl get pods` prints it")
+    })?;
+    let policies: Vec<MigrationPolicy> = list(Api::namespaced(client.clone(), namespace)).await?;
+    let policy = policy::applying(&policies, &pod);
+    let asked = kubernetes::asked(&pod, policy, None)?;
+    let nodes = NodeView::join(
+        list::<CoreNode>(Api::all(client.clone())).await?,
+        list::<Node>(Api::all(client.clone())).await?,
+    );
+    let loads = Load::by_node(&list::<Pod>(Api::all(client)).await?);
+    let candidates: Vec<Candidate<'_>> = nodes
+        .iter()
+        .map(|node| Candidate { node, load: loads.get(&node.name).unwrap_or(&NO_LOAD) })
+        .collect();
+    let choice = placement::choose(&pod, &asked, &candidates);
+    if let Some(policy) = policy {
+        eprintln!("MigrationPolicy {} applies.", policy.name_any());
+    }
+    print!("{}", show(&choice, pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())));
+    if let Some(error) = &choice.error {
+        eprintln!("{error}");
+    }
+    Ok(if choice.order.is_empty() { Outcome::Failed } else { Outcome::Done })
+}
+
+async fn list<K>(api: Api<K>) -> Result<Vec<K>>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + kube::Resource,
+{
+    let found = api.list(&ListParams::default()).await;
+    Ok(found.map_err(|error| explain(error, "install Transship first"))?.items)
+}
+
+/// The nodes that can be used, best first, then the others in the order of their names.
+fn show(choice: &Choice, own_node: Option<&str>) -> String {
+    let mut rows: Vec<(usize, &str, Vec<String>)> = choice
+        .fates
+        .iter()
+        .map(|(node, fate)| {
+            let (place, cells) = match fate {
+                Fate::Ranked { weight, rank } => {
+                    (*rank, [rank.to_string(), weight.to_string(), "-".into(), "-".into()])
+                }
+                Fate::Removed { by, reason } => {
+                    (usize::MAX, ["-".into(), "-".into(), (*by).to_owned(), reason.clone()])
+                }
+            };
+            (place, node.as_str(), [vec![node.clone()], cells.to_vec()].concat())
+        })
+        .collect();
+    if let Some(node) = own_node {
+        let cells = [node, "-", "-", "-", "the pod runs here"].map(str::to_owned);
+        rows.push((usize::MAX, node, cells.to_vec()));
+    }
+    rows.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+    let rows: Vec<Vec<String>> = rows.into_iter().map(|(_, _, cells)| cells).collect();
+    table::format(&["NODE", "RANK", "WEIGHT", "REMOVED BY", "REASON"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usable_nodes_come_first_and_every_node_is_there() {
+        let removed = Fate::Removed { by: "constraint", reason: "not us".into() };
+        let choice = Choice {
+            order: vec!["c".into(), "b".into()],
+            fates: vec![
+                ("a".into(), removed),
+                ("b".into(), Fate::Ranked { weight: -800, rank: 2 }),
+                ("c".into(), Fate::Ranked { weight: -850, rank: 1 }),
+            ],
+            error: None,
+        };
+        assert_eq!(
+            show(&choice, Some("d")),
+            "NODE   RANK   WEIGHT   REMOVED BY   REASON\n\
+             c      1      -850     -            -\n\
+             b      2      -800     -            -\n\
+             a      -      -        constraint   not us\n\
+             d      -      -        -            the pod runs here\n"
+        );
+    }
 }

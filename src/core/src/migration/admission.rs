@@ -12,7 +12,7 @@ use transship_api::migration::{Forecast, MAX_VIOLATIONS};
 use transship_api::{Migration, MigrationStatus, Mode, Network, PodRef, Step, duration};
 
 use super::status::{Draft, for_people, whole_seconds};
-use crate::placement::{self, Candidate, Load};
+use crate::placement::{self, Candidate, Choice, Load, NO_LOAD};
 use crate::preflight::{self, Input, NodeView, Refusal, Violation};
 use crate::target_pod;
 
@@ -33,14 +33,15 @@ pub enum Screening {
 }
 
 /// Judges the request by what the API server knows. `active` counts the migrations under way by
-/// node, this one left out; `loads` are the nodes' loads, needed only to choose a node.
+/// node, this one left out; `loads` are the nodes' loads, needed to choose a node and where
+/// [`looks_at_pods`].
 pub fn screen(
     input: &Input<'_>,
     active: &BTreeMap<String, usize>,
     loads: &BTreeMap<String, Load>,
 ) -> Screening {
     let candidate =
-        |node| Candidate { node, load: loads.get(node.name.as_str()).copied().unwrap_or_default() };
+        |node| Candidate { node, load: loads.get(node.name.as_str()).unwrap_or(&NO_LOAD) };
     let named = input.migration.spec.target_node.as_deref();
     let find = |name: &str| input.nodes.iter().find(|n| n.name == name);
     let given = Input { target: named.and_then(find), ..input.clone() };
@@ -50,11 +51,13 @@ pub fn screen(
     let Some(pod) = input.pod else {
         return Screening::Busy("the pod is not known yet".into());
     };
+    let asked = match preflight::asked(&given) {
+        Ok(asked) => asked,
+        Err(refusal) => return Screening::Refused(refusal),
+    };
     let target = match given.target {
         Some(node) => {
-            let against =
-                placement::PINNED_FILTERS.iter().find_map(|filter| filter(pod, &candidate(node)));
-            if let Some(why) = against {
+            if let Some(why) = placement::objection(pod, &asked, &candidate(node)) {
                 return no_node(format!(
                     "{why}; write another targetNode, or change what the pod asks of its node"
                 ));
@@ -63,12 +66,10 @@ pub fn screen(
         }
         None => {
             let candidates: Vec<Candidate<'_>> = input.nodes.iter().map(candidate).collect();
-            match placement::choose(pod, &candidates) {
-                Ok(name) => match find(&name) {
-                    Some(node) => node,
-                    None => return no_node(format!("node {name} has gone")),
-                },
-                Err(against) => return no_node(nobody(&against)),
+            let choice = placement::choose(pod, &asked, &candidates);
+            match choice.order.first().and_then(|name| find(name)) {
+                Some(node) => node,
+                None => return no_node(nobody(&choice)),
             }
         }
     };
@@ -80,22 +81,36 @@ pub fn screen(
     Screening::Ready { target: target.name.clone(), given: given.target.is_some() }
 }
 
+/// Whether the pods of the nodes matter to the target.
+pub fn looks_at_pods(input: &Input<'_>) -> bool {
+    input.migration.spec.target_node.is_none()
+        || preflight::asked(input).is_ok_and(|asked| placement::looks_at_pods(&asked))
+}
+
 fn no_node(message: String) -> Screening {
     Screening::Refused(Refusal { reason: reasons::NO_NODE_FITS, message })
 }
 
-fn nobody(against: &[(String, String)]) -> String {
+/// Swarm's text where its filters left no node, then what speaks against each node.
+fn nobody(choice: &Choice) -> String {
     const SHOWN: usize = 5;
-    if against.is_empty() {
+    // Swarm's sentences do not name the node; Kubernetes' do.
+    let against = choice.against().map(|(name, why)| match why.starts_with(name) {
+        true => why.to_owned(),
+        false => format!("{name}: {why}"),
+    });
+    let mut parts: Vec<String> = against.collect();
+    if parts.is_empty() {
         return "the cluster has no other node; add one, or wait until one is Ready".into();
     }
-    let mut parts: Vec<&str> = against.iter().take(SHOWN).map(|(_, why)| why.as_str()).collect();
-    let more = format!("and {} more", against.len().saturating_sub(SHOWN));
-    if against.len() > SHOWN {
-        parts.push(&more);
+    let more = parts.len().saturating_sub(SHOWN);
+    parts.truncate(SHOWN);
+    if more > 0 {
+        parts.push(format!("and {more} more"));
     }
+    let swarm = choice.error.as_ref().map(|error| format!("{error}; ")).unwrap_or_default();
     format!(
-        "no node can take the pod: {}; mend one of them, or name it in targetNode",
+        "no node can take the pod: {swarm}{}; mend one of them, or name it in targetNode",
         parts.join(", ")
     )
 }
@@ -213,7 +228,9 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
     let text = duration::parse(&forecast.freeze).map(for_people).unwrap_or_default();
     let why = match given {
         true => (reasons::TARGET_NODE_GIVEN, format!("targetNode is {target}")),
-        false => (reasons::TARGET_NODE_CHOSEN, format!("{target} fits and has the fewest pods")),
+        false => {
+            (reasons::TARGET_NODE_CHOSEN, format!("{target} is the best of the nodes that fit"))
+        }
     };
     let uid = migration.metadata.uid.as_deref().unwrap_or_default();
     let mut draft = started(migration, now);

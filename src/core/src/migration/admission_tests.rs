@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use rstest::rstest;
 use serde_json::{Value, json};
 use transship_api::conditions::{self as c, reasons};
-use transship_api::{Migration, MigrationSpec};
+use transship_api::{self as api, Migration, MigrationSpec};
 
 use super::super::testing::source_pod;
 use super::*;
@@ -46,6 +46,7 @@ fn screen_with(
         migration,
         pod: Some(pod),
         owner: Some(&owner),
+        policy: None,
         nodes,
         target: None,
         facts: None,
@@ -101,6 +102,44 @@ fn without_a_node_that_fits_each_says_why() {
         panic!("must be refused")
     };
     assert!(alone.message.contains("no other node"), "{}", alone.message);
+}
+
+fn placed(migration: &mut Migration, constraint: &str) {
+    let constraints = vec![constraint.to_owned()];
+    migration.spec.placement = Some(api::Placement { constraints, ..Default::default() });
+}
+
+#[test]
+fn the_placement_is_obeyed_and_a_failure_told_in_swarms_words() {
+    let mut migration = migration(None);
+    placed(&mut migration, "node==node-c");
+    let screening = screen_with(&migration, &source_pod(), &nodes(), &[]);
+    assert_eq!(screening, Screening::Ready { target: "node-c".into(), given: false });
+    placed(&mut migration, "disk==tape");
+    let Screening::Refused(refusal) = screen_with(&migration, &source_pod(), &nodes(), &[]) else {
+        panic!("must be refused")
+    };
+    assert_eq!(
+        refusal.message,
+        "no node can take the pod: Unable to find a node that satisfies the following conditions \n\
+         [available container slots]\n[disk==tape]; \
+         node-b: unable to find a node that satisfies the constraint disk==tape, \
+         node-c: unable to find a node that satisfies the constraint disk==tape; \
+         mend one of them, or name it in targetNode"
+    );
+}
+
+#[test]
+fn a_named_node_is_checked_against_the_placement() {
+    let mut migration = migration(Some("node-b"));
+    placed(&mut migration, "disk!=ssd");
+    let Screening::Refused(refusal) = screen_with(&migration, &source_pod(), &nodes(), &[]) else {
+        panic!("must be refused")
+    };
+    assert!(refusal.message.starts_with("node-b: unable to find"), "{}", refusal.message);
+    placed(&mut migration, "disk!=~ssd");
+    let preferred = screen_with(&migration, &source_pod(), &nodes(), &[]);
+    assert!(matches!(preferred, Screening::Ready { .. }), "{preferred:?}");
 }
 
 #[rstest]

@@ -211,8 +211,7 @@ impl Prepared {
         if failed == Filter::Health {
             return super::filters::NO_HEALTHY_NODE.to_owned();
         }
-        let mut text =
-            "Unable to find a node that satisfies the following conditions ".to_owned();
+        let mut text = "Unable to find a node that satisfies the following conditions ".to_owned();
         for (filter, compiled) in &self.stages {
             match &compiled.listing {
                 Ok(listing) if listing.is_empty() => {}

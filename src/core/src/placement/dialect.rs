@@ -80,7 +80,8 @@ impl Scanner<'_> {
         loop {
             match self.rest.next()? {
                 flag @ ('i' | 'm' | 's' | 'U') => {
-                    let (to, from) = if negative { (&mut off, &mut on) } else { (&mut on, &mut off) };
+                    let (to, from) =
+                        if negative { (&mut off, &mut on) } else { (&mut on, &mut off) };
                     from.retain(|c| c != flag);
                     if !to.contains(flag) {
                         to.push(flag);
@@ -188,7 +189,8 @@ impl Scanner<'_> {
     /// `[:alpha:]` within brackets; false if there is none.
     fn posix_class(&mut self) -> Option<bool> {
         let ahead: String = self.rest.clone().collect();
-        let Some((name, _)) = ahead.strip_prefix("[:").and_then(|rest| rest.split_once(":]")) else {
+        let Some((name, _)) = ahead.strip_prefix("[:").and_then(|rest| rest.split_once(":]"))
+        else {
             return Some(false);
         };
         let plain = name.strip_prefix('^').unwrap_or(name);

@@ -93,7 +93,10 @@ fn is_key(text: &str) -> bool {
 /// `^(?i)[=!\/]?(~)?[a-z0-9:\-_\s\.\*/\(\)\?\+\[\]\\\^\$\|]+$`
 fn is_value(text: &str) -> bool {
     let inner = |c: char| {
-        is_letter(c) || c.is_ascii_digit() || r":-_.*/()?+[]\^$|".contains(c) || "\t\n\x0c\r ".contains(c)
+        is_letter(c)
+            || c.is_ascii_digit()
+            || r":-_.*/()?+[]\^$|".contains(c)
+            || "\t\n\x0c\r ".contains(c)
     };
     let rest = text.strip_prefix(['=', '!', '/']).unwrap_or(text);
     let rest = rest.strip_prefix('~').unwrap_or(rest);

@@ -11,26 +11,32 @@
 //! parsed or compiled per node. A [`Node`] keeps its sums and indexes up to date while containers
 //! come and go.
 //!
-//! The engine knows nothing of Kubernetes: `kubernetes` makes its nodes and requests from pods
-//! and cluster nodes, [`simulate`] from recorded cases. [`cluster_checks`] holds the checks that
-//! Kubernetes' own scheduler would make.
+//! The engine knows nothing of Kubernetes: [`kubernetes`] makes its nodes and requests from pods
+//! and cluster nodes, [`simulate`] from recorded cases. [`cluster`] adds the checks that
+//! Kubernetes' own scheduler would make, and chooses targets of migrations.
 //!
 //! **Equal nodes.** Swarm leaves the order of nodes that are equal in weight and number of
 //! containers to its sort. Here they are ordered by name. The strategy `random` draws from a seed,
 //! so that the same seed, request and set of nodes give the same order.
 
-pub mod cluster_checks;
+mod annotations;
+pub mod cluster;
 mod decision;
 mod dialect;
 mod expression;
 mod filters;
+pub mod kubernetes;
 mod model;
 mod pattern;
+pub mod policy;
 pub mod simulate;
 mod strategy;
 mod words;
 
-pub use cluster_checks::{Candidate, FILTERS, Filter as ClusterCheck, Load, PINNED_FILTERS, choose, requests};
+pub use annotations::{AnnotationError, validate};
+pub use cluster::{
+    Candidate, Choice, Fate, Load, NO_LOAD, choose, looks_at_pods, objection, requests,
+};
 pub use decision::{By, Decision, Prepared, Verdict, prepare};
 pub use expression::ExpressionError;
 pub use filters::Filter;

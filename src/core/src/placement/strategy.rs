@@ -104,8 +104,9 @@ pub(super) fn rank(
         })
         .collect();
     match options.strategy {
-        Strategy::Binpack => weighed
-            .sort_unstable_by_key(|&(weight, count, name, at)| (Reverse((weight, count)), name, at)),
+        Strategy::Binpack => weighed.sort_unstable_by_key(|&(weight, count, name, at)| {
+            (Reverse((weight, count)), name, at)
+        }),
         _ => weighed.sort_unstable(),
     }
     let mut rank = 0;

@@ -17,6 +17,8 @@ pub(crate) mod request_reasons {
     pub(crate) use super::request::{not_ready, takes_no_pods};
 }
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use transship_api as api;
@@ -25,7 +27,7 @@ use crate::facts::PodFacts;
 
 pub use facts::CHECKS as FACT_CHECKS;
 pub use pod::CHECKS as POD_CHECKS;
-pub use request::CHECKS as REQUEST_CHECKS;
+pub use request::{CHECKS as REQUEST_CHECKS, asked};
 
 /// A cluster node as both kinds show it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,6 +40,25 @@ pub struct NodeView {
     pub agent: Option<api::Node>,
 }
 
+impl NodeView {
+    /// All nodes of both kinds, by name.
+    pub fn join(
+        core: impl IntoIterator<Item = Node>,
+        agents: impl IntoIterator<Item = api::Node>,
+    ) -> Vec<Self> {
+        let mut views: BTreeMap<String, Self> = BTreeMap::new();
+        for node in core {
+            let name = node.metadata.name.clone().unwrap_or_default();
+            views.entry(name).or_default().core = Some(node);
+        }
+        for node in agents {
+            let name = node.metadata.name.clone().unwrap_or_default();
+            views.entry(name).or_default().agent = Some(node);
+        }
+        views.into_iter().map(|(name, view)| Self { name, ..view }).collect()
+    }
+}
+
 /// Everything the checks may look at.
 #[derive(Clone, Debug)]
 pub struct Input<'a> {
@@ -47,6 +68,8 @@ pub struct Input<'a> {
     pub pod: Option<&'a Pod>,
     /// The pod's controller, where it is a ReplicaSet that exists.
     pub owner: Option<&'a ReplicaSet>,
+    /// The MigrationPolicy that applies to the pod.
+    pub policy: Option<&'a api::MigrationPolicy>,
     /// All cluster nodes.
     pub nodes: &'a [NodeView],
     /// The target node, given or chosen.

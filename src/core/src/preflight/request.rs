@@ -2,7 +2,9 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self, reasons};
-use transship_api::{Mode, Network, Strategy, names};
+use transship_api::{Mode, Network, names};
+
+use crate::placement::kubernetes::{self, Asked};
 
 use super::{Input, NodeView, Refusal, RequestCheck, name_some};
 
@@ -10,9 +12,9 @@ use super::{Input, NodeView, Refusal, RequestCheck, name_some};
 pub const CHECKS: &[RequestCheck] = &[
     mode_is_available,
     network_is_available,
-    placement_is_available,
     spec_can_be_read,
     pod_exists,
+    placement_can_be_read,
     target_node_exists,
     nodes_differ,
     pod_is_running,
@@ -47,17 +49,6 @@ fn network_is_available(input: &Input<'_>) -> Option<Refusal> {
     })
 }
 
-fn placement_is_available(input: &Input<'_>) -> Option<Refusal> {
-    let placement = input.migration.spec.placement.as_ref()?;
-    let plain = placement.constraints.is_empty()
-        && placement.affinities.is_empty()
-        && placement.strategy.is_none_or(|s| s == Strategy::Spread);
-    (!plain).then(|| Refusal {
-        reason: reasons::INVALID_SPEC,
-        message: "constraints, affinities and strategies other than spread are not available in this version; leave out placement and write targetNode instead".into(),
-    })
-}
-
 fn spec_can_be_read(input: &Input<'_>) -> Option<Refusal> {
     let spec = &input.migration.spec;
     let error = spec
@@ -81,6 +72,18 @@ fn pod_exists(input: &Input<'_>) -> Option<Refusal> {
             input.migration.spec.pod_name
         ),
     )
+}
+
+fn placement_can_be_read(input: &Input<'_>) -> Option<Refusal> {
+    asked(input).err()
+}
+
+/// What the pod, its policy and the Migration ask of the target node.
+pub fn asked(input: &Input<'_>) -> Result<Asked, Refusal> {
+    let refused = |message| Refusal { reason: reasons::INVALID_SPEC, message };
+    let pod = input.pod.ok_or_else(|| refused("the pod is not known yet".into()))?;
+    kubernetes::asked(pod, input.policy, input.migration.spec.placement.as_ref())
+        .map_err(|error| refused(format!("the pod's {error}; mend it in the pod's template")))
 }
 
 fn pod_is_running(input: &Input<'_>) -> Option<Refusal> {

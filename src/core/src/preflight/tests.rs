@@ -99,6 +99,7 @@ impl World {
             migration: &self.migration,
             pod: pod.as_ref(),
             owner: self.owner.then_some(&owner),
+            policy: None,
             nodes: &nodes,
             target: nodes.iter().find(|n| n.name == wanted),
             facts: Some(&facts),
@@ -135,7 +136,7 @@ fn an_ordinary_pod_passes_every_check() {
 #[case(|w: &mut World| w.migration.spec.mode = Mode::PreCopy, reasons::MODE_NOT_AVAILABLE, "write mode: StopAndCopy")]
 #[case(|w: &mut World| w.migration.spec.mode = Mode::Cold, reasons::MODE_NOT_AVAILABLE, "Cold")]
 #[case(|w: &mut World| w.migration.spec.network = Network::Close, reasons::NETWORK_NOT_AVAILABLE, "write network: Preserve")]
-#[case(|w: &mut World| w.migration.spec.placement = Some(api::Placement { constraints: vec!["a==b".into()], ..Default::default() }), reasons::INVALID_SPEC, "write targetNode")]
+#[case(|w: &mut World| w.pod()["metadata"]["annotations"] = json!({"transship.dev/constraints": "[\"a==b\"]"}), reasons::INVALID_SPEC, "Key 'a' is invalid")]
 #[case(|w: &mut World| w.migration.spec.timeout = "10".into(), reasons::INVALID_SPEC, "10m")]
 #[case(|w: &mut World| w.pod = None, reasons::POD_NOT_FOUND, "kubectl get pods -n shop")]
 #[case(|w: &mut World| w.pod()["status"]["phase"] = json!("Pending"), reasons::POD_NOT_RUNNING, "Pending")]

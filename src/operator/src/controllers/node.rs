@@ -125,10 +125,8 @@ fn is_labelled(node: &api::Node) -> bool {
 /// A Node for a name that ought to be there, so that its absence can be seen.
 async fn create(name: &str, context: &Context) -> Result<(), Error> {
     let nodes: Api<api::Node> = Api::all(context.client.clone());
-    let params = PostParams {
-        field_manager: Some(names::OPERATOR_MANAGER.into()),
-        ..PostParams::default()
-    };
+    let params =
+        PostParams { field_manager: Some(names::OPERATOR_MANAGER.into()), ..PostParams::default() };
     match nodes.create(&params, &api::Node::new(name, api::NodeSpec::default())).await {
         Ok(_) => {
             tracing::info!(node = name, "made a Node for a name on the static list");
@@ -213,7 +211,15 @@ fn judge(
             };
             let generation = node.metadata.generation;
             let conditions = &mut status.conditions;
-            c::set_condition(conditions, c::LISTED, listed.into(), reason, message, generation, now);
+            c::set_condition(
+                conditions,
+                c::LISTED,
+                listed.into(),
+                reason,
+                message,
+                generation,
+                now,
+            );
         }
     }
     let ready = c::is_true(&status.conditions, c::READY);
@@ -341,11 +347,7 @@ mod tests {
         Silence { lasts: Duration::from_secs(seconds), heard: true }
     }
 
-    fn judged(
-        node: &api::Node,
-        silence: Silence,
-        listed: Option<bool>,
-    ) -> Option<api::NodeStatus> {
+    fn judged(node: &api::Node, silence: Silence, listed: Option<bool>) -> Option<api::NodeStatus> {
         judge(node, silence, TTL, listed, Timestamp::UNIX_EPOCH)
     }
 

@@ -4,4 +4,4 @@ mod handover;
 mod placement;
 
 pub use handover::{Handover, handover};
-pub use placement::placement;
+pub use placement::review as placement;

@@ -10,15 +10,15 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use k8s_openapi::api::core::v1::Pod;
-use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
 use kube::ResourceExt;
+use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
 use transship_api::names;
-use transship_core::placement::kubernetes;
+use transship_core::placement;
 
 use crate::metrics::{Kind, Metrics};
 
 /// The handler.
-pub async fn placement(
+pub async fn review(
     State(metrics): State<Arc<Metrics>>,
     Json(review): Json<AdmissionReview<Pod>>,
 ) -> Json<AdmissionReview<kube::api::DynamicObject>> {
@@ -44,7 +44,7 @@ pub async fn placement(
 
 /// Why the pod is refused; or what its author may not have meant.
 fn judge(pod: &Pod) -> Result<Option<String>, String> {
-    kubernetes::validate(pod.annotations())?;
+    placement::validate(pod.annotations()).map_err(|error| error.to_string())?;
     let scheduler = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
     let scheduler = scheduler.unwrap_or("default-scheduler");
     Ok((scheduler != names::SCHEDULER).then(|| {

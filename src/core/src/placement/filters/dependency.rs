@@ -20,7 +20,8 @@ pub(super) fn compile(request: &Request) -> Compiled {
     if let Network::Container(name) = &request.network {
         depend("net", name, &format!("container:{name}"));
     }
-    let reason = format!("Unable to find a node fulfilling all dependencies: {}", listing.join(" "));
+    let reason =
+        format!("Unable to find a node fulfilling all dependencies: {}", listing.join(" "));
     let conditions = match wanted.is_empty() {
         true => Vec::new(),
         false => vec![Condition::hard(Test::Containers(wanted), reason)],

@@ -15,7 +15,7 @@ use transship_api::conditions::reasons;
 use transship_api::{Migration, MigrationStatus, Step, names};
 use transship_core::migration::admission::{self, Admitted, Screening};
 use transship_core::migration::state::claimed_by;
-use transship_core::placement::Load;
+use transship_core::placement::{self, Load};
 use transship_core::preflight::{Input, NodeView};
 
 use super::{Error, Next, apply, status};
@@ -43,18 +43,23 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     }
     let owner = owner(pod.as_ref(), context).await?;
     let nodes = nodes(context);
+    let policies = context.policies.state();
+    let policy = pod
+        .as_ref()
+        .and_then(|pod| placement::policy::applying(policies.iter().map(Arc::as_ref), pod));
     let mut input = Input {
         migration,
         pod: pod.as_ref(),
         owner: owner.as_ref(),
+        policy,
         nodes: &nodes,
         target: None,
         facts: None,
         target_facts: None,
     };
-    let loads = match migration.spec.target_node {
-        Some(_) => BTreeMap::new(),
-        None => loads(context).await?,
+    let loads = match admission::looks_at_pods(&input) {
+        true => loads(context).await?,
+        false => BTreeMap::new(),
     };
     let (target, given) = match admission::screen(&input, &active(migration, context), &loads) {
         Screening::Refused(refusal) => {
@@ -214,19 +219,9 @@ async fn owner(pod: Option<&Pod>, context: &Context) -> Result<Option<ReplicaSet
 
 /// All nodes, as both kinds show them.
 fn nodes(context: &Context) -> Vec<NodeView> {
-    let mut views: BTreeMap<String, NodeView> = BTreeMap::new();
-    let mut view = |name: String, change: &dyn Fn(&mut NodeView)| {
-        let entry = views.entry(name.clone()).or_default();
-        entry.name = name;
-        change(entry);
-    };
-    for core in context.core_nodes.state() {
-        view(core.name_any(), &|view| view.core = Some((*core).clone()));
-    }
-    for agent in context.nodes.state() {
-        view(agent.name_any(), &|view| view.agent = Some((*agent).clone()));
-    }
-    views.into_values().collect()
+    let core = context.core_nodes.state();
+    let agents = context.nodes.state();
+    NodeView::join(core.iter().map(|n| (**n).clone()), agents.iter().map(|n| (**n).clone()))
 }
 
 /// Migrations under way by node, this one left out.
@@ -248,16 +243,10 @@ fn active(migration: &Migration, context: &Context) -> BTreeMap<String, usize> {
     active
 }
 
-/// What the pods of each node ask for. A list of all pods: needed only to choose a node.
+/// The pods of each node. A list of all pods: read only where they matter.
 async fn loads(context: &Context) -> Result<BTreeMap<String, Load>, Error> {
     let pods: Api<Pod> = Api::all(context.client.clone());
-    let there = ListParams::default()
-        .fields("status.phase!=Succeeded,status.phase!=Failed,spec.nodeName!=");
-    let mut loads: BTreeMap<String, Load> = BTreeMap::new();
-    for pod in pods.list(&there).await.map_err(Error::api("list the pods"))?.items {
-        if let Some(node) = pod.spec.as_ref().and_then(|s| s.node_name.clone()) {
-            loads.entry(node).or_default().add(&pod);
-        }
-    }
-    Ok(loads)
+    let there = ListParams::default().fields("spec.nodeName!=");
+    let pods = pods.list(&there).await.map_err(Error::api("list the pods"))?.items;
+    Ok(Load::by_node(&pods))
 }

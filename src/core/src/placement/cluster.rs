@@ -1,20 +1,24 @@
-//! What Kubernetes' own scheduler would check first: readiness, selector, affinity, taints, room.
-//!
-//! [`choose`] takes every node with its load and gives one name, or each node's reason against.
+//! The target of a migration: what Kubernetes' own scheduler would check first (readiness,
+//! selector, affinity, taints, room, host ports), then Swarm's filters and strategy.
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
+    Container as PodContainer, ContainerPort, NodeSelectorRequirement, NodeSelectorTerm, Pod,
+    PodSpec, Taint, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use transship_api::{names, quantity};
 
+use super::kubernetes::{self, Asked};
+use super::{Container, Filter, Node, Options, Request, Verdict, prepare};
 use crate::migration::handover::Labels;
 use crate::preflight::NodeView;
 use crate::preflight::request_reasons::{not_ready, takes_no_pods};
 use crate::target_pod::is_sidecar;
 
-/// What the pods of a node ask for together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The pods of a node, and what they ask for together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Pods that have not ended.
     pub pods: usize,
@@ -22,16 +26,73 @@ pub struct Load {
     pub cpu_millis: i64,
     /// Bytes.
     pub memory_bytes: i64,
+    /// Host ports in use.
+    pub ports: Vec<HostPort>,
+    /// Every pod, ended ones included, as the engine sees it.
+    pub containers: Vec<Container>,
 }
 
+/// The load of a node without pods.
+pub static NO_LOAD: Load =
+    Load { pods: 0, cpu_millis: 0, memory_bytes: 0, ports: Vec::new(), containers: Vec::new() };
+
 impl Load {
-    /// Adds what a pod asks for.
+    /// The load of each node, from pods that may or may not be bound.
+    pub fn by_node<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> BTreeMap<String, Self> {
+        let mut loads: BTreeMap<String, Self> = BTreeMap::new();
+        for pod in pods {
+            if let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) {
+                loads.entry(node.clone()).or_default().add(pod);
+            }
+        }
+        loads
+    }
+
+    /// Adds a pod of the node.
     pub fn add(&mut self, pod: &Pod) {
+        self.containers.push(kubernetes::container(pod));
+        if kubernetes::has_ended(pod) {
+            return;
+        }
         let (cpu_millis, memory_bytes) = requests(pod);
         self.pods += 1;
         self.cpu_millis += cpu_millis;
         self.memory_bytes += memory_bytes;
+        self.ports.extend(host_ports(pod));
     }
+}
+
+/// A port of the host, as Kubernetes compares them: with its protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// Address; empty or `0.0.0.0` for all.
+    ip: String,
+    /// Port and protocol.
+    port: (i32, String),
+}
+
+impl HostPort {
+    fn clashes(&self, other: &Self) -> bool {
+        let all = |ip: &str| ip.is_empty() || ip == "0.0.0.0";
+        self.port == other.port && (self.ip == other.ip || all(&self.ip) || all(&other.ip))
+    }
+}
+
+/// Those that a pod asks for; in the host's network every port of its containers is one.
+fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
+    let in_host_network = kubernetes::in_host_network(pod);
+    let host_port = move |port: &ContainerPort| {
+        let number = port.host_port.or(in_host_network.then_some(port.container_port));
+        Some(HostPort {
+            ip: port.host_ip.clone().unwrap_or_default(),
+            port: (
+                number.filter(|number| *number > 0)?,
+                port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+            ),
+        })
+    };
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    containers.flat_map(|container| container.ports.iter().flatten()).filter_map(host_port)
 }
 
 /// A node and its load.
@@ -40,38 +101,139 @@ pub struct Candidate<'a> {
     /// The node.
     pub node: &'a NodeView,
     /// Its load.
-    pub load: Load,
+    pub load: &'a Load,
+}
+
+impl Candidate<'_> {
+    fn to_model(self) -> Node {
+        let agent = self.node.agent.as_ref();
+        let mut node = match &self.node.core {
+            Some(core) => kubernetes::node(core, agent, 0),
+            None => Node::new(&self.node.name, ""),
+        };
+        self.load.containers.iter().for_each(|container| node.add(container.clone()));
+        node
+    }
 }
 
 /// Says why a pod cannot go to a node, if it cannot.
-pub type Filter = fn(&Pod, &Candidate<'_>) -> Option<String>;
+type Check = fn(&Pod, &Candidate<'_>) -> Option<String>;
 
-/// The filters, in order; the first that objects speaks for the node.
-pub const FILTERS: &[Filter] =
-    &[is_ready, takes_pods, selector_matches, affinity_matches, taints_are_tolerated, has_room];
+/// Kubernetes' checks, in order; the first that objects speaks for the node.
+const CHECKS: &[Check] = &[
+    is_ready,
+    takes_pods,
+    selector_matches,
+    affinity_matches,
+    taints_are_tolerated,
+    has_room,
+    ports_are_free,
+];
 
-/// The filters that also hold for a node that the Migration names; the others are preflight's, or
-/// the scheduler's to answer.
-pub const PINNED_FILTERS: &[Filter] = &[selector_matches, affinity_matches, taints_are_tolerated];
+/// Those that also hold for a node that the Migration names; the others are preflight's, or the
+/// scheduler's to answer.
+const PINNED_CHECKS: &[Check] = &[selector_matches, affinity_matches, taints_are_tolerated];
 
-/// The best node for a pod, its own left out; or every node with what speaks against it.
-pub fn choose(pod: &Pod, candidates: &[Candidate<'_>]) -> Result<String, Vec<(String, String)>> {
-    let source = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
-    let mut against = Vec::new();
-    let mut left: Vec<&Candidate<'_>> = Vec::new();
-    for candidate in candidates.iter().filter(|c| Some(c.node.name.as_str()) != source) {
-        match FILTERS.iter().find_map(|filter| filter(pod, candidate)) {
-            Some(reason) => against.push((candidate.node.name.clone(), reason)),
-            None => left.push(candidate),
-        }
-    }
-    left.sort_by(|a, b| rank(a).cmp(&rank(b)));
-    left.first().map(|best| best.node.name.clone()).ok_or(against)
+/// The filters that hold for a node that the Migration names: what was asked for in words. Room,
+/// health and ports are preflight's or the scheduler's to answer.
+const PINNED_FILTERS: [Filter; 4] =
+    [Filter::Dependency, Filter::Affinity, Filter::Constraint, Filter::Whitelist];
+
+/// What became of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is left out.
+    Removed {
+        /// `kubernetes`, or one of Swarm's filters, or `strategy`.
+        by: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// It can be used.
+    Ranked {
+        /// Swarm's weight.
+        weight: i64,
+        /// 1 for the best; equal nodes share a rank.
+        rank: usize,
+    },
 }
 
-/// Smaller is better: the fewest pods, then the name.
-fn rank<'a>(candidate: &Candidate<'a>) -> (usize, &'a str) {
-    (candidate.load.pods, candidate.node.name.as_str())
+/// Where a pod would go, and why not elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Nodes that can be used, best first.
+    pub order: Vec<String>,
+    /// Every node but the pod's own, in the order given.
+    pub fates: Vec<(String, Fate)>,
+    /// Swarm's text, if its filters or strategy left no node; it may have several lines.
+    pub error: Option<String>,
+}
+
+impl Choice {
+    /// What speaks against each node.
+    pub fn against(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.fates.iter().filter_map(|(name, fate)| match fate {
+            Fate::Removed { reason, .. } => Some((name.as_str(), reason.as_str())),
+            Fate::Ranked { .. } => None,
+        })
+    }
+}
+
+/// The best node for a pod, its own left out, and what speaks against the others. What Kubernetes
+/// objects to does not reach Swarm's filters.
+pub fn choose(pod: &Pod, asked: &Asked, candidates: &[Candidate<'_>]) -> Choice {
+    let source = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+    let others = candidates.iter().filter(|c| Some(c.node.name.as_str()) != source);
+    let mut choice = Choice::default();
+    let mut left = Vec::new();
+    for candidate in others {
+        let fate = match CHECKS.iter().find_map(|check| check(pod, candidate)) {
+            Some(reason) => Fate::Removed { by: "kubernetes", reason },
+            // Until the engine has looked.
+            None => {
+                left.push((choice.fates.len(), candidate.to_model()));
+                Fate::Ranked { weight: 0, rank: 0 }
+            }
+        };
+        choice.fates.push((candidate.node.name.clone(), fate));
+    }
+    if left.is_empty() {
+        return choice;
+    }
+    let nodes: Vec<&Node> = left.iter().map(|(_, node)| node).collect();
+    let decision = prepare(&asked.request, &asked.options).place(&nodes);
+    for (position, (at, _)) in left.iter().enumerate() {
+        choice.fates[*at].1 = match decision.verdict(position) {
+            Verdict::Removed { by, reason } => {
+                Fate::Removed { by: by.name(), reason: reason.to_owned() }
+            }
+            Verdict::Ranked { weight, rank } => Fate::Ranked { weight, rank },
+        };
+    }
+    choice.order = decision.ranking().map(|position| nodes[position].name.clone()).collect();
+    choice.error = decision.error().map(str::to_owned);
+    choice
+}
+
+/// What speaks against a node that the Migration names, if anything.
+pub fn objection(pod: &Pod, asked: &Asked, candidate: &Candidate<'_>) -> Option<String> {
+    if let Some(reason) = PINNED_CHECKS.iter().find_map(|check| check(pod, candidate)) {
+        return Some(reason);
+    }
+    // What it asks for is looked at elsewhere.
+    let request = Request { cpus: 0, memory: 0, ..asked.request.clone() };
+    let options = Options { filters: PINNED_FILTERS.to_vec(), ..asked.options.clone() };
+    let node = candidate.to_model();
+    let decision = prepare(&request, &options).place(&[&node]);
+    match decision.verdict(0) {
+        Verdict::Removed { reason, .. } => Some(format!("{}: {reason}", node.name)),
+        Verdict::Ranked { .. } => None,
+    }
+}
+
+/// Whether the pods of the nodes matter to [`objection`].
+pub fn looks_at_pods(asked: &Asked) -> bool {
+    !asked.request.affinities.is_empty() || !asked.request.links.is_empty()
 }
 
 fn is_ready(_: &Pod, candidate: &Candidate<'_>) -> Option<String> {
@@ -189,29 +351,40 @@ fn has_room(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
     Some(format!("{} has too little {lacking} left", candidate.node.name))
 }
 
+fn ports_are_free(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
+    let taken = host_ports(pod)
+        .find(|wanted| candidate.load.ports.iter().any(|used| used.clashes(wanted)))?;
+    let (port, protocol) = taken.port;
+    Some(format!("{} has no free port {port}/{protocol}", candidate.node.name))
+}
+
 /// What a pod asks for: CPU in thousandths and memory in bytes, as the scheduler counts (sidecars
-/// and containers together, or the largest init container if that is more).
+/// and containers together, or the largest init container if that is more; and its overhead).
 pub fn requests(pod: &Pod) -> (i64, i64) {
     let Some(spec) = &pod.spec else { return (0, 0) };
+    let overhead = |name, read: fn(&Quantity) -> Option<i64>| {
+        spec.overhead.as_ref().and_then(|o| o.get(name)).and_then(read).unwrap_or(0)
+    };
     (
-        total(spec, |c| request(c, "cpu").and_then(millis).unwrap_or(0)),
-        total(spec, |c| request(c, "memory").and_then(bytes).unwrap_or(0)),
+        total(spec, |c| request(c, "cpu").and_then(millis).unwrap_or(0)) + overhead("cpu", millis),
+        total(spec, |c| request(c, "memory").and_then(bytes).unwrap_or(0))
+            + overhead("memory", bytes),
     )
 }
 
-fn total(spec: &PodSpec, amount: impl Fn(&Container) -> i64) -> i64 {
+fn total(spec: &PodSpec, amount: impl Fn(&PodContainer) -> i64) -> i64 {
     let inits = || spec.init_containers.iter().flatten();
     let sidecars: i64 = inits().filter(|c| is_sidecar(c)).map(&amount).sum();
     let running: i64 = spec.containers.iter().map(&amount).sum::<i64>() + sidecars;
     inits().filter(|c| !is_sidecar(c)).map(|c| amount(c) + sidecars).max().unwrap_or(0).max(running)
 }
 
-fn request<'a>(container: &'a Container, name: &str) -> Option<&'a Quantity> {
+fn request<'a>(container: &'a PodContainer, name: &str) -> Option<&'a Quantity> {
     container.resources.as_ref()?.requests.as_ref()?.get(name)
 }
 
 /// Thousandths of a quantity such as `250m`, `1.5` or `2`.
-fn millis(quantity: &Quantity) -> Option<i64> {
+pub(super) fn millis(quantity: &Quantity) -> Option<i64> {
     match quantity.0.strip_suffix('m') {
         Some(millis) => millis.parse().ok(),
         None if quantity.0.ends_with(|c: char| c.is_ascii_digit()) => {
@@ -223,7 +396,7 @@ fn millis(quantity: &Quantity) -> Option<i64> {
 }
 
 /// Bytes of a quantity such as `64Mi`.
-fn bytes(quantity: &Quantity) -> Option<i64> {
+pub(super) fn bytes(quantity: &Quantity) -> Option<i64> {
     i64::try_from(quantity::parse_bytes(&quantity.0).ok()?).ok()
 }
 
@@ -271,22 +444,30 @@ mod tests {
         serde_json::from_value(pod).unwrap()
     }
 
-    fn candidates(nodes: &[(NodeView, usize)]) -> Vec<Candidate<'_>> {
-        nodes
-            .iter()
-            .map(|(node, pods)| Candidate { node, load: Load { pods: *pods, ..Load::default() } })
-            .collect()
+    fn loaded(node: NodeView, pods: usize) -> (NodeView, Load) {
+        let mut load = Load::default();
+        (0..pods).for_each(|_| load.add(&pod(json!({}))));
+        (node, load)
+    }
+
+    fn chosen(pod: &Pod, nodes: &[(NodeView, Load)]) -> Choice {
+        let candidates: Vec<Candidate<'_>> =
+            nodes.iter().map(|(node, load)| Candidate { node, load }).collect();
+        choose(pod, &kubernetes::asked(pod, None, None).unwrap(), &candidates)
     }
 
     #[test]
     fn the_node_with_the_fewest_pods_is_chosen_and_never_the_pods_own() {
         let nodes = [
-            (node("node-a", json!({})), 0),
-            (node("node-d", json!({})), 2),
-            (node("node-c", json!({})), 1),
-            (node("node-b", json!({})), 1),
+            loaded(node("node-a", json!({})), 0),
+            loaded(node("node-d", json!({})), 2),
+            loaded(node("node-c", json!({})), 1),
+            loaded(node("node-b", json!({})), 1),
         ];
-        assert_eq!(choose(&pod(json!({})), &candidates(&nodes)), Ok("node-b".into()));
+        let choice = chosen(&pod(json!({})), &nodes);
+        assert_eq!(choice.order, ["node-b", "node-c", "node-d"]);
+        assert_eq!(choice.fates[0], ("node-d".into(), Fate::Ranked { weight: -800, rank: 3 }));
+        assert_eq!(choice.fates[2], ("node-b".into(), Fate::Ranked { weight: -800, rank: 1 }));
     }
 
     #[test]
@@ -331,9 +512,10 @@ mod tests {
             ),
             (json!({"status": {"allocatable": {"pods": "0"}}}), json!({}), "pods"),
         ] {
-            let nodes = [(node("node-b", node_extra), 0)];
-            let against = choose(&pod(pod_spec), &candidates(&nodes)).unwrap_err();
-            assert!(against[0].1.contains(words), "{words}: {against:?}");
+            let choice = chosen(&pod(pod_spec), &[loaded(node("node-b", node_extra), 0)]);
+            assert!(choice.order.is_empty());
+            let (name, why) = choice.against().next().unwrap();
+            assert!(name == "node-b" && why.contains(words), "{words}: {choice:?}");
         }
         for (node_extra, pod_spec) in [
             (taint.clone(), json!({"tolerations": [{"operator": "Exists"}]})),
@@ -349,8 +531,8 @@ mod tests {
                 json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1.5", "memory": "512Mi"}}}]}),
             ),
         ] {
-            let nodes = [(node("node-b", node_extra), 0)];
-            assert_eq!(choose(&pod(pod_spec), &candidates(&nodes)), Ok("node-b".into()));
+            let choice = chosen(&pod(pod_spec), &[loaded(node("node-b", node_extra), 0)]);
+            assert_eq!(choice.order, ["node-b"]);
         }
     }
 
@@ -360,10 +542,10 @@ mod tests {
             "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
                 {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-a"]}]}]}}}});
         let mut pod = pod(pinned);
-        let nodes = [(node("node-b", json!({})), 0)];
-        assert!(choose(&pod, &candidates(&nodes)).is_err(), "a pin by the user counts");
+        let nodes = [loaded(node("node-b", json!({})), 0)];
+        assert!(chosen(&pod, &nodes).order.is_empty(), "a pin by the user counts");
         pod.metadata.annotations = Some([(names::MOVED_FROM.into(), "node-b".into())].into());
-        assert_eq!(choose(&pod, &candidates(&nodes)), Ok("node-b".into()));
+        assert_eq!(chosen(&pod, &nodes).order, ["node-b"]);
     }
 
     #[test]
