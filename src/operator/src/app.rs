@@ -122,7 +122,7 @@ async fn place(
     let listener = http::listen_locally(args.extender_port)
         .await
         .context("cannot listen for the scheduler")?;
-    let extender = Arc::new(Extender::new(args.overcommit_percent(), metrics.placement.clone()));
+    let extender = Arc::new(Extender::new(args.overcommit_percent, metrics.placement.clone()));
     tokio::spawn(transship_extender::feed(extender.clone(), client.clone(), stop.clone()));
     tokio::spawn(transship_extender::touch(extender.clone(), client, stop.clone()));
     tokio::spawn(http::serve_extender(listener, extender, stop));

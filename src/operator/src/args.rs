@@ -27,10 +27,10 @@ pub struct Args {
     /// Port on localhost for the kube-scheduler of the same pod; 0 for none.
     #[arg(long, env = "EXTENDER_PORT", global = true, default_value_t = 0)]
     pub extender_port: u16,
-    /// Swarm's overcommit: 0, or negative to keep a part of each node free.
-    #[arg(long, env = "OVERCOMMIT", global = true, default_value_t = 0.0,
-        allow_negative_numbers = true, value_parser = overcommit)]
-    pub overcommit: f64,
+    /// Swarm's overcommit in percent: 0, or negative to keep a part of each node free.
+    #[arg(long, env = "OVERCOMMIT_PERCENT", global = true, default_value_t = 0,
+        allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-99..=0))]
+    pub overcommit_percent: i64,
     /// A node that ought to be there; may hold a range such as worker-[01:20]. May be repeated.
     #[arg(long = "static-node", env = "STATIC_NODES", global = true, value_delimiter = ',')]
     pub static_nodes: Vec<String>,
@@ -44,21 +44,6 @@ pub struct Args {
     /// How it is logged.
     #[arg(long, env = "LOG_FORMAT", global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
-}
-
-impl Args {
-    /// The overcommit in whole percents, as Swarm cuts it.
-    pub fn overcommit_percent(&self) -> i64 {
-        (100.0 * self.overcommit) as i64
-    }
-}
-
-fn overcommit(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value > -1.0 && value <= 0.0 => Ok(value),
-        Ok(_) => Err("write a number above -1 and not above 0: kubelet refuses more".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 /// What to do instead of running.

@@ -293,3 +293,15 @@ fn install(from: &Path, to: &Path) -> Result<()> {
     fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chart_names_the_kube_scheduler_that_is_built() {
+        let values = include_str!("../../../charts/transship/values.yaml");
+        let lines = format!("kube-scheduler\n    tag: {}\n", sandbox::KUBERNETES);
+        assert!(values.contains(&lines), "values.yaml names another version than {lines}");
+    }
+}
