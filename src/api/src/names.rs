@@ -43,7 +43,7 @@ pub const RESCHEDULE: &str = "transship.dev/reschedule";
 pub const WARM_START: &str = "transship.dev/warm-start";
 
 /// Set on a pod that waits for a node, with the time, when a node has come up that it could go to:
-/// its scheduler looks at it again. Operator only.
+/// its scheduler looks at it again. It decides nothing.
 pub const TOUCHED: &str = "transship.dev/nodes-changed-at";
 
 // --- Pods: gates and labels --------------------------------------------------------------------

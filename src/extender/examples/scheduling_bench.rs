@@ -50,20 +50,26 @@ async fn main() -> kube::Result<()> {
     let names: Vec<String> = (0..args.nodes).map(|n| format!("bench-{n:04}")).collect();
     remove(&client, &names).await;
     make(&client, &operator, &names).await?;
-    let beating = tokio::spawn(beat(client.clone(), operator.clone(), names.clone()));
-    usable(&client).await?;
+    tokio::select! {
+        done = measure(&client, &args) => done?,
+        () = beat(&client, &operator, &names) => {}
+    }
+    remove(&client, &names).await;
+    Ok(())
+}
+
+async fn measure(client: &Client, args: &Args) -> kube::Result<()> {
+    usable(client).await?;
     println!("{} pods on {} nodes, seconds until all are bound", args.pods, args.nodes);
     for round in 0..args.rounds {
         // Which one goes first changes, so that warmth favours neither.
         let mut schedulers = [api::names::SCHEDULER, "default-scheduler"];
         schedulers.rotate_left(round % 2);
         for scheduler in schedulers {
-            let (created, bound) = schedule(&client, scheduler, args.pods).await?;
+            let (created, bound) = schedule(client, scheduler, args.pods).await?;
             println!("{scheduler:<20} {bound:>7.2} (all created after {created:.2})");
         }
     }
-    beating.abort();
-    remove(&client, &names).await;
     Ok(())
 }
 
@@ -98,9 +104,9 @@ async fn make(client: &Client, operator: &Client, names: &[String]) -> kube::Res
 }
 
 /// Kubelets' leases and agents' heartbeats.
-async fn beat(client: Client, operator: Client, names: Vec<String>) {
+async fn beat(client: &Client, operator: &Client, names: &[String]) {
     loop {
-        let beaten = each(&names, async |name| {
+        let beaten = each(names, async |name| {
             let now = micros(Timestamp::now());
             let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
             let lease = json!({
