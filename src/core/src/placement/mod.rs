@@ -44,3 +44,6 @@ pub use model::{
     Container, Image, Network, Node, PortBinding, Request, health_indicator, with_overcommit,
 };
 pub use strategy::{Options, strategy_named};
+
+#[cfg(test)]
+mod tests;
