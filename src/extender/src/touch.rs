@@ -30,7 +30,7 @@ pub async fn touch(extender: Arc<Extender>, client: Client, stop: CancellationTo
             let due = state.due(Instant::now());
             let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
             extender.counters.assumed.set(count(state.cluster.assumptions()));
-            extender.counters.waiting.set(count(state.waiting.len()));
+            extender.counters.waiting.set(count(state.waiting.count()));
             due
         };
         for pod in due {

@@ -49,7 +49,7 @@ pub struct Waiting {
 
 impl Waiting {
     /// How many pods wait.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.pods.len()
     }
 
