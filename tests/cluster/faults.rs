@@ -11,7 +11,7 @@ use transship_tests::{
 use crate::counter;
 
 /// The source must be the same pod, running, connected; the target gone on both counts.
-fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result<()> {
+pub fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result<()> {
     let now = cluster.pod("app=counter")?;
     ensure!(&now == before, "{before:?} became {now:?}");
     let so_far = client.replies();
@@ -28,7 +28,8 @@ fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result<()>
     Ok(())
 }
 
-fn no_record_is_left(cluster: &Cluster, node: &str) -> Result<()> {
+/// No record or task of the test's namespace is left on a node.
+pub fn no_record_is_left(cluster: &Cluster, node: &str) -> Result<()> {
     cluster.await_that(&format!("no record is left on {node}"), Duration::from_secs(90), || {
         // The record of a pod that runs on stays, open, for as long as the pod does.
         let script = format!(

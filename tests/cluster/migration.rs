@@ -107,7 +107,8 @@ fn a_deployments_pod_moves_with_memory_and_connection_and_behaves_like_any_pod()
     let service = cluster.get("service", "counter")?;
     let ip = service["spec"]["clusterIP"].as_str().context("no clusterIP")?.to_owned();
     for node in ["node-a", "node-b"] {
-        let probe = cluster.on_node(node, &["transship-probe", &format!("{ip}:8080"), "1"])?;
+        let probe =
+            cluster.on_node(node, &["transship-probe", "connect", &format!("{ip}:8080"), "1"])?;
         let probe: Value = serde_json::from_str(&probe)?;
         ensure!(probe["misses"].as_array().is_some_and(Vec::is_empty), "from {node}: {probe}");
     }

@@ -26,7 +26,10 @@ const PATIENCE_MS: u64 = 250;
 fn start(cluster: &Cluster, node: &str, address: &str) -> Result<Child> {
     let patience = PATIENCE_MS.to_string();
     Ok(cluster
-        .on_node_command(node, &["transship-probe", address, "25", "--patience", &patience])
+        .on_node_command(
+            node,
+            &["transship-probe", "connect", address, "25", "--patience", &patience],
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?)
@@ -49,7 +52,7 @@ fn new_connections_through_the_service_fail_only_around_the_freeze() -> Result<(
     // A fresh Service is refused until kube-proxy knows it; that is not ours.
     for node in ["node-a", "node-b"] {
         cluster.await_that("the Service answers", Duration::from_secs(30), || {
-            let probe = cluster.on_node(node, &["transship-probe", &address, "1"])?;
+            let probe = cluster.on_node(node, &["transship-probe", "connect", &address, "1"])?;
             Ok(serde_json::from_str::<Report>(&probe)?.misses.is_empty())
         })?;
     }
@@ -57,13 +60,12 @@ fn new_connections_through_the_service_fail_only_around_the_freeze() -> Result<(
         .into_iter()
         .map(|node| Ok((node, start(&cluster, node, &address)?)))
         .collect::<Result<_>>()?;
-    // The host stands outside the nodes; it has no kube-proxy, so it asks the pod's address, which
-    // must stay the same.
+    // The host stands outside the nodes, and its way to Services leads through one of them.
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
-    let pod = format!("{}:8080", before.ip).parse()?;
+    let socket = address.parse()?;
     let outside = std::thread::spawn(move || {
-        probe(pod, Duration::from_millis(10), Duration::from_millis(PATIENCE_MS), || {
+        probe(socket, Duration::from_millis(10), Duration::from_millis(PATIENCE_MS), || {
             stopped.load(Ordering::Relaxed)
         })
     });

@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod counter;
+pub mod hold_victim;
 pub mod prober;
 pub mod residue;
 pub mod simulation;

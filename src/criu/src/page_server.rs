@@ -1,6 +1,6 @@
 //! The receiving side of CRIU's page-server protocol. The client is a CRIU on this node that dumps
-//! with an inherited socket ([`crate::dump_socket`], the better way) or with
-//! `--page-server --address 127.0.0.1 --port N`.
+//! with an inherited socket ([`crate::dump_socket`]); one that dumps with `--page-server` and a port
+//! speaks it too.
 //!
 //! ```text
 //! CRIU                                      we
@@ -16,16 +16,9 @@
 //! A command is `{u32 cmd; nr_pages; u64 vaddr; u64 dst_id}`, little-endian, flags in the upper
 //! 16 bits of `cmd`. Up to CRIU 4.1 `nr_pages` has 32 bits (24 bytes in all), from 4.2 on 64
 //! (32 bytes, 4 of padding). There is no handshake that tells which: see [`Dialect`].
-//!
-//! The protocol has no authentication. With a port, [`accept`] takes connections only on a loopback
-//! listener and asks its caller about each; see [`owned_by_descendant`].
 
-use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use crate::pages::{DstId, PageFlags, PageRun, PageSink};
@@ -287,109 +280,6 @@ impl<R: Read> Read for Exact<'_, R> {
             }
         }
     }
-}
-
-/// A listener on a free loopback port for [`accept`], and that port.
-pub fn listen() -> io::Result<(TcpListener, u16)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    listener.set_nonblocking(true)?;
-    let port = listener.local_addr()?.port();
-    Ok((listener, port))
-}
-
-/// Waits until CRIU connects, at most for `patience`.
-///
-/// `trusted` is asked about each connection (its own end, then the peer's); one that it does not
-/// trust is closed and the wait goes on. `cancelled` is looked at every 20 ms: it should say true
-/// as soon as the dump has ended without a connection.
-pub fn accept(
-    listener: &TcpListener,
-    patience: Duration,
-    mut trusted: impl FnMut(SocketAddr, SocketAddr) -> bool,
-    mut cancelled: impl FnMut() -> bool,
-) -> io::Result<TcpStream> {
-    let tick = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-    let deadline = Instant::now() + patience;
-    loop {
-        match listener.accept() {
-            Ok((stream, peer)) => {
-                if peer.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST)
-                    && trusted(stream.local_addr()?, peer)
-                {
-                    stream.set_nonblocking(false)?;
-                    stream.set_nodelay(true)?;
-                    return Ok(stream);
-                }
-                continue;
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(e),
-        }
-        if cancelled() {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "dump ended"));
-        }
-        if Instant::now() >= deadline {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&tick)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-}
-
-/// Whether the socket at the other end of a loopback connection belongs to `pid` or one of its
-/// descendants (runc starts CRIU as its child). Any process on the node may connect to a loopback
-/// port; only the dump may send pages.
-pub fn owned_by_descendant(pid: u32, ours: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
-    let Some(inode) = socket_inode(&std::fs::read_to_string("/proc/net/tcp")?, peer, ours) else {
-        return Ok(false);
-    };
-    let wanted = format!("socket:[{inode}]");
-    let mut seen = HashSet::new();
-    let mut queue = vec![pid];
-    while let Some(pid) = queue.pop() {
-        // A bound on what a fork bomb could make us look at.
-        if !seen.insert(pid) || seen.len() > 4096 {
-            continue;
-        }
-        let process = std::path::PathBuf::from(format!("/proc/{pid}"));
-        // Processes and descriptors may vanish while we look.
-        for entry in std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
-            if std::fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == &*wanted) {
-                return Ok(true);
-            }
-        }
-        for task in std::fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
-            let children = std::fs::read_to_string(task.path().join("children"));
-            queue.extend(
-                children
-                    .unwrap_or_default()
-                    .split_whitespace()
-                    .filter_map(|c| c.parse::<u32>().ok()),
-            );
-        }
-    }
-    Ok(false)
-}
-
-/// The inode of the socket `local` → `remote` in the text of /proc/net/tcp.
-fn socket_inode(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
-    let hex = |address: SocketAddr| match address.ip() {
-        // The kernel prints the address as a native word.
-        IpAddr::V4(ip) => {
-            Some(format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port()))
-        }
-        IpAddr::V6(_) => None,
-    };
-    let (local, remote) = (hex(local)?, hex(remote)?);
-    table.lines().find_map(|line| {
-        let mut columns = line.split_whitespace().skip(1);
-        (columns.next()? == local && columns.next()? == remote)
-            .then(|| columns.nth(6)?.parse().ok())
-            .flatten()
-    })
 }
 
 #[cfg(test)]

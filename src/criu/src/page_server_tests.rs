@@ -192,33 +192,6 @@ fn the_dialect_follows_the_version() {
     }
 }
 
-#[test]
-fn only_trusted_connections_are_accepted_and_waiting_ends() {
-    let (listener, port) = listen().unwrap();
-    let _first = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let second = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let wanted = second.local_addr().unwrap();
-    let patience = Duration::from_secs(10);
-    let stream = accept(&listener, patience, |_, peer| peer == wanted, || false).unwrap();
-    assert_eq!(stream.peer_addr().unwrap(), wanted);
-    let error = accept(&listener, Duration::ZERO, |_, _| true, || false).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    let error = accept(&listener, patience, |_, _| true, || true).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::NotConnected);
-}
-
-#[test]
-fn the_owner_of_a_connection_is_found_among_descendants_only() {
-    let (listener, port) = listen().unwrap();
-    let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let (ours, peer) = (listener.local_addr().unwrap(), client.local_addr().unwrap());
-    assert!(owned_by_descendant(std::process::id(), ours, peer).unwrap());
-    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-    assert!(!owned_by_descendant(child.id(), ours, peer).unwrap());
-    child.kill().unwrap();
-    child.wait().unwrap();
-}
-
 proptest! {
     #[test]
     fn any_stream_is_received_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), wide: bool) {

@@ -39,10 +39,33 @@ pub struct Freezer {
 }
 
 impl Freezer {
-    /// The freezer cgroup that a process is in.
+    /// The freezer cgroup of a container, by one of its processes.
+    ///
+    /// The topmost cgroup is refused: it cannot be frozen, it holds whatever has no cgroup of its own, and a
+    /// process that has died seems to be in it.
     pub fn of(pid: u32) -> Result<Self> {
+        let freezer = Self::around(pid)?;
+        if !freezer.can_freeze() {
+            let reason = "it is in the topmost cgroup, or has ended".to_owned();
+            return Err(Error::NoFreezer { pid, reason });
+        }
+        Ok(freezer)
+    }
+
+    /// The cgroup of the freezer's hierarchy that a process is in, be it the topmost.
+    pub fn around(pid: u32) -> Result<Self> {
         let (dir, version) = cgroup_of(pid, "freezer")?;
         Ok(Self { dir, version })
+    }
+
+    /// Every cgroup has the file but the topmost.
+    fn can_freeze(&self) -> bool {
+        self.dir
+            .join(match self.version {
+                CgroupVersion::V1 => "freezer.state",
+                CgroupVersion::V2 => "cgroup.freeze",
+            })
+            .exists()
     }
 
     /// The freezer cgroup that runc makes for a bundle's `linux.cgroupsPath` (`/a/b` with the cgroupfs
@@ -156,7 +179,12 @@ impl Freezer {
 
     /// Sends SIGKILL to every task but `spare`, and does not wait. Those in a frozen v1 cgroup die when it
     /// thaws, before anything else.
+    ///
+    /// The topmost cgroup is left alone, as in [`Self::of`].
     pub fn kill_tasks(&self, spare: &[u32]) -> Result<()> {
+        if !self.can_freeze() {
+            return Ok(());
+        }
         for pid in self.tasks()? {
             if spare.contains(&pid) {
                 continue;

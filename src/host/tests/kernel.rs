@@ -139,6 +139,18 @@ fn tasks_that_are_killed_frozen_do_not_run_again() {
 }
 
 #[test]
+fn a_process_that_has_died_is_in_no_containers_cgroup() {
+    let mut child = Command::new("true").spawn().unwrap();
+    let pid = child.id();
+    let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let dead = wait_for(LIMIT, || Ok(stat().contains(") Z ").then_some(())));
+    assert!(dead.unwrap().is_some());
+    let error = Freezer::of(pid).unwrap_err();
+    assert!(matches!(error, Error::NoFreezer { .. }), "{error}");
+    child.wait().unwrap();
+}
+
+#[test]
 fn the_cgroup_of_a_process_is_found_and_left() {
     for freezer in cgroups() {
         let version = freezer.version;

@@ -45,10 +45,14 @@ pub fn run() -> ExitCode {
         stop_parent();
         return ExitCode::FAILURE;
     };
-    match hold(init) {
+    // Looked up once, while CRIU holds the tasks: a task that has died is in the root cgroup, where everybody
+    // else is.
+    let freezer = Freezer::of(init);
+    let held = freezer.as_ref().map_err(|error| error.chain().into()).and_then(|f| hold(f, init));
+    match held {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => {
-            kill(init);
+            kill(freezer.as_ref().ok(), init);
             ExitCode::FAILURE
         }
     }
@@ -67,9 +71,8 @@ fn lift_limits() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn hold(init: u32) -> Result<(), Box<dyn std::error::Error>> {
-    let freezer = Freezer::of(init)?;
-    leave(&freezer)?;
+fn hold(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> {
+    leave(freezer)?;
     freezer.freeze(FREEZE_LIMIT)?;
 
     // From here on nothing runs whoever dies. Now see whether anybody still wants it.
@@ -79,7 +82,7 @@ fn hold(init: u32) -> Result<(), Box<dyn std::error::Error>> {
     if record.state != RecordState::Restore {
         return Err("the restore was given up".into());
     }
-    pod.mark(&container, &Held { pid: init, freezer })?;
+    pod.mark(&container, &Held { pid: init, freezer: freezer.clone() })?;
     Ok(())
 }
 
@@ -87,7 +90,7 @@ fn hold(init: u32) -> Result<(), Box<dyn std::error::Error>> {
 /// already, so on cgroup v2 it takes more.
 fn leave(freezer: &Freezer) -> Result<(), Box<dyn std::error::Error>> {
     let criu = criu().ok_or("CRIU has ended")?;
-    let outside = match parent_of(criu).map(Freezer::of) {
+    let outside = match parent_of(criu).map(Freezer::around) {
         Some(Ok(outside)) if !outside.dir.starts_with(&freezer.dir) => outside,
         _ => freezer.outside()?,
     };
@@ -104,15 +107,12 @@ fn parent_of(pid: u32) -> Option<u32> {
 
 /// Kills every task of the container. They are stopped by ptrace or frozen, so they die before they run;
 /// CRIU stays alive until they are dead, since its end would let them go. Then CRIU fails, and runc with it.
-fn kill(init: u32) {
+fn kill(freezer: Option<&Freezer>, init: u32) {
     let spare = [criu().unwrap_or(0), std::process::id()];
-    let killed = Freezer::of(init).and_then(|freezer| {
-        freezer.kill_tasks(&spare)?;
-        freezer.thaw(FREEZE_LIMIT)
+    let killed = freezer.is_some_and(|freezer| {
+        freezer.kill_tasks(&spare).and_then(|()| freezer.thaw(FREEZE_LIMIT)).is_ok()
     });
-    if killed.is_err()
-        && let Some(init) = i32::try_from(init).ok().and_then(Pid::from_raw)
-    {
+    if !killed && let Some(init) = i32::try_from(init).ok().and_then(Pid::from_raw) {
         // Tasks of a PID namespace die with its first one.
         let _ = rustix::process::kill_process(init, Signal::KILL);
     }

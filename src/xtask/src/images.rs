@@ -125,11 +125,9 @@ pub fn run(_: Args) -> Result<ExitCode> {
 /// Compiles what ships, statically, and returns the directory with the binaries.
 pub fn binaries(root: &Path) -> Result<PathBuf> {
     sandbox::ensure_tools()?;
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(root)
-        // Only for --target: proc macros and build scripts must stay dynamic.
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .args(["build", "--locked", "--release", "--target", TARGET])
+    let status = static_cargo(root)
+        .arg("build")
+        .args(STATIC_BUILD)
         .args(["-p", "transship-operator", "-p", "transship-agent", "-p", "transship-holder"])
         .args(["-p", "transship-shim", "-p", "kubectl-transship", "-p", "transship-tests"])
         .status()
@@ -138,6 +136,17 @@ pub fn binaries(root: &Path) -> Result<PathBuf> {
         bail!("cargo build failed");
     }
     Ok(release_dir(root))
+}
+
+/// How cargo builds what runs on any node, whatever libraries it has.
+pub const STATIC_BUILD: [&str; 4] = ["--locked", "--release", "--target", TARGET];
+
+/// Cargo, told to link statically. Needs [`STATIC_BUILD`]: proc macros and build scripts must stay
+/// dynamic, and do so only where a target is named.
+pub fn static_cargo(root: &Path) -> Command {
+    let mut cargo = Command::new(crate::test::cargo_program());
+    cargo.current_dir(root).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo
 }
 
 /// Where [`binaries`] leaves them.

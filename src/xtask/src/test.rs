@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Instant,
 };
@@ -117,10 +117,16 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     if args.only.is_none() {
         stages.run("chart", 10, || lint_chart(root))?;
     }
+    if args.only.is_none() {
+        stages.run("runc and CRIU in a node", 240, || node_tests(root))?;
+    }
     let only = args.only.as_deref().unwrap_or_default();
     if !only.contains(PLACEMENT) {
         let filter = [&["--skip", PLACEMENT][..], args.only.as_deref().as_slice()].concat();
         stages.run("cluster tests", 900, || cluster_tests(&filter, root))?;
+    }
+    if args.only.is_none() {
+        stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {
         stages.run("a third node", 120, || sandbox::grow(3))?;
@@ -128,6 +134,52 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         stages.run("cluster tests of placement", 420, || cluster_tests(&[filter], root))?;
     }
     Ok(())
+}
+
+/// Test programs that need a real runc and CRIU, but no Kubernetes: (package, test).
+const IN_NODE: [(&str, &str); 2] =
+    [("transship-shim", "restore"), ("transship-transport", "in_node")];
+/// What such a test prints when it finds no CRIU; in a node that is a failure.
+const SKIPPED: &str = "skipped";
+
+/// Builds those programs statically and runs them in a node.
+fn node_tests(root: &Path) -> Result<()> {
+    const DIRECTORY: &str = "/var/tmp/transship-tests";
+    let release = images::release_dir(root);
+    copy_to_node("node-a", &release.join("transship-runc"), DIRECTORY, "transship-runc")?;
+    for (package, test) in IN_NODE {
+        let output = images::static_cargo(root)
+            .args(["test", "--no-run", "--message-format=json", "-p", package, "--test", test])
+            .args(images::STATIC_BUILD)
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .context("building a test")?;
+        let program = String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|message| message["target"]["name"] == test)
+            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+            .with_context(|| format!("cargo built no test {test}"))?;
+        copy_to_node("node-a", &program, DIRECTORY, test)?;
+        let script = format!(
+            "cd {DIRECTORY} && TRANSSHIP_IN_NODE=1 ./{test} --test-threads=1 --nocapture 2>&1"
+        );
+        let output = sandbox::exec_command("node-a", &["sh", "-c", &script])?.output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        print!("{text}");
+        if !output.status.success() || text.contains(SKIPPED) {
+            bail!("{test} ended with {}, or skipped something", output.status);
+        }
+    }
+    status(&mut sandbox::exec_command("node-a", &["rm", "-r", DIRECTORY])?)
+}
+
+fn copy_to_node(node: &str, program: &Path, directory: &str, name: &str) -> Result<()> {
+    let file = fs::File::open(program).with_context(|| format!("opening {}", program.display()))?;
+    let script =
+        format!("mkdir -p {directory} && cat > {directory}/{name} && chmod 755 {directory}/{name}");
+    let mut command = sandbox::exec_command(node, &["sh", "-c", &script])?;
+    status(command.stdin(file))
 }
 
 /// What Helm itself says of the chart, with the default values and the sandbox's.
@@ -181,17 +233,13 @@ fn cluster_tests(filter: &[&str], root: &Path) -> Result<()> {
 /// Puts the prober on each node.
 fn install_probe(program: &Path) -> Result<()> {
     for node in sandbox::nodes()? {
-        let file =
-            fs::File::open(program).with_context(|| format!("opening {}", program.display()))?;
-        let script =
-            "cat > /usr/local/bin/transship-probe && chmod 755 /usr/local/bin/transship-probe";
-        let mut command = sandbox::exec_command(&node, &["sh", "-c", script])?;
-        status(command.stdin(file))?;
+        copy_to_node(&node, program, "/usr/local/bin", "transship-probe")?;
     }
     Ok(())
 }
 
-fn cargo_program() -> std::ffi::OsString {
+/// The cargo that runs us.
+pub fn cargo_program() -> std::ffi::OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 

@@ -16,6 +16,9 @@ use super::{cmd::wait_for, process};
 
 const ROOT: &str = "transship-sandbox";
 
+/// On version 2 the group in a machine's own that holds its processes.
+const SETTLED: &str = "init";
+
 /// A mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hierarchy {
@@ -88,6 +91,11 @@ impl Group {
         self.hierarchies.iter().map(|hierarchy| hierarchy.mount.join(&self.path))
     }
 
+    /// Its directories that exist.
+    pub fn present(&self) -> impl Iterator<Item = PathBuf> {
+        self.directories().filter(|directory| directory.exists())
+    }
+
     /// Makes the group in every hierarchy.
     pub fn create(&self) -> Result<()> {
         for hierarchy in &self.hierarchies {
@@ -117,12 +125,22 @@ impl Group {
     /// machine's root into its `init` group.
     pub fn settle(&self, pid: i32) -> Result<()> {
         for hierarchy in self.hierarchies.iter().filter(|hierarchy| hierarchy.v1.is_none()) {
-            let directory = hierarchy.mount.join(&self.path).join("init");
+            let directory = hierarchy.mount.join(&self.path).join(SETTLED);
             make(&directory)?;
             fs::write(directory.join("cgroup.procs"), pid.to_string())
                 .with_context(|| format!("moving process {pid} into {}", directory.display()))?;
         }
         Ok(())
+    }
+
+    /// The files by which a further process of a running machine comes into its group: on version 2 into that
+    /// of [`Self::settle`].
+    pub fn gates(&self) -> impl Iterator<Item = PathBuf> {
+        self.hierarchies.iter().map(|hierarchy| {
+            let group = hierarchy.mount.join(&self.path);
+            let group = if hierarchy.v1.is_none() { group.join(SETTLED) } else { group };
+            group.join("cgroup.procs")
+        })
     }
 
     /// Every process of the group and of those below it, in any hierarchy.

@@ -20,7 +20,7 @@ use super::{
     init::SETTINGS,
     layout::{self, CONTROL_PLANE, Node},
     machine::{Machine, fresh_boot_id},
-    network, node, pki,
+    network, node, pki, residue,
     state::{Lock, State},
     sysctl,
 };
@@ -263,7 +263,8 @@ pub fn load(archives: &[PathBuf]) -> Result<()> {
 pub fn down() -> Result<()> {
     require_root()?;
     let _lock = Lock::take()?;
-    step("down", remove_all)
+    step("down", remove_all)?;
+    residue::none_left()
 }
 
 fn remove_all() -> Result<()> {

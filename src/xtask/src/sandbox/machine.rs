@@ -272,13 +272,19 @@ impl Machine {
         }
     }
 
-    /// A command that runs inside, in all of the machine's namespaces.
+    /// A command that runs inside, in all of the machine's namespaces and in its control group.
     pub fn command(&self, program: &str) -> Result<Command> {
+        // Through a shell: between fork and exec Rust may do next to nothing.
+        const ENTER: &str =
+            r#"while [ "$1" != -- ]; do echo $$ > "$1" || exit; shift; done; shift; exec "$@""#;
         let init = self.running()?;
-        let mut command = Command::new("nsenter");
+        let mut command = Command::new("sh");
         command
             .env_clear()
             .envs(super::init::environment())
+            .args(["-c", ENTER, "enter"])
+            .args(Group::machine(&self.name)?.gates())
+            .args(["--", "nsenter"])
             .arg(format!("--target={}", init.pid))
             .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--", program]);
         Ok(command)

@@ -21,6 +21,7 @@ mod node;
 mod pki;
 mod process;
 mod report;
+mod residue;
 mod state;
 mod sysctl;
 
