@@ -170,6 +170,9 @@ mod tests {
         Container { id: uid.into(), name: uid.into(), cpus, ..Container::default() }
     }
 
+    /// What becomes of a choice.
+    type Fate = fn(&mut Cluster, Instant);
+
     fn used(cluster: &Cluster, node: &str) -> i64 {
         cluster.node(node).map_or(-1, Node::used_cpus)
     }
@@ -203,7 +206,7 @@ mod tests {
     #[test]
     fn a_choice_counts_until_it_is_a_fact_refused_gone_or_too_old() {
         let now = Instant::now();
-        let ends: [(&str, fn(&mut Cluster, Instant), i64); 7] = [
+        let ends: [(&str, Fate, i64); 7] = [
             ("bound there", |c, _| c.bind("node-a", pod("p", 2)), 2),
             ("bound elsewhere", |c, _| c.bind("node-b", pod("p", 2)), 0),
             ("refused", |c, _| c.unbound("p", Some("0/2 nodes are available: full.")), 0),

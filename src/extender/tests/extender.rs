@@ -1,5 +1,7 @@
 //! The extender as kube-scheduler meets it: over HTTP, with objects as the API server writes them.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
