@@ -23,8 +23,8 @@ pub struct Answer<'a> {
     decision: Decision,
     /// First line of Swarm's text, if no node can be used.
     sentence: Option<String>,
-    /// Whole reasons by the engine's reason: few, for thousands of nodes.
-    reasons: HashMap<String, String>,
+    /// Whole reasons, by where the engine keeps its own: few, for thousands of nodes.
+    reasons: Vec<(*const u8, String)>,
 }
 
 impl<'a> Answer<'a> {
@@ -34,17 +34,22 @@ impl<'a> Answer<'a> {
             decision.error().and_then(|text| text.lines().next()).map(|l| l.trim().to_owned());
         let known =
             names.iter().zip(&positions).filter(|(_, at)| at.is_some()).map(|(n, _)| *n).collect();
-        let reasons = HashMap::new();
+        let reasons = Vec::new();
         let mut answer = Self { names, positions, known, decision, sentence, reasons };
         for position in 0..answer.known.len() {
             if let Verdict::Removed { reason, .. } = answer.decision.verdict(position)
-                && !answer.reasons.contains_key(reason)
+                && answer.reason(reason).is_none()
             {
                 let whole = answer.whole(reason);
-                answer.reasons.insert(reason.to_owned(), whole);
+                answer.reasons.push((reason.as_ptr(), whole));
             }
         }
         answer
+    }
+
+    fn reason(&self, of_engine: &str) -> Option<&str> {
+        let found = self.reasons.iter().find(|(at, _)| std::ptr::eq(*at, of_engine.as_ptr()));
+        found.map(|(_, whole)| whole.as_str())
     }
 
     /// The sentence goes before the node's own reason, unless they are the same.
@@ -61,9 +66,15 @@ impl<'a> Answer<'a> {
         self.decision.best().map(|position| self.known[position])
     }
 
-    /// The nodes that can be used, best first, to answer `prioritize` from later.
-    pub fn ranking(&self) -> Vec<String> {
-        self.decision.ranking().map(|position| self.known[position].to_owned()).collect()
+    /// What `prioritize` is answered from later: the nodes that can be used, in the order in which
+    /// they are given back, each with its place among them, 0 for the best.
+    pub fn places(&self) -> Places {
+        let mut of = vec![None; self.known.len()];
+        for (place, position) in self.decision.ranking().enumerate() {
+            of[position] = Some(place);
+        }
+        let names = self.known.iter().zip(of);
+        Places(names.filter_map(|(name, place)| Some(((*name).into(), place?))).collect())
     }
 
     /// `filter`'s answer.
@@ -71,7 +82,7 @@ impl<'a> Answer<'a> {
         let mut filtered = Filtered::default();
         for (name, position) in self.names.iter().zip(&self.positions) {
             let Some(position) = position else {
-                filtered.failed.insert(name, UNKNOWN);
+                filtered.failed.0.push((name, UNKNOWN));
                 continue;
             };
             match self.decision.verdict(*position) {
@@ -86,7 +97,7 @@ impl<'a> Answer<'a> {
                         ) => &mut filtered.unresolvable,
                         _ => &mut filtered.failed,
                     };
-                    nodes.insert(name, self.reasons.get(reason).map_or(reason, String::as_str));
+                    nodes.0.push((name, self.reason(reason).unwrap_or(reason)));
                 }
             }
         }
@@ -94,21 +105,33 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// `prioritize`'s answer: among `names`, the one that comes first in `ranking` gets [`BEST`], and
-/// the others less and less. Those that are not in it get nothing.
-pub fn scores<'a>(names: &[&'a str], ranking: &[String]) -> Vec<Score<'a>> {
-    let rank: HashMap<&str, usize> =
-        ranking.iter().enumerate().map(|(rank, name)| (name.as_str(), rank)).collect();
-    let first = names.iter().filter_map(|name| rank.get(name)).min();
-    let score = |name: &str| match (rank.get(name), first) {
-        (Some(rank), Some(first)) if rank == first => BEST,
-        (Some(rank), Some(first)) => {
-            let behind = i64::try_from(rank - first).unwrap_or(i64::MAX);
-            BEST.saturating_sub(behind).max(0)
-        }
-        _ => 0,
-    };
-    names.iter().map(|name| Score { host: name, score: score(name) }).collect()
+/// Nodes that can be used, and the place of each among them, 0 for the best.
+#[derive(Debug, Default)]
+pub struct Places(Vec<(Box<str>, usize)>);
+
+impl Places {
+    /// `prioritize`'s answer: among `names`, the one with the best place gets [`BEST`], and the others
+    /// less and less. Those without a place get nothing.
+    pub fn scores<'a>(&self, names: &[&'a str]) -> Vec<Score<'a>> {
+        // kube-scheduler asks about what it was given, in that order, unless somebody else was asked
+        // between.
+        let same = self.0.len() == names.len()
+            && self.0.iter().zip(names).all(|((known, _), name)| **known == **name);
+        let places: Vec<Option<usize>> = if same {
+            self.0.iter().map(|(_, place)| Some(*place)).collect()
+        } else {
+            let by_name: HashMap<&str, usize> = self.0.iter().map(|(n, p)| (&**n, *p)).collect();
+            names.iter().map(|name| by_name.get(name).copied()).collect()
+        };
+        let first = places.iter().flatten().min().copied().unwrap_or_default();
+        let score = |place: Option<usize>| {
+            let Some(place) = place else { return 0 };
+            let behind = i64::try_from(place - first).unwrap_or(BEST);
+            (BEST - behind.min(BEST)).max(0)
+        };
+        let scored = names.iter().zip(places);
+        scored.map(|(host, place)| Score { host, score: score(place) }).collect()
+    }
 }
 
 #[cfg(test)]
@@ -119,22 +142,29 @@ mod tests {
         scores.iter().map(|s| (s.host, s.score)).collect()
     }
 
+    fn ranked(names: &[&str]) -> Places {
+        Places(names.iter().enumerate().map(|(place, name)| ((*name).into(), place)).collect())
+    }
+
     #[test]
     fn the_winner_alone_has_the_best_score() {
         let names: Vec<String> = (0..30).map(|n| format!("node-{n:02}")).collect();
-        let asked: Vec<&str> = names.iter().rev().map(String::as_str).collect();
-        let scores = scores(&asked, &names);
-        assert_eq!(scores.len(), 30);
-        assert_eq!(scores[29].score, BEST);
-        assert!(scores[..29].iter().all(|s| (0..BEST).contains(&s.score)));
-        assert_eq!((scores[28].score, scores[27].score, scores[0].score), (9, 8, 0));
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let reversed: Vec<&str> = names.iter().rev().copied().collect();
+        for asked in [&names, &reversed] {
+            let scores = ranked(&names).scores(asked);
+            let of = |name: &str| scores.iter().find(|s| s.host == name).unwrap().score;
+            assert_eq!(scores.iter().filter(|s| s.score == BEST).count(), 1);
+            assert!(scores.iter().all(|s| (0..=BEST).contains(&s.score)));
+            assert_eq!([0, 1, 2, 29].map(|n| of(names[n])), [10, 9, 8, 0]);
+        }
     }
 
     #[test]
     fn the_first_of_those_that_are_asked_for_wins() {
-        let ranking = ["a", "b", "c"].map(String::from);
-        assert_eq!(pairs(&scores(&["c", "b"], &ranking)), [("c", 9), ("b", 10)]);
-        assert_eq!(pairs(&scores(&["x", "c"], &ranking)), [("x", 0), ("c", 10)]);
-        assert_eq!(pairs(&scores(&["x"], &ranking)), [("x", 0)]);
+        let places = ranked(&["a", "b", "c"]);
+        assert_eq!(pairs(&places.scores(&["c", "b"])), [("c", 9), ("b", 10)]);
+        assert_eq!(pairs(&places.scores(&["x", "c"])), [("x", 0), ("c", 10)]);
+        assert_eq!(pairs(&places.scores(&["x"])), [("x", 0)]);
     }
 }

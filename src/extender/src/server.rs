@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::counters::Request;
 use crate::extender::Extender;
 use crate::mapping;
-use crate::wire::{self, Args, Filtered};
+use crate::wire::{self, Args, Filtered, Reasons};
 
 /// A pod of the API server's largest size and the names of all nodes of the largest cluster.
 const MAX_QUESTION: usize = 8 << 20;
@@ -43,7 +43,8 @@ fn filter(extender: &Extender, body: &[u8]) -> Response {
             Ok(question) => question,
             Err(reason) => {
                 let nodes = args.node_names.iter().map(|name| (*name, reason.as_str()));
-                let filtered = Filtered { unresolvable: nodes.collect(), ..Filtered::default() };
+                let unresolvable = Reasons(nodes.collect());
+                let filtered = Filtered { unresolvable, ..Filtered::default() };
                 return ("refused", json(&filtered));
             }
         };

@@ -6,11 +6,11 @@ use std::time::Instant;
 use transship_api::MigrationPolicy;
 use transship_core::placement::{Container, Node, Prepared, kubernetes};
 
-use crate::answer::{Answer, scores};
+use crate::answer::{Answer, Places};
 use crate::catalog::Catalog;
 use crate::cluster::Cluster;
 use crate::waiting::{PodName, Waiting};
-use crate::wire::Score;
+use crate::wire::{BEST, Score};
 
 /// A pod that is to be placed.
 #[derive(Debug)]
@@ -36,8 +36,8 @@ pub struct State {
     pub cluster: Cluster,
     /// Pods that were refused.
     pub waiting: Waiting,
-    /// UID of the pod that was asked about last, and the nodes it can use, best first.
-    ranking: Option<(String, Vec<String>)>,
+    /// UID of the pod that was asked about last, and the nodes that it can use.
+    last: Option<(String, Places)>,
     /// Swarm's overcommit in whole percents: 0, or negative to keep a reserve.
     overcommit: i64,
 }
@@ -78,7 +78,7 @@ impl State {
                 self.waiting.add(question.pod, question.request, names, &self.cluster, now);
             }
         }
-        self.ranking = Some((uid, answer.ranking()));
+        self.last = Some((uid, answer.places()));
         answer
     }
 
@@ -91,15 +91,14 @@ impl State {
         now: Instant,
     ) -> Vec<Score<'a>> {
         let uid = &question.pod.uid;
-        if self.ranking.as_ref().is_none_or(|(known, _)| known != uid) {
+        if self.last.as_ref().is_none_or(|(known, _)| known != uid) {
             self.cluster.release(uid);
-            let ranking = decide(&self.cluster, &question.request, names).ranking();
-            self.ranking = Some((uid.clone(), ranking));
+            let places = decide(&self.cluster, &question.request, names).places();
+            self.last = Some((uid.clone(), places));
         }
-        let ranking = self.ranking.as_ref().map_or(&[][..], |(_, ranking)| ranking);
-        let scores = scores(names, ranking);
-        let best = scores.iter().find(|score| score.score == crate::wire::BEST);
-        if let Some(best) = best {
+        let scores: Vec<Score<'a>> =
+            self.last.iter().flat_map(|(_, places)| places.scores(names)).collect();
+        if let Some(best) = scores.iter().find(|score| score.score == BEST) {
             self.cluster.assume(best.host, question.container, question.said, now);
         }
         scores

@@ -4,10 +4,8 @@
 //! Names of nodes are borrowed from the request: there may be thousands. They hold nothing that JSON
 //! would escape.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::Pod;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// The score of the node that a pod is to go to.
 pub const BEST: i64 = 10;
@@ -31,10 +29,20 @@ pub struct Filtered<'a> {
     pub node_names: Vec<&'a str>,
     /// Nodes that it cannot go to, and why; another pod's end could help.
     #[serde(rename = "FailedNodes")]
-    pub failed: BTreeMap<&'a str, &'a str>,
+    pub failed: Reasons<'a>,
     /// Nodes that it cannot go to, and why, whatever becomes of other pods.
     #[serde(rename = "FailedAndUnresolvableNodes")]
-    pub unresolvable: BTreeMap<&'a str, &'a str>,
+    pub unresolvable: Reasons<'a>,
+}
+
+/// Reasons by node, each node once: an object on the wire.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Reasons<'a>(pub Vec<(&'a str, &'a str)>);
+
+impl Serialize for Reasons<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().copied())
+    }
 }
 
 /// One entry of `prioritize`'s answer.
@@ -92,8 +100,8 @@ mod tests {
     fn answers_are_spelled_as_kube_scheduler_reads_them() {
         let filtered = Filtered {
             node_names: vec!["node-a"],
-            failed: [("node-b", "full")].into(),
-            unresolvable: BTreeMap::new(),
+            failed: Reasons(vec![("node-b", "full")]),
+            unresolvable: Reasons::default(),
         };
         assert_eq!(
             serde_json::to_value(filtered).unwrap(),
