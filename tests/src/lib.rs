@@ -9,3 +9,4 @@ pub mod counter;
 pub mod hold_victim;
 pub mod prober;
 pub mod residue;
+pub mod simulation;

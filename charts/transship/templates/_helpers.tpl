@@ -30,6 +30,19 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default $root.Chart.AppVersion $image.tag }}{{ end }}
 {{- end }}
 
+{{/* Reference of kube-scheduler's image. */}}
+{{- define "transship.schedulerImage" -}}
+{{- with .Values.scheduler.image }}{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}{{ end }}
+{{- end }}
+
+{{/* Where the operator answers the kube-scheduler beside it, on localhost. */}}
+{{- define "transship.extenderPort" -}}9444{{- end }}
+
+{{/* Annotations of pods that are validated, as a list of CEL's strings without brackets. */}}
+{{- define "transship.placementAnnotations" -}}
+'transship.dev/constraints', 'transship.dev/affinities', 'transship.dev/whitelist', 'transship.dev/strategy', 'transship.dev/depends-on', 'transship.dev/reschedule'
+{{- end }}
+
 {{/* Users as the API server names them. */}}
 {{- define "transship.operatorUser" -}}
 system:serviceaccount:{{ .Release.Namespace }}:transship-operator
@@ -70,7 +83,7 @@ volumeMounts:
   - {name: tmp, mountPath: /tmp}
 {{- end }}
 
-{{/* What the operator's pods share besides the container. */}}
+{{/* What the operator's pods share besides container and volumes. */}}
 {{- define "transship.operatorPod" -}}
 serviceAccountName: transship-operator
 {{- with .Values.imagePullSecrets }}
@@ -93,7 +106,4 @@ securityContext:
   runAsUser: 65532
   runAsGroup: 65532
   seccompProfile: {type: RuntimeDefault}
-volumes:
-  - name: tmp
-    emptyDir: {sizeLimit: 16Mi}
 {{- end }}

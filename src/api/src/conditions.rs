@@ -38,6 +38,9 @@ pub const RUNTIME_READY: &str = "RuntimeReady";
 pub const STORE_REACHABLE: &str = "StoreReachable";
 /// The node is proven not to run protected pods any more. Written by the operator.
 pub const FENCED: &str = "Fenced";
+/// The node stands on the static list of nodes; there only if there is such a list. Written by the
+/// operator.
+pub const LISTED: &str = "Listed";
 
 // --- Types: Checkpoint -------------------------------------------------------------------------
 
@@ -177,6 +180,12 @@ pub mod reasons {
     pub const AVAILABLE: &str = "Available";
     /// The agent has not reported for too long.
     pub const HEARTBEAT_MISSED: &str = "HeartbeatMissed";
+    /// The node is listed, but no agent has ever reported from it.
+    pub const NOT_JOINED: &str = "NotJoined";
+    /// The static list has the node.
+    pub const ON_THE_LIST: &str = "OnTheList";
+    /// The node joined, but the static list does not have it.
+    pub const NOT_ON_THE_LIST: &str = "NotOnTheList";
     /// The agent is putting the host side in place.
     pub const INSTALLING: &str = "Installing";
     /// Installing the host side failed.

@@ -42,6 +42,10 @@ pub const RESCHEDULE: &str = "transship.dev/reschedule";
 /// by people.
 pub const WARM_START: &str = "transship.dev/warm-start";
 
+/// Set on a pod that waits for a node, with the time, when a node has come up that it could go to:
+/// its scheduler looks at it again. It decides nothing.
+pub const TOUCHED: &str = "transship.dev/nodes-changed-at";
+
 // --- Pods: gates and labels --------------------------------------------------------------------
 
 /// Scheduling gate of a target pod, until its record is on the node. Operator only.
@@ -74,6 +78,8 @@ pub const PAUSED: &str = "transship.dev/paused";
 /// Annotation on a Node: `"true"` makes its agent remove the host side. Set at `helm uninstall`, or
 /// by an administrator to take one node out.
 pub const UNINSTALL: &str = "transship.dev/uninstall";
+/// Label on a Node: `"true"` puts it onto the static list of nodes that ought to be there.
+pub const STATIC_LABEL: &str = "transship.dev/static";
 /// Label on a namespace in which re-creation of exclusive pods is held back during a hand-over.
 pub const HANDOVER_NAMESPACE_LABEL: &str = "transship.dev/handover";
 
@@ -91,6 +97,8 @@ pub const CA_BUNDLE: &str = "transship-ca-bundle";
 pub const CA_BUNDLE_KEY: &str = "ca.crt";
 /// Lease by which the operator's replicas elect a leader, in the operator's namespace.
 pub const LEADER_LEASE: &str = "transship-operator";
+/// Name of the scheduler for pods that go where Docker Swarm would put them.
+pub const SCHEDULER: &str = "transship";
 /// Audience of the tokens that agents show to the operator.
 pub const AUDIENCE: &str = "transship";
 /// Category of all kinds: `kubectl get transship`.

@@ -1,6 +1,7 @@
 //! `Node` of our group: what one cluster node offers for moving pods, under the same name as
 //! Kubernetes' own node. Its spec belongs to people, its status to the node's agent; only the
-//! condition `Fenced`, and `Ready` of a node that stopped reporting, are the operator's.
+//! conditions `Fenced` and `Listed`, `Ready` of a node that stopped reporting, failure count and
+//! health are the operator's.
 
 // Parts of different columns and rules look alike to the lint.
 #![allow(clippy::duplicated_attributes)]
@@ -309,7 +310,7 @@ pub struct NodeStatus {
     /// Generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready (summary), CriuReady, RuntimeReady, StoreReachable, Fenced.
+    /// Ready (summary), CriuReady, RuntimeReady, StoreReachable, Fenced, Listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -338,7 +339,7 @@ pub struct NodeStatus {
     /// When the agent last reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heartbeat_time: Option<MicroTime>,
-    /// Connection failures in a row, as Swarm counts them.
+    /// Failures in a row, as Swarm counts them: thirds of the time to live without a heartbeat.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_count: Option<i32>,
     /// 0 to 100, as Swarm computes it; 0 takes no pods.

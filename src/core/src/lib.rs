@@ -5,7 +5,9 @@
 //! decided.
 
 pub mod facts;
+pub mod liveness;
 pub mod migration;
 pub mod placement;
 pub mod preflight;
+pub mod static_list;
 pub mod target_pod;

@@ -14,11 +14,14 @@ use kube::{Api, Client, Resource};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use transship_api::{self as api, Migration, names};
+use transship_core::static_list;
+use transship_extender::Extender;
 
 use crate::agents::Agents;
 use crate::args::Args;
 use crate::context::{Context, Memory};
 use crate::controllers::migration::watch_sides::Registry;
+use crate::controllers::node::Expectation;
 use crate::controllers::{migration, node};
 use crate::events::Events;
 use crate::http::{self, Health};
@@ -56,17 +59,24 @@ pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     let handover = Handover { client: client.clone(), metrics: metrics.clone() };
     let secure = http::listen(args.webhook_port).await.context("cannot listen for webhooks")?;
     let admin = http::listen(args.admin_port).await.context("cannot listen for metrics")?;
-    let routes = http::secure_routes(issuer, handover);
+    let routes = http::secure_routes(issuer, handover, metrics.clone());
     tokio::spawn(http::serve_secure(secure, identity.clone(), routes, stop.clone()));
     let health = Health { identity: identity.clone(), metrics: metrics.clone() };
     tokio::spawn(http::serve_admin(admin, health, stop.clone()));
+
+    if args.extender_port != 0 {
+        place(&args, client.clone(), &metrics, stop.clone()).await?;
+    }
 
     let election = tokio::spawn(elector.run(stop.clone()));
     let lead = Lead {
         client,
         namespace: args.namespace.clone(),
         instance,
-        ttl: Duration::from_secs(args.node_ttl_seconds),
+        expectation: Expectation {
+            ttl: Duration::from_secs(args.node_ttl_seconds),
+            listed: static_list::expand(args.static_nodes.iter().map(String::as_str)),
+        },
         identity,
         metrics,
         stop: CancellationToken::new(),
@@ -99,6 +109,24 @@ pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     }
 }
 
+/// Answers the kube-scheduler of the same pod. In every replica: which scheduler leads is their own
+/// affair, and the one that takes over must find an extender that knows the cluster.
+async fn place(
+    args: &Args,
+    client: Client,
+    metrics: &Metrics,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let listener = http::listen_locally(args.extender_port)
+        .await
+        .context("cannot listen for the scheduler")?;
+    let extender = Arc::new(Extender::new(args.overcommit_percent, metrics.placement.clone()));
+    tokio::spawn(transship_extender::feed(extender.clone(), client.clone(), stop.clone()));
+    tokio::spawn(transship_extender::touch(extender.clone(), client, stop.clone()));
+    tokio::spawn(http::serve_extender(listener, extender, stop));
+    Ok(())
+}
+
 async fn signalled() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut interrupt)) =
@@ -114,7 +142,7 @@ struct Lead {
     client: Client,
     namespace: String,
     instance: String,
-    ttl: Duration,
+    expectation: Expectation,
     identity: watch::Receiver<Option<serving::Identity>>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
@@ -166,7 +194,7 @@ impl Lead {
         });
         tokio::join!(
             migration::run(controller, context.clone(), triggers, self.stop.clone()),
-            node::run(context, self.ttl, self.stop.clone()),
+            node::run(context, self.expectation.clone(), self.stop.clone()),
         );
     }
 }

@@ -24,6 +24,16 @@ pub struct Args {
     /// Port for /metrics, /livez and /readyz (HTTP).
     #[arg(long, env = "ADMIN_PORT", global = true, default_value_t = 8080)]
     pub admin_port: u16,
+    /// Port on localhost for the kube-scheduler of the same pod; 0 for none.
+    #[arg(long, env = "EXTENDER_PORT", global = true, default_value_t = 0)]
+    pub extender_port: u16,
+    /// Swarm's overcommit in percent: 0, or negative to keep a part of each node free.
+    #[arg(long, env = "OVERCOMMIT_PERCENT", global = true, default_value_t = 0,
+        allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-99..=0))]
+    pub overcommit_percent: i64,
+    /// A node that ought to be there; may hold a range such as worker-[01:20]. May be repeated.
+    #[arg(long = "static-node", env = "STATIC_NODES", global = true, value_delimiter = ',')]
+    pub static_nodes: Vec<String>,
     /// Seconds without a report after which a node is not Ready.
     #[arg(long, env = "NODE_TTL_SECONDS", global = true, default_value_t = 40,
         value_parser = clap::value_parser!(u64).range(5..))]

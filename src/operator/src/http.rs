@@ -1,7 +1,8 @@
-//! The two servers of every replica: HTTPS for the API server's webhooks and the agents' requests
-//! for certificates, and plain HTTP for metrics and health.
+//! The servers of every replica: HTTPS for the API server's webhooks and the agents' requests for
+//! certificates, and plain HTTP for metrics and health and, on localhost, for the scheduler beside
+//! it.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -17,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use transship_extender::Extender;
 
 use crate::metrics::Metrics;
 use crate::pki::issue::{self, Issuer};
@@ -46,16 +49,23 @@ pub async fn listen(port: u16) -> std::io::Result<TcpListener> {
     }
 }
 
+/// Listens for what runs in the same pod.
+pub async fn listen_locally(port: u16) -> std::io::Result<TcpListener> {
+    TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await
+}
+
 /// What is served over HTTPS.
-pub fn secure_routes(issuer: Issuer, handover: Handover) -> Router {
+pub fn secure_routes(issuer: Issuer, handover: Handover, metrics: Arc<Metrics>) -> Router {
     let certificates = Router::new()
         .route("/v1/certificates", post(issue::issue))
         .layer(DefaultBodyLimit::max(issue::MAX_REQUEST))
         .with_state(Arc::new(issuer));
-    let webhooks = Router::new()
+    let handover = Router::new()
         .route("/v1/admit/handover", post(webhooks::handover))
-        .layer(DefaultBodyLimit::max(MAX_REVIEW))
         .with_state(Arc::new(handover));
+    let placement =
+        Router::new().route("/v1/admit/placement", post(webhooks::placement)).with_state(metrics);
+    let webhooks = handover.merge(placement).layer(DefaultBodyLimit::max(MAX_REVIEW));
     certificates.merge(webhooks)
 }
 
@@ -116,6 +126,23 @@ pub async fn serve_admin(listener: TcpListener, health: Health, stop: Cancellati
     let served = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = served.await {
         tracing::error!(%error, "metrics and health are not served any more");
+    }
+}
+
+/// Serves the scheduler beside this process until `stop`.
+pub async fn serve_extender(
+    listener: TcpListener,
+    extender: Arc<Extender>,
+    stop: CancellationToken,
+) {
+    let routes = Router::new().nest("/v1/placement", transship_extender::routes(extender));
+    let listener = listener.tap_io(|stream| {
+        // A small delay matters more than a few more packets.
+        let _ = stream.set_nodelay(true);
+    });
+    let served = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the scheduler is not served any more");
     }
 }
 

@@ -66,6 +66,10 @@ pub struct Metrics {
     pub nodes: Gauge,
     /// Creates and status writes held back during hand-overs.
     pub held_back: Family<Kind, Counter>,
+    /// Objects refused at admission.
+    pub refused: Family<Kind, Counter>,
+    /// What the extender counts.
+    pub placement: transship_extender::Counters,
     /// 1 in the replica that leads.
     pub leader: Gauge,
 }
@@ -86,6 +90,8 @@ impl Default for Metrics {
             nodes_ready: Gauge::default(),
             nodes: Gauge::default(),
             held_back: Family::default(),
+            refused: Family::default(),
+            placement: transship_extender::Counters::default(),
             leader: Gauge::default(),
         };
         metrics.register();
@@ -126,6 +132,8 @@ impl Metrics {
             "Creates and status writes held back during hand-overs",
             self.held_back.clone(),
         );
+        r.register("admission_refused", "Objects refused at admission", self.refused.clone());
+        self.placement.register(r);
         r.register("leader", "1 in the replica that leads", self.leader.clone());
     }
 

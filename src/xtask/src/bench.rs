@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: measurements on the running sandbox, always two things side by side in one
-//! run, since machines are noisy. Never part of a test.
+//! `cargo xtask bench`: measurements, most of them on the running sandbox, always two things side by
+//! side in one run, since machines are noisy. Never part of a test.
 
 use std::{
     process::{Command, ExitCode},
@@ -39,6 +39,30 @@ enum What {
         #[arg(long, default_value_t = 5)]
         moves: usize,
     },
+    /// How long the extender takes to place one pod in a large cluster; needs no sandbox
+    Placement {
+        /// Nodes
+        #[arg(long, default_value_t = 5000)]
+        nodes: usize,
+        /// Pods that are there
+        #[arg(long, default_value_t = 100_000)]
+        pods: usize,
+        /// Pods that are placed, of each kind
+        #[arg(long, default_value_t = 500)]
+        requests: usize,
+    },
+    /// How long the scheduler transship and the cluster's own take to schedule many pods
+    Scheduling {
+        /// Nodes, without kubelets
+        #[arg(long, default_value_t = 100)]
+        nodes: usize,
+        /// Pods
+        #[arg(long, default_value_t = 1000)]
+        pods: usize,
+        /// Rounds for each scheduler
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
 }
 
 /// Runs the task.
@@ -46,8 +70,37 @@ pub fn run(args: Args) -> Result<ExitCode> {
     match args.what {
         What::Wrapper { pairs } => wrapper(pairs)?,
         What::Freeze { mebibytes, moves } => freeze(&mebibytes, moves)?,
+        What::Placement { nodes, pods, requests } => example(
+            "placement_bench",
+            &[
+                ("run", None),
+                ("--nodes", Some(nodes)),
+                ("--pods", Some(pods)),
+                ("--requests", Some(requests)),
+            ],
+        )?,
+        What::Scheduling { nodes, pods, rounds } => example(
+            "scheduling_bench",
+            &[("--nodes", Some(nodes)), ("--pods", Some(pods)), ("--rounds", Some(rounds))],
+        )?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a program that measures the extender. It is none of this crate's: the tasks that build
+/// everything should not have to build a Kubernetes client first.
+fn example(name: &str, arguments: &[(&str, Option<usize>)]) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(layout::checkout()?)
+        .env("KUBECONFIG", layout::kubeconfig())
+        .args(["run", "--quiet", "--locked", "--release", "-p", "transship-extender"])
+        .args(["--example", name, "--"]);
+    for (argument, value) in arguments {
+        command.arg(argument).args(value.map(|value| value.to_string()));
+    }
+    ensure!(command.status()?.success(), "{name} failed");
+    Ok(())
 }
 
 fn wrapper(pairs: usize) -> Result<()> {

@@ -33,13 +33,17 @@ const CRIU: &str = "4.2";
 pub const OPERATOR: &str = "localhost/transship-operator";
 /// See [`OPERATOR`].
 pub const AGENT: &str = "localhost/transship-agent";
+/// kube-scheduler as it is published, beside the operator; the sandbox has no registry to pull from.
+pub const SCHEDULER: &str = "localhost/kube-scheduler";
 /// python3 and redis for the examples and tests.
 pub const EXAMPLES: &str = "localhost/transship-examples:1";
 
 /// The archives, in the order in which they are loaded.
 pub fn archives(root: &Path) -> Vec<PathBuf> {
     let dir = root.join("target/images");
-    ["operator", "agent", "examples"].map(|name| dir.join(format!("{name}.tar"))).to_vec()
+    ["operator", "agent", "scheduler", "examples"]
+        .map(|name| dir.join(format!("{name}.tar")))
+        .to_vec()
 }
 
 /// Builds all images; what has not changed is not built again.
@@ -75,6 +79,21 @@ pub fn build(root: &Path) -> Result<()> {
             ..Image::default()
         },
         &[&base, &agent],
+    )?;
+
+    let scheduler = fresh(&out.join("scheduler-root"))?;
+    let kubernetes = sandbox::kubernetes()?;
+    install(&kubernetes.join("kube-scheduler"), &scheduler.join("usr/local/bin/kube-scheduler"))?;
+    passwd(&scheduler)?;
+    oci::write_archive(
+        &out.join("scheduler.tar"),
+        &Image {
+            name: format!("{SCHEDULER}:{}", sandbox::KUBERNETES),
+            entrypoint: vec!["/usr/local/bin/kube-scheduler".into()],
+            user: Some("65532:65532".into()),
+            ..Image::default()
+        },
+        &[&scheduler],
     )?;
 
     let examples = debian(
@@ -282,4 +301,16 @@ fn install(from: &Path, to: &Path) -> Result<()> {
         .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chart_names_the_kube_scheduler_that_is_built() {
+        let values = include_str!("../../../charts/transship/values.yaml");
+        let lines = format!("kube-scheduler\n    tag: {}\n", sandbox::KUBERNETES);
+        assert!(values.contains(&lines), "values.yaml names another version than {lines}");
+    }
 }

@@ -24,7 +24,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Measure on the running sandbox
+    /// Measure, most of it on the running sandbox
     Bench(bench::Args),
     /// Move the example application on the sandbox, and show what its client saw
     Demo(demo::Args),

@@ -18,6 +18,9 @@ use crate::{
     sandbox::{self, layout},
 };
 
+/// The tests that need a third node; the others are written for two.
+const PLACEMENT: &str = "placement::";
+
 /// Runs all tests.
 #[derive(ClapArgs)]
 pub struct Args {
@@ -108,17 +111,27 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     if args.quick {
         return Ok(());
     }
+    stages.run("Kubernetes, a root for nodes", 900, sandbox::ensure_caches)?;
     stages.run("images", 600, || images::build(root))?;
-    stages.run("sandbox up, with the chart", 900, sandbox::up)?;
+    stages.run("sandbox up, with the chart", 300, sandbox::up)?;
     if args.only.is_none() {
         stages.run("chart", 10, || lint_chart(root))?;
     }
     if args.only.is_none() {
         stages.run("runc and CRIU in a node", 240, || node_tests(root))?;
     }
-    stages.run("cluster tests", 900, || cluster_tests(args, root))?;
+    let only = args.only.as_deref().unwrap_or_default();
+    if !only.contains(PLACEMENT) {
+        let filter = [&["--skip", PLACEMENT][..], args.only.as_deref().as_slice()].concat();
+        stages.run("cluster tests", 900, || cluster_tests(&filter, root))?;
+    }
     if args.only.is_none() {
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
+    }
+    if only.is_empty() || only.contains(PLACEMENT) {
+        stages.run("a third node", 120, || sandbox::grow(3))?;
+        let filter = if only.is_empty() { PLACEMENT } else { only };
+        stages.run("cluster tests of placement", 420, || cluster_tests(&[filter], root))?;
     }
     Ok(())
 }
@@ -183,7 +196,7 @@ fn lint_chart(root: &Path) -> Result<()> {
 }
 
 /// The end-to-end tests, one after another, with what they need named in the environment.
-fn cluster_tests(args: &Args, root: &Path) -> Result<()> {
+fn cluster_tests(filter: &[&str], root: &Path) -> Result<()> {
     let release = images::release_dir(root);
     install_probe(&release.join("transship-probe"))?;
     let xtask = std::env::current_exe()?;
@@ -212,7 +225,7 @@ fn cluster_tests(args: &Args, root: &Path) -> Result<()> {
             "--",
         ])
         .args(["--test-threads=1", "--nocapture"])
-        .args(&args.only)
+        .args(filter)
         .envs(environment);
     status(&mut command)
 }

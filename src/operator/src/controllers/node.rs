@@ -1,21 +1,23 @@
 //! Our Nodes, as far as they are the operator's: a node that does not report any more is not
-//! Ready, a node that has left the cluster leaves our list, and both are counted.
+//! Ready, a node that has left the cluster leaves our list, and both are counted. Where there is a
+//! static list of nodes, each Node says how it differs from it.
 //!
 //! Silence is measured by our own clock, from the last change of the heartbeat that was seen here,
 //! so that clocks need not agree and a new leader does not blame anybody for its own start.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
 use transship_api::{self as api, Role, names};
+use transship_core::liveness;
 
 use super::migration::Error;
 use crate::context::Context;
@@ -31,12 +33,24 @@ const LEAVE_AFTER: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Seen {
     heartbeat: Option<MicroTime>,
+    /// When the heartbeat changed last, or when this process first saw the node.
     changed: Instant,
+    /// This process has seen it change.
+    heard: bool,
     gone_since: Option<Instant>,
 }
 
-/// Looks at all nodes until `stop`. `ttl`: how long a node may be silent.
-pub async fn run(context: Arc<Context>, ttl: Duration, stop: CancellationToken) {
+/// What is expected of nodes.
+#[derive(Clone, Debug)]
+pub struct Expectation {
+    /// How long a node may be silent.
+    pub ttl: Duration,
+    /// Names of the nodes that ought to be there, from the operator's arguments.
+    pub listed: BTreeSet<String>,
+}
+
+/// Looks at all nodes until `stop`.
+pub async fn run(context: Arc<Context>, expectation: Expectation, stop: CancellationToken) {
     let mut seen: HashMap<String, Seen> = HashMap::new();
     let mut installation = None;
     loop {
@@ -47,6 +61,14 @@ pub async fn run(context: Arc<Context>, ttl: Duration, stop: CancellationToken) 
                 Err(error) => tracing::warn!("this installation is not known yet: {error:#}"),
             }
         }
+        for name in &expectation.listed {
+            if context.agents.node(name).is_none()
+                && let Err(error) = create(name, &context).await
+            {
+                tracing::warn!(node = name, error = error.chain(), "a node could not be listed");
+            }
+        }
+        let list = static_list(&expectation.listed, &context.nodes.state());
         for node in context.nodes.state() {
             if installation
                 .as_deref()
@@ -59,7 +81,9 @@ pub async fn run(context: Arc<Context>, ttl: Duration, stop: CancellationToken) 
                     "a node could not be looked after"
                 );
             }
-            if let Err(error) = look(&node, &mut seen, ttl, &context).await {
+            let listed = list.as_ref().map(|list| list.contains(&node.name_any()));
+            let looked = look(&node, &mut seen, expectation.ttl, listed, &context);
+            if let Err(error) = looked.await {
                 let reason = error.reason();
                 context.metrics.errors.get_or_create(&KindReason { kind: "node", reason }).inc();
                 tracing::warn!(
@@ -96,10 +120,38 @@ async fn take_request_back(node: &api::Node, context: &Context) -> Result<(), Er
     Ok(())
 }
 
+/// The names that ought to be there, if anybody has said which.
+fn static_list(listed: &BTreeSet<String>, nodes: &[Arc<api::Node>]) -> Option<BTreeSet<String>> {
+    let labelled =
+        nodes.iter().filter(|node| is_labelled(node)).map(|node| node.name_any()).collect();
+    let list: BTreeSet<String> = listed | &labelled;
+    (!list.is_empty()).then_some(list)
+}
+
+fn is_labelled(node: &api::Node) -> bool {
+    node.labels().get(names::STATIC_LABEL).is_some_and(|value| value == "true")
+}
+
+/// A Node for a name that ought to be there, so that its absence can be seen.
+async fn create(name: &str, context: &Context) -> Result<(), Error> {
+    let nodes: Api<api::Node> = Api::all(context.client.clone());
+    let params =
+        PostParams { field_manager: Some(names::OPERATOR_MANAGER.into()), ..PostParams::default() };
+    match nodes.create(&params, &api::Node::new(name, api::NodeSpec::default())).await {
+        Ok(_) => {
+            tracing::info!(node = name, "made a Node for a name on the static list");
+            Ok(())
+        }
+        Err(kube::Error::Api(answer)) if answer.is_already_exists() => Ok(()),
+        Err(error) => Err(Error::api("make a Node for a name on the static list")(error)),
+    }
+}
+
 async fn look(
     node: &api::Node,
     seen: &mut HashMap<String, Seen>,
     ttl: Duration,
+    listed: Option<bool>,
     context: &Context,
 ) -> Result<(), Error> {
     let name = node.name_any();
@@ -107,55 +159,112 @@ async fn look(
     let entry = seen.entry(name.clone()).or_insert_with(|| Seen {
         heartbeat: heartbeat.clone(),
         changed: Instant::now(),
+        heard: false,
         gone_since: None,
     });
     if entry.heartbeat != heartbeat {
         entry.heartbeat = heartbeat;
         entry.changed = Instant::now();
+        entry.heard = true;
     }
-    let gone = super::migration::node_gone(&name, context).await?;
+    let silence = Silence { lasts: entry.changed.elapsed(), heard: entry.heard };
+    // What ought to be there stays, so that everybody sees that it is not.
+    let gone = listed != Some(true) && super::migration::node_gone(&name, context).await?;
     if !gone {
         entry.gone_since = None;
     } else if entry.gone_since.get_or_insert_with(Instant::now).elapsed() >= LEAVE_AFTER {
         return leave(node, context).await;
     }
-    let silent = entry.changed.elapsed();
-    match silence(node, silent, ttl) {
+    match judge(node, silence, ttl, listed, Timestamp::now()) {
         Some(status) => write(node, &status, context).await,
         None => Ok(()),
     }
 }
 
-/// The status of a node that has been silent for longer than `ttl`, if it does not say so yet.
-fn silence(node: &api::Node, silent: Duration, ttl: Duration) -> Option<api::NodeStatus> {
-    if silent < ttl {
-        return None;
+/// How long a node has not been heard of.
+#[derive(Clone, Copy, Debug)]
+struct Silence {
+    lasts: Duration,
+    /// It was heard by this process; if not, the silence may have begun long before.
+    heard: bool,
+}
+
+/// The operator's part of a node's status, if it is to say something else than it does.
+/// `listed`: whether the static list has the node, if there is one.
+fn judge(
+    node: &api::Node,
+    silence: Silence,
+    ttl: Duration,
+    listed: Option<bool>,
+    now: Timestamp,
+) -> Option<api::NodeStatus> {
+    let live = node.status.clone().unwrap_or_default();
+    let mut status = live.clone();
+    let mut failures = liveness::failures(silence.lasts, ttl);
+    if !silence.heard {
+        failures = failures.max(status.failure_count.unwrap_or(0)).min(liveness::FAILURE_RETRY);
     }
-    let mut status = node.status.clone()?;
+    if silence.lasts >= ttl
+        && let Some((reason, message)) = silent_reason(&status, ttl)
+    {
+        let generation = node.metadata.generation;
+        let conditions = &mut status.conditions;
+        let no = ConditionStatus::False;
+        c::set_condition(conditions, c::READY, no, reason, &message, generation, now);
+    }
+    match listed {
+        None => status.conditions.retain(|condition| condition.type_ != c::LISTED),
+        Some(listed) => {
+            let (reason, message) = match listed {
+                true => (reasons::ON_THE_LIST, "the static list has this node"),
+                false => (reasons::NOT_ON_THE_LIST, "the static list does not have this node"),
+            };
+            let generation = node.metadata.generation;
+            let conditions = &mut status.conditions;
+            c::set_condition(
+                conditions,
+                c::LISTED,
+                listed.into(),
+                reason,
+                message,
+                generation,
+                now,
+            );
+        }
+    }
+    let ready = c::is_true(&status.conditions, c::READY);
+    status.failure_count = Some(failures);
+    status.health_indicator = Some(liveness::health_indicator(ready, failures));
+    // That another generation was looked at is no news.
+    let says = |s: &api::NodeStatus| {
+        let conditions: Vec<_> = s
+            .conditions
+            .iter()
+            .map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone(), c.message.clone()))
+            .collect();
+        (conditions, s.failure_count, s.health_indicator)
+    };
+    (says(&status) != says(&live)).then_some(status)
+}
+
+/// What is to be said of a silent node, if it does not say so yet.
+fn silent_reason(status: &api::NodeStatus, ttl: Duration) -> Option<(&'static str, String)> {
     let ready = c::find(&status.conditions, c::READY);
+    let says = |reason| ready.is_some_and(|r| r.status != "True" && r.reason == reason);
+    let Some(last) = &status.heartbeat_time else {
+        let message = "no agent has ever reported from this node";
+        return Some((reasons::NOT_JOINED, message.to_owned()));
+    };
     // What the agent said about itself last, on purpose, stays.
-    if ready.is_some_and(|r| {
-        r.status != "True"
-            && (r.reason == reasons::HEARTBEAT_MISSED || r.reason == reasons::UNINSTALLED)
-    }) {
+    if says(reasons::HEARTBEAT_MISSED) || says(reasons::UNINSTALLED) {
         return None;
     }
-    let last = status.heartbeat_time.as_ref().map_or_else(
-        || "never".to_owned(),
-        |t| Timestamp::from_second(t.0.as_second()).unwrap_or(t.0).to_string(),
-    );
-    c::set_condition(
-        &mut status.conditions,
-        c::READY,
-        ConditionStatus::False,
+    let last = Timestamp::from_second(last.0.as_second()).unwrap_or(last.0);
+    let seconds = ttl.as_secs();
+    Some((
         reasons::HEARTBEAT_MISSED,
-        &format!("the agent has not reported for {} seconds, last at {last}", ttl.as_secs()),
-        node.metadata.generation,
-        Timestamp::now(),
-    );
-    status.failure_count = Some(status.failure_count.unwrap_or(0).saturating_add(1));
-    status.health_indicator = Some(0);
-    Some(status)
+        format!("the agent has not reported for {seconds} seconds, last at {last}"),
+    ))
 }
 
 async fn write(node: &api::Node, status: &api::NodeStatus, context: &Context) -> Result<(), Error> {
@@ -171,12 +280,17 @@ async fn write(node: &api::Node, status: &api::NodeStatus, context: &Context) ->
     match nodes.patch_status(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await
     {
         Ok(_) => {
-            tracing::warn!(node = node.name_any(), "the agent has fallen silent");
+            tracing::info!(
+                node = node.name_any(),
+                failures = status.failure_count,
+                health = status.health_indicator,
+                "the node's health has changed"
+            );
             Ok(())
         }
         // It has reported meanwhile, or is gone: the next look will see.
         Err(kube::Error::Api(answer)) if answer.is_conflict() || answer.is_not_found() => Ok(()),
-        Err(error) => Err(Error::api("mark a node as silent")(error)),
+        Err(error) => Err(Error::api("write a node's health")(error)),
     }
 }
 
@@ -228,24 +342,96 @@ mod tests {
 
     fn node(status: ConditionStatus, reason: &str) -> api::Node {
         let mut node = api::Node::new("node-a", api::NodeSpec::default());
-        let mut of = api::NodeStatus { failure_count: Some(2), ..api::NodeStatus::default() };
         let now = Timestamp::UNIX_EPOCH;
+        let mut of = api::NodeStatus {
+            failure_count: Some(2),
+            heartbeat_time: Some(MicroTime(now)),
+            ..api::NodeStatus::default()
+        };
         c::set_condition(&mut of.conditions, c::READY, status, reason, "", None, now);
         node.status = Some(of);
         node
     }
 
+    fn after(seconds: u64) -> Silence {
+        Silence { lasts: Duration::from_secs(seconds), heard: true }
+    }
+
+    fn judged(node: &api::Node, silence: Silence, listed: Option<bool>) -> Option<api::NodeStatus> {
+        judge(node, silence, TTL, listed, Timestamp::UNIX_EPOCH)
+    }
+
     #[test]
-    fn a_silent_node_is_not_ready_and_its_failures_are_counted() {
-        let ready = node(ConditionStatus::True, reasons::AVAILABLE);
-        assert_eq!(silence(&ready, TTL / 2, TTL), None);
-        let silent = silence(&ready, TTL, TTL).unwrap();
-        assert!(c::has_status(&silent.conditions, c::READY, ConditionStatus::False));
-        assert_eq!(silent.failure_count, Some(3));
-        assert_eq!(silent.health_indicator, Some(0));
-        let told = node(ConditionStatus::False, reasons::HEARTBEAT_MISSED);
-        assert_eq!(silence(&told, TTL * 9, TTL), None, "told once");
-        let removed = node(ConditionStatus::False, reasons::UNINSTALLED);
-        assert_eq!(silence(&removed, TTL * 9, TTL), None, "said by the agent on purpose");
+    fn health_falls_with_silence_and_returns_with_a_heartbeat() {
+        let mut node = node(ConditionStatus::True, reasons::AVAILABLE);
+        for (seconds, failures, health) in
+            [(0, 0, 100), (14, 1, 67), (27, 2, 34), (40, 3, 0), (1, 0, 100)]
+        {
+            if seconds == 1 {
+                // The agent itself says that it is back.
+                let conditions = &mut node.status.as_mut().unwrap().conditions;
+                let (yes, now) = (ConditionStatus::True, Timestamp::UNIX_EPOCH);
+                c::set_condition(conditions, c::READY, yes, reasons::AVAILABLE, "", None, now);
+            }
+            let status = judged(&node, after(seconds), None).unwrap();
+            assert_eq!(status.failure_count, Some(failures), "after {seconds} s");
+            assert_eq!(status.health_indicator, Some(health), "after {seconds} s");
+            let ready = c::is_true(&status.conditions, c::READY);
+            assert_eq!(ready, seconds < 40, "after {seconds} s");
+            node.status = Some(status);
+            assert_eq!(judged(&node, after(seconds), None), None, "said once");
+        }
+    }
+
+    #[test]
+    fn who_has_just_begun_to_listen_takes_no_failure_back() {
+        let node = node(ConditionStatus::True, reasons::AVAILABLE);
+        let unheard = Silence { lasts: Duration::ZERO, heard: false };
+        assert_eq!(judged(&node, unheard, None).unwrap().failure_count, Some(2));
+        assert_eq!(judged(&node, after(0), None).unwrap().failure_count, Some(0));
+    }
+
+    #[test]
+    fn what_the_agent_said_on_purpose_stays() {
+        for reason in [reasons::HEARTBEAT_MISSED, reasons::UNINSTALLED] {
+            let node = node(ConditionStatus::False, reason);
+            let status = judged(&node, after(400), None).unwrap();
+            assert_eq!(c::find(&status.conditions, c::READY).unwrap().reason, reason);
+            assert_eq!((status.failure_count, status.health_indicator), (Some(3), Some(0)));
+        }
+    }
+
+    #[test]
+    fn a_listed_node_that_never_joined_says_so() {
+        let mut node = api::Node::new("node-x", api::NodeSpec::default());
+        let early = judged(&node, after(1), Some(true)).unwrap();
+        assert_eq!(c::find(&early.conditions, c::READY), None, "it may be on its way");
+        let late = judged(&node, after(40), Some(true)).unwrap();
+        assert_eq!(c::find(&late.conditions, c::READY).unwrap().reason, reasons::NOT_JOINED);
+        assert!(c::is_true(&late.conditions, c::LISTED));
+        node.status = Some(late);
+        assert_eq!(judged(&node, after(80), Some(true)), None);
+    }
+
+    #[test]
+    fn a_node_says_whether_it_is_listed_only_while_there_is_a_list() {
+        let mut node = node(ConditionStatus::True, reasons::AVAILABLE);
+        let status = judged(&node, after(0), Some(false)).unwrap();
+        assert_eq!(c::find(&status.conditions, c::LISTED).unwrap().reason, "NotOnTheList");
+        node.status = Some(status);
+        let status = judged(&node, after(0), None).unwrap();
+        assert_eq!(c::find(&status.conditions, c::LISTED), None);
+    }
+
+    #[test]
+    fn the_list_is_what_the_values_name_and_what_is_labelled() {
+        let mut labelled = api::Node::new("node-g", api::NodeSpec::default());
+        labelled.labels_mut().insert(names::STATIC_LABEL.into(), "true".into());
+        let plain = api::Node::new("node-p", api::NodeSpec::default());
+        let nodes = [Arc::new(labelled), Arc::new(plain)];
+        let listed = BTreeSet::from(["node-v".to_owned()]);
+        let both = BTreeSet::from(["node-g".to_owned(), "node-v".to_owned()]);
+        assert_eq!(static_list(&listed, &nodes), Some(both));
+        assert_eq!(static_list(&BTreeSet::new(), &nodes[1..]), None);
     }
 }

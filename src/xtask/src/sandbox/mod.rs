@@ -30,6 +30,8 @@ use std::{os::unix::process::CommandExt, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
+pub use caches::KUBERNETES;
+
 /// Arguments of the task.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -143,6 +145,18 @@ pub fn ensure_tools() -> Result<()> {
     caches::ensure_tools()
 }
 
+/// Makes what is slow to make and outlives a sandbox, where it is missing.
+pub fn ensure_caches() -> Result<()> {
+    kubernetes().map(drop)
+}
+
+/// The directory with Kubernetes' programs; they, and the other caches, are made where they are
+/// missing.
+pub fn kubernetes() -> Result<PathBuf> {
+    let _lock = state::Lock::take()?;
+    Ok(caches::ensure()?.kubernetes)
+}
+
 /// The Debian mirror that this machine uses.
 pub fn debian_mirror() -> String {
     caches::debian_mirror()
@@ -151,6 +165,11 @@ pub fn debian_mirror() -> String {
 /// The sandbox with the chart, as `cargo xtask sandbox up` makes it.
 pub fn up() -> Result<()> {
     lifecycle::up(lifecycle::Wanted::default())
+}
+
+/// The same with at least so many nodes.
+pub fn grow(nodes: u8) -> Result<()> {
+    lifecycle::up(lifecycle::Wanted { nodes: Some(nodes), no_chart: false })
 }
 
 /// Removes the sandbox.

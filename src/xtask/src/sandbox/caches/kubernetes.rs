@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::{cmd, layout, tools};
 
-const KUBERNETES: &str = "v1.36.3";
+/// The version of Kubernetes.
+pub const KUBERNETES: &str = "v1.36.3";
 const HELM: &str = "v4.3.1";
 const COMMANDS: [&str; 6] = [
     "kube-apiserver",

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::{cmd, layout};
 
-pub use kubernetes::directory as kubernetes_directory;
+pub use kubernetes::{KUBERNETES, directory as kubernetes_directory};
 pub use pause::REFERENCE as PAUSE_REFERENCE;
 pub use root::mirror as debian_mirror;
 pub use tools::ensure as ensure_tools;

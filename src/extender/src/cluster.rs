@@ -1,0 +1,250 @@
+//! The cluster as the placement engine looks at it, kept up to date by single changes in whatever
+//! order they come: a pod may be seen before its node.
+//!
+//! A pod for which a node was chosen and which is not bound yet counts as if it were there, as
+//! Swarm's pending containers do: without that a burst of pods would all go to one node. Such an
+//! assumption ends when the pod is seen bound, refused or deleted, or after [`ASSUMED_FOR`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use transship_core::placement::{Container, Node};
+
+/// How long a choice counts that nothing has become of.
+pub const ASSUMED_FOR: Duration = Duration::from_secs(60);
+
+/// Nodes with the pods on them.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    nodes: HashMap<Arc<str>, Slot>,
+    /// Where pods are, or are assumed to go, by UID.
+    places: HashMap<String, Arc<str>>,
+    assumed: HashMap<String, Assumed>,
+    version: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    node: Node,
+    /// The cluster has it; otherwise pods alone have named it so far.
+    known: bool,
+}
+
+/// A choice that is not a fact yet.
+#[derive(Debug)]
+struct Assumed {
+    since: Instant,
+    /// What the pod said of its scheduling when the node was chosen.
+    said: Option<String>,
+}
+
+impl Cluster {
+    /// Grows with every change that may matter to a decision.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// How many choices are not facts yet.
+    pub fn assumptions(&self) -> usize {
+        self.assumed.len()
+    }
+
+    /// A node that exists.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name).filter(|slot| slot.known).map(|slot| &slot.node)
+    }
+
+    /// All nodes that exist.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values().filter(|slot| slot.known).map(|slot| &slot.node)
+    }
+
+    /// Adds or replaces a node; the pods on it stay. `node` comes without containers.
+    pub fn set_node(&mut self, mut node: Node) {
+        self.version += 1;
+        let name: Arc<str> = node.name.as_str().into();
+        if let Some(slot) = self.nodes.get(&name) {
+            slot.node.containers().iter().for_each(|container| node.add(container.clone()));
+        }
+        self.nodes.insert(name, Slot { node, known: true });
+    }
+
+    /// The cluster does not have the node any more. Its pods stay until they are gone themselves.
+    pub fn remove_node(&mut self, name: &str) {
+        if let Some(slot) = self.nodes.get_mut(name) {
+            self.version += 1;
+            slot.known = false;
+        }
+        self.drop_if_unused(name);
+    }
+
+    /// The pod is on a node: that is a fact. Its UID is the container's id.
+    pub fn bind(&mut self, node: &str, pod: Container) {
+        self.assumed.remove(&pod.id);
+        let there = self.places.get(&pod.id).is_some_and(|place| &**place == node)
+            && self.nodes.get(node).is_some_and(|slot| slot.node.containers().contains(&pod));
+        if !there {
+            self.put(node, pod);
+        }
+    }
+
+    /// The pod is to go to a node. `said`: what it says of its scheduling so far.
+    pub fn assume(&mut self, node: &str, pod: Container, said: Option<String>, now: Instant) {
+        let uid = pod.id.clone();
+        self.put(node, pod);
+        self.assumed.insert(uid, Assumed { since: now, said });
+    }
+
+    /// The pod is not bound, and says this of its scheduling. If that is something new, its
+    /// scheduler has not followed our choice.
+    pub fn unbound(&mut self, uid: &str, says: Option<&str>) {
+        let refused = |assumed: &Assumed| says.is_some() && says != assumed.said.as_deref();
+        if self.assumed.get(uid).is_some_and(refused) {
+            self.remove(uid);
+        }
+    }
+
+    /// Takes a choice back that is no fact yet.
+    pub fn release(&mut self, uid: &str) {
+        if self.assumed.contains_key(uid) {
+            self.remove(uid);
+        }
+    }
+
+    /// Takes back what has been assumed for too long.
+    pub fn expire(&mut self, now: Instant) {
+        let old = |assumed: &Assumed| now.duration_since(assumed.since) >= ASSUMED_FOR;
+        let uids: Vec<String> =
+            self.assumed.iter().filter(|(_, a)| old(a)).map(|(uid, _)| uid.clone()).collect();
+        uids.iter().for_each(|uid| self.remove(uid));
+    }
+
+    /// The pod is gone.
+    pub fn remove(&mut self, uid: &str) {
+        self.assumed.remove(uid);
+        let Some(name) = self.places.remove(uid) else { return };
+        self.version += 1;
+        if let Some(slot) = self.nodes.get_mut(&name) {
+            slot.node.remove(uid);
+        }
+        self.drop_if_unused(&name);
+    }
+
+    /// Removes every pod that is neither among `uids` nor assumed.
+    pub fn retain_pods(&mut self, uids: &HashSet<String>) {
+        let gone: Vec<String> = self
+            .places
+            .keys()
+            .filter(|uid| !uids.contains(*uid) && !self.assumed.contains_key(*uid))
+            .cloned()
+            .collect();
+        gone.iter().for_each(|uid| self.remove(uid));
+    }
+
+    fn put(&mut self, node: &str, pod: Container) {
+        self.remove(&pod.id);
+        self.version += 1;
+        let name = match self.nodes.get_key_value(node) {
+            Some((name, _)) => name.clone(),
+            None => node.into(),
+        };
+        self.places.insert(pod.id.clone(), name.clone());
+        let unknown = || Slot { node: Node::new(node, ""), known: false };
+        self.nodes.entry(name).or_insert_with(unknown).node.add(pod);
+    }
+
+    fn drop_if_unused(&mut self, name: &str) {
+        let unused = |slot: &Slot| !slot.known && slot.node.containers().is_empty();
+        if self.nodes.get(name).is_some_and(unused) {
+            self.nodes.remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(uid: &str, cpus: i64) -> Container {
+        Container { id: uid.into(), name: uid.into(), cpus, ..Container::default() }
+    }
+
+    /// What becomes of a choice.
+    type Fate = fn(&mut Cluster, Instant);
+
+    fn used(cluster: &Cluster, node: &str) -> i64 {
+        cluster.node(node).map_or(-1, Node::used_cpus)
+    }
+
+    #[test]
+    fn a_pod_may_be_seen_before_its_node() {
+        let mut cluster = Cluster::default();
+        cluster.bind("node-a", pod("p", 2));
+        assert_eq!(cluster.nodes().count(), 0);
+        cluster.set_node(Node::new("node-a", "a"));
+        assert_eq!(used(&cluster, "node-a"), 2);
+        cluster.set_node(Node::new("node-a", "a"));
+        assert_eq!(used(&cluster, "node-a"), 2, "a node that changes keeps its pods");
+        cluster.remove_node("node-a");
+        assert!(cluster.node("node-a").is_none());
+        cluster.remove("p");
+        assert!(cluster.nodes.is_empty() && cluster.places.is_empty());
+    }
+
+    #[test]
+    fn what_has_not_changed_makes_no_new_version() {
+        let mut cluster = Cluster::default();
+        cluster.bind("node-a", pod("p", 2));
+        let version = cluster.version();
+        cluster.bind("node-a", pod("p", 2));
+        assert_eq!(cluster.version(), version);
+        cluster.bind("node-a", pod("p", 3));
+        assert_ne!(cluster.version(), version);
+    }
+
+    #[test]
+    fn a_choice_counts_until_it_is_a_fact_refused_gone_or_too_old() {
+        let now = Instant::now();
+        let ends: [(&str, Fate, i64); 7] = [
+            ("bound there", |c, _| c.bind("node-a", pod("p", 2)), 2),
+            ("bound elsewhere", |c, _| c.bind("node-b", pod("p", 2)), 0),
+            ("refused", |c, _| c.unbound("p", Some("0/2 nodes are available: full.")), 0),
+            ("still what it said before", |c, _| c.unbound("p", Some("before")), 2),
+            ("deleted", |c, _| c.remove("p"), 0),
+            ("old", |c, now| c.expire(now + ASSUMED_FOR), 0),
+            ("not so old", |c, now| c.expire(now + ASSUMED_FOR / 2), 2),
+        ];
+        for (what, end, expected) in ends {
+            let mut cluster = Cluster::default();
+            cluster.set_node(Node::new("node-a", "a"));
+            cluster.set_node(Node::new("node-b", "b"));
+            cluster.assume("node-a", pod("p", 2), Some("before".into()), now);
+            assert_eq!(used(&cluster, "node-a"), 2);
+            end(&mut cluster, now);
+            assert_eq!(used(&cluster, "node-a"), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_fact_is_not_taken_back() {
+        let mut cluster = Cluster::default();
+        cluster.set_node(Node::new("node-a", "a"));
+        cluster.bind("node-a", pod("p", 2));
+        cluster.release("p");
+        cluster.unbound("p", Some("old news"));
+        cluster.expire(Instant::now() + 2 * ASSUMED_FOR);
+        assert_eq!(used(&cluster, "node-a"), 2);
+    }
+
+    #[test]
+    fn a_new_list_drops_what_is_not_in_it_but_no_choice() {
+        let mut cluster = Cluster::default();
+        cluster.set_node(Node::new("node-a", "a"));
+        cluster.bind("node-a", pod("gone", 1));
+        cluster.bind("node-a", pod("stays", 2));
+        cluster.assume("node-a", pod("chosen", 4), None, Instant::now());
+        cluster.retain_pods(&HashSet::from(["stays".to_owned()]));
+        assert_eq!(used(&cluster, "node-a"), 6);
+    }
+}

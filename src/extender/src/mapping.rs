@@ -1,0 +1,42 @@
+//! From Kubernetes' objects to questions; what the engine needs of them is decided in
+//! `transship_core::placement::kubernetes`.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use transship_core::placement::kubernetes::{self, Asked};
+use transship_core::placement::{policy, prepare};
+
+use crate::state::{Question, State};
+use crate::waiting::PodName;
+
+/// What a pod asks for, its policy included; an error is the reason why its annotations cannot be
+/// obeyed.
+pub fn question(pod: &Pod, state: &State) -> Result<Question, String> {
+    let policy = policy::applying(state.policies.values(), pod);
+    let Asked { request, mut options } =
+        kubernetes::asked(pod, policy, None).map_err(|error| error.to_string())?;
+    let uid = pod.uid().unwrap_or_default();
+    options.seed = seed(&uid);
+    Ok(Question {
+        pod: PodName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any(), uid },
+        container: kubernetes::container(pod),
+        request: prepare(&request, &options),
+        said: said(pod).map(str::to_owned),
+    })
+}
+
+/// What `random` draws from: another for each pod, and the same whenever that pod is asked about.
+fn seed(uid: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    uid.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Why the pod has no node, as its scheduler wrote it down.
+pub fn said(pod: &Pod) -> Option<&str> {
+    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
+    let scheduled = conditions.iter().find(|c| c.type_ == "PodScheduled")?;
+    scheduled.message.as_deref().filter(|_| scheduled.status == "False")
+}

@@ -1,0 +1,118 @@
+//! Pods that were refused, and when it is worth to look at them again.
+//!
+//! kube-scheduler does not know what our answers depend on, so it would leave a refused pod alone
+//! for minutes. When the cluster changes, the decision is made again for each refused pod; if a node
+//! can be used now that could not, the pod is *touched*: its scheduler then tries again. Nodes that
+//! could be used already, but were not offered by kube-scheduler, are its business and are left out.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use transship_core::placement::{Node, Prepared};
+
+use crate::cluster::Cluster;
+
+/// kube-scheduler asks again by itself after five minutes; a pod that it has not asked about for
+/// longer is another scheduler's by now.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
+/// Decisions in one go.
+const AT_A_TIME: usize = 32;
+
+/// A pod as the API names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+/// A pod that was refused.
+#[derive(Debug)]
+struct Refused {
+    pod: PodName,
+    request: Prepared,
+    /// Nodes that could be used already.
+    elsewhere: HashSet<String>,
+    /// The cluster's version that was looked at.
+    version: u64,
+    since: Instant,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    pods: HashMap<String, Refused>,
+}
+
+impl Waiting {
+    /// How many pods wait.
+    pub fn count(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// The pod was refused on all of `offered`.
+    pub fn add(
+        &mut self,
+        pod: PodName,
+        request: Prepared,
+        offered: &[&str],
+        cluster: &Cluster,
+        now: Instant,
+    ) {
+        let offered: HashSet<&str> = offered.iter().copied().collect();
+        let others = || cluster.nodes().filter(|node| !offered.contains(node.name.as_str()));
+        let mut elsewhere = HashSet::new();
+        // Twice at most: nodes of the soft pass hide those of the hard one.
+        loop {
+            let usable = usable(&request, others().filter(|n| !elsewhere.contains(&n.name)));
+            if usable.is_empty() {
+                break;
+            }
+            elsewhere.extend(usable);
+        }
+        let uid = pod.uid.clone();
+        let version = cluster.version();
+        let refused = Refused { pod, request, elsewhere, version, since: now };
+        self.pods.insert(uid, refused);
+    }
+
+    /// The pod does not wait any more.
+    pub fn remove(&mut self, uid: &str) {
+        self.pods.remove(uid);
+    }
+
+    /// Pods that are not among `uids` are gone.
+    pub fn retain(&mut self, uids: &HashSet<String>) {
+        self.pods.retain(|uid, _| uids.contains(uid));
+    }
+
+    /// Pods that are to be touched now. Each is named once per change that helps it.
+    pub fn due(&mut self, cluster: &Cluster, now: Instant) -> Vec<PodName> {
+        self.pods.retain(|_, refused| now.duration_since(refused.since) < FORGET_AFTER);
+        let version = cluster.version();
+        let mut turns: Vec<&mut Refused> =
+            self.pods.values_mut().filter(|refused| refused.version != version).collect();
+        // Those first that were looked at longest ago.
+        turns.sort_by(|a, b| (a.version, &a.pod.uid).cmp(&(b.version, &b.pod.uid)));
+        let mut due = Vec::new();
+        for refused in turns.into_iter().take(AT_A_TIME) {
+            refused.version = version;
+            let others = cluster.nodes().filter(|n| !refused.elsewhere.contains(&n.name));
+            let usable = usable(&refused.request, others);
+            if !usable.is_empty() {
+                refused.elsewhere.extend(usable);
+                due.push(refused.pod.clone());
+            }
+        }
+        due
+    }
+}
+
+/// Names of the nodes that a request could use.
+fn usable<'a>(request: &Prepared, nodes: impl Iterator<Item = &'a Node>) -> Vec<String> {
+    let nodes: Vec<&Node> = nodes.collect();
+    request.place(&nodes).ranking().map(|position| nodes[position].name.clone()).collect()
+}

@@ -1,0 +1,343 @@
+//! Pods of the scheduler `transship` go where Docker Swarm would put them. On three nodes.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use transship_tests::{
+    cluster::{Cluster, Pod},
+    simulation::{Simulation, millis},
+};
+
+const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
+const PATIENCE: Duration = Duration::from_secs(60);
+const SENTENCE: &str = "Unable to find a node that satisfies the following conditions";
+
+/// A namespace on three Ready nodes, whose Swarm labels are taken off again at its end.
+struct Trial {
+    cluster: Cluster,
+}
+
+impl Trial {
+    fn new(name: &str) -> Result<Trial> {
+        let cluster = Cluster::with_namespace(name)?;
+        cluster.await_that("three nodes are healthy", Duration::from_secs(120), || {
+            for node in NODES {
+                let object = cluster.get("nodes.transship.dev", node)?;
+                ensure!(object["status"]["healthIndicator"] == 100, "{node}: {}", object["status"]);
+            }
+            Ok(true)
+        })?;
+        Ok(Trial { cluster })
+    }
+
+    fn label(&self, node: &str, labels: Value) -> Result<()> {
+        let patch = json!({"spec": {"labels": labels}}).to_string();
+        let patch = ["patch", "nodes.transship.dev", node, "--type=merge", "--patch", &patch];
+        self.cluster.kubectl(&patch)?;
+        Ok(())
+    }
+
+    fn labels(&self) -> Result<()> {
+        for (node, region, disk) in
+            [("node-a", "us-east", "ssd"), ("node-b", "us-west", "hdd"), ("node-c", "eu", "ssd")]
+        {
+            self.label(node, json!({"region": region, "disk": disk}))?;
+        }
+        Ok(())
+    }
+
+    /// Nodes of all pods with a label, once all of them have one.
+    fn landed(&self, selector: &str, count: usize) -> Result<BTreeMap<String, usize>> {
+        let mut landed = BTreeMap::new();
+        self.cluster.await_that(&format!("{count} pods have a node"), PATIENCE, || {
+            landed.clear();
+            for pod in self.cluster.list("pods", selector)? {
+                if let Some(node) = pod["spec"]["nodeName"].as_str() {
+                    *landed.entry(node.to_owned()).or_default() += 1;
+                }
+            }
+            Ok(landed.values().sum::<usize>() == count)
+        })?;
+        Ok(landed)
+    }
+
+    /// Waits until nothing of the namespace is left on any node.
+    fn cleared(&self, what: &[&str]) -> Result<()> {
+        self.cluster.kubectl(&[&["delete"], what, &["--timeout=60s"]].concat())?;
+        self.cluster.await_that("its pods are gone", PATIENCE, || {
+            Ok(self.cluster.list("pods", "placed")?.is_empty())
+        })
+    }
+
+    /// Messages of a pod's events.
+    fn events(&self, pod: &str) -> Result<String> {
+        let of = format!("--field-selector=involvedObject.name={pod}");
+        self.cluster.kubectl(&["get", "events", &of, "-o", "jsonpath={.items[*].message}"])
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        for node in NODES {
+            let _ = self.label(node, json!({"region": null, "disk": null}));
+        }
+    }
+}
+
+/// A pod that does nothing, with what its annotations say.
+fn template(app: &str, annotations: Value, cpu: i64) -> Value {
+    json!({
+        "metadata": {"labels": {"placed": "yes", "app": app}, "annotations": annotations},
+        "spec": {
+            "schedulerName": "transship",
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "c", "image": "localhost/pause:1",
+                "resources": {"requests": {"cpu": format!("{cpu}m"), "memory": "8Mi"}}}],
+        },
+    })
+}
+
+fn deployment(app: &str, replicas: usize, template: &Value) -> String {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": app},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": app}},
+            "template": template},
+    })
+    .to_string()
+}
+
+fn pod(name: &str, mut template: Value) -> Value {
+    template["apiVersion"] = "v1".into();
+    template["kind"] = "Pod".into();
+    template["metadata"]["name"] = name.into();
+    template
+}
+
+fn list(expressions: &[&str]) -> String {
+    json!(expressions).to_string()
+}
+
+#[test]
+fn deployments_land_where_the_simulator_puts_them() -> Result<()> {
+    let trial = Trial::new("placement-land")?;
+    trial.labels()?;
+    // What the extender has not seen yet it cannot obey.
+    std::thread::sleep(Duration::from_secs(1));
+    for (app, strategy, constraints, affinities, cpu) in [
+        ("spread", "spread", &[][..], &[][..], 50),
+        ("packed", "binpack", &[], &[], 50),
+        ("counted", "spread", &[], &[], 0),
+        ("american", "spread", &["region==us*"], &[], 50),
+        ("fast", "binpack", &["disk==ssd", "node!=node-a"], &[], 50),
+        ("preferred", "spread", &["region==~eu"], &[], 50),
+        ("alone", "spread", &[], &["app!=alone"], 50),
+    ] {
+        // Without room for a second pod per node there would be no fourth.
+        let replicas = if app == "alone" { 3 } else { 6 };
+        let annotations = json!({
+            "transship.dev/strategy": strategy,
+            "transship.dev/constraints": list(constraints),
+            "transship.dev/affinities": list(affinities),
+        });
+        let request = json!({"cpus": cpu, "memory": 8 << 20, "constraints": constraints,
+            "affinities": affinities});
+        let template = template(app, annotations, cpu);
+        let labels = &template["metadata"]["labels"];
+        let expected =
+            Simulation::of(&trial.cluster)?.spread(replicas, strategy, &request, labels)?;
+        trial.cluster.apply(&deployment(app, replicas, &template))?;
+        let landed = trial.landed(&format!("app={app}"), replicas)?;
+        ensure!(landed == expected, "{app}: landed on {landed:?}, simulated {expected:?}");
+        trial.cleared(&["deployment", app])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_burst_of_pods_is_placed_as_one_after_another() -> Result<()> {
+    let trial = Trial::new("placement-burst")?;
+    let template = template("burst", json!({}), 10);
+    let request = json!({"cpus": 10, "memory": 8 << 20});
+    let labels = &template["metadata"]["labels"];
+    let expected = Simulation::of(&trial.cluster)?.spread(30, "spread", &request, labels)?;
+    let pods: Vec<Value> =
+        (0..30).map(|number| pod(&format!("burst-{number:02}"), template.clone())).collect();
+    trial.cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}).to_string())?;
+    let landed = trial.landed("app=burst", 30)?;
+    ensure!(landed == expected, "landed on {landed:?}, simulated {expected:?}");
+    trial.cleared(&["pods", "--all", "--now"])
+}
+
+#[test]
+fn a_pod_that_no_node_suits_waits_with_swarms_sentence_until_one_does() -> Result<()> {
+    let trial = Trial::new("placement-wait")?;
+    trial.labels()?;
+    let annotations = json!({"transship.dev/constraints": list(&["region==mars"])});
+    trial.cluster.apply(&pod("martian", template("martian", annotations, 10)).to_string())?;
+    trial.cluster.await_that("its events say why it waits", PATIENCE, || {
+        let events = trial.events("martian")?;
+        Ok(events.contains(SENTENCE) && events.contains("region==mars"))
+    })?;
+    let waiting = trial.cluster.get("pod", "martian")?;
+    ensure!(waiting["spec"]["nodeName"].is_null(), "{}", waiting["spec"]["nodeName"]);
+    trial.label("node-c", json!({"region": "mars"}))?;
+    let began = Instant::now();
+    let landed = trial.landed("app=martian", 1)?;
+    ensure!(landed.keys().eq(["node-c"]), "landed on {landed:?}");
+    // kube-scheduler by itself would try again after five minutes.
+    eprintln!("the node came up and {:.1} s later the pod had it", began.elapsed().as_secs_f64());
+    trial.cleared(&["pods", "--all", "--now"])
+}
+
+#[test]
+fn malformed_annotations_are_refused_and_other_pods_never_looked_at() -> Result<()> {
+    let trial = Trial::new("placement-admission")?;
+    for (annotation, value, words) in [
+        ("constraints", r#"["region=us"]"#, "One of operator ==, != is expected"),
+        ("constraints", r#"["9==us"]"#, "Key '9' is invalid"),
+        ("affinities", r#"["image=="]"#, "Value '' is invalid"),
+        ("affinities", "web", "transship.dev/affinities"),
+        ("strategy", "fair", "spread, binpack or random"),
+    ] {
+        let annotations = json!({format!("transship.dev/{annotation}"): value});
+        let pod = pod("malformed", template("malformed", annotations, 10));
+        let output = trial.cluster.try_apply(&pod.to_string())?;
+        let answer = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success(), "{annotation}: {value} was accepted");
+        ensure!(answer.contains(words), "{annotation}: {value}: {answer}");
+    }
+    let annotations = json!({"example.com/constraints": "region=us"});
+    trial.cluster.apply(&pod("ordinary", template("ordinary", annotations, 10)).to_string())?;
+    trial.landed("app=ordinary", 1)?;
+    trial.cleared(&["pods", "--all", "--now"])
+}
+
+#[test]
+fn a_migration_without_a_target_goes_where_place_says() -> Result<()> {
+    let trial = Trial::new("placement-migration")?;
+    trial.labels()?;
+    // It must be a pod that can move; its annotations hold for the move as for the start.
+    let manifest = include_str!("../../examples/counter.yaml").replace(
+        "      labels: {app: counter}\n    spec:",
+        "      labels: {app: counter}\n      annotations: {transship.dev/constraints: '[\"disk==ssd\"]'}\n    \
+         spec:\n      schedulerName: transship",
+    );
+    ensure!(manifest.contains("schedulerName"), "the example has changed");
+    trial.cluster.apply(&manifest)?;
+    trial.cluster.rolled_out("counter")?;
+    let before = trial.cluster.pod("app=counter")?;
+    ensure!(["node-a", "node-c"].contains(&before.node.as_str()), "started on {}", before.node);
+    let said = place(&trial.cluster, &before)?;
+    trial.cluster.apply(&format!(
+        "apiVersion: transship.dev/v1alpha1\nkind: Migration\nmetadata: {{name: anywhere}}\n\
+         spec: {{podName: {}}}\n",
+        before.name
+    ))?;
+    trial.cluster.succeeded("anywhere", Duration::from_secs(90))?;
+    let after = trial.cluster.pod("app=counter")?;
+    ensure!(after.node == said, "went to {}, but place said {said}", after.node);
+    Ok(())
+}
+
+/// The first line of `kubectl transship place POD`.
+fn place(cluster: &Cluster, pod: &Pod) -> Result<String> {
+    let plugin = std::env::var_os("TRANSSHIP_PLUGIN").context("TRANSSHIP_PLUGIN is not set")?;
+    let output = std::process::Command::new(plugin)
+        .args(["place", &pod.name, "--namespace", &cluster.namespace])
+        .output()?;
+    let table = String::from_utf8(output.stdout)?;
+    let first = table.lines().nth(1).and_then(|line| line.split_whitespace().next());
+    first
+        .map(str::to_owned)
+        .with_context(|| format!("{table}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+#[test]
+fn scheduling_goes_on_when_both_leaders_are_killed() -> Result<()> {
+    let trial = Trial::new("placement-leader")?;
+    let holder = |lease: &str| -> Result<String> {
+        let path = "jsonpath={.spec.holderIdentity}";
+        let holder = trial.cluster.kubectl(&[
+            "get",
+            "lease",
+            lease,
+            "--namespace",
+            "transship-system",
+            "-o",
+            path,
+        ])?;
+        // kube-scheduler adds something random to the pod's name.
+        Ok(holder.split('_').next().unwrap_or_default().to_owned())
+    };
+    let scheduler = holder("transship-scheduler")?;
+    let operator = holder("transship-operator")?;
+    for name in std::collections::BTreeSet::from([&scheduler, &operator]) {
+        trial.cluster.kubectl(&[
+            "delete",
+            "pod",
+            name,
+            "--namespace",
+            "transship-system",
+            "--force",
+            "--grace-period=0",
+        ])?;
+    }
+    let began = Instant::now();
+    let template = template("after", json!({"transship.dev/strategy": "spread"}), 10);
+    trial.cluster.apply(&deployment("after", 6, &template))?;
+    trial.landed("app=after", 6)?;
+    eprintln!("scheduled {:.1} s after the kill", began.elapsed().as_secs_f64());
+    trial.cluster.await_that("somebody else leads", PATIENCE, || {
+        Ok(holder("transship-scheduler")? != scheduler)
+    })?;
+    trial.cleared(&["deployment", "after"])?;
+    trial.cluster.kubectl(&[
+        "rollout",
+        "status",
+        "deployment/transship-operator",
+        "--namespace",
+        "transship-system",
+        "--timeout=120s",
+    ])?;
+    Ok(())
+}
+
+#[test]
+fn no_pod_is_ended_for_a_node_that_is_refused() -> Result<()> {
+    let trial = Trial::new("placement-preemption")?;
+    let class = "placement-preemption-test";
+    trial.cluster.kubectl(&["delete", "priorityclass", class, "--ignore-not-found"])?;
+    trial.cluster.kubectl(&["create", "priorityclass", class, "--value=1000000"])?;
+    // Nobody else fits beside these.
+    let cpu = trial.cluster.get("node", "node-a")?["status"]["allocatable"]["cpu"].clone();
+    let more_than_half = millis(&cpu)? * 55 / 100;
+    for node in NODES {
+        let annotations = json!({"transship.dev/constraints": list(&[&format!("node=={node}")])});
+        let pod = pod(&format!("humble-{node}"), template("humble", annotations, more_than_half));
+        trial.cluster.apply(&pod.to_string())?;
+    }
+    trial.landed("app=humble", 3)?;
+    let uids = || -> Result<Vec<String>> {
+        let pods = trial.cluster.list("pods", "app=humble")?;
+        Ok(pods.iter().map(|pod| Pod::of(pod).uid).collect())
+    };
+    let before = uids()?;
+    let annotations = json!({"transship.dev/constraints": list(&["node==nowhere"])});
+    let mut proud = pod("proud", template("proud", annotations, more_than_half));
+    proud["spec"]["priorityClassName"] = class.into();
+    trial.cluster.apply(&proud.to_string())?;
+    trial.cluster.await_that("it was refused", PATIENCE, || {
+        Ok(trial.events("proud")?.contains("nodes are available"))
+    })?;
+    std::thread::sleep(Duration::from_secs(5));
+    ensure!(uids()? == before, "pods were ended");
+    let proud = trial.cluster.get("pod", "proud")?;
+    ensure!(proud["status"]["nominatedNodeName"].is_null(), "{}", proud["status"]);
+    trial.cleared(&["pods", "--all", "--now"])?;
+    trial.cluster.kubectl(&["delete", "priorityclass", class])?;
+    Ok(())
+}
