@@ -352,14 +352,14 @@ pub struct MigrationStatus {
     /// When work on it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
-    /// When all containers of the source were frozen.
+    /// When the source's network was closed, to freeze its containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen_at: Option<MicroTime>,
     /// When it ended, whichever way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-    /// How long the application stood still, from the freeze to the thaw (of the target, or of the
-    /// source after a roll-back).
+    /// How long the application stood still for its clients, from the closing of the network before
+    /// the freeze to its opening after the thaw (of the target, or of the source after a roll-back).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub downtime: Option<String>,

@@ -81,6 +81,7 @@ pub async fn run(
         dumper: None,
         connected: Arc::default(),
         transfer: None,
+        closed_at: None,
         freeze_began: None,
         events: events.clone(),
         holder: Arc::clone(&holder),
@@ -211,6 +212,8 @@ struct SourceHands {
     dumper: Option<Dumper>,
     connected: Connected,
     transfer: Option<Transfer>,
+    /// When the network began to close, from which on clients notice: Unix time in microseconds.
+    closed_at: Option<i64>,
     freeze_began: Option<Instant>,
     events: mpsc::Sender<SourceEvent>,
 }
@@ -278,9 +281,11 @@ impl SourceHands {
                 freeze::refuse_stopped(pod)
                     .map_err(|error| Failed::other("ProcessStopped", error))?;
                 let began = Instant::now();
+                let closed_at = status::now_micros();
                 freeze::close_network(pod, &nft)
                     .await
                     .map_err(|error| Failed::other("NetworkNotClosed", error))?;
+                self.closed_at = Some(closed_at);
                 holder.board.took("close", began.elapsed());
                 Ok(())
             }
@@ -350,7 +355,8 @@ impl SourceHands {
         if !pod.is_alive(&holder.layout) {
             return Err(Failed::tasks_lost(anyhow::anyhow!("a container has ended")));
         }
-        let (began, frozen_at) = (Instant::now(), status::now_micros());
+        let began = Instant::now();
+        let frozen_at = self.closed_at.unwrap_or_else(status::now_micros);
         pod.freeze().map_err(|error| Failed::other("NotFrozen", error))?;
         self.freeze_began = Some(began);
         holder.board.took("freeze", began.elapsed());

@@ -83,6 +83,7 @@ pub async fn run(
         stop,
         ending: false,
         watching: false,
+        opened: false,
         events,
     };
     let driver = Driver::new(machine, effects);
@@ -146,6 +147,8 @@ struct TargetHands {
     ending: bool,
     /// The dead-man's watch and the look at the tasks run.
     watching: bool,
+    /// The network is open: only then the pod is back for its clients.
+    opened: bool,
     events: mpsc::Sender<TargetEvent>,
 }
 
@@ -254,7 +257,16 @@ impl TargetHands {
                 let deadman = self.deadman.clone();
                 let Some(pod) = self.pod() else { return Ok(()) };
                 guarded(&deadman, guard, || pod.network().open(&nft))?
-                    .map_err(|error| Failed::other("NetworkNotOpened", error))
+                    .map_err(|error| Failed::other("NetworkNotOpened", error))?;
+                if !self.opened {
+                    self.opened = true;
+                    holder.board.update(|status| {
+                        if status.thawed_at_unix_micros != 0 {
+                            status.thawed_at_unix_micros = status::now_micros();
+                        }
+                    });
+                }
+                Ok(())
             }
             Effect::Announce => {
                 record::announce(&holder, self.pod());
