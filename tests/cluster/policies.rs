@@ -92,7 +92,7 @@ fn an_agent_writes_only_what_belongs_to_its_node() -> Result<()> {
                 Some("forbidden"),
             ),
             ("secrets", agent, &["get", "secrets", "--namespace", NAMESPACE], Some("forbidden")),
-            ("the lead", agent, &lease("transship-operator"), Some("forbidden")),
+            ("the lead", agent, &lease("transship-operator"), Some("its own node only")),
         ],
     )?;
 

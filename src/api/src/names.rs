@@ -108,8 +108,14 @@ pub const OPERATOR_MANAGER: &str = "transship-operator";
 /// Field manager of the agents.
 pub const AGENT_MANAGER: &str = "transship-agent";
 
-/// Name of an agent's Lease in the agents' namespace. Prefixed, because the operator's own
-/// election shares the namespace and a node may have any name.
+/// Name of a node's Lease in the agents' namespace, written by the holders on that node. Prefixed,
+/// because the operator's own election shares the namespace and a node may have any name.
 pub fn node_lease(node: &str) -> String {
     format!("transship-node-{node}")
+}
+
+/// Annotation on a node's Lease by which the target of a Migration signs: when, by its node's clock.
+/// Only that it changes matters.
+pub fn signature(migration_uid: &str) -> String {
+    format!("{GROUP}/target-{migration_uid}")
 }

@@ -98,6 +98,8 @@ pub struct ContainerFacts {
     pub user_namespace: bool,
     /// Whether its cgroup is frozen.
     pub frozen: bool,
+    /// The file by which the container's annotation `org.criu.config` changes what CRIU does.
+    pub criu_config: String,
 }
 
 /// The most processes that are told one by one.

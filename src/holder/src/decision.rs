@@ -161,7 +161,8 @@ fn published(status: &transship_api::NodeStatus, uid: &str) -> TargetWord {
     }
 }
 
-async fn connect(files: &Path) -> Result<Client> {
+/// A client by the files in directory `files`.
+pub(crate) async fn connect(files: &Path) -> Result<Client> {
     let read = async |name: &str| {
         let path = files.join(name);
         tokio::fs::read(&path).await.with_context(|| format!("cannot read {}", path.display()))

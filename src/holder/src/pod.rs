@@ -3,7 +3,7 @@
 //! and open everything without asking anybody.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -123,21 +123,29 @@ impl Pod {
     /// Freezes all containers, one right after the other, and waits until each is frozen. Nothing
     /// passes between two of them but through the kernel, so all are at one consistent point.
     pub fn freeze(&self) -> Result<()> {
-        for container in &self.containers {
-            container
-                .freezer
-                .freeze(FREEZER_LIMIT)
-                .with_context(|| format!("container {} does not freeze", container.name))?;
-        }
-        Ok(())
+        freeze_all(self.containers.iter())
     }
 
-    /// Thaws all containers. One that is gone is thawed.
+    /// Freezes every container whose cgroup still exists.
+    pub fn freeze_what_is_left(&self) -> Result<()> {
+        freeze_all(self.containers.iter().filter(|container| container.freezer.exists()))
+    }
+
+    /// Thaws all containers together. One that is gone is thawed. The limit is one for all: under a
+    /// guard the dead-man waits for it.
     pub fn thaw(&self) -> Result<()> {
+        let end = Instant::now() + FREEZER_LIMIT;
+        for container in &self.containers {
+            // Asked for here; whether it came to it is asked below.
+            let _ = container.freezer.thaw(Duration::ZERO);
+        }
         let outcomes: Vec<_> = self
             .containers
             .iter()
-            .map(|container| (container, container.freezer.thaw(FREEZER_LIMIT)))
+            .map(|container| {
+                let left = end.saturating_duration_since(Instant::now());
+                (container, container.freezer.thaw(left))
+            })
             .collect();
         // Every one is tried before the first failure is told.
         for (container, outcome) in outcomes {
@@ -193,6 +201,21 @@ impl PodContainer {
             start_time(layout, pid) == Some(self.start_time) && !container::is_zombie(layout, pid)
         })
     }
+}
+
+/// Asks for all first and then waits for each: one that takes its time, or cannot be frozen, must
+/// not let the others run on.
+fn freeze_all<'a>(containers: impl Iterator<Item = &'a PodContainer> + Clone) -> Result<()> {
+    for container in containers.clone() {
+        // Whether it came to it is asked below.
+        let _ = container.freezer.freeze(Duration::ZERO);
+    }
+    let outcomes: Vec<_> =
+        containers.map(|container| (container, container.freezer.freeze(FREEZER_LIMIT))).collect();
+    for (container, outcome) in outcomes {
+        outcome.with_context(|| format!("container {} does not freeze", container.name))?;
+    }
+    Ok(())
 }
 
 /// Names of the containers that are dumped and restored, in the task's order.
@@ -273,5 +296,20 @@ pub(crate) mod tests {
         pod.thaw().unwrap();
         assert!(pod.freeze().is_err());
         assert!(pod.verify_frozen(&layout).is_err());
+        pod.freeze_what_is_left().unwrap();
+    }
+
+    #[test]
+    fn a_container_that_cannot_be_frozen_does_not_let_the_others_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pod = pod_of_self();
+        let mut other = pod.containers[0].clone();
+        other.freezer.dir = dir.path().to_path_buf();
+        pod.containers.push(other);
+        let state = dir.path().join("freezer.state");
+        std::fs::write(&state, "THAWED").unwrap();
+        let error = format!("{:#}", pod.freeze().unwrap_err());
+        assert!(error.contains("container web"), "{error}");
+        assert_eq!(std::fs::read_to_string(&state).unwrap(), "FROZEN");
     }
 }

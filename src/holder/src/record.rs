@@ -6,6 +6,7 @@ use transship_protocol::RecordState;
 
 use crate::holder::Holder;
 use crate::pod::Pod;
+use crate::reserve;
 
 /// Writes the pod's record with this state, durably. One of another migration is never touched
 /// unless it leaves the pod an ordinary one.
@@ -34,7 +35,12 @@ pub fn write(holder: &Holder, state: RecordState) -> Result<()> {
         return Ok(());
     }
     tracing::info!(?state, "record");
-    dir.write_record(&record).context("cannot write the pod's record")
+    let written = dir.write_record(&record);
+    if written.is_err() {
+        // The next try finds a little more room, if that was what was missing.
+        reserve::give_up(&holder.dir);
+    }
+    written.context("cannot write the pod's record")
 }
 
 /// Tells the network where the address is. Best effort: the next frame of the pod tells it too,

@@ -20,7 +20,7 @@ use transship_host::paths::{MigrationDir, Role};
 use transship_runtime::Layout;
 
 use crate::holder::Holder;
-use crate::{control, source, supervise, target};
+use crate::{control, reserve, source, supervise, target};
 
 /// How long watchers may take to fetch the last status of a holder that has finished.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -136,6 +136,7 @@ fn ignore_termination(holder: Arc<Holder>) {
 
 /// Removes what only this migration needed: sockets, images, trees.
 fn clean(holder: &Holder) {
+    reserve::give_up(&holder.dir);
     let run = holder.host.holder(&holder.task.migration.uid, holder.task.role);
     let directories = run
         .map(|run| run.path().to_path_buf())

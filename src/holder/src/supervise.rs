@@ -18,6 +18,7 @@ use transship_host::HostRoot;
 use transship_host::files;
 use transship_host::paths::MigrationDir;
 
+use crate::deadman;
 use crate::dirwatch::DirWatch;
 
 /// Exit code of a holder whose journal is locked by another.
@@ -71,6 +72,7 @@ pub async fn supervise(host: &HostRoot) -> Result<()> {
     let watch = DirWatch::new()?;
     watch.add(&migrations)?;
     let program = program(host)?;
+    tokio::spawn(deadman::watch_all(host.clone()));
     let mut entries: HashMap<PathBuf, Entry> = HashMap::new();
     let mut holders = JoinSet::new();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "supervising {}", migrations.display());

@@ -24,10 +24,13 @@ use crate::files;
 /// The version of the line format that this program writes and understands.
 pub const JOURNAL_VERSION: u32 = 1;
 
-/// A journal larger than this was not written by a holder.
+/// Kept free on the disk for what is still to be appended: a holder must be able to note its end
+/// when the disk has become full.
+const RESERVE: u64 = 64 << 10;
 /// How long a lock that is held is waited for, and between two tries.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
+/// A journal larger than this was not written by a holder.
 const MAX_JOURNAL: u64 = 64 << 20;
 
 /// One line.
@@ -82,6 +85,7 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
             file.set_len(whole as u64).map_err(Error::io("truncate", path))?;
             file.sync_all().map_err(Error::io("fsync", path))?;
         }
+        reserve(&file, whole as u64, path)?;
         file.seek(SeekFrom::End(0)).map_err(Error::io("seek in", path))?;
         Ok((Self { file, path: path.to_path_buf(), boot_id, entries: PhantomData }, lines))
     }
@@ -131,6 +135,18 @@ pub fn is_locked(path: &Path) -> Result<bool> {
         Ok(()) => Ok(false),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
         Err(errno) => Err(Error::errno("lock", path)(errno)),
+    }
+}
+
+/// Reserves room behind the `written` bytes, without making the file longer. Without room nothing
+/// is begun; what was begun goes on with what it has. File systems that cannot do it do without.
+fn reserve(file: &File, written: u64, path: &Path) -> Result<()> {
+    use rustix::fs::FallocateFlags;
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, written, RESERVE) {
+        Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) if written == 0 => {
+            Err(Error::errno("reserve room for", path)(rustix::io::Errno::NOSPC))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -240,6 +256,25 @@ mod tests {
             drop(journal);
             assert_eq!(entries(&read(&path).unwrap()), [Entry::Frozen, voted()], "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn room_is_kept_for_what_is_still_to_be_written() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let kept = || std::fs::metadata(&path).unwrap().blocks() * 512;
+        let (mut journal, _) = Journal::<Entry>::open(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0, "it is not seen in the file");
+        assert!(kept() >= RESERVE, "{}", kept());
+        journal.append(&Entry::Frozen).unwrap();
+        drop(journal);
+        // What cuts a torn line off also gives the room back.
+        let mut torn = std::fs::read(&path).unwrap();
+        torn.extend(b"{\"v\":1");
+        std::fs::write(&path, torn).unwrap();
+        Journal::<Entry>::open(&path).unwrap();
+        assert!(kept() >= RESERVE, "{}", kept());
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::StreamExt;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node as CoreNode;
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{self, Store};
@@ -38,7 +37,6 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs until a signal, or until the lead is lost.
 pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
-    let started = Timestamp::now();
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::default());
     let instance = match args.pod_name.as_str() {
@@ -72,8 +70,8 @@ pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
 
     let election = tokio::spawn(elector.run(stop.clone()));
     let lead = Lead {
-        started,
         client,
+        namespace: args.namespace.clone(),
         instance,
         expectation: Expectation {
             ttl: Duration::from_secs(args.node_ttl_seconds),
@@ -141,8 +139,8 @@ async fn signalled() {
 
 /// What only the leader does.
 struct Lead {
-    started: Timestamp,
     client: Client,
+    namespace: String,
     instance: String,
     expectation: Expectation,
     identity: watch::Receiver<Option<serving::Identity>>,
@@ -182,8 +180,8 @@ impl Lead {
         let controller =
             Controller::new(Api::<Migration>::all(self.client.clone()), watcher::Config::default());
         let context = Arc::new(Context {
-            started: self.started,
             client: self.client.clone(),
+            namespace: self.namespace.clone(),
             core_nodes,
             nodes,
             policies,

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node as CoreNode;
 use kube::Client;
 use kube::runtime::reflector::Store;
 use transship_api as api;
 use transship_core::facts::PodFacts;
+use transship_protocol::Signatures;
 
 use crate::agents::Agents;
 use crate::controllers::migration::watch_sides::Registry;
@@ -18,10 +18,10 @@ use crate::metrics::Metrics;
 
 /// Shared by all reconciliations.
 pub struct Context {
-    /// When this process began.
-    pub started: Timestamp,
     /// Talks to the API server.
     pub client: Client,
+    /// Namespace of operator and agents.
+    pub namespace: String,
     /// Cluster nodes.
     pub core_nodes: Store<CoreNode>,
     /// Our Nodes.
@@ -51,6 +51,8 @@ pub struct Notes {
     pub failure: Option<(&'static str, String)>,
     /// Errors in a row, for the pause before the next try.
     pub errors: u32,
+    /// The target's signs of life since the Commit was first seen.
+    pub signatures: Signatures,
 }
 
 /// Notes by Migration UID.

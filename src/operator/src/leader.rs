@@ -16,12 +16,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Others may take over when the lease has not changed for so long.
-pub const LEASE_DURATION: Duration = Duration::from_secs(15);
+/// Others may take over when the lease has not changed for so long. Short, because a pod may stand
+/// still until there is a leader; and it may be short, because what is recorded does not depend on
+/// there being only one (a former leader's write fails by its resourceVersion).
+pub const LEASE_DURATION: Duration = Duration::from_secs(6);
 /// A leader that could not renew for so long stops.
-pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+pub const RENEW_DEADLINE: Duration = Duration::from_secs(4);
 /// Pause between two tries.
-pub const RETRY_PERIOD: Duration = Duration::from_secs(2);
+pub const RETRY_PERIOD: Duration = Duration::from_secs(1);
+
+/// By how much the pauses of two candidates differ at most.
+const SPREAD_MILLIS: u64 = 400;
 
 /// What to do about a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +141,7 @@ impl Elector {
     /// Candidates must not all try at the same moment.
     fn pause(&self) -> Duration {
         let spread = self.identity.bytes().fold(7u64, |h, b| h.wrapping_mul(31) + u64::from(b));
-        RETRY_PERIOD + Duration::from_millis(spread % 400)
+        RETRY_PERIOD + Duration::from_millis(spread % SPREAD_MILLIS)
     }
 
     fn lost(&self) -> End {
@@ -246,6 +251,14 @@ mod tests {
             renew_time: Some(MicroTime(Timestamp::UNIX_EPOCH)),
             ..LeaseSpec::default()
         }
+    }
+
+    #[test]
+    fn a_leader_has_stopped_before_another_begins_and_tries_more_than_once_before() {
+        let try_again = RETRY_PERIOD + Duration::from_millis(SPREAD_MILLIS);
+        assert!(RENEW_DEADLINE + Duration::from_secs(1) < LEASE_DURATION);
+        assert!(try_again * 2 < RENEW_DEADLINE);
+        assert!(LEASE_DURATION + try_again < Duration::from_secs(8), "a pod may stand still");
     }
 
     #[rstest]

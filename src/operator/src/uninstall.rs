@@ -4,29 +4,28 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use jiff::{SignedDuration, Timestamp};
-use kube::api::{ListParams, Patch, PatchParams};
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use transship_api::conditions::{self as c, reasons};
 use transship_api::{self as api, Migration, names};
 
-/// Annotation on a Node: when its host side was asked to go. An operator that was started later
-/// belongs to another installation and takes the request back.
-pub const ASKED_AT: &str = "transship.dev/uninstall-at";
-/// How far two clocks may be apart.
-const CLOCKS: Duration = Duration::from_secs(5);
+/// Annotation on a Node: the installation that asked its host side to go. An operator of another
+/// one takes the request back.
+pub const ASKED_BY: &str = "transship.dev/uninstall-by";
 /// How often the nodes are looked at.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Asks and waits. Nodes that do not answer in time are named, and left: a node that is off must
-/// not keep the chart from being removed.
+/// Asks and waits. A node that has been silent before is left: one that is off must not keep the
+/// chart from being removed. One that answers and has not finished in time is a failure: without
+/// the chart nobody would bring its host side to an end.
 pub async fn run(client: Client, limit: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + limit;
     await_migrations(&client, limit / 2).await?;
+    let own = installation(&client).await.context("cannot tell this installation")?;
     let nodes: Api<api::Node> = Api::all(client);
-    let now = Timestamp::now().to_string();
-    let patch = json!({"metadata": {"annotations": {names::UNINSTALL: "true", ASKED_AT: now}}});
+    let patch = json!({"metadata": {"annotations": {names::UNINSTALL: "true", ASKED_BY: own}}});
     let listed = match nodes.list(&ListParams::default()).await {
         Ok(listed) => listed,
         // The definitions were removed before: there is nobody to be asked.
@@ -54,23 +53,29 @@ pub async fn run(client: Client, limit: Duration) -> anyhow::Result<()> {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            tracing::warn!(
-                nodes = left.join(", "),
-                "these nodes have not removed their host side in time; see the documentation on removing it by hand"
+            anyhow::bail!(
+                "nodes {} have not removed their host side in time; see why in `kubectl get tn`, then uninstall again, or with --no-hooks to leave it there",
+                left.join(", ")
             );
-            return Ok(());
         }
         tokio::time::sleep(PERIOD).await;
     }
 }
 
-/// Whether a node's host side was asked to go before `started`, when this operator began: the Nodes
-/// outlive the chart, and a new installation must not be undone by the end of the former.
-pub fn is_of_former_installation(node: &api::Node, started: Timestamp) -> bool {
-    let asked = node.annotations().get(ASKED_AT).and_then(|t| t.parse::<Timestamp>().ok());
-    asked.is_some_and(|asked| {
-        started.duration_since(asked) > SignedDuration::try_from(CLOCKS).unwrap_or_default()
-    })
+/// What tells this installation from a former or a later one: the UID of the service account, which
+/// is made with the chart, kept by its upgrades and removed with it.
+pub async fn installation(client: &Client) -> anyhow::Result<String> {
+    let reviews: Api<SelfSubjectReview> = Api::all(client.clone());
+    let review = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await?;
+    let user = review.status.and_then(|status| status.user_info);
+    user.and_then(|user| user.uid).context("the API server does not tell who we are")
+}
+
+/// Whether another installation than `own` asked the node's host side to go: the Nodes outlive the
+/// chart, and a new installation must not be undone by the end of the former. What people asked
+/// for stays.
+pub fn is_of_former_installation(node: &api::Node, own: &str) -> bool {
+    node.annotations().get(ASKED_BY).is_some_and(|by| by != own)
 }
 
 fn ready(node: &api::Node) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
@@ -117,6 +122,7 @@ async fn await_migrations(client: &Client, limit: Duration) -> anyhow::Result<()
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
     use transship_api::ConditionStatus;
 
     use super::*;
@@ -135,21 +141,16 @@ mod tests {
         assert!(is_silent(&node(ConditionStatus::False, reasons::HEARTBEAT_MISSED)));
         assert!(!is_silent(&node(ConditionStatus::False, reasons::INSTALLING)));
     }
+
     #[test]
     fn a_request_ends_with_the_installation_that_it_was_made_for() {
-        let started: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
-        for (asked, former) in [
-            (Some("2026-01-01T00:00:30Z"), true),
-            (Some("2026-01-01T00:00:58Z"), false),
-            (Some("2026-01-01T00:02:00Z"), false),
-            (None, false),
-        ] {
+        for (asked_by, former) in [(Some("uid-1"), true), (Some("uid-2"), false), (None, false)] {
             let mut node = api::Node::new("node-a", api::NodeSpec::default());
             node.annotations_mut().insert(names::UNINSTALL.into(), "true".into());
-            if let Some(asked) = asked {
-                node.annotations_mut().insert(ASKED_AT.into(), asked.into());
+            if let Some(by) = asked_by {
+                node.annotations_mut().insert(ASKED_BY.into(), by.into());
             }
-            assert_eq!(is_of_former_installation(&node, started), former, "{asked:?}");
+            assert_eq!(is_of_former_installation(&node, "uid-2"), former, "{asked_by:?}");
         }
     }
 }

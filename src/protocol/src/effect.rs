@@ -37,9 +37,10 @@ pub enum Effect<E, W> {
     FreezeTasks,
     /// Check that every container's tasks are there, whole and frozen; [`Failure::TasksLost`].
     VerifyTasks,
-    /// From now on a watchdog outside this process freezes the tasks and closes the network as
-    /// soon as the last good renewal of this node's Lease, counted from its send time on
-    /// CLOCK_BOOTTIME, is older than T₁, and remembers that it did (until it is disarmed).
+    /// From now on the tasks are frozen and the network is closed, also while this process does not
+    /// run, as soon as the last good signature in this node's Lease, counted from its send time on
+    /// CLOCK_BOOTTIME (at first: from now), is older than T₁ ([`crate::PATIENCE`]). That it
+    /// happened is remembered until it is disarmed; later signatures change nothing about it.
     ArmDeadman,
     /// Fails with [`Failure::Lapsed`] if the dead-man has expired since it was armed.
     CheckDeadman,

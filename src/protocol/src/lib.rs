@@ -37,7 +37,8 @@
 //!    `neverThawed`, or, if it had run, stays frozen until the Migration settles it. For the same
 //!    reason the dead-man is armed before the vote, and the thaw itself is guarded by it.
 //! 3. **The signal is one**: what extends T's time is exactly what the operator looks at for its
-//!    proof (the node's Lease, counted from the send time), not T's own successful reads.
+//!    proof (T's own signature in its node's Lease, counted from the send time), not T's successful
+//!    reads, nor the signatures of others on that node.
 //! 4. **The wrapper judges and then acts**: a `kill` let through before S's record was `frozen`
 //!    may reach runc afterwards, and `runc kill` thaws what it signals. So both sides wait until no
 //!    such verb is at work ([`Effect::QuiesceWrapper`]) after their record is written and before
@@ -60,6 +61,11 @@
 //!    dead: the eviction of a dead node's pods sets that timestamp by itself. After `resumedAt` it
 //!    restores a version only when S has been released (or is dead).
 //!
+//! 10. **The dead-man outlives the holder**: it counts and acts also while no holder runs and after
+//!     one was started again, whatever the phase, until it is disarmed.
+//! 11. **The proof follows the Commit**: the operator counts a target's silence only from a read of
+//!     an open Commit. A silence from before the vote, when no dead-man counted, proves nothing.
+//!
 //! # What it takes for granted
 //!
 //! The API server's content is what the operator wrote (RBAC, admission); reads are linearizable;
@@ -69,6 +75,7 @@
 //! belongs to fail-over of protected pods and is not part of this protocol.
 
 mod effect;
+mod lease;
 mod operator;
 mod record;
 mod recorded;
@@ -83,6 +90,7 @@ mod model;
 mod orders;
 
 pub use effect::{Driver, Effect, Facts, Failure, Guard, Machine};
+pub use lease::{PATIENCE, PROOF, RENEWAL, Signatures};
 pub use operator::{
     DecisionInput, PodSeen, TargetProof, decide, may_record_resumed, may_release_source,
     may_remove_finalizer, may_resolve_source_resumes, may_restore_version,

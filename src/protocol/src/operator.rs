@@ -89,8 +89,9 @@ pub fn may_record_resumed(recorded: Recorded, target: TargetWord, target_node_de
 pub enum TargetProof {
     /// None.
     None,
-    /// No renewal of its node's Lease reached the API server for T₂, found *after* the read that
-    /// showed Commit: its dead-man has expired since its vote, or the node is off.
+    /// The target's signature in its node's Lease has not changed for T₂, counted from reads
+    /// *after* the one that showed Commit ([`crate::Signatures`]): its dead-man has expired since
+    /// its vote, or the node is off.
     NodeDead,
 }
 

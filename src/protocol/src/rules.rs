@@ -59,6 +59,10 @@ pub(crate) enum Rule {
     LapseIsSticky,
     /// The dead-man freezes an unconfirmed target in time.
     DeadmanFreezes,
+    /// The dead-man acts also after its holder has died.
+    DeadmanOutlivesHolder,
+    /// The operator counts a target's silence only while a Commit stands open.
+    ProofFollowsCommit,
     /// The target's record is not opened before the thaw.
     TargetOpensAfterThaw,
     /// The target's record is opened only when `resumedAt` was read.
@@ -148,6 +152,8 @@ impl Rule {
         Rule::ThawIsGuarded,
         Rule::LapseIsSticky,
         Rule::DeadmanFreezes,
+        Rule::DeadmanOutlivesHolder,
+        Rule::ProofFollowsCommit,
         Rule::TargetOpensAfterThaw,
         Rule::TargetOpensOnlyConfirmed,
         Rule::RebootIsNotNeverThawed,

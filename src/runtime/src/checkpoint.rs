@@ -66,7 +66,7 @@ impl Checkpoint<'_> {
             std::fs::create_dir_all(directory)
                 .map_err(|source| Error::Read { path: directory.to_path_buf(), source })?;
         }
-        let config = self.work.join("criu.conf");
+        let config = config_of(self.work);
         std::fs::write(&config, CRIU_CONFIG.to_owned() + &self.page_socket.config())
             .map_err(|source| Error::Read { path: config.clone(), source })?;
         let log = self.work.join("runc.stderr");
@@ -98,6 +98,39 @@ impl Checkpoint<'_> {
         // The command holds a copy of the socket.
         drop(command);
         Ok(Running { child, id: self.id.to_owned(), work: self.work.to_path_buf() })
+    }
+}
+
+/// The dump's CRIU configuration. Its path is in the environment of everything that a dump starts.
+fn config_of(work: &Path) -> PathBuf {
+    work.join("criu.conf")
+}
+
+/// Every process of a dump with one of these work directories, with the directory's place in
+/// `works`: known by its environment, so from its first moment on and whoever started it.
+pub fn processes_of(layout: &Layout, works: &[PathBuf]) -> Vec<(usize, i32)> {
+    let marks: Vec<Vec<u8>> = works
+        .iter()
+        .map(|work| format!("{CONFIG_ENV}={}", config_of(work).display()).into_bytes())
+        .collect();
+    let Ok(processes) = std::fs::read_dir(&layout.proc) else { return Vec::new() };
+    processes
+        .flatten()
+        .filter_map(|process| {
+            let pid = process.file_name().to_str()?.parse().ok()?;
+            let environment = std::fs::read(process.path().join("environ")).ok()?;
+            let mut variables = environment.split(|byte| *byte == 0);
+            let place =
+                variables.find_map(|variable| marks.iter().position(|mark| mark == variable))?;
+            Some((place, pid))
+        })
+        .collect()
+}
+
+/// Kills a process. Gone is as good.
+pub fn kill(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
 
@@ -191,6 +224,25 @@ mod tests {
              --leave-running --image-path /i --work-path /w --tcp-established \
              --tcp-skip-in-flight --file-locks --manage-cgroups-mode ignore c1"
         );
+    }
+
+    #[test]
+    fn everything_that_a_dump_started_is_found_by_its_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, other) = (dir.path().join("ours"), dir.path().join("other"));
+        let sleep = |work: &Path| {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("60").env(CONFIG_ENV, config_of(work)).spawn().unwrap()
+        };
+        let (mut first, mut second) = (sleep(&ours), sleep(&other));
+        let works = [dir.path().join("none"), ours];
+        let found = processes_of(&Layout::default(), &works);
+        assert_eq!(found, [(1, i32::try_from(first.id()).unwrap())]);
+        kill(found[0].1);
+        first.wait().unwrap();
+        assert!(processes_of(&Layout::default(), &works).is_empty());
+        second.kill().unwrap();
+        second.wait().unwrap();
     }
 
     #[test]

@@ -7,6 +7,9 @@ use serde::Deserialize;
 
 use crate::{Error, Layout, Result, mounts};
 
+/// Annotation of a container that names a configuration file for CRIU.
+const CRIU_CONFIG: &str = "org.criu.config";
+
 /// A container with a first process (running or frozen).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
@@ -26,6 +29,8 @@ pub struct Container {
     pub freezer: PathBuf,
     /// 1 or 2.
     pub cgroup_version: u8,
+    /// The file by which an annotation of the container changes what CRIU does; empty for none.
+    pub criu_config: String,
 }
 
 /// The part of runc's `state.json` that we rely on.
@@ -58,12 +63,13 @@ impl Container {
         let malformed = |message: String| Error::Malformed { path: path.to_path_buf(), message };
         let state: RuncState =
             serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
-        let bundle = state
-            .config
-            .labels
-            .iter()
-            .find_map(|label| label.strip_prefix("bundle="))
-            .map(PathBuf::from)
+        // runc keeps the bundle's annotations and a few notes of its own.
+        let label = |name: &str| {
+            let labels = state.config.labels.iter();
+            labels.filter_map(|label| label.split_once('=')).find(|(key, _)| *key == name)
+        };
+        let bundle = label("bundle")
+            .map(|(_, path)| PathBuf::from(path))
             .ok_or_else(|| malformed("no bundle is named".into()))?;
         let (freezer, cgroup_version) = freezer(&state.cgroup_paths)
             .ok_or_else(|| malformed("the container has no freezer cgroup".into()))?;
@@ -75,6 +81,7 @@ impl Container {
             rootfs: state.config.rootfs,
             freezer,
             cgroup_version,
+            criu_config: label(CRIU_CONFIG).map(|(_, file)| file.to_owned()).unwrap_or_default(),
         })
     }
 
@@ -134,6 +141,14 @@ mod tests {
         "created":"2026-01-01T00:00:00Z",
         "config":{"rootfs":"/run/b/c1/rootfs","labels":["io.kubernetes.cri.x=y","bundle=/run/b/c1"]},
         "cgroup_paths":{"cpu":"/sys/fs/cgroup/cpu/kubepods/c1","freezer":"/sys/fs/cgroup/freezer/kubepods/c1"}}"#;
+
+    #[test]
+    fn a_configuration_for_criu_is_found_among_the_annotations() {
+        let find =
+            |text: &str| Container::parse(text, Path::new("state.json")).unwrap().criu_config;
+        assert_eq!(find(V1), "");
+        assert_eq!(find(&V1.replace("io.kubernetes.cri.x=y", "org.criu.config=/a=b")), "/a=b");
+    }
 
     #[test]
     fn a_state_file_of_cgroup_version_1_is_understood() {

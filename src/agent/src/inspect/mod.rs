@@ -166,6 +166,7 @@ impl Inspector {
         };
         let Some(container) = found.container else { return facts };
         facts.pid = container.pid;
+        facts.criu_config.clone_from(&container.criu_config);
         let dir = self.proc().join(container.pid.to_string());
         let own_mounts = parse(&std::fs::read_to_string(dir.join("mountinfo")).unwrap_or_default());
         facts.mounts = mounts::classify(&own_mounts, place);

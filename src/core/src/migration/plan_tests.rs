@@ -3,10 +3,10 @@ use rstest::rstest;
 use serde_json::json;
 use transship_api::conditions::{self as c, reasons};
 use transship_api::{Step, names};
-use transship_protocol::{Decision, Resolution};
+use transship_protocol::{Decision, Resolution, TargetProof};
 
 use super::plan::{Action, Record};
-use super::state::{Owner, Role, Stage};
+use super::state::{Owner, Role, Stage, any_container_runs};
 use super::testing::World;
 
 fn reason(world: &World) -> String {
@@ -197,6 +197,135 @@ fn after_the_commit_a_silent_target_is_waited_for_without_end() {
     assert_eq!(reason(&world), reasons::WAITING_FOR_NODE);
     assert!(message(&world).contains("node-b"), "{}", message(&world));
     assert!(c::is_true(&world.seen.status().conditions, c::STALLED));
+}
+
+#[test]
+fn a_target_whose_silence_is_a_proof_lets_the_source_go_on() {
+    for thawed in [false, true] {
+        let mut world = World::admitted();
+        run_until(&mut world, |w| w.seen.target.report().is_some_and(|r| r.voted));
+        world.operator(1);
+        world.silence(Role::Target);
+        if thawed {
+            world.set(Role::Target, |r| r.stage = Stage::Thawed);
+            world.silence(Role::Target);
+        }
+        world.seen.target_proof = TargetProof::NodeDead;
+        world.operator(1);
+        assert_eq!(
+            world.records,
+            [Record::Decision(Decision::Commit), Record::Resolution(Resolution::SourceResumes)]
+        );
+        assert!(message(&world).contains("no sign of life for 30 seconds"), "{}", message(&world));
+        assert!(message(&world).contains("in its state of 2026-01-01T00:00:"));
+    }
+}
+
+/// The target's node goes off when `until` has come, and stays off.
+fn without_target(until: impl Fn(&World) -> bool) -> World {
+    let mut world = World::admitted();
+    run_until(&mut world, until);
+    world.silence(Role::Target);
+    world
+}
+
+/// Everybody but the target's node does a few rounds.
+fn rounds_without_target(world: &mut World) {
+    for _ in 0..10 {
+        world.operator(usize::MAX);
+        world.holder(Role::Source);
+        world.wait(10);
+    }
+}
+
+fn claim(world: &World) -> Option<&String> {
+    world.seen.source_pod.as_ref()?.metadata.annotations.as_ref()?.get(names::CLAIM)
+}
+
+#[test]
+fn a_target_that_is_off_before_the_commit_keeps_neither_the_pod_nor_the_migration() {
+    let mut world = without_target(|w| {
+        w.seen.source.report().is_some_and(|r| r.stage >= Stage::Frozen)
+            && w.seen.target_pod.as_ref().is_some_and(any_container_runs)
+    });
+    rounds_without_target(&mut world);
+    assert_eq!(world.records, [Record::Decision(Decision::Abort)]);
+    assert_eq!(world.step(), Step::RolledBack);
+    assert_eq!(claim(&world), None, "another migration may take the pod");
+    assert!(message(&world).contains("goes when node-b answers again"), "{}", message(&world));
+    assert!(!world.is_settled() && !world.done.contains(&"delete target"));
+    world.settle();
+    assert!(world.seen.target_pod.is_none(), "it goes when its node is back");
+}
+
+#[test]
+fn a_claim_does_not_wait_for_a_target_that_closes_slowly() {
+    let mut world =
+        without_target(|w| Role::BOTH.iter().all(|role| w.seen.side(*role).report().is_some()));
+    world.fail(Role::Source);
+    for _ in 0..3 {
+        world.operator(usize::MAX);
+        world.holder(Role::Source);
+    }
+    assert_eq!((claim(&world), world.step()), (None, Step::Aborting));
+}
+
+#[test]
+fn a_source_that_goes_on_after_the_commit_is_free_while_the_targets_node_is_off() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.target.report().is_some_and(|r| r.voted));
+    world.operator(1);
+    world.silence(Role::Target);
+    world.seen.target_proof = TargetProof::NodeDead;
+    rounds_without_target(&mut world);
+    assert_eq!((world.step(), reason(&world).as_str()), (Step::Failed, reasons::TARGET_LOST));
+    assert_eq!(claim(&world), None);
+    world.settle();
+    assert!(world.seen.target_pod.is_none());
+}
+
+#[rstest]
+#[case(|w: &mut World| w.seen.source_node_gone = true, reasons::SOURCE_GONE, "has left the cluster")]
+#[case(|w: &mut World| {
+    w.seen.source_pod.as_mut().unwrap().metadata.deletion_timestamp =
+        w.seen.migration.metadata.creation_timestamp.clone();
+}, reasons::SOURCE_GONE, "the pod was deleted meanwhile on node-a")]
+#[case(|w: &mut World| w.set(Role::Source, |r| {
+    r.stage = Stage::Lost;
+    r.reason = "SourceRebooted".into();
+    r.closed = true;
+}), reasons::SOURCE_REBOOTED, "memory is lost")]
+fn a_source_that_does_not_simply_go_on_is_not_said_to(
+    #[case] wrong: fn(&mut World),
+    #[case] wanted: &str,
+    #[case] words: &str,
+) {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| {
+        c::is_true(&w.seen.status().conditions, c::FROZEN) && w.records.is_empty()
+    });
+    wrong(&mut world);
+    run_until(&mut world, |w| w.step() == Step::RolledBack);
+    let conditions = world.seen.status().conditions;
+    let frozen = c::find(&conditions, c::FROZEN).unwrap();
+    assert_eq!((frozen.status.as_str(), frozen.reason.as_str()), ("False", wanted));
+    assert!(message(&world).contains(words), "{}", message(&world));
+}
+
+#[test]
+fn waiting_for_a_node_for_long_is_one_transition() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.target.report().is_some_and(|r| r.voted));
+    world.operator(1);
+    world.silence(Role::Target);
+    world.wait(3600);
+    let since = |world: &mut World| {
+        world.operator(usize::MAX);
+        world.wait(60);
+        let conditions = world.seen.status().conditions;
+        c::find(&conditions, c::STALLED).unwrap().last_transition_time.clone()
+    };
+    assert_eq!(since(&mut world), since(&mut world));
 }
 
 #[test]

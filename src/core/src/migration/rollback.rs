@@ -5,19 +5,19 @@ use std::time::Duration;
 use jiff::Timestamp;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
 use transship_api::{Step, names};
-use transship_protocol::{Decision, may_remove_finalizer};
+use transship_protocol::{Decision, PodSeen, may_remove_finalizer};
 
 use super::plan::{Action, LOOK_AGAIN, Plan};
 use super::state::{Observed, Role, Side, any_container_runs, claimed_by};
 use super::status::{self, Draft};
-use super::voting::{describe_waiting, hints};
+use super::voting::{SILENCE_LIMIT, describe_waiting, hints};
 
 /// The decision is Abort: both sides close, the target pod goes, the claim comes off the source.
 pub fn abort(observed: &Observed, now: Timestamp) -> Plan {
     let mut draft = Draft::of(&observed.migration, now);
     draft.sides(observed).step(Step::Aborting);
     let (reason, message) = told(observed);
-    match give_back(observed, |read| read != Some(Decision::Abort)) {
+    match give_back(observed, now, |read| read != Some(Decision::Abort)) {
         Some((actions, waiting)) => {
             describe_aborting(observed, &mut draft, &reason, &message, &waiting);
             Plan { status: draft.done(), record: None, actions, again: Some(LOOK_AGAIN / 5) }
@@ -36,7 +36,7 @@ pub fn source_resumes(observed: &Observed, now: Timestamp) -> Plan {
     draft.sides(observed).step(Step::SourceResuming);
     let (_, message) = told(observed);
     // The decision that both have read is Commit; what matters now is the resolution.
-    match give_back(observed, |_| true) {
+    match give_back(observed, now, |_| true) {
         Some((actions, waiting)) => {
             describe_aborting(observed, &mut draft, reasons::TARGET_LOST, &message, &waiting);
             Plan { status: draft.done(), record: None, actions, again: Some(LOOK_AGAIN / 5) }
@@ -82,61 +82,89 @@ fn describe_aborting(
 }
 
 /// Closes both sides, ends the target pod and takes the claim off: what to do and what is waited
-/// for, or `None` when all is done.
+/// for, or `None` when all is done that can be. The target can never run any more, so neither the
+/// source nor its claim waits for a target that does not answer: what is left there goes when it
+/// does ([`clean_up`]).
 fn give_back(
     observed: &Observed,
+    now: Timestamp,
     needs_hint: impl Fn(Option<Decision>) -> bool,
 ) -> Option<(Vec<Action>, String)> {
-    let open: Vec<Role> = Role::BOTH
-        .into_iter()
-        .filter(|role| !observed.side(*role).is_done(observed.node_gone(*role)))
-        .collect();
+    let is_open = |role: &Role| !observed.side(*role).is_done(observed.node_gone(*role));
+    let open: Vec<&str> =
+        Role::BOTH.iter().filter(|role| is_open(role)).map(|role| observed.node(*role)).collect();
     // The source first of all: the application stands still. What the target still has in hand
     // delays only the end of its pod.
     let mut actions = hints(observed, |_, read| needs_hint(read));
-    if !open.is_empty() {
-        let names: Vec<&str> = open.iter().map(|role| observed.node(*role)).collect();
-        return Some((actions, format!("{} is to close its side", names.join(" and "))));
-    }
-    if let Some(target) = &observed.target_pod {
-        let node = observed.node(Role::Target);
-        if target.metadata.deletion_timestamp.is_some() {
-            return Some((actions, format!("the target pod goes from {node}")));
-        }
-        if any_container_runs(target) && !observed.target_node_gone {
-            // A pod whose containers run would get its preStop hook.
-            return Some((actions, format!("{node} is to show the target's containers as ended")));
-        }
-        actions.push(Action::DeleteTarget);
-        return Some((actions, format!("the target pod goes from {node}")));
+    let closing = format!("{} is to close its side", open.join(" and "));
+    if is_open(&Role::Source) {
+        return Some((actions, closing));
     }
     if observed.claim_held() {
         actions.push(Action::UnclaimSource);
-        return Some((actions, "the claim comes off the source pod".into()));
     }
-    None
+    if !is_silent(observed, now) {
+        if is_open(&Role::Target) {
+            return Some((actions, closing));
+        }
+        if let Some((action, waiting)) = target_goes(observed) {
+            actions.extend(action);
+            return Some((actions, waiting));
+        }
+    }
+    observed.claim_held().then(|| (actions, "the claim comes off the source pod".into()))
 }
 
-/// Writes that the source goes on, and after how long; gives the message of the end.
+/// The target's node has not answered for so long that nobody should wait for it.
+fn is_silent(observed: &Observed, now: Timestamp) -> bool {
+    !observed.target_node_gone
+        && observed.target.silent_for(now).is_some_and(|time| time >= SILENCE_LIMIT)
+}
+
+/// The next step to the end of the target pod, whose side is closed; `None` when it is gone.
+fn target_goes(observed: &Observed) -> Option<(Option<Action>, String)> {
+    let target = observed.target_pod.as_ref()?;
+    let node = observed.node(Role::Target);
+    if target.metadata.deletion_timestamp.is_none() {
+        if any_container_runs(target) && !observed.target_node_gone {
+            // A pod whose containers run would get its preStop hook.
+            return Some((None, format!("{node} is to show the target's containers as ended")));
+        }
+        return Some((Some(Action::DeleteTarget), format!("the target pod goes from {node}")));
+    }
+    Some((None, format!("the target pod goes from {node}")))
+}
+
+/// Writes what became of the source, and after how long; gives the message of the end.
 fn goes_on(observed: &Observed, draft: &mut Draft, message: &str) -> String {
     let report = observed.source.report();
-    let node = observed.node(Role::Source).to_owned();
-    if observed.source_word().memory_lost {
-        return format!(
-            "{message}; {node} restarted meanwhile, so the pod's memory is lost and it starts afresh"
-        );
+    let node = observed.node(Role::Source);
+    let target = observed.node(Role::Target);
+    let mut message = message.to_owned();
+    if observed.target_pod.is_some() {
+        message = format!("{message}; the target pod goes when {target} answers again");
     }
     let frozen =
         observed.status().frozen_at.is_some() || report.is_some_and(|r| r.frozen_at.is_some());
-    if !frozen {
-        return message.to_owned();
-    }
-    let thawed = report.and_then(|r| r.thawed_at);
-    let still = match draft.downtime(thawed) {
-        Some(time) => format!("froze {} for {time}; they go on on {node}", status::count(observed)),
-        None => format!("the containers go on on {node}"),
+    let deleted = observed.source_seen() != PodSeen::Alive;
+    let (reason, still) = if observed.source_node_gone {
+        (reasons::SOURCE_GONE, format!("{node} has left the cluster, and the pod with it"))
+    } else if observed.source_word().memory_lost {
+        let lost = "so the pod's memory is lost and it starts afresh";
+        (reasons::SOURCE_REBOOTED, format!("{node} restarted meanwhile, {lost}"))
+    } else if !frozen {
+        return message;
+    } else {
+        let reason = if deleted { reasons::SOURCE_GONE } else { reasons::SOURCE_RESUMED };
+        let now = if deleted { "the pod was deleted meanwhile" } else { "they go on" };
+        let still = match draft.downtime(report.and_then(|r| r.thawed_at)) {
+            Some(time) => format!("froze {} for {time}; {now} on {node}", status::count(observed)),
+            None if deleted => format!("{now} on {node}"),
+            None => format!("the containers go on on {node}"),
+        };
+        (reason, still)
     };
-    draft.set(c::FROZEN, ConditionStatus::False, reasons::SOURCE_RESUMED, &still);
+    draft.set(c::FROZEN, ConditionStatus::False, reason, &still);
     draft.set(c::RESTORED, ConditionStatus::False, reasons::NOT_REACHED, "");
     format!("{message}; {still}")
 }
@@ -167,8 +195,11 @@ pub fn clean_up(observed: &Observed) -> Plan {
             continue;
         }
         done = false;
+        // The target's record is kept for as long as there is a pod that loses.
+        let needed = role == Role::Target && loses(observed) && observed.target_pod.is_some();
         if let Side::Reporting(report) = observed.side(role)
             && report.closed
+            && !needed
         {
             actions.push(Action::Forget(role));
         }
@@ -177,7 +208,14 @@ pub fn clean_up(observed: &Observed) -> Plan {
         actions.push(Action::UnclaimSource);
         done = false;
     }
-    if observed.target_pod.as_ref().is_some_and(|pod| {
+    if loses(observed) {
+        if observed.target.is_done(observed.target_node_gone)
+            && let Some((action, _)) = target_goes(observed)
+        {
+            actions.extend(action);
+        }
+        done &= observed.target_pod.is_none();
+    } else if observed.target_pod.as_ref().is_some_and(|pod| {
         let labels = pod.metadata.labels.as_ref();
         claimed_by(pod, observed.uid())
             || labels.is_some_and(|l| l.contains_key(names::MIGRATION_LABEL))
@@ -196,6 +234,14 @@ pub fn clean_up(observed: &Observed) -> Plan {
         actions.push(Action::RemoveFinalizer);
         return Plan { status, record: None, actions, again: None };
     }
-    // Forgetting is quick; a node that does not answer is asked again and again.
-    Plan { status, record: None, actions, again: Some(Duration::from_millis(500)) }
+    // Forgetting is quick; a node that does not answer tells when it does.
+    let silent =
+        Role::BOTH.iter().any(|role| matches!(observed.side(*role), Side::Unreachable { .. }));
+    let again = if silent { LOOK_AGAIN } else { Duration::from_millis(500) };
+    Plan { status, record: None, actions, again: Some(again) }
+}
+
+/// It ended without the target.
+fn loses(observed: &Observed) -> bool {
+    observed.status().step != Some(Step::Succeeded)
 }

@@ -8,7 +8,8 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use transship_api::{self as api, Migration, names};
 use transship_protocol::{
-    Decision, PodSeen, Recorded, Resolution, SourceOutcome, SourceWord, TargetOutcome, TargetWord,
+    Decision, PodSeen, Recorded, Resolution, SourceOutcome, SourceWord, TargetOutcome, TargetProof,
+    TargetWord,
 };
 
 /// A side of a migration.
@@ -191,6 +192,9 @@ pub struct Observed {
     pub source_node_gone: bool,
     /// The cluster has no node of the target's name any more.
     pub target_node_gone: bool,
+    /// Whether the target's silence proves that it has stopped; looked for while a Commit stands
+    /// open.
+    pub target_proof: TargetProof,
     /// The pod's owner.
     pub owner: Owner,
     /// Selectors of the namespace's Services.
@@ -214,6 +218,7 @@ impl Observed {
             target: Side::Unknown,
             source_node_gone: false,
             target_node_gone: false,
+            target_proof: TargetProof::None,
             owner: Owner::None,
             services: Vec::new(),
             endpoints_know_target: false,

@@ -62,10 +62,19 @@ impl Draft {
 
     /// What is waited for: `Succeeded` stays Unknown and says it.
     pub(crate) fn waiting(&mut self, reason: &str, message: impl AsRef<str>) -> &mut Self {
-        let message = message.as_ref();
+        self.in_progress(reason, message.as_ref());
+        self.set(c::STALLED, ConditionStatus::False, reasons::IN_PROGRESS, "")
+    }
+
+    /// As [`Draft::waiting`], for something that needs somebody's help.
+    pub(crate) fn stalled(&mut self, reason: &str, message: impl AsRef<str>) -> &mut Self {
+        self.in_progress(reason, message.as_ref());
+        self.set(c::STALLED, ConditionStatus::True, reason, message)
+    }
+
+    fn in_progress(&mut self, reason: &str, message: &str) {
         self.set(c::SUCCEEDED, ConditionStatus::Unknown, reason, message);
         self.set(c::RECONCILING, ConditionStatus::True, reason, message);
-        self.set(c::STALLED, ConditionStatus::False, reasons::IN_PROGRESS, "")
     }
 
     /// The end. Conditions that were not reached say so.

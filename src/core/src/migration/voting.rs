@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
 use transship_api::{Network, Step, names};
 use transship_protocol::{
-    Decision, DecisionInput, PodSeen, Resolution, TargetProof, decide, may_record_resumed,
+    Decision, DecisionInput, PROOF, PodSeen, Resolution, TargetProof, decide, may_record_resumed,
     may_resolve_source_resumes,
 };
 
@@ -371,11 +371,12 @@ pub(crate) fn describe_waiting(observed: &Observed, draft: &mut Draft, message: 
         return;
     };
     let message = format!("{message}; {node} has not answered since {since}");
-    draft.waiting(reasons::WAITING_FOR_NODE, &message);
-    if draft.now().duration_since(since)
-        >= SignedDuration::try_from(STALLED_AFTER).unwrap_or_default()
-    {
-        draft.set(c::STALLED, ConditionStatus::True, reasons::WAITING_FOR_NODE, message);
+    let limit = SignedDuration::try_from(STALLED_AFTER).unwrap_or_default();
+    // One or the other at once: each change of a condition is a transition.
+    if draft.now().duration_since(since) >= limit {
+        draft.stalled(reasons::WAITING_FOR_NODE, &message);
+    } else {
+        draft.waiting(reasons::WAITING_FOR_NODE, &message);
     }
 }
 
@@ -385,7 +386,8 @@ pub fn committed(observed: &Observed, now: Timestamp) -> Plan {
     draft.sides(observed).step(Step::Committed);
     let (recorded_fields, target) = (observed.recorded(), observed.target_word());
     let report = observed.target.report();
-    if may_record_resumed(recorded_fields, target, false) {
+    let silent = observed.target_proof == TargetProof::NodeDead;
+    if may_record_resumed(recorded_fields, target, silent) {
         let at = report.and_then(|r| r.thawed_at).unwrap_or(now);
         let frozen_for = draft.downtime(Some(at));
         let node = observed.node(Role::Target);
@@ -401,13 +403,18 @@ pub fn committed(observed: &Observed, now: Timestamp) -> Plan {
             .waiting(reasons::IN_PROGRESS, format!("the pod runs on {node}; it is awaited Ready"));
         return recorded(draft, Record::ResumedAt(at));
     }
-    if may_resolve_source_resumes(recorded_fields, target, TargetProof::None) {
+    if may_resolve_source_resumes(recorded_fields, target, observed.target_proof) {
         let why = match report.map_or("", |r| r.message.as_str()) {
+            _ if silent => format!(" (no sign of life for {} seconds)", PROOF.as_secs()),
             "" => String::new(),
             why => format!(" ({why})"),
         };
+        let state = match &observed.status().frozen_at {
+            Some(at) => format!(" in its state of {}", status::whole_seconds(at.0)),
+            None => String::new(),
+        };
         let message = format!(
-            "the target was lost on {} after the commit{why}; the source goes on",
+            "the target was lost on {} after the commit{why}; the source goes on{state}",
             observed.node(Role::Target)
         );
         draft.step(Step::SourceResuming).waiting(reasons::TARGET_LOST, message);

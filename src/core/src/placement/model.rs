@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use regex::Regex;
+
 use super::words::Words;
 
 /// Label by which Swarm knows a container over its life.
@@ -81,6 +83,11 @@ impl Container {
     fn swarm_id(&self) -> &str {
         self.labels.get(SWARM_ID_LABEL).map_or("", String::as_str)
     }
+
+    /// Whether it may be looked up by what is no word of it and no beginning of one.
+    fn is_elusive(&self) -> bool {
+        self.name.is_empty() || self.id.contains(':') || !self.swarm_id().is_empty()
+    }
 }
 
 /// An image on a node.
@@ -134,6 +141,8 @@ pub struct Node {
     slots: Option<i64>,
     containers: Vec<Container>,
     live: usize,
+    /// Live containers that answer to more than their words in `container_words`.
+    elusive: usize,
     used_cpus: i64,
     used_memory: i64,
     /// How many live containers have a label with a value, by label.
@@ -178,6 +187,7 @@ impl Node {
         self.used_memory = self.used_memory.wrapping_add(container.memory);
         if !container.ended {
             self.live += 1;
+            self.elusive += usize::from(container.is_elusive());
             self.index(&container);
         }
         self.containers.push(container);
@@ -199,6 +209,7 @@ impl Node {
         self.used_memory = self.used_memory.wrapping_sub(container.memory);
         if !container.ended {
             self.live -= 1;
+            self.elusive -= usize::from(container.is_elusive());
             self.unindex(&container);
         }
         Some(container)
@@ -251,6 +262,15 @@ impl Node {
         let labelled: usize = values.iter().map(|(_, count)| count).sum();
         let lacking = (labelled < self.live).then_some("");
         values.iter().map(|(value, _)| value.as_str()).chain(lacking)
+    }
+
+    /// Whether [`Self::has_container`] is worth asking, which looks at every container: `beginning`
+    /// finds words that begin like what is wanted.
+    pub(super) fn may_have_container(&self, wanted: &str, beginning: &Regex) -> bool {
+        self.elusive > 0
+            || wanted.starts_with(&self.name)
+            || wanted.starts_with(&self.id)
+            || beginning.is_match(self.container_words.text())
     }
 
     /// Whether a container is here, looked up as Swarm does: by id or the first 12 characters of

@@ -16,6 +16,7 @@ pub const CHECKS: &[Check] = &[
     own_namespaces,
     container_user_namespace,
     frozen_containers,
+    criu_configuration,
     io_uring,
     mptcp,
     unsupported_resources,
@@ -163,6 +164,26 @@ fn frozen_containers(input: &Input<'_>) -> Option<Violation> {
         "FrozenContainer",
         "the container is paused already, not by this migration",
         "resume it first",
+    )
+    .map(|v| Violation { container: container.name.clone(), ..v })
+}
+
+fn criu_configuration(input: &Input<'_>) -> Option<Violation> {
+    /// Where the host side keeps its own, which a container has that was restored before.
+    const OURS: &str = "/var/lib/transship/";
+    let containers = &input.facts?.containers;
+    let container = containers.iter().find(|container| {
+        let file = &container.criu_config;
+        let ours = file.starts_with(OURS) && !file.contains("/../");
+        container.running && !file.is_empty() && !ours
+    })?;
+    violation(
+        "CriuConfiguration",
+        format!(
+            "its annotation org.criu.config names {}, which would change how CRIU saves it",
+            container.criu_config
+        ),
+        "take the annotation off the pod template, and let the pod start anew",
     )
     .map(|v| Violation { container: container.name.clone(), ..v })
 }

@@ -202,6 +202,8 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "RootfsWatch", "detail": "/var/log"}]), "RootfsWatch", "/var/log")]
 #[case(|w: &mut World| w.facts["containers"][0]["userNamespace"] = json!(true), "UserNamespace", "user namespace")]
 #[case(|w: &mut World| w.facts["containers"][0]["frozen"] = json!(true), "FrozenContainer", "paused")]
+#[case(|w: &mut World| w.facts["containers"][0]["criuConfig"] = json!("/etc/criu/mine.conf"), "CriuConfiguration", "/etc/criu/mine.conf")]
+#[case(|w: &mut World| w.facts["containers"][0]["criuConfig"] = json!("/var/lib/transship/../x"), "CriuConfiguration", "org.criu.config")]
 #[case(|w: &mut World| w.facts["ipc"]["posixQueues"] = json!(2), "MessageQueue", "2 POSIX")]
 #[case(|w: &mut World| w.facts["network"]["ruleTables"] = json!(["ip nat"]), "NetworkRules", "ip nat")]
 #[case(|w: &mut World| w.facts["network"]["otherInterfaces"] = json!(["net1"]), "NetworkDevices", "net1")]
@@ -249,6 +251,13 @@ fn a_post_start_hook_may_be_skipped(#[case] annotation: &str, #[case] violations
     world.container()["lifecycle"] = json!({"postStart": {"exec": {"command": ["x"]}}});
     world.pod()["metadata"]["annotations"]["transship.dev/post-start"] = json!(annotation);
     assert_eq!(world.look(super::violations).len(), violations);
+}
+
+#[test]
+fn a_container_that_was_restored_before_moves_again() {
+    let mut world = World::new();
+    world.facts["containers"][0]["criuConfig"] = json!("/var/lib/transship/pods/u/criu/web.conf");
+    assert_eq!(world.look(violations), []);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //!
 //! The container is frozen before and must be frozen afterwards; CRIU thaws the cgroup in between
 //! and holds the tasks by ptrace. A dump must never outlive its usefulness: a CRIU that ends late
-//! would freeze a container that was thawed meanwhile. So every dump leaves the number of its
-//! process group in a file, and nothing is thawed before that group is empty ([`end_leftovers`]).
+//! would freeze a container that was thawed meanwhile. So nothing is thawed while a process of a
+//! dump lives ([`end_leftovers`]): they are known by their environment, which no crash can come
+//! before.
 
 use std::net::Shutdown;
 use std::path::PathBuf;
@@ -18,7 +19,9 @@ use transship_criu::pages::PageSink;
 use transship_host::freezer::FreezerState;
 use transship_host::paths::{HostRoot, MigrationDir};
 use transship_runtime::Layout;
-use transship_runtime::checkpoint::{Checkpoint, Running, group_is_alive, kill_group};
+use transship_runtime::checkpoint::{
+    Checkpoint, Running, group_is_alive, kill, kill_group, processes_of,
+};
 
 use crate::pod::{FREEZER_LIMIT, Pod, PodContainer};
 
@@ -26,8 +29,8 @@ use crate::pod::{FREEZER_LIMIT, Pod, PodContainer};
 const UNDO: Duration = Duration::from_secs(3);
 /// How long killed processes may take to vanish.
 const REAP: Duration = Duration::from_secs(2);
-/// Name of the file in the work directory with the dump's process group.
-const GROUP_FILE: &str = "dump.group";
+/// How often processes that are to end are looked for.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What every dump of a migration has in common.
 #[derive(Debug, Clone)]
@@ -74,7 +77,6 @@ impl Dumper {
         }
         .start(&self.layout)?;
         let group = running.group().context("runc has no process id")?;
-        std::fs::write(work.join(GROUP_FILE), group.to_string()).context("cannot note the dump")?;
 
         let connection = ours.try_clone().context("cannot keep the page stream")?;
         let server = {
@@ -111,7 +113,6 @@ impl Dumper {
                 });
             }
         };
-        let _ = std::fs::remove_file(work.join(GROUP_FILE));
         // CRIU puts the freezer back as it was; a program that came between is made up for.
         if container.freezer.state()? != FreezerState::Frozen {
             tracing::warn!("container {} was not frozen after its dump", container.name);
@@ -151,51 +152,56 @@ async fn await_group(group: i32) {
 
 /// Ends what dumps of an earlier holder may have left: without it their page streams are cut, so
 /// they undo themselves; if not they are killed while their container is frozen.
-pub async fn end_leftovers(dir: &MigrationDir, pod: &Pod) {
-    for container in &pod.containers {
-        let Ok(work) = dir.work(&container.name) else { continue };
-        let file = work.join(GROUP_FILE);
-        let Some(group) = std::fs::read_to_string(&file).ok().and_then(|t| t.trim().parse().ok())
-        else {
-            continue;
-        };
-        let deadline = Instant::now() + UNDO;
-        while group_is_alive(group) && is_dump(group) && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        if group_is_alive(group) && is_dump(group) {
-            if let Err(error) = container.freezer.freeze(FREEZER_LIMIT) {
-                tracing::warn!("{}", error.chain());
-            }
-            kill_group(group);
-            await_group(group).await;
-        }
-        let _ = std::fs::remove_file(&file);
+pub async fn end_leftovers(layout: &Layout, dir: &MigrationDir, pod: &Pod) {
+    let works: Vec<(PathBuf, &PodContainer)> = pod
+        .containers
+        .iter()
+        .filter_map(|container| Some((dir.work(&container.name).ok()?, container)))
+        .collect();
+    let paths: Vec<PathBuf> = works.iter().map(|(work, _)| work.clone()).collect();
+    let left = await_end(layout, &paths, UNDO).await;
+    if left.is_empty() {
+        return;
     }
+    for (place, pid) in left {
+        let container = works[place].1;
+        tracing::warn!(pid, "a former dump of {} does not end and is killed", container.name);
+        if let Err(error) = container.freezer.freeze(FREEZER_LIMIT) {
+            tracing::warn!("{}", error.chain());
+        }
+        kill(pid);
+    }
+    await_end(layout, &paths, REAP).await;
 }
 
-/// Whether a process group still holds runc or CRIU: after a long time its number may belong to
-/// somebody else.
-fn is_dump(group: i32) -> bool {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
-    processes.flatten().any(|process| {
-        let Ok(stat) = std::fs::read_to_string(process.path().join("stat")) else { return false };
-        let Some((head, rest)) = stat.rsplit_once(')') else { return false };
-        let name = head.split_once('(').map_or("", |(_, name)| name);
-        // After the name: state, parent, process group.
-        let its_group = rest.split_ascii_whitespace().nth(2).and_then(|g| g.parse::<i32>().ok());
-        its_group == Some(group) && ["runc", "criu"].iter().any(|known| name.starts_with(known))
-    })
+/// Waits until no process of these dumps lives, at most `limit`; gives those that do.
+async fn await_end(layout: &Layout, works: &[PathBuf], limit: Duration) -> Vec<(usize, i32)> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = processes_of(layout, works);
+        if left.is_empty() || Instant::now() >= deadline {
+            return left;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod::tests::pod_of_self;
+    use transship_criu::dump_socket::CONFIG_ENV;
 
-    #[test]
-    fn a_foreign_process_group_is_not_taken_for_a_dump() {
-        let group = rustix::process::getpgrp().as_raw_nonzero().get();
-        assert!(!is_dump(group));
-        assert!(!is_dump(i32::MAX));
+    #[tokio::test]
+    async fn what_a_crashed_holder_left_is_ended_although_nobody_noted_it() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = MigrationDir::at(root.path());
+        let config = dir.work("web").unwrap().join("criu.conf");
+        let mut left =
+            std::process::Command::new("sleep").arg("60").env(CONFIG_ENV, config).spawn().unwrap();
+        // Reaped as soon as it has ended, as init would.
+        let reaped = tokio::task::spawn_blocking(move || left.wait().unwrap());
+        end_leftovers(&Layout::default(), &dir, &pod_of_self()).await;
+        assert!(!reaped.await.unwrap().success());
     }
 }

@@ -29,7 +29,7 @@ use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::{Pod, runc_program};
 use crate::reading::Reading;
-use crate::{record, status};
+use crate::{record, reserve, status};
 
 use dump::Dumper;
 use send::{Connected, Transfer};
@@ -67,6 +67,13 @@ pub async fn run(
     let (machine, effects) = SourceMachine::recover(&entries, facts);
     tracing::info!(phase = ?machine.phase(), ?facts, "source");
     let fresh = machine.phase() == SourcePhase::Idle;
+    if !fresh {
+        // Before the vote everything is undone, after it everything has been sent: images are
+        // worthless, and perhaps what fills the disk. A dump that still runs fails for want of them.
+        if let Err(error) = files::remove_tree(&holder.dir.path().join("images")) {
+            tracing::warn!("{}", error.chain());
+        }
+    }
     let (connected, connection) = watch::channel(false);
     let mut hands = SourceHands {
         journal,
@@ -134,6 +141,7 @@ fn refusal(holder: &Holder) -> Result<Option<String>> {
 
 /// Everything that can be looked up before anything is touched.
 async fn prepare(holder: &Holder) -> Result<(Pod, Dumper)> {
+    reserve::keep(&holder.dir)?;
     let cri = Cri::connect(&holder.layout.containerd_socket).await?;
     let pod = Pod::find(&cri, &holder.layout, &holder.task).await?;
     pod.save(&holder.dir)?;
@@ -377,7 +385,7 @@ impl SourceHands {
             transfer.end().await;
         }
         if let Some(pod) = &self.pod {
-            dump::end_leftovers(&self.holder.dir, pod).await;
+            dump::end_leftovers(&self.holder.layout, &self.holder.dir, pod).await;
         }
     }
 }

@@ -2,11 +2,15 @@
 //! them, and sees to it that all of them are restored, frozen and known to the CRI. And the other
 //! way out: ending restores and killing whatever they have left, by cgroup.
 
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -131,14 +135,19 @@ async fn restore_all(holder: Arc<Holder>, arrivals: Arc<Arrivals>) -> Result<()>
     }
     let wanted: Vec<String> = moving(&holder.task).map(str::to_owned).collect();
     let mut prepared: Vec<String> = Vec::new();
+    let mut wrappers = Wrappers::default();
     let mut began = None;
     loop {
+        wrappers.check(&dir)?;
         check_failures(&dir)?;
         note_waiting(&holder, &dir, &arrivals).await?;
         let (owner, state) = (Arc::clone(&holder), Arc::clone(&arrivals));
         tokio::task::spawn_blocking(move || apply::apply_trees(&owner, &state)).await??;
         for container in apply::preparable(&holder, &arrivals, &prepared) {
             began.get_or_insert_with(Instant::now);
+            if let Some(waiting) = arrivals.state().waiting.get(&container) {
+                wrappers.add(waiting.pid, &container);
+            }
             apply::prepare(&holder, &arrivals, &container)?;
             prepared.push(container);
         }
@@ -174,6 +183,39 @@ fn check_failures(dir: &PodDir) -> Result<()> {
         return Err(RestoreFailed { container, message }.into());
     }
     Ok(())
+}
+
+/// The runtime's wrappers that were let to restore, by container.
+#[derive(Default)]
+struct Wrappers(BTreeMap<String, Option<OwnedFd>>);
+
+impl Wrappers {
+    fn add(&mut self, pid: u32, container: &str) {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        // One that is gone already has none.
+        let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        self.0.insert(container.to_owned(), process);
+    }
+
+    /// One that has ended without a word was killed. kubelet tries again, but a restore is not done twice.
+    fn check(&self, dir: &PodDir) -> Result<()> {
+        for (container, process) in &self.0 {
+            // It leaves its word before it ends, so this is the order to look in.
+            if process.as_ref().is_none_or(has_ended)
+                && dir.marked::<Restored>(container)?.is_none()
+                && dir.marked::<Failed>(container)?.is_none()
+            {
+                let message = "the runtime was killed while it restored".to_owned();
+                return Err(RestoreFailed { container: container.clone(), message }.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn has_ended(process: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// Notes containers whose `create` waits, and the sandbox, which is there by then. kubelet tries
@@ -282,7 +324,7 @@ fn descendants(pid: u32) -> Vec<u32> {
 }
 
 fn kill(pid: u32) {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     if let Some(pid) = pid {
         // Gone is as good.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -357,6 +399,24 @@ mod tests {
             kill(pid);
         }
         assert!(!parent.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_wrapper_that_is_killed_without_a_word_has_failed() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = transship_host::HostRoot::at(root.path()).pod("p").unwrap();
+        let mut wrapper = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut wrappers = Wrappers::default();
+        wrappers.add(wrapper.id(), "web");
+        wrappers.check(&dir).unwrap();
+        wrapper.kill().unwrap();
+        wrapper.wait().unwrap();
+        let error = wrappers.check(&dir).unwrap_err();
+        assert_eq!(reason(&error), "RestoreFailed");
+        dir.mark("web", &Failed { message: "no".into(), log: String::new() }).unwrap();
+        wrappers.check(&dir).unwrap();
+        wrappers.add(wrapper.id(), "gone-before");
+        assert!(wrappers.check(&dir).is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use transship_host::journal::{Journal, Line};
 use transship_host::lease;
 use transship_host::network::nft_program;
+use transship_host::paths::Role;
 use transship_protocol::{
     Driver, Effect, Facts, Failure, Guard, RecordState, TargetEffect, TargetEntry, TargetEvent,
     TargetMachine, TargetPhase,
@@ -27,7 +28,8 @@ use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::Pod;
 use crate::reading::Reading;
-use crate::{record, status};
+use crate::signing::Signing;
+use crate::{record, reserve, status};
 
 /// How long verbs of the runtime that are at work may take to end.
 const QUIESCE: Duration = Duration::from_secs(10);
@@ -42,13 +44,18 @@ pub async fn run(
     let entries: Vec<TargetEntry> = lines.iter().map(|line| line.entry).collect();
     let (events, mut received) = mpsc::channel(64);
     let pod = Pod::load(&holder.dir)?;
-    let deadman = Arc::new(Deadman::new(&holder)?);
+    let deadman = Deadman::of(&holder.host.holder(&holder.task.migration.uid, Role::Target)?);
     let facts = Facts {
         same_boot: lines.iter().all(|line| line.boot_id == journal.boot_id()),
         tasks: pod.as_ref().is_some_and(|pod| pod.is_alive(&holder.layout)),
-        lapsed: deadman.has_lapsed(),
+        // Asked before this holder signs anything. One that is lost after the vote has expired.
+        lapsed: deadman.has_lapsed()?
+            || (entries.contains(&TargetEntry::Voted) && !deadman.is_armed()?),
     };
     let (machine, effects) = TargetMachine::recover(&entries, facts);
+    if is_guarded(machine.phase()) {
+        deadman.arm_expired()?;
+    }
     tracing::info!(phase = ?machine.phase(), ?facts, "target");
     holder.start_reading(events.clone(), |reading| match reading {
         Reading::Migration(read) => Some(TargetEvent::from(read)),
@@ -57,9 +64,11 @@ pub async fn run(
     });
     holder.start_clock(events.clone(), TargetEvent::DeadlinePassed, TargetEvent::Poked);
     tokio::spawn(take_commands(commands, events.clone()));
+    let signing = Signing::start(&holder, deadman.clone());
     let stop = CancellationToken::new();
     if machine.phase() == TargetPhase::Idle {
         events.send(TargetEvent::Begin).await.context("no events")?;
+        reserve::keep(&holder.dir)?;
         hold::start(Arc::clone(&holder), stop.clone(), events.clone())?;
     }
     let mut hands = TargetHands {
@@ -73,7 +82,17 @@ pub async fn run(
         events,
     };
     let driver = Driver::new(machine, effects);
-    drive(driver, &mut hands, &mut received).await
+    drive(driver, &mut hands, &mut received).await?;
+    signing.end().await;
+    Ok(())
+}
+
+/// Whether the dead-man must count: it may run, or be about to, and has not read `resumedAt`.
+fn is_guarded(phase: TargetPhase) -> bool {
+    matches!(
+        phase,
+        TargetPhase::Voted | TargetPhase::Committed | TargetPhase::Thawing | TargetPhase::Thawed
+    )
 }
 
 /// Turns the operator's commands into events.
@@ -95,7 +114,10 @@ async fn take_commands(mut commands: mpsc::Receiver<Command>, events: mpsc::Send
 /// Does `work` if its guard allows it.
 fn guarded<T>(deadman: &Deadman, guard: Guard, work: impl FnOnce() -> T) -> Result<T, Failed> {
     match guard {
-        Guard::Deadman => deadman.unless_lapsed(work).ok_or_else(lapsed),
+        Guard::Deadman => deadman
+            .unless_lapsed(work)
+            .map_err(|error| Failed::other("DeadmanUnknown", error))?
+            .ok_or_else(lapsed),
         Guard::None => Ok(work()),
     }
 }
@@ -113,7 +135,7 @@ struct TargetHands {
     holder: Arc<Holder>,
     journal: Journal<TargetEntry>,
     pod: Option<Pod>,
-    deadman: Arc<Deadman>,
+    deadman: Deadman,
     /// Ends receiving and preparing.
     stop: CancellationToken,
     /// It has lost: restores under way are ended instead of waited for.
@@ -159,8 +181,7 @@ impl Hands for TargetHands {
         if self.ending {
             self.stop.cancel();
         }
-        let undecided = matches!(phase, TargetPhase::Voted | TargetPhase::Committed);
-        if undecided && !self.watching && self.pod.is_some() {
+        if is_guarded(phase) && !self.watching && self.pod().is_some() {
             self.watching = true;
             self.watch();
         }
@@ -208,10 +229,10 @@ impl TargetHands {
             },
             Effect::FreezeTasks => match self.pod() {
                 // What is gone cannot be frozen, and need not be.
-                Some(pod) if pod.containers.iter().any(|c| c.is_alive(&holder.layout)) => {
-                    pod.freeze().map_err(|error| Failed::other("NotFrozen", error))
+                Some(pod) => {
+                    pod.freeze_what_is_left().map_err(|error| Failed::other("NotFrozen", error))
                 }
-                _ => Ok(()),
+                None => Ok(()),
             },
             Effect::VerifyTasks => match self.pod() {
                 Some(pod) => pod.verify_frozen(&holder.layout).map_err(Failed::tasks_lost),
@@ -220,18 +241,13 @@ impl TargetHands {
             Effect::ArmDeadman => {
                 self.deadman.arm().map_err(|error| Failed::other("DeadmanNotArmed", error))
             }
-            Effect::CheckDeadman => {
-                if self.deadman.has_lapsed() {
-                    return Err(lapsed());
-                }
-                Ok(())
-            }
+            Effect::CheckDeadman => guarded(&self.deadman, Guard::Deadman, || ()),
             Effect::DisarmDeadman => {
                 self.deadman.disarm().map_err(|error| Failed::other("DeadmanNotDisarmed", error))
             }
             Effect::ThawTasks(guard) => self.thaw(guard),
             Effect::OpenNetwork(guard) => {
-                let deadman = Arc::clone(&self.deadman);
+                let deadman = self.deadman.clone();
                 let Some(pod) = self.pod() else { return Ok(()) };
                 guarded(&deadman, guard, || pod.network().open(&nft))?
                     .map_err(|error| Failed::other("NetworkNotOpened", error))
@@ -270,7 +286,7 @@ impl TargetHands {
 
     fn thaw(&mut self, guard: Guard) -> Result<(), Failed> {
         let holder = Arc::clone(&self.holder);
-        let deadman = Arc::clone(&self.deadman);
+        let deadman = self.deadman.clone();
         let Some(pod) = self.pod() else { return Ok(()) };
         let began = Instant::now();
         guarded(&deadman, guard, || pod.thaw())?
@@ -310,7 +326,7 @@ impl TargetHands {
         let Some(pod) = self.pod.clone() else { return };
         let holder = Arc::clone(&self.holder);
         let nft = nft_program(&holder.host);
-        tokio::spawn(Arc::clone(&self.deadman).watch(pod.clone(), nft, self.events.clone()));
+        tokio::spawn(self.deadman.clone().watch(pod.clone(), nft, self.events.clone()));
         let events = self.events.clone();
         tokio::spawn(async move {
             let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -323,5 +339,30 @@ impl TargetHands {
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use transship_protocol::{Decision, TargetOutcome};
+
+    #[test]
+    fn the_dead_man_counts_from_the_vote_until_the_end_is_known_also_after_a_restart() {
+        let entries = [
+            (TargetEntry::Begun, false),
+            (TargetEntry::Voted, true),
+            (TargetEntry::Decided { decision: Decision::Commit }, true),
+            (TargetEntry::Thawing, true),
+            (TargetEntry::Thawed, true),
+            (TargetEntry::Confirmed, false),
+            (TargetEntry::Closed { outcome: TargetOutcome::Resumed }, false),
+        ];
+        let facts = Facts { same_boot: true, tasks: true, lapsed: false };
+        for (index, (entry, guarded)) in entries.iter().enumerate() {
+            let journal: Vec<_> = entries[..=index].iter().map(|(entry, _)| *entry).collect();
+            let (machine, _) = TargetMachine::recover(&journal, facts);
+            assert_eq!(is_guarded(machine.phase()), *guarded, "after {entry:?}");
+        }
     }
 }

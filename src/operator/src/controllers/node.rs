@@ -52,6 +52,7 @@ pub struct Expectation {
 /// Looks at all nodes until `stop`.
 pub async fn run(context: Arc<Context>, expectation: Expectation, stop: CancellationToken) {
     let mut seen: HashMap<String, Seen> = HashMap::new();
+    let mut installation = None;
     loop {
         for name in &expectation.listed {
             if context.agents.node(name).is_none()
@@ -61,8 +62,17 @@ pub async fn run(context: Arc<Context>, expectation: Expectation, stop: Cancella
             }
         }
         let list = static_list(&expectation.listed, &context.nodes.state());
+        if installation.is_none() {
+            // Until it is known no request is taken back.
+            match uninstall::installation(&context.client).await {
+                Ok(own) => installation = Some(own),
+                Err(error) => tracing::warn!("this installation is not known yet: {error:#}"),
+            }
+        }
         for node in context.nodes.state() {
-            if uninstall::is_of_former_installation(&node, context.started)
+            if installation
+                .as_deref()
+                .is_some_and(|own| uninstall::is_of_former_installation(&node, own))
                 && let Err(error) = take_request_back(&node, &context).await
             {
                 tracing::warn!(
@@ -97,7 +107,7 @@ async fn take_request_back(node: &api::Node, context: &Context) -> Result<(), Er
     let nodes: Api<api::Node> = Api::all(context.client.clone());
     let patch = json!({"metadata": {
         "uid": node.uid(),
-        "annotations": {names::UNINSTALL: null, uninstall::ASKED_AT: null},
+        "annotations": {names::UNINSTALL: null, uninstall::ASKED_BY: null},
     }});
     nodes
         .patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch))

@@ -35,6 +35,7 @@ pub enum Action {
     Reap(Side),
     OperatorReads(Intent),
     OperatorWrites(Intent),
+    OperatorFindsSilence,
     RemoveFinalizer,
     RestoreVersion,
     Fault(Fault, Side),
@@ -250,13 +251,13 @@ fn operators(world: &World, out: &mut Vec<Next>) {
     let recorded = world.api.recorded;
     if world.api.exists {
         if world.ops.contains(&None) {
-            let gone = world.t.env.dead || world.t.env.lapsed;
-            let proof = if gone { TargetProof::NodeDead } else { TargetProof::None };
+            let proof = if world.proof { TargetProof::NodeDead } else { TargetProof::None };
             let target = world.t.word;
             let wishes = [
                 (decide(&observe(world, false)) == Some(Decision::Commit), Intent::Commit),
                 (decide(&observe(world, true)) == Some(Decision::Abort), Intent::Abort),
-                (may_record_resumed(recorded, target, gone && world.t.env.dead), Intent::Resumed),
+                // The other operator need not have found what this one has.
+                (may_record_resumed(recorded, target, false), Intent::Resumed),
                 (may_resolve_source_resumes(recorded, target, proof), Intent::Resolve),
             ];
             for (wish, intent) in wishes {
@@ -275,6 +276,11 @@ fn operators(world: &World, out: &mut Vec<Next>) {
             if let Some(intent) = world.ops[slot] {
                 out.push((Action::OperatorWrites(intent), write(world, slot, intent)));
             }
+        }
+        if !world.proof && silent_for_long(world) {
+            let mut next = world.clone();
+            next.proof = true;
+            out.push((Action::OperatorFindsSilence, Ok(next)));
         }
         let done = may_remove_finalizer(
             recorded,
@@ -295,6 +301,17 @@ fn operators(world: &World, out: &mut Vec<Next>) {
             next.replica = true;
             out.push((Action::RestoreVersion, Ok(next)));
         }
+    }
+}
+
+/// Whether T's signature may have been found unchanged for T₂.
+fn silent_for_long(world: &World) -> bool {
+    let env = &world.t.env;
+    if holds(Rule::ProofFollowsCommit) {
+        world.api.recorded.is_open_commit() && (env.dead || env.lapsed)
+    } else {
+        // Before its vote a target may be silent for as long as it likes.
+        env.dead || env.lapsed || !env.armed
     }
 }
 

@@ -111,7 +111,7 @@ pub(super) fn faults(world: &World, out: &mut Vec<Next>) {
         happens(Fault::Lapse, Side::T, &|next| {
             let env = &mut next.t.env;
             env.lapsed = true;
-            if holds(Rule::DeadmanFreezes) {
+            if holds(Rule::DeadmanFreezes) && env.watched {
                 env.net = false;
                 if env.tasks == Tasks::Running {
                     env.tasks = Tasks::Frozen;
@@ -186,6 +186,7 @@ fn lose_holder(world: &mut World, side: Side) {
         }
         Side::T => {
             world.t.second = None;
+            world.t.env.watched &= holds(Rule::DeadmanOutlivesHolder);
             world.t.holder =
                 world.t.journal.is_empty().then(|| Driver::new(TargetMachine::new(), vec![]));
         }

@@ -128,7 +128,11 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
                 return Ok(Done::No(Failure::TasksLost));
             }
         }
-        Effect::ArmDeadman => world.env_mut(R::SIDE).armed = true,
+        Effect::ArmDeadman => {
+            let env = world.env_mut(R::SIDE);
+            env.armed = true;
+            env.watched = true;
+        }
         Effect::CheckDeadman if world.env(R::SIDE).lapsed => {
             return Ok(Done::No(Failure::Lapsed));
         }
@@ -136,6 +140,7 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
         Effect::DisarmDeadman => {
             let env = world.env_mut(R::SIDE);
             env.armed = false;
+            env.watched = false;
             env.lapsed = false;
         }
         Effect::DestroySockets => world.env_mut(R::SIDE).sockets_destroyed = true,

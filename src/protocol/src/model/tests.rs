@@ -156,6 +156,9 @@ each_rule_matters! {
     thawing_unguarded_fails: ThawIsGuarded [(Fault::Lapse, 1)];
     forgetting_a_lapse_fails: LapseIsSticky [(Fault::Lapse, 1), (Fault::Crash, 1)];
     a_dead_man_that_does_not_freeze_fails: DeadmanFreezes [(Fault::Lapse, 1)];
+    a_dead_man_that_dies_with_its_holder_fails:
+        DeadmanOutlivesHolder [(Fault::Crash, 1), (Fault::Lapse, 1)];
+    counting_a_silence_from_before_the_commit_fails: ProofFollowsCommit [];
     opening_the_target_before_the_thaw_fails: TargetOpensAfterThaw [(Fault::Crash, 1), (Fault::Reboot, 1)];
     opening_the_target_unconfirmed_fails:
         TargetOpensOnlyConfirmed [(Fault::Reboot, 1), (Fault::Lapse, 1)];

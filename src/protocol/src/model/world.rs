@@ -69,7 +69,7 @@ pub enum Fault {
     ClaimLost,
     /// Another Migration begins on S and gives up at once.
     SecondMigration,
-    /// T's node renews its Lease no longer for T₁.
+    /// T's signature in its node's Lease is not renewed for T₁.
     Lapse,
     /// A second holder is started beside the first.
     SecondHolder,
@@ -116,6 +116,8 @@ pub struct Env {
     pub rebooted: bool,
     pub dead: bool,
     pub armed: bool,
+    /// Somebody looks whether the armed dead-man expires.
+    pub watched: bool,
     pub lapsed: bool,
     pub sockets_destroyed: bool,
 }
@@ -140,6 +142,8 @@ pub struct World {
     pub sent: bool,
     /// Fail-over has started a stored version elsewhere.
     pub replica: bool,
+    /// An operator has found that T has been silent for long enough. It may act on it much later.
+    pub proof: bool,
     /// Ghost: an instruction ran on T.
     pub t_ran: bool,
     /// Faults that may still happen, by kind and in all.
@@ -262,6 +266,7 @@ impl Env {
             rebooted: false,
             dead: false,
             armed: false,
+            watched: false,
             lapsed: false,
             sockets_destroyed: false,
         }
@@ -317,6 +322,7 @@ impl World {
             ops: [None; 2],
             sent: false,
             replica: false,
+            proof: false,
             t_ran: false,
             left,
             total,

@@ -1,6 +1,8 @@
 //! Containers that must be on the node: those whose volumes or network are used, or that are linked
 //! to.
 
+use regex::Regex;
+
 use super::{Compiled, Condition, Test};
 use crate::placement::model::{Network, Request};
 
@@ -8,7 +10,9 @@ pub(super) fn compile(request: &Request) -> Compiled {
     let mut wanted = Vec::new();
     let mut listing = Vec::new();
     let mut depend = |option: &str, on: &str, text: &str| {
-        wanted.push(on.to_owned());
+        // Escaped, it is only ever too long.
+        let beginning = Regex::new(&format!("\n{}", regex::escape(on))).ok();
+        wanted.push((on.to_owned(), beginning));
         listing.push(format!("--{option}={text}"));
     };
     for volume in &request.volumes_from {

@@ -6,6 +6,8 @@ mod dependency;
 mod port;
 mod whitelist;
 
+use regex::Regex;
+
 use super::expression::{Expression, ExpressionError};
 use super::model::{Node, PortBinding, Request};
 
@@ -141,8 +143,8 @@ pub(super) enum Test {
     PortUnbound(PortBinding),
     /// Nothing in the host's network exposes it.
     PortNotExposed(String),
-    /// All of these containers are on the node.
-    Containers(Vec<String>),
+    /// All of these containers are on the node; with each, what finds words that begin like it.
+    Containers(Vec<(String, Option<Regex>)>),
     ContainerWords(Expression),
     ImageWords(Expression),
     ContainerLabel(Expression),
@@ -161,7 +163,10 @@ impl Test {
             Self::FreeSlot => node.has_free_slot(),
             Self::PortUnbound(binding) => !node.binds(binding),
             Self::PortNotExposed(port) => !node.exposes(port),
-            Self::Containers(wanted) => wanted.iter().all(|name| node.has_container(name)),
+            Self::Containers(wanted) => wanted.iter().all(|(name, beginning)| {
+                let worth = |beginning| node.may_have_container(name, beginning);
+                beginning.as_ref().is_none_or(worth) && node.has_container(name)
+            }),
             Self::ContainerWords(expression) => expression.holds_for(&[node.container_words()]),
             Self::ImageWords(expression) => expression.holds_for(&node.image_words()),
             Self::ContainerLabel(expression) => {

@@ -223,12 +223,22 @@ impl World<'_> {
         &self,
         what: &'static str,
         pod: Option<&Pod>,
+        metadata: Value,
+    ) -> Result<(), Error> {
+        self.patch_metadata_with(&PatchParams::default(), what, pod, metadata).await
+    }
+
+    async fn patch_metadata_with(
+        &self,
+        params: &PatchParams,
+        what: &'static str,
+        pod: Option<&Pod>,
         mut metadata: Value,
     ) -> Result<(), Error> {
         let Some(pod) = pod else { return Ok(()) };
         metadata["uid"] = json!(pod.uid());
         let patch = Patch::Merge(json!({"metadata": metadata}));
-        match self.pods().patch(&pod.name_any(), &PatchParams::default(), &patch).await {
+        match self.pods().patch(&pod.name_any(), params, &patch).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
             Err(error) => Err(Error::api(what)(error)),
@@ -251,22 +261,33 @@ impl World<'_> {
     }
 
     /// The source goes first: with both claimed the controller would remove one of them, with
-    /// none it would make another, which the webhook holds back for these milliseconds.
+    /// none it would make another, which the webhook holds back for these milliseconds. What would
+    /// be refused is found out before anything is taken from the source, and the time in which
+    /// others are held back begins once, however often this is tried.
     async fn move_claim(
         &self,
         claim: &OwnerReference,
         labels: &Labels,
         strip_source: bool,
     ) -> Result<(), Error> {
-        self.patch_migration(json!({
-            "labels": {names::HANDOVER_LABEL: claim.uid},
-            "annotations": {names::HANDOVER_TIME: Timestamp::now().to_string()},
-        }))
-        .await?;
+        let target = self.observed.target_pod.as_ref();
+        let metadata = json!({"labels": labels, "ownerReferences": [claim]});
+        let trial = PatchParams { dry_run: true, ..PatchParams::default() };
+        let what = "claim the target pod (on trial)";
+        match self.patch_metadata_with(&trial, what, target, metadata.clone()).await {
+            Err(Error::Api { source, .. }) if no_trial(&source) => {}
+            tried => tried?,
+        }
+        if !hands_over(&self.observed.migration, &claim.uid) {
+            self.patch_migration(json!({
+                "labels": {names::HANDOVER_LABEL: claim.uid},
+                "annotations": {names::HANDOVER_TIME: Timestamp::now().to_string()},
+            }))
+            .await?;
+        }
         if strip_source {
             self.strip_source().await?;
         }
-        let metadata = json!({"labels": labels, "ownerReferences": [claim]});
         self.patch_target("claim the target pod", metadata).await
     }
 
@@ -347,26 +368,31 @@ impl World<'_> {
     }
 }
 
+/// Whether the hand-over of this owner's pod has begun already.
+fn hands_over(migration: &Migration, owner_uid: &str) -> bool {
+    migration.labels().get(names::HANDOVER_LABEL).is_some_and(|uid| uid == owner_uid)
+        && migration.annotations().contains_key(names::HANDOVER_TIME)
+}
+
+/// Whether a trial was refused as such: some webhook cannot be called without effects.
+fn no_trial(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status)
+        if status.code == 400 && status.message.contains("does not support dry run"))
+}
+
 /// Whole seconds, as `lastTransitionTime` is kept.
 fn seconds_now() -> String {
     let now = Timestamp::now();
     Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }
 
-/// Takes our finalizer off.
+/// Takes our finalizer off, if the Migration is still as it was read. A conflict (its status was
+/// perhaps written a moment ago) leads to another look.
 pub async fn remove_finalizer(migration: &Migration, context: &Context) -> Result<(), Error> {
-    let left: Vec<&String> =
-        migration.finalizers().iter().filter(|f| *f != names::FINALIZER).collect();
     let namespace = migration.namespace().unwrap_or_default();
     let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &namespace);
-    // The status was perhaps written a moment ago: only the finalizers as read must still stand.
-    let patch = json!({
-        "metadata": {"uid": migration.uid(), "finalizers": left},
-    });
-    match migrations
-        .patch(&migration.name_any(), &PatchParams::default(), &Patch::Merge(patch))
-        .await
-    {
+    let patch = Patch::Merge(without_finalizer(migration));
+    match migrations.patch(&migration.name_any(), &PatchParams::default(), &patch).await {
         Ok(_) => {}
         Err(kube::Error::Api(status)) if status.is_not_found() => {}
         Err(error) => return Err(Error::api("take the finalizer off")(error)),
@@ -375,4 +401,57 @@ pub async fn remove_finalizer(migration: &Migration, context: &Context) -> Resul
     context.sides.drop_migration(&uid);
     context.memory.forget(&uid);
     Ok(())
+}
+
+/// Lists are replaced as a whole, so nobody may have changed it meanwhile.
+fn without_finalizer(migration: &Migration) -> Value {
+    let left: Vec<&String> =
+        migration.finalizers().iter().filter(|f| *f != names::FINALIZER).collect();
+    json!({"metadata": {
+        "uid": migration.uid(),
+        "resourceVersion": migration.resource_version(),
+        "finalizers": left,
+    }})
+}
+
+#[cfg(test)]
+mod tests {
+    use transship_api::MigrationSpec;
+
+    use super::*;
+
+    #[test]
+    fn a_finalizer_goes_only_from_the_object_that_was_read() {
+        let mut migration = Migration::new("m", MigrationSpec::for_pod("p"));
+        migration.metadata.uid = Some("uid-m".into());
+        migration.metadata.resource_version = Some("7".into());
+        migration.metadata.finalizers = Some(vec!["other".into(), names::FINALIZER.into()]);
+        assert_eq!(
+            without_finalizer(&migration),
+            json!({"metadata": {"uid": "uid-m", "resourceVersion": "7", "finalizers": ["other"]}})
+        );
+    }
+
+    #[test]
+    fn a_cluster_in_which_nothing_can_be_tried_is_told_from_a_refusal() {
+        let answer = |code, message: &str| {
+            let status = json!({"status": "Failure", "code": code, "message": message});
+            kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()))
+        };
+        let webhook = r#"admission webhook "a.b" does not support dry run"#;
+        assert!(no_trial(&answer(400, webhook)));
+        assert!(!no_trial(&answer(403, webhook)));
+        assert!(!no_trial(&answer(400, "not like this")));
+    }
+
+    #[test]
+    fn a_hand_over_begins_once_for_each_owner() {
+        let mut migration = Migration::new("m", MigrationSpec::for_pod("p"));
+        assert!(!hands_over(&migration, "uid-rs"));
+        migration.labels_mut().insert(names::HANDOVER_LABEL.into(), "uid-rs".into());
+        assert!(!hands_over(&migration, "uid-rs"), "its time is missing");
+        migration.annotations_mut().insert(names::HANDOVER_TIME.into(), "now".into());
+        assert!(hands_over(&migration, "uid-rs"));
+        assert!(!hands_over(&migration, "uid-other"));
+    }
 }

@@ -1,7 +1,10 @@
 //! Reads what a plan is made of. The Migration has been read before; pods are read uncached after
 //! it, sides are what was heard last.
 
+use std::time::Instant;
+
 use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node as CoreNode, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
@@ -11,6 +14,7 @@ use transship_api::{Migration, names};
 use transship_core::migration::handover::selects;
 use transship_core::migration::state::Owner;
 use transship_core::migration::{Observed, Role, Side};
+use transship_protocol::TargetProof;
 
 use super::Error;
 use super::watch_sides::{Places, Sides};
@@ -20,10 +24,14 @@ use crate::context::Context;
 pub async fn observe(migration: Migration, context: &Context) -> Result<Observed, Error> {
     let uid = migration.uid().unwrap_or_default();
     let mut observed = Observed::of(migration);
-    let (source, target) =
-        tokio::try_join!(source_pod(&observed, context), target_pod(&observed, context))?;
-    observed.source_pod = source;
-    observed.target_pod = target;
+    let (source, target, proof) = tokio::join!(
+        source_pod(&observed, context),
+        target_pod(&observed, context),
+        target_proof(&observed, context),
+    );
+    observed.source_pod = source?;
+    observed.target_pod = target?;
+    observed.target_proof = proof;
     let Sides { source, target, frozen_seen } = sides(&observed, context);
     observed.source = source;
     observed.target = target;
@@ -71,6 +79,31 @@ async fn target_pod(observed: &Observed, context: &Context) -> Result<Option<Pod
         labelled == Some(observed.uid())
             || (!target.pod_uid.is_empty() && pod.uid().as_deref() == Some(&target.pod_uid))
     }))
+}
+
+/// Whether the target's silence is a proof: from reads of its node's Lease that follow one of the
+/// open Commit.
+async fn target_proof(observed: &Observed, context: &Context) -> TargetProof {
+    if !observed.recorded().is_open_commit() {
+        return TargetProof::None;
+    }
+    let leases: Api<Lease> = Api::namespaced(context.client.clone(), &context.namespace);
+    let asked = Instant::now();
+    let found = leases.get_metadata_opt(&names::node_lease(observed.node(Role::Target))).await;
+    let answered = Instant::now();
+    let lease = match found {
+        Ok(lease) => lease,
+        Err(error) => {
+            // What is not known proves nothing, and need not keep the migration from going on.
+            tracing::warn!(%error, "the target node's Lease could not be read");
+            return TargetProof::None;
+        }
+    };
+    let key = names::signature(observed.uid());
+    let signature = lease.as_ref().and_then(|lease| lease.annotations().get(&key));
+    context.memory.note(observed.uid(), |notes| {
+        notes.signatures.look(signature.map(String::as_str), asked, answered)
+    })
 }
 
 /// What the sides said. Before the target is recorded nothing has been started.
