@@ -54,13 +54,6 @@ pub async fn run(context: Arc<Context>, expectation: Expectation, stop: Cancella
     let mut seen: HashMap<String, Seen> = HashMap::new();
     let mut installation = None;
     loop {
-        if installation.is_none() {
-            // Until it is known no request is taken back.
-            match uninstall::installation(&context.client).await {
-                Ok(own) => installation = Some(own),
-                Err(error) => tracing::warn!("this installation is not known yet: {error:#}"),
-            }
-        }
         for name in &expectation.listed {
             if context.agents.node(name).is_none()
                 && let Err(error) = create(name, &context).await
@@ -69,6 +62,13 @@ pub async fn run(context: Arc<Context>, expectation: Expectation, stop: Cancella
             }
         }
         let list = static_list(&expectation.listed, &context.nodes.state());
+        if installation.is_none() {
+            // Until it is known no request is taken back.
+            match uninstall::installation(&context.client).await {
+                Ok(own) => installation = Some(own),
+                Err(error) => tracing::warn!("this installation is not known yet: {error:#}"),
+            }
+        }
         for node in context.nodes.state() {
             if installation
                 .as_deref()
