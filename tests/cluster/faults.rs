@@ -6,12 +6,13 @@ use anyhow::{Context, Result, ensure};
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     counter::Client,
+    faults::judge::no_record_is_left,
 };
 
 use crate::counter;
 
 /// The source must be the same pod, running, connected; the target gone on both counts.
-pub fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result<()> {
+fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result<()> {
     let now = cluster.pod("app=counter")?;
     ensure!(&now == before, "{before:?} became {now:?}");
     let so_far = client.replies();
@@ -26,21 +27,6 @@ pub fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result
     let claim = &cluster.get("pod", &now.name)?["metadata"]["annotations"]["transship.dev/claim"];
     ensure!(claim.is_null(), "the claim is still there: {claim}");
     Ok(())
-}
-
-/// No record or task of the test's namespace is left on a node.
-pub fn no_record_is_left(cluster: &Cluster, node: &str) -> Result<()> {
-    cluster.await_that(&format!("no record is left on {node}"), Duration::from_secs(90), || {
-        // The record of a pod that runs on stays, open, for as long as the pod does.
-        let script = format!(
-            "cd /var/lib/transship; for f in $(grep -l '\"{}\"' pods/*/record.json migrations/*/task.json 2>/dev/null); \
-             do grep -q '\"state\":\"open\"' $f || echo $f; done",
-            cluster.namespace
-        );
-        let left = cluster.on_node(node, &["sh", "-c", &script])?;
-        ensure!(left.trim().is_empty(), "{left}");
-        Ok(true)
-    })
 }
 
 #[test]

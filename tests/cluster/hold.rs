@@ -1,17 +1,15 @@
 //! The hold: while the target is held and undecided, nothing that dies makes it run.
 
-use std::{process::Stdio, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use transship_tests::{
     cluster::{Cluster, Pod},
     counter::Client,
+    faults::Gate,
 };
 
-use crate::{
-    counter,
-    faults::{no_record_is_left, source_goes_on},
-};
+use crate::counter;
 
 /// Replicas of the operator, as the chart has them.
 const REPLICAS: &str = "2";
@@ -68,36 +66,7 @@ fn kill(cluster: &Cluster, node: &str, what: &str) -> Result<bool> {
 fn undecided(cluster: &Cluster) -> Result<(Pod, Pod, String, Client)> {
     let source = counter(cluster)?;
     let client = Client::connect(format!("{}:8080", source.ip).parse()?, Duration::from_millis(2))?;
-    // A decision needs the API: without write access to the status no operator can record one.
-    let policy = r#"
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicy
-metadata: {name: test-no-decision}
-spec:
-  failurePolicy: Fail
-  matchConstraints:
-    resourceRules:
-      - {apiGroups: [transship.dev], apiVersions: [v1alpha1], resources: [migrations/status], operations: [UPDATE]}
-  validations:
-    - expression: "!has(object.status.decision)"
-      message: held back by a test
----
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicyBinding
-metadata: {name: test-no-decision}
-spec: {policyName: test-no-decision, validationActions: [Deny]}
-"#;
-    cluster.apply(policy)?;
-    cluster.await_that("the policy is in force", Duration::from_secs(30), || {
-        let probe = cluster.try_kubectl(&[
-            "get",
-            "validatingadmissionpolicy",
-            "test-no-decision",
-            "-o",
-            "jsonpath={.status.observedGeneration}",
-        ])?;
-        Ok(probe.stdout == b"1")
-    })?;
+    Gate::Decision.close(cluster)?;
     let migration = cluster.migrate(&source.name, source.other_node())?;
     let mut target = None;
     cluster.await_that("the target is held", Duration::from_secs(60), || {
@@ -114,20 +83,10 @@ spec: {policyName: test-no-decision, validationActions: [Deny]}
     Ok((source, target.context("no target")?, migration, client))
 }
 
-fn allow_decisions(cluster: &Cluster) -> Result<()> {
-    cluster.kubectl(&[
-        "delete",
-        "validatingadmissionpolicybinding,validatingadmissionpolicy",
-        "test-no-decision",
-        "--ignore-not-found",
-    ])?;
-    Ok(())
-}
-
 #[test]
 fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
     let cluster = Cluster::with_namespace("hold")?;
-    allow_decisions(&cluster)?;
+    Gate::Decision.open(&cluster)?;
     let (source, target, migration, client) = undecided(&cluster)?;
     let result = (|| {
         let before = activity(&cluster, &target)?;
@@ -154,7 +113,7 @@ fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
         }
         Ok(())
     })();
-    allow_decisions(&cluster)?;
+    Gate::Decision.open(&cluster)?;
     result?;
     // Whatever is decided, one copy runs in the end, and it is whole or a fresh start is told.
     cluster.ended(&migration, Duration::from_secs(120))?;
@@ -171,10 +130,10 @@ fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
 #[test]
 fn an_operator_that_dies_undecided_is_followed_by_one_that_decides() -> Result<()> {
     let cluster = Cluster::with_namespace("operator")?;
-    allow_decisions(&cluster)?;
+    Gate::Decision.open(&cluster)?;
     let (source, _, migration, client) = undecided(&cluster)?;
     let result = scale_operator(&cluster, "0");
-    allow_decisions(&cluster)?;
+    Gate::Decision.open(&cluster)?;
     let result = result.and(scale_operator(&cluster, REPLICAS));
     result?;
     cluster.succeeded(&migration, Duration::from_secs(120))?;
@@ -182,43 +141,4 @@ fn an_operator_that_dies_undecided_is_followed_by_one_that_decides() -> Result<(
     ensure!(report.is_whole(), "{report:?}");
     ensure!(cluster.pod("app=counter")?.node == source.other_node());
     Ok(())
-}
-
-/// Kills one of those who hold the target's container, in that moment; whichever it is, nobody has voted yet,
-/// so the source goes on.
-fn a_kill_in_the_hold_is_rolled_back(victim: &str, callers: &str) -> Result<()> {
-    let cluster = Cluster::with_namespace(&format!("kill-{callers}"))?;
-    let before = counter(&cluster)?;
-    let client = Client::connect(format!("{}:8080", before.ip).parse()?, Duration::from_millis(2))?;
-    let target = before.other_node();
-    let killer = cluster
-        .on_node_command(target, &["transship-probe", "kill", callers, "60"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let migration = cluster.migrate(&before.name, target)?;
-    let killed = killer.wait_with_output()?;
-    let killed = String::from_utf8(killed.stdout)?;
-    ensure!(killed.trim() == victim, "killed {killed:?} instead of {victim}");
-    cluster.ended(&migration, Duration::from_secs(90))?;
-    let object = cluster.get("migration", &migration)?;
-    ensure!(object["status"]["phase"] == "RolledBack", "{:#}", object["status"]);
-    cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
-    source_goes_on(&cluster, &before, client)?;
-    no_record_is_left(&cluster, target)
-}
-
-#[test]
-fn a_kill_of_the_script_in_the_hold_is_rolled_back() -> Result<()> {
-    a_kill_in_the_hold_is_rolled_back("transship-hold", "0")
-}
-
-#[test]
-fn a_kill_of_criu_in_the_hold_is_rolled_back() -> Result<()> {
-    a_kill_in_the_hold_is_rolled_back("criu", "1")
-}
-
-#[test]
-fn a_kill_of_the_wrapper_in_the_hold_is_rolled_back() -> Result<()> {
-    a_kill_in_the_hold_is_rolled_back("transship-runc", "3")
 }

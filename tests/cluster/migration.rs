@@ -138,21 +138,9 @@ fn a_deployments_pod_moves_with_memory_and_connection_and_behaves_like_any_pod()
 fn ten_moves_in_a_row_leave_nothing_behind() -> Result<()> {
     let cluster = Cluster::with_namespace("residue")?;
     let mut pod = counter(&cluster)?;
-    let take = || -> Result<_> {
-        let mut all = residue::inventory(&cluster, "node-a")?;
-        all.extend(residue::inventory(&cluster, "node-b")?);
-        Ok(all)
-    };
     // The pod's own things have other names after a move, so what is compared is their number by
     // kind, with the pod on the node where it began.
-    let kinds = |things: &std::collections::BTreeSet<String>| {
-        let mut counts = std::collections::BTreeMap::<String, usize>::new();
-        for thing in things {
-            let kind: Vec<&str> = thing.split_whitespace().take(2).collect();
-            *counts.entry(kind.join(" ")).or_default() += 1;
-        }
-        counts
-    };
+    let take = || residue::both_nodes(&cluster);
     let before = take()?;
     let client = Client::connect(address(&pod), Duration::from_millis(2))?;
     let began = Instant::now();
@@ -167,15 +155,15 @@ fn ten_moves_in_a_row_leave_nothing_behind() -> Result<()> {
     let settled =
         cluster.await_that("nothing of the moves is left", Duration::from_secs(60), || {
             after = take()?;
-            Ok(kinds(&after).iter().all(|(kind, count)| {
+            Ok(residue::kinds(&after).iter().all(|(kind, count)| {
                 // The target record of the pod that lives stays as long as the pod does.
                 let allowed = if kind.ends_with(" record") { 1 } else { 0 };
-                *count <= kinds(&before).get(kind).copied().unwrap_or(0) + allowed
+                *count <= residue::kinds(&before).get(kind).copied().unwrap_or(0) + allowed
             }))
         });
     settled.with_context(|| {
         let new: Vec<_> = after.difference(&before).collect();
-        format!("left behind, or new: {new:#?}\nbefore: {:#?}", kinds(&before))
+        format!("left behind, or new: {new:#?}\nbefore: {:#?}", residue::kinds(&before))
     })?;
 
     // With the pod goes the rest.

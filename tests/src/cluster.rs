@@ -58,6 +58,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// The same namespace, for another thread; dropping it deletes nothing.
+    pub fn view(&self) -> Cluster {
+        Cluster::new(&self.kubectl, &self.kubeconfig, &self.xtask, &self.namespace)
+    }
+
     fn delete_namespace(&self) -> Result<()> {
         self.kubectl(&[
             "delete",

@@ -48,10 +48,19 @@ pub struct Client {
 impl Client {
     /// Connects, and returns when the first reply has come.
     pub fn connect(address: SocketAddr, interval: Duration) -> Result<Client> {
+        Client::with_patience(address, interval, Duration::from_secs(60))
+    }
+
+    /// As [`Client::connect`], waiting so long for each reply.
+    pub fn with_patience(
+        address: SocketAddr,
+        interval: Duration,
+        patience: Duration,
+    ) -> Result<Client> {
         let stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))
             .with_context(|| format!("connecting to {address}"))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_read_timeout(Some(patience))?;
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut writer = stream;
         let first = request(&mut reader, &mut writer)?;

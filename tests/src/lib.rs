@@ -6,7 +6,8 @@
 
 pub mod cluster;
 pub mod counter;
-pub mod hold_victim;
+pub mod faults;
+pub mod node;
 pub mod prober;
 pub mod residue;
 pub mod simulation;

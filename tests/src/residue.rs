@@ -1,8 +1,11 @@
 //! What lies on a node: taken before and after, the difference is what was left behind.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::cluster::Cluster;
 
@@ -34,4 +37,35 @@ true
 pub fn inventory(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
     let text = cluster.on_node(node, &["sh", "-c", INVENTORY])?;
     Ok(text.lines().map(|line| format!("{node}: {line}")).collect())
+}
+
+/// The things on both nodes.
+pub fn both_nodes(cluster: &Cluster) -> Result<BTreeSet<String>> {
+    let mut all = inventory(cluster, "node-a")?;
+    all.extend(inventory(cluster, "node-b")?);
+    Ok(all)
+}
+
+/// How many things there are of each kind on each node: their names change with every pod.
+pub fn kinds(things: &BTreeSet<String>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for thing in things {
+        let kind: Vec<&str> = thing.split_whitespace().take(2).collect();
+        *counts.entry(kind.join(" ")).or_default() += 1;
+    }
+    counts
+}
+
+/// Waits until there is no more of anything than `before`.
+pub fn nothing_new(cluster: &Cluster, before: &BTreeSet<String>) -> Result<()> {
+    let (allowed, mut after) = (kinds(before), BTreeSet::new());
+    let settled = cluster.await_that("nothing is left behind", Duration::from_secs(60), || {
+        after = both_nodes(cluster)?;
+        let fits = |(kind, count): (&String, &usize)| allowed.get(kind).is_some_and(|a| count <= a);
+        Ok(kinds(&after).iter().all(fits))
+    });
+    settled.with_context(|| {
+        let new: Vec<_> = after.difference(before).collect();
+        format!("left behind, or new: {new:#?}\nbefore: {allowed:#?}")
+    })
 }

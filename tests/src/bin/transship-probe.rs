@@ -1,13 +1,21 @@
-//! `transship-probe connect|kill`: what the tests do inside the nodes of the sandbox, where a shell would be too
-//! slow.
+//! `transship-probe …`: what the tests do inside the nodes of the sandbox, where a shell would be too slow.
 
 use std::{
+    io::{Read, Write},
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use clap::{Parser, Subcommand};
-use transship_tests::{hold_victim, prober::probe};
+use transship_tests::{
+    node::{
+        copies,
+        moment::{self, Moment},
+        process::{self, Victim},
+        side::Side,
+    },
+    prober::probe,
+};
 
 #[derive(Parser)]
 struct Args {
@@ -27,13 +35,30 @@ enum Action {
         #[arg(long, default_value_t = 250)]
         patience: u64,
     },
-    /// Await the moment in which CRIU's script holds a restored container, kill -9 the script or one of those
-    /// who called it, and print the victim's name.
-    Kill {
-        /// Callers between the script and the victim: 0 is the script, 1 CRIU, 2 runc, 3 the wrapper.
-        callers: u32,
-        /// How long to wait for that moment.
+    /// Await a moment of a namespace's migration: an entry in this node's journal, `criu` at work, or the
+    /// `hold` of a restored container.
+    Await {
+        /// The migration's namespace.
+        namespace: String,
+        /// What to wait for.
+        moment: Moment,
+        /// How long.
         seconds: u64,
+        /// kill -9 this process in that moment.
+        #[arg(long)]
+        kill: Option<Victim>,
+    },
+    /// kill -9 a process that takes part in a namespace's migration.
+    Kill {
+        /// The migration's namespace.
+        namespace: String,
+        /// Whom.
+        victim: Victim,
+    },
+    /// Print which copies of the application run whenever that changes, until stdin ends.
+    Copies {
+        /// The application's namespace.
+        namespace: String,
     },
 }
 
@@ -45,10 +70,28 @@ fn main() -> anyhow::Result<()> {
             let report =
                 probe(address, Duration::from_millis(10), patience, || Instant::now() >= end);
             println!("{}", serde_json::to_string(&report)?);
+            Ok(())
         }
-        Action::Kill { callers, seconds } => {
-            println!("{}", hold_victim::kill(callers, Duration::from_secs(seconds))?);
+        Action::Await { namespace, moment, seconds, kill } => {
+            let side = moment::wait(moment, &namespace, Duration::from_secs(seconds))?;
+            kill.map_or(Ok(()), |victim| process::kill(victim, side.as_ref()))
+        }
+        Action::Kill { namespace, victim } => {
+            process::kill(victim, Side::find(&namespace).as_ref())
+        }
+        Action::Copies { namespace } => {
+            std::thread::spawn(end_with_stdin);
+            let mut stdout = std::io::stdout();
+            copies::watch(&namespace, |look| {
+                writeln!(stdout, "{}", serde_json::to_string(look)?)?;
+                Ok(stdout.flush()?)
+            })
         }
     }
-    Ok(())
+}
+
+/// Who started us through `nsenter` cannot end us by a signal.
+fn end_with_stdin() {
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    std::process::exit(0);
 }

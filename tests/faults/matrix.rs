@@ -1,0 +1,250 @@
+//! The matrix: which faults, at which moments, and what is right then.
+//!
+//! A group crosses its faults with its moments; adding a fault or a moment adds tests. More than one
+//! outcome is right where the fault may come too late to matter, or may be survived.
+
+use transship_api::Role::{Source, Target};
+use transship_tests::{
+    faults::{
+        cell::{Cell, cells},
+        fault::{
+            Fault::{
+                self, Cut, FillDisk, Kill, KillLeader, KillOperators, PauseApi, PowerOff, User,
+            },
+            Length::{Briefly, Long},
+        },
+        link::{
+            Link::{Api, Nodes, Operators},
+            Stream::{Corrupted, Slow, Truncated},
+        },
+        moment::Moment::{
+            self, Decided, Dumping, Freezing, HandingOver, Preflight, Releasing, Restoring,
+            TargetIsMade, TargetStarts, Thawed, Thawing, Voted,
+        },
+        outcome::Outcome::{self, Gone, Moved, Replaced, Restarted, Stayed, TargetLost},
+        user::Act::{
+            DeleteDeployment, DeleteMigration, DeleteSource, DeleteTarget, Drain, MigrateAgain,
+            Roll, ScaleDown, StripFinalizer,
+        },
+    },
+    node::process::Victim::{
+        Agent, Containerd, Criu, Holder, Kubelet, Runc, Script, Shim, Supervisor, Wrapper,
+    },
+};
+
+/// Cells that are run each time: the hold, a holder before and after the commit, the operators
+/// while nothing is decided, a cut link, and somebody who deletes the source.
+pub const QUICK: [&str; 8] = [
+    "kill_target_script_while_restoring",
+    "kill_target_criu_while_restoring",
+    "kill_target_wrapper_while_restoring",
+    "kill_source_holder_while_dumping",
+    "kill_operators_when_both_have_voted",
+    "kill_target_holder_when_decided",
+    "cut_node_to_node_briefly_while_dumping",
+    "delete_source_while_the_target_starts",
+];
+
+/// Every cell.
+pub fn all() -> Vec<Cell> {
+    GROUPS.iter().flat_map(|(moments, faults, outcomes)| cells(moments, faults, outcomes)).collect()
+}
+
+type Group = (&'static [Moment], &'static [Fault], &'static [Outcome]);
+
+const GROUPS: &[Group] = &[
+    // Before anything is frozen: it is given up, or goes on when what died is back.
+    (
+        &[Preflight, TargetIsMade, TargetStarts],
+        &[
+            Kill(Source, Agent),
+            Kill(Target, Agent),
+            Kill(Source, Containerd),
+            Kill(Target, Containerd),
+            Kill(Source, Kubelet),
+            Kill(Target, Kubelet),
+            KillLeader,
+            KillOperators,
+        ],
+        &[Moved, Stayed],
+    ),
+    (
+        &[TargetStarts],
+        &[
+            Kill(Source, Holder),
+            Kill(Target, Holder),
+            Kill(Source, Supervisor),
+            Kill(Target, Supervisor),
+            Kill(Target, Shim),
+            Cut(Nodes, Briefly),
+            Cut(Nodes, Long),
+            Cut(Api(Source), Long),
+            Cut(Api(Target), Long),
+            Cut(Operators, Long),
+            PauseApi(Briefly),
+            PauseApi(Long),
+            PowerOff(Target, Briefly),
+        ],
+        &[Moved, Stayed],
+    ),
+    // Nothing else can come of a stream that is damaged: a session ends with it.
+    (&[TargetStarts], &[Fault::Stream(Corrupted), Fault::Stream(Truncated)], &[Stayed]),
+    (&[TargetStarts], &[Fault::Stream(Slow)], &[Moved, Stayed]),
+    (&[TargetStarts, Dumping], &[PowerOff(Source, Briefly)], &[Restarted]),
+    // The source is frozen and nobody has voted.
+    (&[Freezing, Dumping], &[Kill(Source, Holder)], &[Stayed]),
+    (&[Dumping], &[Kill(Source, Criu), Kill(Source, Runc)], &[Stayed]),
+    // The application's own shim: kubelet starts a container whose shim has died afresh.
+    (&[Dumping], &[Kill(Source, Shim)], &[Stayed, Restarted, Moved]),
+    (
+        &[Dumping],
+        &[
+            Kill(Source, Agent),
+            Kill(Target, Agent),
+            Kill(Target, Holder),
+            Kill(Source, Supervisor),
+            Kill(Target, Supervisor),
+            Kill(Source, Containerd),
+            Kill(Target, Containerd),
+            Kill(Source, Kubelet),
+            Kill(Target, Kubelet),
+            KillLeader,
+            KillOperators,
+            Cut(Nodes, Briefly),
+            Cut(Nodes, Long),
+            Cut(Api(Source), Long),
+            Cut(Api(Target), Long),
+            Cut(Operators, Long),
+            PauseApi(Briefly),
+            PauseApi(Long),
+            PowerOff(Target, Briefly),
+        ],
+        &[Moved, Stayed],
+    ),
+    (&[Freezing], &[FillDisk(Source), FillDisk(Target)], &[Moved, Stayed]),
+    // The target's container is restored and held, in the hands of CRIU and its callers.
+    (
+        &[Restoring],
+        &[
+            Kill(Target, Script),
+            Kill(Target, Criu),
+            Kill(Target, Runc),
+            Kill(Target, Wrapper),
+            Kill(Target, Shim),
+            Kill(Target, Holder),
+        ],
+        &[Stayed],
+    ),
+    (&[Restoring], &[Kill(Target, Containerd), Kill(Target, Kubelet)], &[Moved, Stayed]),
+    // Both have voted: whoever dies comes back and obeys.
+    (
+        &[Voted],
+        &[
+            Kill(Source, Holder),
+            Kill(Target, Holder),
+            Kill(Source, Supervisor),
+            Kill(Target, Supervisor),
+            Kill(Source, Agent),
+            Kill(Target, Agent),
+            Kill(Source, Kubelet),
+            Kill(Target, Kubelet),
+            Kill(Source, Containerd),
+            Kill(Source, Shim),
+            KillLeader,
+            KillOperators,
+            Cut(Nodes, Briefly),
+            Cut(Api(Source), Briefly),
+            Cut(Api(Target), Briefly),
+            Cut(Operators, Briefly),
+            PauseApi(Briefly),
+            FillDisk(Source),
+            FillDisk(Target),
+            PowerOff(Source, Briefly),
+        ],
+        &[Moved],
+    ),
+    // The target may be given up for silent, or has lost its tasks and says so.
+    (
+        &[Voted],
+        &[
+            Kill(Target, Containerd),
+            Kill(Target, Shim),
+            Cut(Nodes, Long),
+            Cut(Api(Source), Long),
+            Cut(Api(Target), Long),
+            Cut(Operators, Long),
+            PauseApi(Long),
+        ],
+        &[Moved, Stayed, TargetLost],
+    ),
+    (&[Voted], &[PowerOff(Target, Briefly)], &[Stayed, TargetLost]),
+    // The Commit is recorded.
+    (
+        &[Decided, Thawing],
+        &[
+            Kill(Target, Holder),
+            Kill(Target, Supervisor),
+            Kill(Target, Agent),
+            Kill(Target, Kubelet),
+            Kill(Target, Containerd),
+            KillOperators,
+            PauseApi(Briefly),
+        ],
+        &[Moved],
+    ),
+    (&[Decided, Thawing], &[PauseApi(Long), Cut(Api(Target), Long)], &[Moved, TargetLost]),
+    (
+        &[Thawed],
+        &[
+            Kill(Source, Holder),
+            Kill(Target, Holder),
+            Kill(Target, Agent),
+            Kill(Target, Kubelet),
+            Kill(Target, Containerd),
+            KillOperators,
+            Cut(Api(Target), Briefly),
+            PauseApi(Briefly),
+            PowerOff(Source, Briefly),
+        ],
+        &[Moved],
+    ),
+    (&[Thawed], &[Cut(Api(Target), Long), PauseApi(Long)], &[Moved, TargetLost]),
+    (&[Thawed], &[PowerOff(Target, Briefly), PowerOff(Target, Long)], &[TargetLost]),
+    // The target is the pod; the rest is tidying up.
+    (
+        &[HandingOver, Releasing],
+        &[
+            Kill(Source, Holder),
+            Kill(Source, Agent),
+            Kill(Source, Shim),
+            Kill(Source, Containerd),
+            Kill(Source, Kubelet),
+            Kill(Target, Agent),
+            Kill(Target, Kubelet),
+            KillLeader,
+            KillOperators,
+            Cut(Nodes, Briefly),
+            Cut(Api(Source), Long),
+            Cut(Operators, Long),
+            PauseApi(Briefly),
+            PauseApi(Long),
+            PowerOff(Source, Briefly),
+            PowerOff(Source, Long),
+        ],
+        &[Moved],
+    ),
+    // People.
+    (&[TargetStarts, Dumping], &[User(DeleteMigration), User(StripFinalizer)], &[Stayed, Moved]),
+    (&[Voted], &[User(DeleteMigration), User(DeleteTarget), User(StripFinalizer)], &[Stayed]),
+    (&[TargetStarts, Dumping], &[User(DeleteTarget)], &[Stayed, Replaced]),
+    (&[TargetStarts, Dumping, Voted], &[User(DeleteSource), User(Roll)], &[Replaced, Moved]),
+    (&[TargetStarts, Dumping, Voted], &[User(Drain)], &[Moved, Replaced]),
+    (&[TargetStarts, Dumping, Voted, HandingOver], &[User(MigrateAgain)], &[Moved]),
+    (
+        &[TargetStarts, Dumping, Voted, HandingOver],
+        &[User(DeleteDeployment), User(ScaleDown)],
+        &[Gone],
+    ),
+    (&[HandingOver], &[User(DeleteMigration), User(DeleteSource), User(StripFinalizer)], &[Moved]),
+    (&[HandingOver], &[User(DeleteTarget), User(Roll)], &[Replaced]),
+];

@@ -1,0 +1,48 @@
+//! One fault at one moment, and what is right for it.
+
+use std::time::Duration;
+
+use super::{fault::Fault, moment::Moment, outcome::Outcome};
+
+/// How soon after a fault's end the object has to tell the truth.
+const TRUTH: Duration = Duration::from_secs(30);
+/// As [`TRUTH`], where the migration may survive the fault with most of its course still to run, or
+/// where the fault goes on.
+const COURSE: Duration = Duration::from_secs(90);
+
+/// A row of the matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cell {
+    /// What happens.
+    pub fault: Fault,
+    /// When.
+    pub moment: Moment,
+    /// Every outcome that is right.
+    pub outcomes: &'static [Outcome],
+}
+
+impl Cell {
+    /// The test's name.
+    pub fn name(&self) -> String {
+        format!("{}_{}", self.fault.name(), self.moment.name())
+    }
+
+    /// How long after the fault's end the outcome must be there and told.
+    pub fn patience(&self) -> Duration {
+        let early =
+            matches!(self.moment, Moment::Preflight | Moment::TargetIsMade | Moment::TargetStarts);
+        if early || self.fault.goes_on() { COURSE } else { TRUTH }
+    }
+}
+
+/// The cells of a group: each fault at each moment.
+pub fn cells(
+    moments: &'static [Moment],
+    faults: &'static [Fault],
+    outcomes: &'static [Outcome],
+) -> impl Iterator<Item = Cell> {
+    let at = move |moment: &'static Moment| {
+        faults.iter().map(move |fault| Cell { fault: *fault, moment: *moment, outcomes })
+    };
+    moments.iter().flat_map(at)
+}

@@ -1,0 +1,251 @@
+//! Runs a cell: the example application with a client, its migration, the fault, and the judgement.
+
+use std::{
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use transship_api::{Role, Step};
+
+use super::{
+    cell::Cell,
+    fault::Fault,
+    gate::Gate,
+    history::History,
+    judge,
+    moment::Sign,
+    nodes::{self, NODES},
+    outcome::{Outcome, Seen},
+    sentry::Sentry,
+    table::Row,
+};
+use crate::{
+    cluster::{Cluster, Pod, migration},
+    counter::Client,
+    residue,
+};
+
+/// How long a moment may take to come.
+const MOMENT: Duration = Duration::from_secs(60);
+/// How long a client waits for a reply: longer than any fault.
+const CLIENT: Duration = Duration::from_secs(240);
+const NAME: &str = "counter";
+const APPLICATION: &str = include_str!("../../../examples/counter.yaml");
+
+/// A migration under way.
+pub struct Scene<'a> {
+    /// The cluster, in the cell's namespace.
+    pub cluster: &'a Cluster,
+    /// The pod before its migration.
+    pub source: Pod,
+    /// The Migration's name.
+    pub migration: String,
+    /// What the API server showed of it.
+    pub history: History,
+}
+
+impl Scene<'_> {
+    /// A side's node.
+    pub fn node(&self, role: Role) -> &'static str {
+        let target = self.source.other_node();
+        match role {
+            Role::Target => target,
+            Role::Source => NODES.into_iter().find(|node| *node != target).unwrap_or(NODES[0]),
+        }
+    }
+
+    /// UID of the target pod; empty if there was none.
+    pub fn target_uid(&self) -> String {
+        let uid = &self.history.latest()["status"]["target"]["podUID"];
+        uid.as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// Runs a cell and judges it. An error says which invariant does not hold.
+pub fn run(cell: &Cell) -> Result<Row> {
+    let mut name = cell.name().replace('_', "-");
+    name.truncate(50);
+    let cluster = Cluster::with_namespace(name.trim_end_matches('-'))?;
+    Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster))?;
+    nodes::healthy(&cluster)?;
+    let before = residue::both_nodes(&cluster)?;
+    cluster.apply(APPLICATION)?;
+    cluster.rolled_out(NAME)?;
+    let source = cluster.pod("app=counter")?;
+    let history = History::start(&cluster, NAME);
+    let scene = Scene { cluster: &cluster, source, migration: NAME.into(), history };
+
+    let judged = prepared(cell, &scene).with_context(|| evidence(&scene));
+    // Whatever went wrong, the next cell finds everything in order.
+    let end = cell.fault.end(&scene);
+    let gates = Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster));
+    let row = judged?;
+    end.and(gates)?;
+
+    drop(scene.history);
+    cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
+    cluster.kubectl(&["delete", "deployment", NAME, "--ignore-not-found", "--timeout=60s"])?;
+    cluster.kubectl(&["delete", "service", NAME, "--ignore-not-found"])?;
+    nodes::renew(&cluster)?;
+    residue::nothing_new(&cluster, &before)?;
+    Ok(row)
+}
+
+/// The part for which a fault may need preparation.
+fn prepared(cell: &Cell, scene: &Scene) -> Result<Row> {
+    let cleared =
+        |outcome: Result<Row>| outcome.and_then(|row| cell.fault.clear(scene).map(|()| row));
+    match cell.fault.prepare(scene) {
+        Ok(()) => {
+            let outcome = judged(cell, scene);
+            if outcome.is_err() {
+                let _ = cell.fault.end(scene);
+                let _ = cell.fault.clear(scene);
+            }
+            cleared(outcome)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn judged(cell: &Cell, scene: &Scene) -> Result<Row> {
+    let cluster = scene.cluster;
+    let address = format!("{}:8080", scene.source.ip).parse()?;
+    let client = Client::with_patience(address, Duration::from_millis(2), CLIENT)?;
+    let sentry = Sentry::start(cluster, &NODES);
+    cluster.await_that("both nodes are looked at", MOMENT, || Ok(sentry.stands(&NODES)))?;
+
+    let struck = strike(cell, scene)?;
+    std::thread::sleep(cell.fault.lasts());
+    if !cell.fault.goes_on() {
+        cell.fault.end(scene).context("undoing the fault")?;
+    }
+    if let Some(gate) = cell.moment.gate() {
+        cluster.await_that("the gate opens", MOMENT, || gate.open(cluster).map(|()| true))?;
+    }
+    let over = Instant::now();
+    let outcome = settled(cell, scene)?;
+    let settled = over.elapsed();
+    cell.fault.end(scene).context("undoing the fault")?;
+
+    ensure!(cell.outcomes.contains(&outcome), "{outcome} is not right here");
+    let last = scene.history.latest();
+    let downtime = last["status"]["downtime"].as_str();
+    let report = judge::the_client_was_served(scene, client, outcome, downtime)?;
+    judge::one_copy_ran(scene, &sentry.stop(), outcome, orders_a_fresh_pod(cell.fault))?;
+    scene.history.kept_its_word()?;
+    judge::nothing_is_left_beside_the_pod(cluster)?;
+    Ok(Row {
+        name: cell.name(),
+        struck,
+        outcome,
+        settled,
+        standstill: Duration::from_millis(report.longest_gap_ms),
+        says: crate::cluster::condition(&last, "Succeeded").2,
+    })
+}
+
+fn orders_a_fresh_pod(fault: Fault) -> bool {
+    matches!(fault, Fault::User(act) if act.orders_a_fresh_pod())
+}
+
+/// Begins the migration and the fault at its moment; gives the step at which that was.
+fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
+    let cluster = scene.cluster;
+    if let Some(gate) = cell.moment.gate() {
+        gate.close(cluster)?;
+    }
+    let (first, later) = cell.moment.signs().split_first().context("a moment without a sign")?;
+    // Some moments are over before another process could be started in the node.
+    let at_once = match (first, cell.fault) {
+        (Sign::InNode(where_, _), Fault::Kill(role, victim)) if later.is_empty() => {
+            (*where_ == role).then_some(victim.as_str())
+        }
+        _ => None,
+    };
+    let mut probe = watch(scene, first, at_once)?;
+    cluster.apply(&migration(&scene.migration, &scene.source.name, scene.node(Role::Target)))?;
+    for (index, sign) in cell.moment.signs().iter().enumerate() {
+        if index > 0 {
+            probe = watch(scene, sign, None)?;
+        }
+        match sign {
+            Sign::Step(step) => scene.history.reaches(*step, MOMENT)?,
+            Sign::InNode(..) => finish(probe.take().context("no probe")?)?,
+        }
+    }
+    let struck = scene.history.step();
+    if at_once.is_none() {
+        cell.fault.begin(scene).context("injecting the fault")?;
+    }
+    Ok(struck)
+}
+
+/// Starts the probe that sees a sign in a node, if it is one.
+fn watch(scene: &Scene, sign: &Sign, kill: Option<&str>) -> Result<Option<Child>> {
+    let Sign::InNode(role, moment) = sign else { return Ok(None) };
+    let (moment, seconds) = (moment.to_string(), MOMENT.as_secs().to_string());
+    let mut command = vec!["transship-probe", "await", &scene.cluster.namespace, &moment, &seconds];
+    command.extend(kill.iter().flat_map(|victim| ["--kill", victim]));
+    let mut probe = scene.cluster.on_node_command(scene.node(*role), &command);
+    Ok(Some(probe.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?))
+}
+
+fn finish(probe: Child) -> Result<()> {
+    let output = probe.wait_with_output()?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Waits until the outcome is there, told, and lasts.
+fn settled(cell: &Cell, scene: &Scene) -> Result<Outcome> {
+    let may_be_gone = matches!(cell.fault, Fault::User(act) if act.removes_the_migration());
+    let mut outcome = None;
+    let what = "what runs is right and the Migration tells it";
+    scene.cluster.await_that(what, cell.patience(), || {
+        let migration = scene.cluster.get("migration", &scene.migration)?;
+        let pods: Vec<Value> = scene
+            .cluster
+            .list("pods", "app=counter")?
+            .into_iter()
+            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+            .collect();
+        let target_uid = scene.target_uid();
+        let source = &scene.source;
+        let seen = Seen {
+            migration: &migration,
+            pods: &pods,
+            source,
+            target_uid: &target_uid,
+            may_be_gone,
+        };
+        let now = seen.outcome()?;
+        // Seen twice: an owner may be about to act.
+        let lasts = outcome.replace(now) == Some(now);
+        Ok(lasts)
+    })?;
+    outcome.context("no outcome")
+}
+
+/// What somebody needs who asks why a cell has failed.
+fn evidence(scene: &Scene) -> String {
+    let cluster = scene.cluster;
+    let shown = |args: &[&str]| cluster.kubectl(args).unwrap_or_else(|error| format!("{error:#}"));
+    let mut text = format!("Migration: {:#}\n", scene.history.latest()["status"]);
+    text += &shown(&["get", "pods", "-o", "wide"]);
+    text += &shown(&["get", "events", "--sort-by=.metadata.creationTimestamp"]);
+    for node in NODES {
+        let logs = format!(
+            "cd /var/lib/transship/migrations && for d in $(grep -l '\"{}\"' */task.json | xargs -r -n1 dirname); \
+             do echo \"--- $d\"; cat $d/journal; tail -n 30 $d/holder.log; done",
+            cluster.namespace
+        );
+        let log = cluster.on_node(node, &["sh", "-c", &logs]);
+        text += &format!("{node}:\n{}\n", log.unwrap_or_else(|error| format!("{error:#}")));
+    }
+    text
+}

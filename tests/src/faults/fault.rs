@@ -1,0 +1,178 @@
+//! What is done to a migration, and how it is taken back.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use transship_api::Role;
+
+use super::{
+    driver::Scene,
+    link::{self, Link, Stream},
+    nodes,
+    user::Act,
+};
+use crate::node::process::Victim;
+
+/// The machine of the API server.
+const CONTROL_PLANE: &str = "control-plane";
+/// What lies on the disk that becomes full.
+const STATE: &str = "/var/lib/transship";
+
+/// How long something is out of order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Length {
+    /// Shorter than anybody's patience.
+    Briefly,
+    /// Longer than a target may run unconfirmed, and than it takes to prove that it has stopped.
+    Long,
+}
+
+impl Length {
+    fn time(self) -> Duration {
+        match self {
+            Self::Briefly => Duration::from_secs(6),
+            Self::Long => Duration::from_secs(45),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Briefly => "briefly",
+            Self::Long => "for_long",
+        }
+    }
+}
+
+/// A fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// kill -9 of a process in a side's node.
+    Kill(Role, Victim),
+    /// kill -9 of the operator that leads.
+    KillLeader,
+    /// kill -9 of all operators.
+    KillOperators,
+    /// Nothing goes over a link.
+    Cut(Link, Length),
+    /// The stream between the nodes suffers, until the migration is over.
+    Stream(Stream),
+    /// The API server stands still: its connections stay open and nobody answers.
+    PauseApi(Length),
+    /// A side's disk becomes full, until the migration is over.
+    FillDisk(Role),
+    /// A side's node loses its power for so long.
+    PowerOff(Role, Length),
+    /// Somebody does something.
+    User(Act),
+}
+
+fn side(role: Role) -> &'static str {
+    match role {
+        Role::Source => "source",
+        Role::Target => "target",
+    }
+}
+
+impl Fault {
+    /// How it stands in a test's name.
+    pub fn name(self) -> String {
+        match self {
+            Self::Kill(role, victim) => format!("kill_{}_{}", side(role), victim.as_str()),
+            Self::KillLeader => "kill_leader".into(),
+            Self::KillOperators => "kill_operators".into(),
+            Self::Cut(link, length) => format!("cut_{}_{}", link.name(), length.name()),
+            Self::Stream(stream) => stream.name().into(),
+            Self::PauseApi(length) => format!("pause_api_{}", length.name()),
+            Self::FillDisk(role) => format!("fill_disk_of_{}", side(role)),
+            Self::PowerOff(role, length) => format!("power_off_{}_{}", side(role), length.name()),
+            Self::User(act) => act.name().into(),
+        }
+    }
+
+    /// How long it goes on before it is undone.
+    pub fn lasts(self) -> Duration {
+        match self {
+            Self::Cut(_, length) | Self::PauseApi(length) | Self::PowerOff(_, length) => {
+                length.time()
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// It is undone only when the migration is over: its end is not what anybody waits for.
+    pub fn goes_on(self) -> bool {
+        matches!(self, Self::Stream(_) | Self::FillDisk(_))
+    }
+
+    /// What has to be there before the migration begins.
+    pub fn prepare(self, scene: &Scene) -> Result<()> {
+        let Self::FillDisk(role) = self else { return Ok(()) };
+        // The nodes share one disk with everybody else; this one is small and their own.
+        let script = format!(
+            "set -e; new=/var/tmp/small-disk; mkdir -p $new; mount -t tmpfs -o size=640m,mode=755 none $new; \
+             cp -a {STATE}/. $new; mount --bind $new {STATE}; umount $new; rmdir $new"
+        );
+        scene.cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
+    }
+
+    /// Injects it.
+    pub fn begin(self, scene: &Scene) -> Result<()> {
+        let cluster = scene.cluster;
+        let kill = |node: &str, victim: Victim| {
+            let probe = ["transship-probe", "kill", &cluster.namespace, victim.as_str()];
+            cluster.on_node(node, &probe).map(drop)
+        };
+        match self {
+            Self::Kill(role, victim) => kill(scene.node(role), victim),
+            Self::KillLeader => kill(&nodes::leader(cluster)?.node, Victim::Operator),
+            Self::KillOperators => {
+                let mut all: Vec<String> =
+                    nodes::operators(cluster)?.into_iter().map(|pod| pod.node).collect();
+                all.dedup();
+                all.iter().try_for_each(|node| kill(node, Victim::Operator))
+            }
+            Self::Cut(link, _) => link.cut(scene),
+            Self::Stream(stream) => stream.disturb(scene),
+            Self::PauseApi(_) => pause_api(scene, "-STOP"),
+            Self::FillDisk(role) => {
+                let script = format!(
+                    "free=$(df --output=avail -k {STATE} | tail -1); fallocate -l $((free - 16))K {STATE}/filler"
+                );
+                cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
+            }
+            Self::PowerOff(role, _) => cluster.sandbox(&["kill", scene.node(role)]).map(drop),
+            Self::User(act) => act.act(scene),
+        }
+    }
+
+    /// Takes it back; does nothing where there is nothing to take back.
+    pub fn end(self, scene: &Scene) -> Result<()> {
+        let cluster = scene.cluster;
+        match self {
+            Self::Kill(..) | Self::KillLeader | Self::KillOperators => Ok(()),
+            Self::Cut(..) | Self::Stream(_) => {
+                nodes::NODES.iter().try_for_each(|node| link::mend(cluster, node))
+            }
+            Self::PauseApi(_) => pause_api(scene, "-CONT"),
+            Self::FillDisk(role) => {
+                let filler = format!("{STATE}/filler");
+                cluster.on_node(scene.node(role), &["rm", "-f", &filler]).map(drop)
+            }
+            Self::PowerOff(role, _) => cluster.sandbox(&["start", scene.node(role)]).map(drop),
+            Self::User(act) => act.undo(scene),
+        }
+    }
+
+    /// Removes what [`Fault::prepare`] has made.
+    pub fn clear(self, scene: &Scene) -> Result<()> {
+        let Self::FillDisk(role) = self else { return Ok(()) };
+        // Lazily: whoever has a file open there is about to close it.
+        let script = format!("! mountpoint -q {STATE} || umount --lazy {STATE}");
+        scene.cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
+    }
+}
+
+fn pause_api(scene: &Scene, signal: &str) -> Result<()> {
+    let command = ["pkill", signal, "-x", "kube-apiserver"];
+    scene.cluster.on_node(CONTROL_PLANE, &command).map(drop)
+}

@@ -1,0 +1,119 @@
+//! Links that are cut, slowed down or damaged, by rules in the nodes.
+
+use anyhow::Result;
+use transship_api::Role;
+
+use super::{driver::Scene, nodes};
+use crate::cluster::Cluster;
+
+/// The port on which agents take each other's data.
+const DATA: u16 = 9441;
+
+/// What can be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Link {
+    /// Between the two nodes.
+    Nodes,
+    /// From a side's node (agent, holder and kubelet) to the API server.
+    Api(Role),
+    /// From the operators to the API server.
+    Operators,
+}
+
+/// What happens to the stream of a pod's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// Bytes in the middle of a packet are others.
+    Corrupted,
+    /// It ends in the middle.
+    Truncated,
+    /// It comes at the pace of an old telephone line.
+    Slow,
+}
+
+impl Link {
+    /// How it stands in a test's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nodes => "node_to_node",
+            Self::Api(Role::Source) => "source_to_api",
+            Self::Api(Role::Target) => "target_to_api",
+            Self::Operators => "operators_to_api",
+        }
+    }
+
+    /// Cuts it until [`mend`].
+    pub fn cut(self, scene: &Scene) -> Result<()> {
+        let cluster = scene.cluster;
+        let api = || nodes::api_server(cluster);
+        match self {
+            Self::Nodes => {
+                let peer = nodes::address(cluster, scene.node(Role::Target))?;
+                let rules = [
+                    chain("output", &format!("ip daddr {peer} drop")),
+                    chain("input", &format!("ip saddr {peer} drop")),
+                ];
+                add(cluster, scene.node(Role::Source), &rules.concat())
+            }
+            // What the node itself sends; its pods' packets are forwarded.
+            Self::Api(role) => {
+                let rule = chain("output", &format!("ip daddr {} drop", api()?));
+                add(cluster, scene.node(role), &rule)
+            }
+            Self::Operators => nodes::operators(cluster)?.iter().try_for_each(|operator| {
+                let rule = format!("ip saddr {} ip daddr {} drop", operator.ip, api()?);
+                add(cluster, &operator.node, &chain("forward", &rule))
+            }),
+        }
+    }
+}
+
+impl Stream {
+    /// How it stands in a test's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Corrupted => "corrupt_the_stream",
+            Self::Truncated => "truncate_the_stream",
+            Self::Slow => "slow_the_stream",
+        }
+    }
+
+    /// Does it until [`mend`].
+    pub fn disturb(self, scene: &Scene) -> Result<()> {
+        let (cluster, node) = (scene.cluster, scene.node(Role::Source));
+        let peer = nodes::address(cluster, scene.node(Role::Target))?;
+        let stream = format!("ip daddr {peer} tcp dport {DATA}");
+        match self {
+            // Behind the longest TCP header; the kernel makes the checksum fit.
+            Self::Corrupted => {
+                let rule = format!("{stream} meta length > 1000 @th,480,32 set 0xdeadbeef");
+                add(cluster, node, &chain("output", &rule))
+            }
+            Self::Truncated => {
+                add(cluster, node, &chain("output", &format!("{stream} reject with tcp reset")))
+            }
+            Self::Slow => {
+                let shape =
+                    "tc qdisc replace dev eth0 root tbf rate 40mbit burst 64kbit latency 400ms";
+                cluster.on_node(node, &["sh", "-c", shape]).map(drop)
+            }
+        }
+    }
+}
+
+/// After routing and the translation of Services' addresses.
+fn chain(hook: &str, rule: &str) -> String {
+    format!("chain {hook} {{ type filter hook {hook} priority 0; {rule}; }}\n")
+}
+
+fn add(cluster: &Cluster, node: &str, chains: &str) -> Result<()> {
+    let script = format!("nft -f - <<'END'\ntable inet test_fault {{\n{chains}}}\nEND\n");
+    cluster.on_node(node, &["sh", "-c", &script]).map(drop)
+}
+
+/// Everything is as it was, on a node that was disturbed or not.
+pub fn mend(cluster: &Cluster, node: &str) -> Result<()> {
+    let script = "nft add table inet test_fault && nft delete table inet test_fault && \
+                  { tc qdisc delete dev eth0 root 2>/dev/null || true; }";
+    cluster.on_node(node, &["sh", "-c", script]).map(drop)
+}

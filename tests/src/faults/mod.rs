@@ -1,0 +1,21 @@
+//! Faults at every step of a migration: what is done to the cluster, when, and the invariants that
+//! must hold whatever it was.
+//!
+//! A [`Cell`](cell::Cell) is one fault at one moment with the outcomes that are right for it; all of
+//! them are run and judged by the same code.
+
+pub mod cell;
+pub mod driver;
+pub mod fault;
+mod gate;
+mod history;
+pub mod judge;
+pub mod link;
+pub mod moment;
+mod nodes;
+pub mod outcome;
+mod sentry;
+pub mod table;
+pub mod user;
+
+pub use gate::Gate;

@@ -1,0 +1,155 @@
+//! Which copies of the application ran when, on both nodes, from before the migration to its end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{BufRead, BufReader},
+    process::{ChildStdin, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crate::{cluster::Cluster, node::copies::Look, prober::unix_ms};
+
+/// Pace at which a node that went off is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// What was seen where.
+pub type Looks = Vec<(&'static str, Look)>;
+
+#[derive(Default)]
+struct Shared {
+    looks: Looks,
+    /// The probes end when these close.
+    open: BTreeMap<&'static str, ChildStdin>,
+    ended: bool,
+}
+
+/// Looks until it is stopped.
+pub struct Sentry {
+    shared: Arc<Mutex<Shared>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Sentry {
+    /// Starts a probe on each node.
+    pub fn start(cluster: &Cluster, nodes: &[&'static str]) -> Sentry {
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let begin = |node: &&'static str| {
+            let (cluster, node, ours) = (cluster.view(), *node, shared.clone());
+            std::thread::spawn(move || stand(&cluster, node, &ours))
+        };
+        let threads = nodes.iter().map(begin).collect();
+        Sentry { shared, threads }
+    }
+
+    /// Whether every node has been looked at.
+    pub fn stands(&self, nodes: &[&str]) -> bool {
+        let shared = lock(&self.shared);
+        nodes.iter().all(|node| shared.looks.iter().any(|(seen, _)| seen == node))
+    }
+
+    /// Ends the probes and gives what was seen, in order of time.
+    pub fn stop(mut self) -> Looks {
+        self.end();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        let mut looks = std::mem::take(&mut lock(&self.shared).looks);
+        looks.sort_by_key(|(_, look)| look.at);
+        looks
+    }
+
+    fn end(&self) {
+        let mut shared = lock(&self.shared);
+        shared.ended = true;
+        shared.open.clear();
+    }
+}
+
+impl Drop for Sentry {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn stand(cluster: &Cluster, node: &'static str, shared: &Mutex<Shared>) {
+    while !lock(shared).ended {
+        let mut command =
+            cluster.on_node_command(node, &["transship-probe", "copies", &cluster.namespace]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let Ok(mut probe) = command.spawn() else { return };
+        if let Some(stdin) = probe.stdin.take() {
+            let mut shared = lock(shared);
+            // Otherwise it is dropped, and the probe ends.
+            if !shared.ended {
+                shared.open.insert(node, stdin);
+            }
+        }
+        let lines = probe.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines());
+        for line in lines.map_while(Result::ok) {
+            if let Ok(look) = serde_json::from_str(&line) {
+                lock(shared).looks.push((node, look));
+            }
+        }
+        let _ = probe.wait();
+        let mut shared = lock(shared);
+        shared.open.remove(node);
+        if !shared.ended {
+            // The node is off, and nothing runs there.
+            shared.looks.push((node, Look { at: unix_ms(), running: BTreeSet::new() }));
+        }
+        drop(shared);
+        std::thread::sleep(AGAIN);
+    }
+}
+
+/// Says when two copies ran at the same time, if ever. Only pods count that are `counted`.
+pub fn doubles(looks: &Looks, counted: impl Fn(&str) -> bool) -> Option<String> {
+    let mut running: BTreeMap<&str, &BTreeSet<String>> = BTreeMap::new();
+    for (node, look) in looks {
+        running.insert(node, &look.running);
+        let copies: Vec<String> = running
+            .iter()
+            .flat_map(|(node, pods)| pods.iter().map(move |pod| format!("{pod} on {node}")))
+            .filter(|copy| counted(copy.split(' ').next().unwrap_or_default()))
+            .collect();
+        if copies.len() > 1 {
+            return Some(format!("at {}: {}", look.at, copies.join(" and ")));
+        }
+    }
+    None
+}
+
+/// Whether a pod's application ever ran.
+pub fn ran(looks: &Looks, pod: &str) -> bool {
+    looks.iter().any(|(_, look)| look.running.contains(pod))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(at: u64, pods: &[&str]) -> Look {
+        Look { at, running: pods.iter().map(|pod| (*pod).to_owned()).collect() }
+    }
+
+    #[test]
+    fn two_copies_at_one_time_are_a_double_and_one_after_the_other_are_not() {
+        let moved = vec![
+            ("node-a", look(1, &["s"])),
+            ("node-b", look(2, &[])),
+            ("node-a", look(3, &[])),
+            ("node-b", look(4, &["t"])),
+        ];
+        assert_eq!(doubles(&moved, |_| true), None);
+        assert!(ran(&moved, "t") && !ran(&moved, "u"));
+        let twice = vec![("node-a", look(1, &["s"])), ("node-b", look(4, &["t"]))];
+        assert!(doubles(&twice, |_| true).is_some_and(|text| text.contains("s on node-a")));
+        assert_eq!(doubles(&twice, |pod| pod != "t"), None);
+    }
+}

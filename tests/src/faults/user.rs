@@ -1,0 +1,134 @@
+//! What people do in the middle of a migration, knowing nothing of it or too much.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use transship_api::Role;
+
+use super::driver::Scene;
+use crate::cluster::{Cluster, migration};
+
+/// Keeps people from removing our finalizer.
+const GUARD: &str = "transship-kinds";
+const GUARD_KIND: &str = "validatingadmissionpolicybinding";
+
+/// What somebody does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Act {
+    /// Deletes the Migration.
+    DeleteMigration,
+    /// Deletes the source pod.
+    DeleteSource,
+    /// Deletes the target pod.
+    DeleteTarget,
+    /// Deletes the Deployment.
+    DeleteDeployment,
+    /// Scales the Deployment to nothing.
+    ScaleDown,
+    /// Restarts the Deployment.
+    Roll,
+    /// Drains the source's node.
+    Drain,
+    /// Asks for a second Migration of the pod.
+    MigrateAgain,
+    /// Takes the Migration's finalizer off and deletes it.
+    StripFinalizer,
+}
+
+impl Act {
+    /// How it stands in a test's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DeleteMigration => "delete_migration",
+            Self::DeleteSource => "delete_source",
+            Self::DeleteTarget => "delete_target",
+            Self::DeleteDeployment => "delete_deployment",
+            Self::ScaleDown => "scale_to_nothing",
+            Self::Roll => "roll",
+            Self::Drain => "drain",
+            Self::MigrateAgain => "migrate_again",
+            Self::StripFinalizer => "strip_finalizer",
+        }
+    }
+
+    /// The Migration goes with it.
+    pub fn removes_the_migration(self) -> bool {
+        matches!(self, Self::DeleteMigration | Self::StripFinalizer)
+    }
+
+    /// The owner may start a fresh pod while an old one still ends.
+    pub fn orders_a_fresh_pod(self) -> bool {
+        matches!(self, Self::DeleteSource | Self::DeleteTarget | Self::Roll | Self::Drain)
+    }
+
+    /// Does it.
+    pub fn act(self, scene: &Scene) -> Result<()> {
+        let cluster = scene.cluster;
+        let delete = |kind: &str, name: &str| {
+            cluster.kubectl(&["delete", kind, name, "--wait=false", "--ignore-not-found"]).map(drop)
+        };
+        match self {
+            Self::DeleteMigration => delete("migration", &scene.migration),
+            Self::DeleteSource => delete("pod", &scene.source.name),
+            Self::DeleteTarget => {
+                let status = &scene.history.latest()["status"]["target"]["podName"];
+                delete("pod", status.as_str().context("there is no target pod yet")?)
+            }
+            Self::DeleteDeployment => delete("deployment", "counter"),
+            Self::ScaleDown => {
+                cluster.kubectl(&["scale", "deployment", "counter", "--replicas=0"]).map(drop)
+            }
+            Self::Roll => cluster.kubectl(&["rollout", "restart", "deployment/counter"]).map(drop),
+            Self::Drain => {
+                // It ends when the pod is gone, or gives up: either is judged by what is there then.
+                cluster.try_kubectl(&[
+                    "drain",
+                    scene.node(Role::Source),
+                    "--pod-selector=app=counter",
+                    "--ignore-daemonsets",
+                    "--timeout=30s",
+                ])?;
+                Ok(())
+            }
+            Self::MigrateAgain => {
+                let target = scene.node(Role::Target);
+                cluster.apply(&migration("again", &scene.source.name, target)).map(drop)
+            }
+            Self::StripFinalizer => strip(cluster, &scene.migration),
+        }
+    }
+
+    /// Takes back what would disturb others.
+    pub fn undo(self, scene: &Scene) -> Result<()> {
+        match self {
+            Self::Drain => scene.cluster.kubectl(&["uncordon", scene.node(Role::Source)]).map(drop),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An administrator's way past the guard.
+fn strip(cluster: &Cluster, name: &str) -> Result<()> {
+    let mut guard = cluster.get(GUARD_KIND, GUARD)?;
+    cluster.kubectl(&["delete", GUARD_KIND, GUARD])?;
+    let stripped = cluster.kubectl(&["delete", "migration", name, "--wait=false"]).and_then(|_| {
+        // The API server goes by the old policies for a moment.
+        cluster.await_that("the Migration has vanished", Duration::from_secs(15), || {
+            let nothing = r#"{"metadata":{"finalizers":null}}"#;
+            cluster.try_kubectl(&["patch", "migration", name, "--type=merge", "-p", nothing])?;
+            Ok(cluster.get("migration", name)?.is_null())
+        })
+    });
+    for field in ["resourceVersion", "uid", "creationTimestamp", "generation", "managedFields"] {
+        if let Some(metadata) = guard["metadata"].as_object_mut() {
+            metadata.remove(field);
+        }
+    }
+    let restored = restore(cluster, &guard);
+    stripped.and(restored)
+}
+
+fn restore(cluster: &Cluster, guard: &Value) -> Result<()> {
+    cluster.apply(&guard.to_string()).map(drop)
+}

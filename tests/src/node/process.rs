@@ -1,0 +1,220 @@
+//! Finds the processes that take part in a migration, and kills them.
+
+use std::{fs, path::Path, str::FromStr};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::side::Side;
+
+/// CRIU's action script, which holds a restored container.
+const SCRIPT: &str = "transship-hold";
+/// In its environment while every task is restored and none runs yet.
+const HOLDING: &[u8] = b"CRTOOLS_SCRIPT_ACTION=pre-resume";
+/// Where containerd's shims keep their containers' bundles.
+const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
+
+/// Whom to kill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Victim {
+    /// CRIU's action script.
+    Script,
+    /// The CRIU that dumps or restores.
+    Criu,
+    /// The runc that called it.
+    Runc,
+    /// The runtime wrapper in front of that.
+    Wrapper,
+    /// The shim of the migration's pod.
+    Shim,
+    /// The migration's holder.
+    Holder,
+    /// The supervisor of holders.
+    Supervisor,
+    /// The agent.
+    Agent,
+    /// Every operator on the node.
+    Operator,
+    /// containerd.
+    Containerd,
+    /// kubelet.
+    Kubelet,
+}
+
+impl Victim {
+    /// Its name, as in a test's name and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Script => "script",
+            Self::Criu => "criu",
+            Self::Runc => "runc",
+            Self::Wrapper => "wrapper",
+            Self::Shim => "shim",
+            Self::Holder => "holder",
+            Self::Supervisor => "supervisor",
+            Self::Agent => "agent",
+            Self::Operator => "operator",
+            Self::Containerd => "containerd",
+            Self::Kubelet => "kubelet",
+        }
+    }
+
+    const ALL: [Self; 11] = [
+        Self::Script,
+        Self::Criu,
+        Self::Runc,
+        Self::Wrapper,
+        Self::Shim,
+        Self::Holder,
+        Self::Supervisor,
+        Self::Agent,
+        Self::Operator,
+        Self::Containerd,
+        Self::Kubelet,
+    ];
+
+    fn find(self, side: Option<&Side>) -> Result<Vec<u32>> {
+        let side = || side.context("this node has no part in the migration");
+        Ok(match self {
+            Self::Script => caller(SCRIPT).into_iter().collect(),
+            Self::Criu => caller("criu").into_iter().collect(),
+            Self::Runc => caller("runc").into_iter().collect(),
+            Self::Wrapper => caller("transship-runc").into_iter().collect(),
+            Self::Shim => shims(&side()?.pod_uid),
+            Self::Holder => {
+                let directory = side()?.directory().to_string_lossy().into_owned();
+                by_command(&["transship-holder", "run", &directory])
+            }
+            Self::Supervisor => by_command(&["transship-holder", "supervise"]),
+            Self::Agent => by_command(&["/usr/bin/transship-agent"]),
+            Self::Operator => by_command(&["/usr/bin/transship-operator"]),
+            Self::Containerd => by_name("containerd"),
+            Self::Kubelet => by_name("kubelet"),
+        })
+    }
+}
+
+impl FromStr for Victim {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|victim| victim.as_str() == text);
+        found.with_context(|| format!("nobody is called {text:?}"))
+    }
+}
+
+/// Sends SIGKILL; an error if there is nobody to get it.
+pub fn kill(victim: Victim, side: Option<&Side>) -> Result<()> {
+    let found = victim.find(side)?;
+    ensure!(!found.is_empty(), "there is no {} here", victim.as_str());
+    for pid in found {
+        let Some(pid) = Pid::from_raw(pid.cast_signed()) else { bail!("{pid} is no process") };
+        kill_process(pid, Signal::KILL).with_context(|| format!("killing {}", victim.as_str()))?;
+    }
+    Ok(())
+}
+
+/// The script, in the moment in which every task is restored and none runs yet.
+pub fn holding() -> Option<u32> {
+    by_name(SCRIPT).into_iter().find(|pid| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == HOLDING)
+    })
+}
+
+/// A CRIU at work.
+pub fn criu() -> Option<u32> {
+    by_name("criu").into_iter().next()
+}
+
+/// The nearest process of this name on the way up from the script that holds, or from the CRIU that
+/// works: others of the same name may be at work for other pods.
+fn caller(wanted: &str) -> Option<u32> {
+    std::iter::successors(holding().or_else(criu), |pid| parent(*pid))
+        .find(|pid| name(*pid).as_deref() == Some(wanted))
+}
+
+/// Shims of a pod: known by their containers' bundles, which name the pod.
+fn shims(pod_uid: &str) -> Vec<u32> {
+    by_name("containerd-shim")
+        .into_iter()
+        .filter(|pid| {
+            let arguments = command(*pid);
+            let id = arguments.iter().skip_while(|argument| *argument != "-id").nth(1);
+            let bundle = id.map(|id| Path::new(BUNDLES).join(id).join("config.json"));
+            let specification = bundle.and_then(|bundle| fs::read_to_string(bundle).ok());
+            specification.is_some_and(|text| text.contains(pod_uid))
+        })
+        .collect()
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// By name, of which the kernel keeps 15 characters.
+fn by_name(wanted: &str) -> Vec<u32> {
+    let wanted = &wanted[..wanted.len().min(15)];
+    processes().filter(|pid| name(*pid).as_deref() == Some(wanted)).collect()
+}
+
+/// By the first arguments; the program may stand anywhere.
+fn by_command(wanted: &[&str]) -> Vec<u32> {
+    let begins = |arguments: &[String]| {
+        arguments.len() >= wanted.len()
+            && arguments[0].ends_with(wanted[0])
+            && wanted[1..].iter().zip(&arguments[1..]).all(|(wanted, is)| wanted == is)
+    };
+    processes().filter(|pid| begins(&command(*pid))).collect()
+}
+
+/// A process's arguments; none of one that has ended.
+pub fn command(pid: u32) -> Vec<String> {
+    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let arguments = text.split(|byte| *byte == 0).filter(|argument| !argument.is_empty());
+    arguments.map(|argument| String::from_utf8_lossy(argument).into_owned()).collect()
+}
+
+fn name(pid: u32) -> Option<String> {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    status(pid, "PPid:")?.parse().ok().filter(|pid| *pid > 0)
+}
+
+/// A field of a process's status.
+pub fn status(pid: u32, field: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(field))?;
+    Some(value.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_victim_has_a_name_of_its_own() {
+        for victim in Victim::ALL {
+            assert_eq!(victim.as_str().parse::<Victim>().unwrap(), victim);
+        }
+        assert!("init".parse::<Victim>().is_err());
+    }
+
+    #[test]
+    fn processes_are_found_by_name_and_by_their_first_arguments() {
+        let mut child = std::process::Command::new("sleep").arg("60.25").spawn().unwrap();
+        let wait = std::time::Instant::now();
+        while !by_name("sleep").contains(&child.id()) && wait.elapsed().as_secs() < 5 {
+            std::thread::yield_now();
+        }
+        assert!(by_command(&["sleep", "60.25"]).contains(&child.id()));
+        assert!(!by_command(&["sleep", "60"]).contains(&child.id()));
+        assert_eq!(parent(child.id()), Some(std::process::id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,69 @@
+//! This node's side of a test's migration, as its holder keeps it on the disk.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+const MIGRATIONS: &str = "/var/lib/transship/migrations";
+
+/// The open migration of a namespace's pod.
+#[derive(Debug, Clone)]
+pub struct Side {
+    directory: PathBuf,
+    /// UID of the pod on this side.
+    pub pod_uid: String,
+}
+
+impl Side {
+    /// The one that this node has, if any.
+    pub fn find(namespace: &str) -> Option<Side> {
+        fs::read_dir(MIGRATIONS).ok()?.flatten().find_map(|entry| {
+            let directory = entry.path();
+            let task: Value =
+                serde_json::from_slice(&fs::read(directory.join("task.json")).ok()?).ok()?;
+            let ours =
+                task["migration"]["namespace"] == namespace && !directory.join("closed").exists();
+            ours.then(|| Side {
+                pod_uid: task["pod"]["uid"].as_str().unwrap_or_default().to_owned(),
+                directory,
+            })
+        })
+    }
+
+    /// The migration's directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// `source` or `target`.
+    pub fn role(&self) -> &str {
+        self.directory.extension().and_then(|role| role.to_str()).unwrap_or_default()
+    }
+
+    /// Whether its journal has an entry of this kind.
+    pub fn has_journalled(&self, kind: &str) -> bool {
+        let journal = fs::read_to_string(self.directory.join("journal")).unwrap_or_default();
+        journal.lines().any(|line| is_entry(line, kind))
+    }
+}
+
+/// Whether a journal's line holds an entry of this kind. The last line may be half written.
+fn is_entry(line: &str, kind: &str) -> bool {
+    serde_json::from_str::<Value>(line).is_ok_and(|line| line["entry"]["kind"] == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_known_by_its_kind_and_only_when_whole() {
+        let line = r#"{"v":1,"boot_id":"b","at":1,"entry":{"kind":"decided","decision":"commit"}}"#;
+        assert!(is_entry(line, "decided"));
+        assert!(!is_entry(line, "commit"));
+        assert!(!is_entry(&line[..line.len() - 1], "decided"));
+    }
+}
