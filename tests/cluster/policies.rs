@@ -50,10 +50,14 @@ fn an_agent_writes_only_what_belongs_to_its_node() -> Result<()> {
         let patch = r#"--patch={"status":{"failureCount":0}}"#;
         ["patch", "nodes.transship.dev", node, "--subresource=status", "--type=merge", patch]
     };
-    let lease = |name| {
-        let patch = r#"--patch={"metadata":{"labels":{"tried":"true"}}}"#;
-        ["patch", "lease", name, "--namespace", NAMESPACE, "--type=merge", patch]
-    };
+    // To create is refused before it is known that the Lease exists; kubectl's patch would read it.
+    let lead = std::env::temp_dir().join(format!("transship-lead-{}.json", std::process::id()));
+    let manifest = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": "transship-operator", "namespace": NAMESPACE},
+    });
+    std::fs::write(&lead, manifest.to_string())?;
+    let lead = lead.to_string_lossy();
     check(
         &cluster,
         &[
@@ -92,9 +96,10 @@ fn an_agent_writes_only_what_belongs_to_its_node() -> Result<()> {
                 Some("forbidden"),
             ),
             ("secrets", agent, &["get", "secrets", "--namespace", NAMESPACE], Some("forbidden")),
-            ("the lead", agent, &lease("transship-operator"), Some("its own node only")),
+            ("the lead", agent, &["create", "-f", &lead], Some("its own node only")),
         ],
     )?;
+    std::fs::remove_file(&*lead)?;
 
     // A token bound to another node, or to none, would let it write there.
     for (node, seconds, refusal) in [

@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client, ResourceExt, api::ListParams};
-use transship_api::{ConditionStatus, Node, conditions};
+use transship_api::{ActiveMigration, ConditionStatus, HolderState, Node, Role, conditions};
 
 use crate::{Outcome, connect::explain, table};
 
@@ -32,7 +32,15 @@ pub async fn run(args: Args, client: Client) -> Result<Outcome> {
         );
         return Ok(Outcome::Failed);
     }
-    let now = Timestamp::now();
+    print!("{}", show(&nodes, Timestamp::now(), args.wide));
+    for line in differences(&nodes) {
+        eprintln!("{line}");
+    }
+    Ok(Outcome::Done)
+}
+
+/// A table of the nodes and, where migrations are under way, one of their containers.
+fn show(nodes: &[Node], now: Timestamp, wide: bool) -> String {
     let mut heading = vec![
         "NAME",
         "READY",
@@ -44,15 +52,18 @@ pub async fn run(args: Args, client: Client) -> Result<Outcome> {
         "HEARTBEAT",
         "MIGRATIONS",
     ];
-    if args.wide {
+    if wide {
         heading.push("MESSAGE");
     }
-    let rows: Vec<Vec<String>> = nodes.iter().map(|node| row(node, now, args.wide)).collect();
-    print!("{}", table::format(&heading, &rows));
-    for line in differences(&nodes) {
-        eprintln!("{line}");
+    let rows: Vec<Vec<String>> = nodes.iter().map(|node| row(node, now, wide)).collect();
+    let mut text = table::format(&heading, &rows);
+    let sides: Vec<Vec<String>> = nodes.iter().flat_map(|node| sides(node, now)).collect();
+    if !sides.is_empty() {
+        let heading = ["NODE", "MIGRATION", "SIDE", "CONTAINERS", "SINCE", "MESSAGE"];
+        text += "\n";
+        text += &table::format(&heading, &sides);
     }
-    Ok(Outcome::Done)
+    text
 }
 
 /// How reality differs from the static list, a line each; nothing where there is no list.
@@ -84,15 +95,8 @@ fn row(node: &Node, now: Timestamp, wide: bool) -> Vec<String> {
     let ready = status.conditions.iter().find(|condition| condition.type_ == conditions::READY);
     let listed = conditions::find(&status.conditions, conditions::LISTED);
     let health = status.health_indicator.map(|health| health.to_string());
-    let heartbeat = status
-        .heartbeat_time
-        .as_ref()
-        .map(|time| format!("{}s ago", now.duration_since(time.0).as_secs().max(0)));
-    let migrations: Vec<String> = status
-        .active_migrations
-        .iter()
-        .map(|active| format!("{} ({:?} {:?})", active.migration, active.role, active.state))
-        .collect();
+    let heartbeat = status.heartbeat_time.as_ref().map(|time| format!("{} ago", age(time.0, now)));
+    let migrations = status.active_migrations.len();
     let mut row = vec![
         node.name_any(),
         table::or_dash(ready.map(|condition| condition.status.as_str())),
@@ -108,7 +112,7 @@ fn row(node: &Node, now: Timestamp, wide: bool) -> Vec<String> {
         ),
         table::or_dash(status.kernel.as_deref()),
         table::or_dash(heartbeat.as_deref()),
-        table::or_dash(Some(migrations.join(", ").as_str())),
+        if migrations == 0 { "-".to_owned() } else { migrations.to_string() },
     ];
     if wide {
         row.push(table::or_dash(ready.map(|condition| condition.message.as_str())));
@@ -116,10 +120,64 @@ fn row(node: &Node, now: Timestamp, wide: bool) -> Vec<String> {
     row
 }
 
+/// A node's part in each migration that is under way.
+fn sides(node: &Node, now: Timestamp) -> Vec<Vec<String>> {
+    let active = node.status.iter().flat_map(|status| &status.active_migrations);
+    let side = |active: &ActiveMigration| {
+        let since = active.since.as_ref().map(|since| age(since.0, now));
+        vec![
+            node.name_any(),
+            table::or_dash(Some(&active.migration)),
+            match active.role {
+                Role::Source => "source".to_owned(),
+                Role::Target => "target".to_owned(),
+            },
+            containers(active).to_owned(),
+            table::or_dash(since.as_deref()),
+            table::or_dash(Some(&active.message)),
+        ]
+    };
+    active.map(side).collect()
+}
+
+/// How the containers are, in people's words. *Voted* means that they wait for a decision that this
+/// side cannot take itself.
+fn containers(active: &ActiveMigration) -> &'static str {
+    match (active.state, active.role) {
+        (HolderState::Preparing, Role::Source) => "running",
+        (HolderState::Preparing, Role::Target) => "not there yet",
+        (HolderState::Frozen | HolderState::Held, _) => "frozen",
+        (HolderState::Voted, _) => "frozen, voted",
+        (HolderState::Thawing, _) => "resuming, voted",
+        (HolderState::Resumed | HolderState::SourceResumed, _) => "running",
+        (HolderState::NeverThawed | HolderState::Aborted | HolderState::Moved, _) => "ended",
+        (HolderState::Rebooted, _) => "lost in a restart of the node",
+    }
+}
+
+fn age(time: Timestamp, now: Timestamp) -> String {
+    format!("{}s", now.duration_since(time).as_secs().max(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
     use transship_api::{NodeSpec, NodeStatus};
+
+    fn active(role: Role, state: HolderState) -> ActiveMigration {
+        ActiveMigration {
+            migration_uid: "u".into(),
+            migration: "default/web".into(),
+            role,
+            pod_uid: "p".into(),
+            state,
+            voted: state == HolderState::Voted,
+            resumed_at: None,
+            since: Some(MicroTime(Timestamp::from_second(10).unwrap())),
+            message: String::new(),
+        }
+    }
 
     #[test]
     fn a_node_without_a_report_shows_dashes() {
@@ -128,6 +186,31 @@ mod tests {
             row(&node, Timestamp::UNIX_EPOCH, true),
             ["node-a", "-", "-", "-", "-", "-", "-", "-", "-", "-"]
         );
+        let text = show(&[node], Timestamp::UNIX_EPOCH, false);
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
+
+    #[test]
+    fn frozen_and_voted_containers_are_shown_with_the_time_they_stand_still() {
+        let mut status = NodeStatus::default();
+        status.set_active(vec![active(Role::Source, HolderState::Voted)]);
+        let mut node = Node::new("node-a", NodeSpec::default());
+        node.status = Some(status);
+        let text = show(&[node], Timestamp::from_second(14).unwrap(), false);
+        assert!(
+            text.ends_with(
+                "\nNODE     MIGRATION     SIDE     CONTAINERS      SINCE   MESSAGE\n\
+                 node-a   default/web   source   frozen, voted   4s      -\n"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_source_that_prepares_runs_and_a_target_does_not() {
+        assert_eq!(containers(&active(Role::Source, HolderState::Preparing)), "running");
+        assert_eq!(containers(&active(Role::Target, HolderState::Preparing)), "not there yet");
+        assert_eq!(containers(&active(Role::Source, HolderState::Frozen)), "frozen");
     }
 
     #[test]

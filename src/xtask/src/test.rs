@@ -27,6 +27,9 @@ pub struct Args {
     /// Only the tests on the cluster whose names contain this.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+    /// Only the faults, all of them instead of a few, and write docs/faults.md if all of them hold.
+    #[arg(long, conflicts_with = "quick")]
+    faults: bool,
     /// Leave the sandbox up afterwards.
     #[arg(long)]
     keep: bool,
@@ -77,8 +80,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
+    let everything = args.only.is_none() && !args.faults;
     stages.run("tools", 120, sandbox::ensure_tools)?;
-    if args.only.is_none() {
+    if everything {
         stages.run("format", 10, || cargo(root, &["fmt", "--all", "--check"], &[]))?;
         stages.run("lints", 420, || {
             cargo(
@@ -114,24 +118,31 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     stages.run("Kubernetes, a root for nodes", 900, sandbox::ensure_caches)?;
     stages.run("images", 600, || images::build(root))?;
     stages.run("sandbox up, with the chart", 300, sandbox::up)?;
-    if args.only.is_none() {
+    if everything {
         stages.run("chart", 10, || lint_chart(root))?;
-    }
-    if args.only.is_none() {
         stages.run("runc and CRIU in a node", 240, || node_tests(root))?;
+    }
+    install_probe(&images::release_dir(root).join("transship-probe"))?;
+    if args.faults {
+        return stages
+            .run("all faults", 4 * 3600, || on_cluster(root, "faults", &all_faults(args, root)));
     }
     let only = args.only.as_deref().unwrap_or_default();
     if !only.contains(PLACEMENT) {
-        let filter = [&["--skip", PLACEMENT][..], args.only.as_deref().as_slice()].concat();
-        stages.run("cluster tests", 900, || cluster_tests(&filter, root))?;
+        let mut filter = options(args);
+        filter.arguments.extend(["--skip".to_owned(), PLACEMENT.to_owned()]);
+        stages.run("cluster tests", 900, || on_cluster(root, "cluster", &filter))?;
+        stages.run("some faults", 300, || on_cluster(root, "faults", &options(args)))?;
     }
-    if args.only.is_none() {
+    if everything {
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {
         stages.run("a third node", 120, || sandbox::grow(3))?;
+        install_probe(&images::release_dir(root).join("transship-probe"))?;
         let filter = if only.is_empty() { PLACEMENT } else { only };
-        stages.run("cluster tests of placement", 420, || cluster_tests(&[filter], root))?;
+        let filter = Options { arguments: vec![filter.to_owned()], ..Options::default() };
+        stages.run("cluster tests of placement", 420, || on_cluster(root, "cluster", &filter))?;
     }
     Ok(())
 }
@@ -195,38 +206,46 @@ fn lint_chart(root: &Path) -> Result<()> {
     )
 }
 
-/// The end-to-end tests, one after another, with what they need named in the environment.
-fn cluster_tests(filter: &[&str], root: &Path) -> Result<()> {
-    let release = images::release_dir(root);
-    install_probe(&release.join("transship-probe"))?;
+/// What a test program on the cluster is told: its options, and more of its environment.
+#[derive(Default)]
+struct Options {
+    arguments: Vec<String>,
+    environment: Vec<(&'static str, std::ffi::OsString)>,
+}
+
+fn options(args: &Args) -> Options {
+    Options { arguments: args.only.iter().cloned().collect(), ..Options::default() }
+}
+
+/// Also those that are left out otherwise; the table is written from a run of all.
+fn all_faults(args: &Args, root: &Path) -> Options {
+    let mut options = options(args);
+    options.arguments.push("--include-ignored".to_owned());
+    options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()));
+    options
+}
+
+/// The end-to-end tests of a program, one after another, with what they need named in the
+/// environment.
+fn on_cluster(root: &Path, program: &str, options: &Options) -> Result<()> {
+    let plugin = images::release_dir(root).join("kubectl-transship");
     let xtask = std::env::current_exe()?;
-    let kubectl = layout::kubectl();
-    let helm = layout::helm();
-    let environment: Vec<(&str, std::ffi::OsString)> = vec![
+    let environment: [(&str, std::ffi::OsString); 6] = [
         ("KUBECONFIG", layout::kubeconfig().into()),
         ("TRANSSHIP_XTASK", xtask.into()),
-        ("TRANSSHIP_KUBECTL", kubectl.into()),
-        ("TRANSSHIP_HELM", helm.into()),
-        ("TRANSSHIP_PLUGIN", release.join("kubectl-transship").into()),
+        ("TRANSSHIP_KUBECTL", layout::kubectl().into()),
+        ("TRANSSHIP_HELM", layout::helm().into()),
+        ("TRANSSHIP_PLUGIN", plugin.into()),
         ("TRANSSHIP_CHECKOUT", root.into()),
     ];
     let mut command = Command::new(cargo_program());
     command
         .current_dir(root)
-        .args([
-            "test",
-            "--locked",
-            "-p",
-            "transship-tests",
-            "--features",
-            "cluster",
-            "--test",
-            "cluster",
-            "--",
-        ])
-        .args(["--test-threads=1", "--nocapture"])
-        .args(filter)
-        .envs(environment);
+        .args(["test", "--locked", "-p", "transship-tests", "--features", "cluster"])
+        .args(["--test", program, "--", "--test-threads=1", "--nocapture"])
+        .args(&options.arguments)
+        .envs(environment)
+        .envs(options.environment.iter().cloned());
     status(&mut command)
 }
 
