@@ -4,6 +4,7 @@
 mod matrix;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let rows = Rows::default();
     let cells = matrix::all();
     let count = cells.len();
+    check_names(&cells);
     let trials = cells.into_iter().map(|cell| trial(cell, &rows)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     let rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,10 +42,23 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
+/// A name that stands twice, or for no cell, would hide a test.
+fn check_names(cells: &[Cell]) {
+    let names: BTreeSet<String> = cells.iter().map(Cell::name).collect();
+    assert_eq!(names.len(), cells.len(), "a cell stands twice in the matrix");
+    for quick in matrix::QUICK {
+        assert!(names.contains(quick), "{quick} is not in the matrix");
+    }
+}
+
 fn trial(cell: Cell, rows: &Rows) -> Trial {
     let rows = rows.clone();
     let run = move || {
-        let row = driver::run(&cell).map_err(|error| format!("{error:?}"))?;
+        let row = driver::run(&cell).map_err(|error| {
+            // Not only at the end of a run of hours.
+            eprintln!("{}: {error:?}", cell.name());
+            format!("{error:#}").lines().next().unwrap_or_default().to_owned()
+        })?;
         rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
         Ok(())
     };

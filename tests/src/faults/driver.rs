@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use transship_api::{Role, Step};
 
@@ -14,7 +14,7 @@ use super::{
     fault::Fault,
     gate::Gate,
     history::History,
-    judge,
+    judge, link,
     moment::Sign,
     nodes::{self, NODES},
     outcome::{Outcome, Seen},
@@ -68,8 +68,10 @@ pub fn run(cell: &Cell) -> Result<Row> {
     let mut name = cell.name().replace('_', "-");
     name.truncate(50);
     let cluster = Cluster::with_namespace(name.trim_end_matches('-'))?;
+    // After a cell that was broken off, too.
     Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster))?;
-    nodes::healthy(&cluster)?;
+    NODES.iter().try_for_each(|node| link::mend(&cluster, node))?;
+    nodes::renew(&cluster)?;
     let before = residue::both_nodes(&cluster)?;
     cluster.apply(APPLICATION)?;
     cluster.rolled_out(NAME)?;
@@ -77,12 +79,14 @@ pub fn run(cell: &Cell) -> Result<Row> {
     let history = History::start(&cluster, NAME);
     let scene = Scene { cluster: &cluster, source, migration: NAME.into(), history };
 
-    let judged = prepared(cell, &scene).with_context(|| evidence(&scene));
+    let outcome = cell.fault.prepare(&scene).and_then(|()| judged(cell, &scene));
     // Whatever went wrong, the next cell finds everything in order.
-    let end = cell.fault.end(&scene);
-    let gates = Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster));
-    let row = judged?;
-    end.and(gates)?;
+    let ended = cell.fault.end(&scene);
+    let opened = Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster));
+    let outcome = outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)));
+    let cleared = cell.fault.clear(&scene);
+    let row = outcome?;
+    ended.and(opened).and(cleared)?;
 
     drop(scene.history);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
@@ -93,23 +97,7 @@ pub fn run(cell: &Cell) -> Result<Row> {
     Ok(row)
 }
 
-/// The part for which a fault may need preparation.
-fn prepared(cell: &Cell, scene: &Scene) -> Result<Row> {
-    let cleared =
-        |outcome: Result<Row>| outcome.and_then(|row| cell.fault.clear(scene).map(|()| row));
-    match cell.fault.prepare(scene) {
-        Ok(()) => {
-            let outcome = judged(cell, scene);
-            if outcome.is_err() {
-                let _ = cell.fault.end(scene);
-                let _ = cell.fault.clear(scene);
-            }
-            cleared(outcome)
-        }
-        Err(error) => Err(error),
-    }
-}
-
+/// From the first look to the last.
 fn judged(cell: &Cell, scene: &Scene) -> Result<Row> {
     let cluster = scene.cluster;
     let address = format!("{}:8080", scene.source.ip).parse()?;
@@ -128,7 +116,9 @@ fn judged(cell: &Cell, scene: &Scene) -> Result<Row> {
     let over = Instant::now();
     let outcome = settled(cell, scene)?;
     let settled = over.elapsed();
-    cell.fault.end(scene).context("undoing the fault")?;
+    if cell.fault.goes_on() {
+        cell.fault.end(scene).context("undoing the fault")?;
+    }
 
     ensure!(cell.outcomes.contains(&outcome), "{outcome} is not right here");
     let last = scene.history.latest();

@@ -12,7 +12,7 @@ use super::{
     sentry::{Looks, doubles, ran},
 };
 use crate::{
-    cluster::{Cluster, Pod},
+    cluster::{Cluster, Pod, condition},
     counter::{Client, Report},
 };
 
@@ -67,6 +67,11 @@ pub fn the_client_was_served(
 /// Nothing of the migration is left while the pod runs on.
 pub fn nothing_is_left_beside_the_pod(cluster: &Cluster) -> Result<()> {
     cluster.await_that("no target pod or claim is left", Duration::from_secs(30), || {
+        for migration in cluster.list("migrations", "")? {
+            let (succeeded, _, message) = condition(&migration, "Succeeded");
+            let name = &migration["metadata"]["name"];
+            ensure!(matches!(succeeded.as_str(), "True" | "False"), "{name} goes on: {message}");
+        }
         let marked = cluster.list("pods", "transship.dev/migration")?;
         let names: Vec<String> = marked.iter().map(|pod| Pod::of(pod).name).collect();
         ensure!(names.is_empty(), "still marked: {names:?}");
