@@ -21,7 +21,9 @@ use transship_tests::{
             self, Decided, Dumping, Freezing, HandingOver, Preflight, Releasing, Restoring,
             TargetIsMade, TargetStarts, Thawed, Thawing, Voted,
         },
-        outcome::Outcome::{self, Gone, Moved, Replaced, Restarted, Stayed, TargetLost},
+        outcome::Outcome::{
+            self, Gone, Moved, Replaced, Restarted, RestartedThere, Stayed, TargetLost,
+        },
         user::Act::{
             DeleteDeployment, DeleteMigration, DeleteSource, DeleteTarget, Drain, MigrateAgain,
             Roll, ScaleDown, StripFinalizer,
@@ -112,14 +114,14 @@ const GROUPS: &[Group] = &[
             Cut(Nodes, Briefly),
             Cut(Nodes, Long),
             Cut(Api(Source), Long),
-            Cut(Api(Target), Long),
             Cut(Operators, Long),
             PauseApi(Briefly),
-            PauseApi(Long),
             PowerOff(Target, Briefly),
         ],
         &[Moved, Stayed],
     ),
+    // The sides vote meanwhile, and the target's dead-man ends it for good.
+    (&[Dumping], &[Cut(Api(Target), Long), PauseApi(Long)], &[Moved, Stayed, TargetLost]),
     (&[Freezing], &[FillDisk(Source), FillDisk(Target)], &[Moved, Stayed]),
     // The target's container is restored and held, in the hands of CRIU and its callers.
     (
@@ -158,10 +160,11 @@ const GROUPS: &[Group] = &[
             PauseApi(Briefly),
             FillDisk(Source),
             FillDisk(Target),
-            PowerOff(Source, Briefly),
         ],
         &[Moved],
     ),
+    // The target holds everything; the source's memory is lost only if it is given up all the same.
+    (&[Voted], &[PowerOff(Source, Briefly)], &[Moved, Restarted]),
     // The target may be given up for silent, or has lost its tasks and says so.
     (
         &[Voted],
@@ -232,6 +235,7 @@ const GROUPS: &[Group] = &[
         ],
         &[Moved],
     ),
+    (&[Thawing, HandingOver], &[PowerOff(Target, Briefly)], &[TargetLost, RestartedThere]),
     // People.
     (&[TargetStarts, Dumping], &[User(DeleteMigration), User(StripFinalizer)], &[Stayed, Moved]),
     (&[Voted], &[User(DeleteMigration), User(DeleteTarget), User(StripFinalizer)], &[Stayed]),

@@ -128,6 +128,7 @@ impl Fault {
             Self::KillOperators => {
                 let mut all: Vec<String> =
                     nodes::operators(cluster)?.into_iter().map(|pod| pod.node).collect();
+                all.sort();
                 all.dedup();
                 all.iter().try_for_each(|node| kill(node, Victim::Operator))
             }

@@ -84,7 +84,8 @@ impl Stream {
         let peer = nodes::address(cluster, scene.node(Role::Target))?;
         let stream = format!("ip daddr {peer} tcp dport {DATA}");
         match self {
-            // Behind the longest TCP header; the kernel makes the checksum fit.
+            // Behind the longest TCP header. Its checksum is not made yet, or would tell the same: that
+            // nothing whole comes through.
             Self::Corrupted => {
                 let rule = format!("{stream} meta length > 1000 @th,480,32 set 0xdeadbeef");
                 add(cluster, node, &chain("output", &rule))

@@ -18,6 +18,8 @@ pub enum Outcome {
     Stayed,
     /// It starts afresh where it was: its node went down, or its container was ended.
     Restarted,
+    /// It was moved, and started afresh there: the target's node went down when it was over.
+    RestartedThere,
     /// It goes on where it was, though it had been committed: the target was lost.
     TargetLost,
     /// Its owner made another pod.
@@ -44,6 +46,7 @@ impl fmt::Display for Outcome {
             Self::Moved => "moved",
             Self::Stayed => "stayed",
             Self::Restarted => "restarted",
+            Self::RestartedThere => "moved, then restarted",
             Self::TargetLost => "target lost, source goes on",
             Self::Replaced => "replaced by its owner",
             Self::Gone => "gone as wanted",
@@ -92,14 +95,13 @@ impl Seen<'_> {
         ensure!(ready.0 == "True", "{} on {} is not Ready: {}", now.name, now.node, ready.2);
         let afresh = restarts(pod) > 0;
         if now.uid == self.target_uid {
-            ensure!(!afresh, "the target was started afresh");
             ensure!(
                 now.ip == self.source.ip,
                 "the address went from {} to {}",
                 self.source.ip,
                 now.ip
             );
-            Ok(Outcome::Moved)
+            Ok(if afresh { Outcome::RestartedThere } else { Outcome::Moved })
         } else if now.uid != self.source.uid {
             Ok(Outcome::Replaced)
         } else if !self.migration["status"]["resolution"].is_null() {
@@ -135,11 +137,11 @@ fn tells(migration: &Value, outcome: Outcome) -> Result<()> {
         Ok(())
     };
     match outcome {
-        Outcome::Moved => {
+        Outcome::Moved | Outcome::RestartedThere => {
             is("decision", "Commit")?;
             is("phase", "Succeeded")?;
             none("resolution")?;
-            ensure!(succeeded == "True", "moved, but {says}");
+            ensure!(succeeded == "True", "{outcome}, but {says}");
             ensure!(!status["resumedAt"].is_null() && !status["downtime"].is_null(), "no downtime");
         }
         Outcome::Stayed | Outcome::Restarted => {
@@ -198,7 +200,7 @@ mod tests {
         let told = json!({"decision": "Commit", "resumedAt": "now", "downtime": "1s"});
         let moved = migration("Succeeded", "True", told);
         assert_eq!(outcome(&moved, &[pod("t", 0)]).unwrap(), Outcome::Moved);
-        outcome(&moved, &[pod("t", 1)]).unwrap_err();
+        assert_eq!(outcome(&moved, &[pod("t", 1)]).unwrap(), Outcome::RestartedThere);
         outcome(&moved, &[pod("s", 0)]).unwrap_err();
         outcome(&moved, &[pod("s", 0), pod("t", 0)]).unwrap_err();
         outcome(&Value::Null, &[pod("t", 0)]).unwrap_err();
