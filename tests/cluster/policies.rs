@@ -96,7 +96,12 @@ fn an_agent_writes_only_what_belongs_to_its_node() -> Result<()> {
                 Some("forbidden"),
             ),
             ("secrets", agent, &["get", "secrets", "--namespace", NAMESPACE], Some("forbidden")),
-            ("the lead", agent, &["create", "-f", &lead], Some("its own node only")),
+            (
+                "the lead",
+                agent,
+                &["create", "--namespace", NAMESPACE, "-f", &lead],
+                Some("its own node only"),
+            ),
         ],
     )?;
     std::fs::remove_file(&*lead)?;

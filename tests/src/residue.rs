@@ -11,7 +11,12 @@ use crate::cluster::Cluster;
 
 /// Prints one line per thing that a migration could leave behind.
 const INVENTORY: &str = r#"
-ls /var/lib/transship/pods 2>/dev/null | sed 's/^/record /'
+for d in /var/lib/transship/pods/*/; do
+  u=$(basename $d)
+  # The record of a pod that lives is not left behind.
+  [ -d /var/lib/kubelet/pods/$u ] && grep -q '"state":"open"' $d/record.json 2>/dev/null && continue
+  [ -d $d ] && echo "record $u"
+done
 ls /var/lib/transship/migrations 2>/dev/null | sed 's/^/journal /'
 ls /var/lib/transship/leases 2>/dev/null | sed 's/^/lent address /'
 ls /run/transship/holders 2>/dev/null | sed 's/^/holder directory /'

@@ -20,7 +20,7 @@ pub fn keep(dir: &MigrationDir) -> Result<()> {
 /// Gives the room up. Best effort: nothing else could be done.
 pub fn give_up(dir: &MigrationDir) {
     match std::fs::remove_file(dir.path().join(FILE)) {
-        Ok(()) => tracing::warn!("gave up the room that was kept on the disk"),
+        Ok(()) => tracing::info!("gave up the room that was kept on the disk"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => tracing::warn!("the room kept on the disk cannot be given up: {error}"),
     }

@@ -122,9 +122,9 @@ pub fn holding() -> Option<u32> {
     })
 }
 
-/// A CRIU at work.
+/// A CRIU that runc has started to dump or to restore; holders ask one for its version, too.
 pub fn criu() -> Option<u32> {
-    by_name("criu").into_iter().next()
+    by_name("criu").into_iter().find(|pid| command(*pid).iter().any(|word| word == "swrk"))
 }
 
 /// The nearest process of this name on the way up from the script that holds, or from the CRIU that
