@@ -12,7 +12,7 @@ use transship_tests::{
 use crate::counter;
 
 /// The source must be the same pod, running, connected; the target gone on both counts.
-fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result<()> {
+pub fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result<()> {
     let now = cluster.pod("app=counter")?;
     ensure!(&now == before, "{before:?} became {now:?}");
     let so_far = client.replies();

@@ -1,15 +1,15 @@
 //! The hold: while the target is held and undecided, nothing that dies makes it run.
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use transship_tests::{
     cluster::{Cluster, Pod},
     counter::Client,
-    faults::Gate,
+    faults::{Gate, judge::no_record_is_left},
 };
 
-use crate::counter;
+use crate::{counter, faults::source_goes_on};
 
 /// Replicas of the operator, as the chart has them.
 const REPLICAS: &str = "2";
@@ -141,4 +141,38 @@ fn an_operator_that_dies_undecided_is_followed_by_one_that_decides() -> Result<(
     ensure!(report.is_whole(), "{report:?}");
     ensure!(cluster.pod("app=counter")?.node == source.other_node());
     Ok(())
+}
+
+/// Kills one of those who hold the target's container, in that moment; whichever it is, nobody has voted yet,
+/// so the source goes on.
+fn a_kill_in_the_hold_is_rolled_back(victim: &str) -> Result<()> {
+    let cluster = Cluster::with_namespace(&format!("kill-{victim}"))?;
+    let before = counter(&cluster)?;
+    let client = Client::connect(format!("{}:8080", before.ip).parse()?, Duration::from_millis(2))?;
+    let target = before.other_node();
+    let probe = ["transship-probe", "await", &cluster.namespace, "hold", "60", "--kill", victim];
+    let killer = cluster.on_node_command(target, &probe).stdin(Stdio::null()).spawn()?;
+    let migration = cluster.migrate(&before.name, target)?;
+    ensure!(killer.wait_with_output()?.status.success(), "{victim} was not killed");
+    cluster.ended(&migration, Duration::from_secs(90))?;
+    let object = cluster.get("migration", &migration)?;
+    ensure!(object["status"]["phase"] == "RolledBack", "{:#}", object["status"]);
+    cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
+    source_goes_on(&cluster, &before, client)?;
+    no_record_is_left(&cluster, target)
+}
+
+#[test]
+fn a_kill_of_the_script_in_the_hold_is_rolled_back() -> Result<()> {
+    a_kill_in_the_hold_is_rolled_back("script")
+}
+
+#[test]
+fn a_kill_of_criu_in_the_hold_is_rolled_back() -> Result<()> {
+    a_kill_in_the_hold_is_rolled_back("criu")
+}
+
+#[test]
+fn a_kill_of_the_wrapper_in_the_hold_is_rolled_back() -> Result<()> {
+    a_kill_in_the_hold_is_rolled_back("wrapper")
 }

@@ -34,18 +34,6 @@ use transship_tests::{
     },
 };
 
-/// Cells that are run each time: the hold, a holder before and after the commit, the operators
-/// while nothing is decided, and a cut link.
-pub const QUICK: [&str; 7] = [
-    "kill_target_script_while_restoring",
-    "kill_target_criu_while_restoring",
-    "kill_target_wrapper_while_restoring",
-    "kill_source_holder_while_dumping",
-    "kill_operators_when_both_have_voted",
-    "kill_target_holder_when_decided",
-    "cut_node_to_node_briefly_while_dumping",
-];
-
 /// Every cell.
 pub fn all() -> Vec<Cell> {
     GROUPS.iter().flat_map(|(moments, faults, outcomes)| cells(moments, faults, outcomes)).collect()

@@ -132,7 +132,6 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         let mut filter = options(args);
         filter.arguments.extend(["--skip".to_owned(), PLACEMENT.to_owned()]);
         stages.run("cluster tests", 900, || on_cluster(root, "cluster", &filter))?;
-        stages.run("some faults", 300, || on_cluster(root, "faults", &options(args)))?;
     }
     if everything {
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
@@ -217,10 +216,9 @@ fn options(args: &Args) -> Options {
     Options { arguments: args.only.iter().cloned().collect(), ..Options::default() }
 }
 
-/// Also those that are left out otherwise; the table is written from a run of all.
+/// The table is written from a run of all.
 fn all_faults(args: &Args, root: &Path) -> Options {
     let mut options = options(args);
-    options.arguments.push("--include-ignored".to_owned());
     options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()));
     options
 }
