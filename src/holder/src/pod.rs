@@ -51,6 +51,9 @@ pub struct PodContainer {
     pub pid: u32,
     /// Start time of that process in clock ticks since boot.
     pub start_time: u64,
+    /// Parent of that process: the shim.
+    #[serde(default)]
+    pub parent: Option<u32>,
     /// Its freezer cgroup.
     #[serde(flatten)]
     pub freezer: Freezer,
@@ -90,7 +93,7 @@ impl Pod {
             match found {
                 Some(container) if container.state == State::Running => {
                     let found = Container::find(layout, &container.id)?;
-                    pod.containers.push(PodContainer::of(wanted, &found)?);
+                    pod.containers.push(PodContainer::of(layout, wanted, &found)?);
                 }
                 Some(container) => bail!("container {wanted} is {:?}", container.state),
                 None => bail!("container {wanted} has not been made yet"),
@@ -165,6 +168,19 @@ impl Pod {
         Ok(())
     }
 
+    /// Kills the tasks of every frozen container whose shim has died. The runtime has lost it and will start
+    /// it afresh as soon as it may; the lost one must not run beside.
+    pub fn kill_orphans(&self, layout: &Layout) -> Result<()> {
+        for container in self.containers.iter().filter(|container| container.is_orphan(layout)) {
+            tracing::error!(container = container.name, "its shim has died, so it is ended");
+            container
+                .freezer
+                .kill_all_frozen(FREEZER_LIMIT)
+                .with_context(|| format!("tasks of container {} do not end", container.name))?;
+        }
+        Ok(())
+    }
+
     /// Checks that every container lives and is frozen; one that some other program thawed is
     /// frozen again, and told as not whole, since it may have run.
     pub fn verify_frozen(&self, layout: &Layout) -> Result<()> {
@@ -183,16 +199,24 @@ impl Pod {
 
 impl PodContainer {
     /// The container named `name` as the runtime describes it.
-    pub fn of(name: &str, found: &Container) -> Result<Self> {
+    pub fn of(layout: &Layout, name: &str, found: &Container) -> Result<Self> {
         let version = CgroupVersion::try_from(found.cgroup_version).map_err(anyhow::Error::msg)?;
         Ok(PodContainer {
             name: name.to_owned(),
             id: found.id.clone(),
             pid: pid(found.pid)?,
             start_time: found.start_time,
+            parent: container::parent(layout, found.pid),
             freezer: Freezer { dir: found.freezer.clone(), version },
             rootfs: found.rootfs.clone(),
         })
+    }
+
+    /// Whether it lives, and its first process has another parent than when it was found: its shim is gone.
+    fn is_orphan(&self, layout: &Layout) -> bool {
+        let Some(shim) = self.parent else { return false };
+        let now = i32::try_from(self.pid).ok().and_then(|pid| container::parent(layout, pid));
+        self.is_alive(layout) && now.is_some_and(|parent| parent != shim)
     }
 
     /// Whether its first process is the one that was found, and not a zombie.
@@ -262,10 +286,38 @@ pub(crate) mod tests {
                 id: "c".into(),
                 pid,
                 start_time: start_time(&layout, pid as i32).unwrap(),
+                parent: container::parent(&layout, pid as i32),
                 freezer: Freezer { dir: "/nonexistent".into(), version: CgroupVersion::V1 },
                 rootfs: "/".into(),
             }],
         }
+    }
+
+    #[test]
+    fn a_container_whose_shim_dies_is_an_orphan() {
+        use std::io::{BufRead, BufReader};
+        let layout = Layout::default();
+        let mut shim = std::process::Command::new("sh")
+            .args(["-c", "sleep 1000 & echo $!; wait"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(shim.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let pid: u32 = line.trim().parse().unwrap();
+        let mut container = pod_of_self().containers.remove(0);
+        container.pid = pid;
+        container.start_time = start_time(&layout, pid as i32).unwrap();
+        container.parent = container::parent(&layout, pid as i32);
+        assert_eq!(container.parent, Some(shim.id()));
+        assert!(!container.is_orphan(&layout));
+        shim.kill().unwrap();
+        shim.wait().unwrap();
+        assert!(container.is_orphan(&layout));
+        container.parent = None;
+        assert!(!container.is_orphan(&layout), "what an earlier version found has no parent");
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
 
     #[test]

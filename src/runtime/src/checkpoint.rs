@@ -236,7 +236,15 @@ mod tests {
         };
         let (mut first, mut second) = (sleep(&ours), sleep(&other));
         let works = [dir.path().join("none"), ours];
-        let found = processes_of(&Layout::default(), &works);
+        // A process shows its environment a moment after its start has returned.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let found = loop {
+            let found = processes_of(&Layout::default(), &works);
+            if !found.is_empty() || std::time::Instant::now() > end {
+                break found;
+            }
+            std::thread::yield_now();
+        };
         assert_eq!(found, [(1, i32::try_from(first.id()).unwrap())]);
         kill(found[0].1);
         first.wait().unwrap();

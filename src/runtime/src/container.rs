@@ -126,6 +126,13 @@ pub fn start_time(layout: &Layout, pid: i32) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Parent of a process: for a container's first process the shim, until that dies.
+pub fn parent(layout: &Layout, pid: i32) -> Option<u32> {
+    let stat = std::fs::read_to_string(layout.of_process(pid, "stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// Whether a process has ended and waits for its parent to notice.
 pub fn is_zombie(layout: &Layout, pid: i32) -> bool {
     std::fs::read_to_string(layout.of_process(pid, "stat")).is_ok_and(|stat| {

@@ -17,6 +17,7 @@ use transship_host::files;
 use transship_host::journal::{Journal, Line};
 use transship_host::network::nft_program;
 use transship_host::paths::MigrationDir;
+use transship_host::record::RecordState;
 use transship_protocol::{
     Driver, Effect, Facts, SourceEffect, SourceEntry, SourceEvent, SourceMachine, SourcePhase,
     may_begin,
@@ -268,8 +269,16 @@ impl SourceHands {
         match effect {
             // Written by the caller, which stops at an error.
             Effect::Journal(_) => Ok(()),
-            Effect::WriteRecord(state) => record::write(&holder, state)
-                .map_err(|error| Failed::other("RecordNotWritten", error)),
+            Effect::WriteRecord(state) => {
+                if state == RecordState::Open
+                    && let Some(pod) = &self.pod
+                {
+                    pod.kill_orphans(&holder.layout)
+                        .map_err(|error| Failed::other("NotKilled", error))?;
+                }
+                record::write(&holder, state)
+                    .map_err(|error| Failed::other("RecordNotWritten", error))
+            }
             Effect::QuiesceWrapper => holder
                 .blocking("quiesce", |holder| {
                     Ok(transship_host::quiesce::wait(&holder.host, &holder.task.pod.uid, QUIESCE)?)

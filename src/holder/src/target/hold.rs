@@ -272,7 +272,7 @@ async fn await_running(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Re
             bail!("container {name} runs as {pid:?} and was restored as {}", restored.pid);
         }
         let found = Container::find(&holder.layout, &restored.container_id)?;
-        let container = PodContainer::of(name, &found)?;
+        let container = PodContainer::of(&holder.layout, name, &found)?;
         if container.freezer.state()? != FreezerState::Frozen {
             bail!("container {name} is not frozen after its restore");
         }
