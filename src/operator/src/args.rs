@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, env = "OVERCOMMIT_PERCENT", global = true, default_value_t = 0,
         allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-99..=0))]
     pub overcommit_percent: i64,
-    /// A node that ought to be there; may hold a range such as worker-[01:20]. May be repeated.
+    /// A node that ought to be there; may hold a range such as `worker-[01:20]`. May be repeated.
     #[arg(long = "static-node", env = "STATIC_NODES", global = true, value_delimiter = ',')]
     pub static_nodes: Vec<String>,
     /// Seconds without a report after which a node is not Ready.
