@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::filters::{Compiled, Filter};
 use super::model::{Node, Request};
 use super::strategy::{self, Demand, Options, Ranked};
+use super::symbol::Answers;
 
 const NO_NODE: &str = "No nodes available in the cluster";
 const NO_RESOURCES: &str = "no resources available to schedule container";
@@ -190,8 +191,9 @@ impl Prepared {
                 if condition.soft && !soft {
                     continue;
                 }
+                let mut answers = Answers::default();
                 left.retain(|&position| {
-                    let admitted = condition.test.admits(nodes[position]);
+                    let admitted = condition.test.admits(nodes[position], &mut answers);
                     if !admitted {
                         outcomes[position] = Outcome::Removed(reason);
                     }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::pattern::Pattern;
+use super::symbol::{Answers, Symbol};
 use super::words::Words;
 
 /// Why an expression is none, in Swarm's words.
@@ -70,8 +71,26 @@ impl Expression {
     }
 
     /// Like [`Self::holds`], for words.
-    pub(super) fn holds_for(&self, words: &[&Words]) -> bool {
-        words.iter().any(|words| self.pattern.matches_any(words)) == self.equal
+    pub(super) fn holds_for_words(&self, words: &Words) -> bool {
+        self.pattern.matches_any(words.text()) == self.equal
+    }
+
+    /// Like [`Self::holds`], for texts that other nodes have too.
+    pub(super) fn holds_for_symbols<'a>(
+        &self,
+        mut symbols: impl Iterator<Item = &'a Symbol>,
+        answers: &mut Answers,
+    ) -> bool {
+        symbols.any(|s| answers.get(s, |text| self.pattern.matches(text))) == self.equal
+    }
+
+    /// Like [`Self::holds_for_symbols`], each being the text of several words.
+    pub(super) fn holds_for_lists<'a>(
+        &self,
+        mut lists: impl Iterator<Item = &'a Symbol>,
+        answers: &mut Answers,
+    ) -> bool {
+        lists.any(|list| answers.get(list, |text| self.pattern.matches_any(text))) == self.equal
     }
 }
 

@@ -31,6 +31,7 @@ mod pattern;
 pub mod policy;
 pub mod simulate;
 mod strategy;
+mod symbol;
 mod words;
 
 pub use annotations::{AnnotationError, validate};

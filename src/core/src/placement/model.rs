@@ -3,11 +3,12 @@
 //! Amounts of CPU may be in any unit as long as nodes, containers and request share it: whole CPUs
 //! in Swarm, thousandths in Kubernetes. Memory is in bytes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use regex::Regex;
 
+use super::symbol::Symbol;
 use super::words::Words;
 
 /// Label by which Swarm knows a container over its life.
@@ -137,7 +138,7 @@ pub struct Node {
     pub total_memory: i64,
     /// 0 (not to be used) to 100 (see [`health_indicator`]).
     pub health: i64,
-    labels: HashMap<String, String>,
+    labels: Vec<(Symbol, Symbol)>,
     slots: Option<i64>,
     containers: Vec<Container>,
     live: usize,
@@ -146,13 +147,13 @@ pub struct Node {
     used_cpus: i64,
     used_memory: i64,
     /// How many live containers have a label with a value, by label.
-    label_values: HashMap<String, Vec<(String, usize)>>,
+    label_values: Vec<(Symbol, Vec<(Symbol, usize)>)>,
     /// Ids and names of the live containers that have a name.
     container_words: Words,
-    /// Names of the node's own images.
-    image_words: Words,
-    /// Names of the images of live containers.
-    running_image_words: Words,
+    /// Of each of the node's own images its names, as [`Words::text`].
+    images: Vec<Symbol>,
+    /// The same of the images of live containers.
+    running_images: Vec<Symbol>,
     bindings: Vec<PortBinding>,
     exposed: Vec<String>,
 }
@@ -165,20 +166,23 @@ impl Node {
 
     /// Replaces its labels.
     pub fn set_labels(&mut self, labels: impl IntoIterator<Item = (String, String)>) {
-        self.labels = labels.into_iter().collect();
+        // Of several with the same key the last counts.
+        let labels: BTreeMap<String, String> = labels.into_iter().collect();
         // What is no number limits nothing.
-        self.slots = self.labels.get(SLOTS_LABEL).and_then(|slots| slots.parse().ok());
+        self.slots = labels.get(SLOTS_LABEL).and_then(|slots| slots.parse().ok());
+        let symbols = labels.iter().map(|(key, value)| (Symbol::of(key), Symbol::of(value)));
+        self.labels = symbols.collect();
     }
 
     /// Replaces its images.
     pub fn set_images<'a>(&mut self, images: impl IntoIterator<Item = &'a Image>) {
-        self.image_words.clear();
-        for image in images {
-            self.image_words.add(&image.id);
-            for tag in &image.tags {
-                add_image_name(&mut self.image_words, tag);
-            }
-        }
+        let names = images.into_iter().map(|image| {
+            let mut words = Words::default();
+            words.add(&image.id);
+            image.tags.iter().for_each(|tag| add_image_name(&mut words, tag));
+            Symbol::of(words.text())
+        });
+        self.images = names.collect();
     }
 
     /// Adds a container.
@@ -222,7 +226,12 @@ impl Node {
 
     /// A label's value.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels.get(key).map(String::as_str)
+        self.label_symbol(key).map(|value| &**value)
+    }
+
+    pub(super) fn label_symbol(&self, key: &str) -> Option<&Symbol> {
+        // They are few, and their keys the same on most nodes: faster than a map.
+        self.labels.iter().find(|(known, _)| **known == *key).map(|(_, value)| value)
     }
 
     /// CPU reserved by its containers, pending ones included.
@@ -252,16 +261,18 @@ impl Node {
         &self.container_words
     }
 
-    pub(super) fn image_words(&self) -> [&Words; 2] {
-        [&self.image_words, &self.running_image_words]
+    /// The images of the node and of its live containers: of each its names, as [`Words::text`].
+    pub(super) fn images(&self) -> impl Iterator<Item = &Symbol> {
+        self.images.iter().chain(&self.running_images)
     }
 
     /// Each value that a label has on the node's containers; empty for containers without it.
-    pub(super) fn container_label(&self, key: &str) -> impl Iterator<Item = &str> {
-        let values = self.label_values.get(key).map_or(&[][..], Vec::as_slice);
+    pub(super) fn container_label(&self, key: &str) -> impl Iterator<Item = &Symbol> {
+        let values = self.label_values.iter().find(|(known, _)| **known == *key);
+        let values = values.map_or(&[][..], |(_, values)| values);
         let labelled: usize = values.iter().map(|(_, count)| count).sum();
-        let lacking = (labelled < self.live).then_some("");
-        values.iter().map(|(value, _)| value.as_str()).chain(lacking)
+        let lacking = (labelled < self.live).then_some(Symbol::empty());
+        values.iter().map(|(value, _)| value).chain(lacking)
     }
 
     /// Whether [`Self::has_container`] is worth asking, which looks at every container: `beginning`
@@ -299,13 +310,18 @@ impl Node {
 
     fn index(&mut self, container: &Container) {
         for (key, value) in &container.labels {
-            let values = self.label_values.entry(key.clone()).or_default();
-            match values.iter_mut().find(|(known, _)| known == value) {
+            let position = self.label_values.iter().position(|(known, _)| **known == **key);
+            let position = position.unwrap_or_else(|| {
+                self.label_values.push((Symbol::of(key), Vec::new()));
+                self.label_values.len() - 1
+            });
+            let values = &mut self.label_values[position].1;
+            match values.iter_mut().find(|(known, _)| **known == **value) {
                 Some((_, count)) => *count += 1,
-                None => values.push((value.clone(), 1)),
+                None => values.push((Symbol::of(value), 1)),
             }
         }
-        index_words(&mut self.container_words, &mut self.running_image_words, container);
+        index_names(&mut self.container_words, &mut self.running_images, container);
         self.bindings.extend_from_slice(&container.ports);
         if container.host_network {
             self.exposed.extend_from_slice(&container.exposed);
@@ -314,21 +330,20 @@ impl Node {
 
     fn unindex(&mut self, container: &Container) {
         for (key, value) in &container.labels {
-            let Some(values) = self.label_values.get_mut(key) else { continue };
+            let of_key = self.label_values.iter_mut().find(|(known, _)| **known == **key);
+            let Some((_, values)) = of_key else { continue };
             values.retain_mut(|(known, count)| {
-                *count -= usize::from(known == value);
+                *count -= usize::from(**known == **value);
                 *count > 0
             });
-            if values.is_empty() {
-                self.label_values.remove(key);
-            }
         }
+        self.label_values.retain(|(_, values)| !values.is_empty());
         self.container_words.clear();
-        self.running_image_words.clear();
+        self.running_images.clear();
         self.bindings.clear();
         self.exposed.clear();
         for other in self.containers.iter().filter(|c| !c.ended) {
-            index_words(&mut self.container_words, &mut self.running_image_words, other);
+            index_names(&mut self.container_words, &mut self.running_images, other);
             self.bindings.extend_from_slice(&other.ports);
             if other.host_network {
                 self.exposed.extend_from_slice(&other.exposed);
@@ -337,13 +352,17 @@ impl Node {
     }
 }
 
-fn index_words(containers: &mut Words, images: &mut Words, container: &Container) {
+fn index_names(containers: &mut Words, images: &mut Vec<Symbol>, container: &Container) {
     if !container.name.is_empty() {
         containers.add(&container.id);
         containers.add(&container.name);
         container.aliases.iter().for_each(|alias| containers.add(alias));
     }
-    container.images.iter().for_each(|image| add_image_name(images, image));
+    images.extend(container.images.iter().map(|image| {
+        let mut words = Words::default();
+        add_image_name(&mut words, image);
+        Symbol::of(words.text())
+    }));
 }
 
 /// An image's name, and the same without tag or digest.

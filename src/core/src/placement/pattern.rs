@@ -3,7 +3,7 @@
 use regex::Regex;
 
 use super::dialect;
-use super::words::Words;
+use super::words;
 
 /// A compiled value: `/…/` is a regular expression that may match anywhere, anything else a glob
 /// that matches all of the text. As in Swarm, a glob is a regular expression too, with `*` for any
@@ -54,11 +54,11 @@ impl Pattern {
         }
     }
 
-    /// Whether any of the words matches.
-    pub(super) fn matches_any(&self, words: &Words) -> bool {
+    /// Whether any of the words matches, given as [`words::Words::text`].
+    pub(super) fn matches_any(&self, text: &str) -> bool {
         match &self.words {
-            Some(regex) => regex.is_match(words.text()),
-            None => words.iter().any(|word| self.matches(word)),
+            Some(regex) => regex.is_match(text),
+            None => words::split(text).any(|word| self.matches(word)),
         }
     }
 }
@@ -69,6 +69,7 @@ fn compile(pattern: &str) -> Option<Regex> {
 
 #[cfg(test)]
 mod tests {
+    use super::words::Words;
     use super::*;
 
     #[test]
@@ -101,8 +102,12 @@ mod tests {
             words.add(text);
             words.add("behind");
             let other = ["before", "behind"].iter().any(|word| pattern.matches(word));
-            assert_eq!(pattern.matches_any(&words), wanted || other, "{value} among {words:?}");
+            assert_eq!(
+                pattern.matches_any(words.text()),
+                wanted || other,
+                "{value} among {words:?}"
+            );
         }
-        assert!(!Pattern::new("*").matches_any(&Words::default()), "no word, no match");
+        assert!(!Pattern::new("*").matches_any(Words::default().text()), "no word, no match");
     }
 }

@@ -27,12 +27,12 @@ impl Words {
     pub fn text(&self) -> &str {
         &self.text
     }
+}
 
-    /// The words one after another.
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
-        let inner = self.text.get(1..self.text.len().max(1) - 1);
-        inner.into_iter().filter(|_| !self.text.is_empty()).flat_map(|inner| inner.split('\n'))
-    }
+/// The words of a [`Words::text`] one after another.
+pub fn split(text: &str) -> impl Iterator<Item = &str> {
+    let inner = text.get(1..text.len().max(1) - 1);
+    inner.into_iter().filter(|_| !text.is_empty()).flat_map(|inner| inner.split('\n'))
 }
 
 #[cfg(test)]
@@ -42,13 +42,13 @@ mod tests {
     #[test]
     fn words_come_back_as_they_went_in() {
         let mut words = Words::default();
-        assert_eq!(words.iter().count(), 0);
+        assert_eq!(split(words.text()).count(), 0);
         for word in ["a", "", "b"] {
             words.add(word);
         }
-        assert_eq!(words.iter().collect::<Vec<_>>(), ["a", "", "b"]);
+        assert_eq!(split(words.text()).collect::<Vec<_>>(), ["a", "", "b"]);
         assert_eq!(words.text(), "\na\n\nb\n");
         words.clear();
-        assert_eq!(words.iter().count(), 0);
+        assert_eq!(split(words.text()).count(), 0);
     }
 }

@@ -10,6 +10,7 @@ use regex::Regex;
 
 use super::expression::{Expression, ExpressionError};
 use super::model::{Node, PortBinding, Request};
+use super::symbol::{Answers, Symbol};
 
 /// A filter, by Swarm's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -157,7 +158,8 @@ pub(super) enum Test {
 }
 
 impl Test {
-    pub(super) fn admits(&self, node: &Node) -> bool {
+    /// `answers`: those that this test gave for other nodes.
+    pub(super) fn admits(&self, node: &Node, answers: &mut Answers) -> bool {
         match self {
             Self::Healthy => node.health > 0,
             Self::FreeSlot => node.has_free_slot(),
@@ -167,17 +169,19 @@ impl Test {
                 let worth = |beginning| node.may_have_container(name, beginning);
                 beginning.as_ref().is_none_or(worth) && node.has_container(name)
             }),
-            Self::ContainerWords(expression) => expression.holds_for(&[node.container_words()]),
-            Self::ImageWords(expression) => expression.holds_for(&node.image_words()),
+            Self::ContainerWords(expression) => expression.holds_for_words(node.container_words()),
+            Self::ImageWords(expression) => expression.holds_for_lists(node.images(), answers),
             Self::ContainerLabel(expression) => {
-                expression.holds(node.container_label(&expression.key))
+                expression.holds_for_symbols(node.container_label(&expression.key), answers)
             }
             Self::NodeName(expression) => {
                 expression.holds([node.id.as_str(), node.name.as_str()].into_iter())
             }
-            // A label that is not there counts as empty.
             Self::NodeLabel(expression) => {
-                expression.holds([node.label(&expression.key).unwrap_or_default()].into_iter())
+                let value = node.label_symbol(&expression.key);
+                // A label that is not there counts as empty.
+                let value = value.unwrap_or(Symbol::empty());
+                expression.holds_for_symbols([value].into_iter(), answers)
             }
             Self::Listed(names) => names.contains(&node.name),
             Self::Malformed => false,
