@@ -90,8 +90,7 @@ impl Deadman {
 
     /// Whether it is armed and has expired.
     pub fn has_lapsed(&self) -> Result<bool> {
-        let _lock = self.lock()?;
-        Ok(self.read().is_some_and(|state| state.has_lapsed(now())))
+        Ok(self.unless_lapsed(|| ())?.is_none())
     }
 
     /// Arms it; armed already is fine.

@@ -159,13 +159,7 @@ impl Pod {
 
     /// Kills every task of every container while it is frozen.
     pub fn kill_frozen(&self) -> Result<()> {
-        for container in &self.containers {
-            container
-                .freezer
-                .kill_all_frozen(FREEZER_LIMIT)
-                .with_context(|| format!("tasks of container {} do not end", container.name))?;
-        }
-        Ok(())
+        self.containers.iter().try_for_each(PodContainer::kill_frozen)
     }
 
     /// Kills the tasks of every frozen container whose shim has died. The runtime has lost it and will start
@@ -173,10 +167,7 @@ impl Pod {
     pub fn kill_orphans(&self, layout: &Layout) -> Result<()> {
         for container in self.containers.iter().filter(|container| container.is_orphan(layout)) {
             tracing::error!(container = container.name, "its shim has died, so it is ended");
-            container
-                .freezer
-                .kill_all_frozen(FREEZER_LIMIT)
-                .with_context(|| format!("tasks of container {} do not end", container.name))?;
+            container.kill_frozen()?;
         }
         Ok(())
     }
@@ -210,6 +201,13 @@ impl PodContainer {
             freezer: Freezer { dir: found.freezer.clone(), version },
             rootfs: found.rootfs.clone(),
         })
+    }
+
+    /// Kills its tasks while they are frozen.
+    fn kill_frozen(&self) -> Result<()> {
+        self.freezer
+            .kill_all_frozen(FREEZER_LIMIT)
+            .with_context(|| format!("tasks of container {} do not end", self.name))
     }
 
     /// Whether it lives, and its first process has another parent than when it was found: its shim is gone.

@@ -120,24 +120,24 @@ fn freezer(paths: &std::collections::HashMap<String, PathBuf>) -> Option<(PathBu
 
 /// Start time of a process in clock ticks since boot (field 22 of `stat`).
 pub fn start_time(layout: &Layout, pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(layout.of_process(pid, "stat")).ok()?;
-    // The command name may hold spaces and brackets; what follows its last bracket does not.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+    after_name(layout, pid)?.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// Parent of a process: for a container's first process the shim, until that dies.
+/// Parent of a process (field 4 of `stat`): for a container's first process the shim, until that dies.
 pub fn parent(layout: &Layout, pid: i32) -> Option<u32> {
-    let stat = std::fs::read_to_string(layout.of_process(pid, "stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+    after_name(layout, pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// Whether a process has ended and waits for its parent to notice.
 pub fn is_zombie(layout: &Layout, pid: i32) -> bool {
-    std::fs::read_to_string(layout.of_process(pid, "stat")).is_ok_and(|stat| {
-        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
-    })
+    after_name(layout, pid).is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// The fields of a process's `stat` from the third on: what follows the command name, which may hold
+/// spaces and brackets, begins behind its last bracket.
+fn after_name(layout: &Layout, pid: i32) -> Option<String> {
+    let stat = std::fs::read_to_string(layout.of_process(pid, "stat")).ok()?;
+    stat.rsplit_once(')').map(|(_, rest)| rest.to_owned())
 }
 
 #[cfg(test)]
