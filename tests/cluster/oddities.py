@@ -1,6 +1,6 @@
 # Processes with what cannot be moved, one each, named after what they have. Run as
-#   python3 oddities.py inside | outside
-# in two containers of a pod that share /shared: `outside` holds the other ends. For containers only: it
+#   python3 oddities.py inside | outside | only ODDITY
+# in containers of a pod that share /shared: `outside` holds the other ends. For containers only: it
 # removes a file of the image and mounts a file system.
 import array, ctypes, fcntl, mmap, os, pty, signal, socket, struct, sys, termios, threading, time
 
@@ -42,13 +42,17 @@ def mqueue():
     check(libc.mq_open(b"/odd", os.O_CREAT | os.O_RDWR, 0o600, attributes), "mq_open")
 
 
-def watch(path):
+def watch(path):  # Kept open for as long as the process lives.
     descriptor = check(libc.inotify_init1(0), "inotify_init1")
     check(libc.inotify_add_watch(descriptor, path, 2), "inotify_add_watch")
 
 
 def rootfs_watch():
     watch(b"/usr/bin")
+
+
+def log_watch():
+    watch(b"/var/log")
 
 
 def projected_watch():
@@ -224,6 +228,10 @@ def child(oddity):
 
 if sys.argv[1] == "outside":
     outside()
+    print("ready", flush=True)
+elif sys.argv[1] == "only":
+    if os.fork() == 0:
+        child(globals()[sys.argv[2]])
     print("ready", flush=True)
 else:
     for oddity in INSIDE:

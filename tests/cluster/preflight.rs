@@ -155,7 +155,7 @@ fn what_processes_have_is_found_all_at_once_and_the_pod_is_left_alone() -> Resul
         ("Userfaultfd", "process userfaultfd"),
         ("Device", "process device"),
         ("MessageQueue", "process mqueue"),
-        ("MessageQueue", "1 POSIX message queues"),
+        ("MessageQueue", "/dev/mqueue (1)"),
         ("SecretMemory", "secret-memory"),
         ("HugePages", "huge-pages"),
         ("Bpf", "process bpf"),
@@ -189,6 +189,108 @@ fn what_processes_have_is_found_all_at_once_and_the_pod_is_left_alone() -> Resul
     let object = cluster.get("pod", &pod.name)?;
     ensure!(object["metadata"]["annotations"]["transship.dev/claim"].is_null(), "{object:#}");
     Ok(())
+}
+
+/// Each oddity in a container of its own, and what becomes of it: what CRIU itself says to a dump of
+/// the container, and what preflight finds.
+#[test]
+fn what_is_refused_is_what_criu_refuses() -> Result<()> {
+    /// Oddity, whether CRIU refuses the dump, the check that finds it.
+    const TABLE: [(&str, bool, Option<&str>); 21] = [
+        ("io_uring", true, Some("IoUring")),
+        ("mptcp", true, Some("Mptcp")),
+        ("vsock", true, Some("Socket")),
+        ("userfaultfd", true, Some("Userfaultfd")),
+        ("rootfs_watch", true, Some("RootfsWatch")),
+        ("log_watch", false, None),
+        // The dump works, and the restore does not find the directory.
+        ("projected_watch", false, Some("ProjectedFile")),
+        ("projected_file", false, Some("ProjectedFile")),
+        ("fanotify", true, Some("Fanotify")),
+        ("unlinked_big", true, Some("UnlinkedFile")),
+        ("removed_name", true, Some("RemovedName")),
+        ("secret_memory", true, Some("SecretMemory")),
+        ("huge_pages", true, Some("HugePages")),
+        ("seccomp_notify", true, Some("KernelObject")),
+        ("perf_event", true, Some("PerfEvent")),
+        ("bpf", true, Some("Bpf")),
+        ("odd_mount", true, Some("Mounts")),
+        ("namespaces", true, Some("NestedNamespaces")),
+        ("traced", true, Some("TracedProcess")),
+        ("dead_main_thread", true, Some("DeadMainThread")),
+        ("ordinary", false, None),
+    ];
+    let cluster = Cluster::with_namespace("criu-refuses")?;
+    cluster.kubectl(&["create", "configmap", "key", "--from-literal=key=value"])?;
+    let container_name = |oddity: &str| oddity.replace('_', "-");
+    let containers: Vec<Value> = TABLE
+        .iter()
+        .map(|(oddity, _, _)| {
+            let mut container = sleeper(&json!({
+                "command": ["python3", "-c", include_str!("oddities.py"), "only", oddity],
+                "securityContext": {"privileged": true},
+                "volumeMounts": [{"name": "shared", "mountPath": "/shared"},
+                    {"name": "key", "mountPath": "/etc/projected"}],
+            }));
+            container["name"] = json!(container_name(oddity));
+            container
+        })
+        .collect();
+    cluster.apply(&deployment(
+        "odd",
+        &json!({
+            "terminationGracePeriodSeconds": 0, "containers": containers,
+            "volumes": [{"name": "shared", "emptyDir": {}},
+                {"name": "key", "configMap": {"name": "key"}}],
+        }),
+    ))?;
+    cluster.rolled_out("odd")?;
+    let pod = cluster.pod("app=odd")?;
+    cluster.await_that("every container shows what it has", PATIENCE, || {
+        let log = cluster.kubectl(&["logs", &pod.name, "--all-containers"])?;
+        ensure!(!log.contains("cannot show"), "{log}");
+        Ok(log.matches("ready").count() == TABLE.len())
+    })?;
+    let answer = dry_run(&cluster, &pod.name, Some(pod.other_node()))?;
+    let found = violations(&answer);
+    let object = cluster.get("pod", &pod.name)?;
+    let mut wrong = Vec::new();
+    for (oddity, refused, check) in TABLE {
+        let name = container_name(oddity);
+        let statuses =
+            object["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        let status = statuses.iter().find(|s| s["name"] == name.as_str()).context("no status")?;
+        let id = status["containerID"].as_str().unwrap_or_default().rsplit('/').next();
+        let dump = dump(&cluster, &pod.node, id.unwrap_or_default())?;
+        if dump.is_err() != refused {
+            wrong.push(format!("{oddity}: CRIU said {dump:?}"));
+        }
+        let checks: Vec<&str> = found
+            .iter()
+            .filter(|(_, c, _)| *c == name)
+            .map(|(check, _, _)| check.as_str())
+            .collect();
+        if checks != check.into_iter().collect::<Vec<_>>() {
+            wrong.push(format!("{oddity}: preflight found {checks:?}"));
+        }
+    }
+    ensure!(wrong.is_empty(), "{wrong:#?}");
+    Ok(())
+}
+
+/// Dumps a container as the holder does and lets it run on. The error is CRIU's.
+fn dump(cluster: &Cluster, node: &str, id: &str) -> Result<std::result::Result<(), String>> {
+    let script = format!(
+        "d=$(mktemp -d) && printf 'network-lock skip\\nghost-limit 268435456\\n' > $d/conf\n\
+         export CRIU_CONFIG_FILE=$d/conf PATH=/opt/transship/bin:$PATH\n\
+         timeout 60 runc --root /run/containerd/runc/k8s.io checkpoint --leave-running \
+           --image-path $d/images --work-path $d --tcp-established --file-locks \
+           --manage-cgroups-mode ignore {id} >/dev/null 2>&1\n\
+         status=$?; grep -m3 Error $d/dump.log; rm -rf $d; exit $status"
+    );
+    let output = cluster.try_on_node(node, &["sh", "-c", &script])?;
+    let errors = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(if output.status.success() { Ok(()) } else { Err(errors) })
 }
 
 /// Runs a program of the node in the network namespace of a pod.

@@ -11,6 +11,7 @@ use transship_core::facts::{Resource, ResourceKind};
 
 use super::proc::{self, Mapping};
 use super::projected::Projected;
+use super::watched;
 
 /// What surrounds a process, by which its descriptors are judged.
 #[derive(Debug, Clone, Default)]
@@ -78,6 +79,11 @@ pub fn of_process(proc: &Path, pid: i32, around: &Surroundings) -> Seen {
             seen.processes.extend(info.process.map(|process| (fd, process)));
         }
         let removed = is_removed(&dir, &link, file.as_ref());
+        let root = dir.join("root");
+        let mut info = info;
+        info.watches.retain(|watch| {
+            Some(watch.device) != around.rootfs_device || !watched::is_found(&root, *watch)
+        });
         for (kind, bytes) in judge(&link, file.as_ref(), removed, &info, around) {
             let detail = link.strip_prefix("anon_inode:").unwrap_or(&link).to_owned();
             seen.resources.push(Resource { kind, fd, detail, bytes });

@@ -10,6 +10,7 @@ mod proc;
 mod projected;
 mod rules;
 mod sizes;
+mod watched;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -66,7 +66,7 @@ async fn operator(client: &Client) -> Line {
         Ok(listed) => {
             let found = listed.items.iter().find(|d| d.name_any() == names::OPERATOR);
             let ready = |d: &Deployment| d.status.as_ref().and_then(|s| s.ready_replicas);
-            let wanted = |d: &Deployment| d.spec.as_ref().and_then(|s| s.replicas);
+            let wanted = |d: &Deployment| d.spec.replicas;
             counted(PART, found.map(|d| (place(d), ready(d), wanted(d).or(Some(1)))))
         }
         Err(error) => unknown(PART, &error),

@@ -103,7 +103,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "RootfsWatch",
-        finds: "inotify on the container's root file system (`tail -F`, file watchers)",
+        finds: "inotify on the container's root file system (`tail -F`, file watchers), but for /etc, /var/log and /var/spool, where CRIU finds the file again",
         remedy: "watch a directory of an emptyDir instead",
         look: |input| {
             resources(
@@ -413,7 +413,7 @@ fn message_queues(input: &Input<'_>) -> Vec<Violation> {
     let there = input.facts.map_or(0, |facts| facts.ipc.posix_queues);
     let there = (there > 0).then(|| {
         Violation::of_pod(format!(
-            "the pod has {there} POSIX message queues in /dev/mqueue, which CRIU cannot save"
+            "there are POSIX message queues in /dev/mqueue ({there}), which CRIU cannot save"
         ))
     });
     open.into_iter().chain(there).collect()

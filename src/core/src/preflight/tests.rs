@@ -236,7 +236,7 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| w.facts["containers"][0]["frozen"] = json!(true), "FrozenContainer", "paused")]
 #[case(|w: &mut World| w.facts["containers"][0]["criuConfig"] = json!("/etc/criu/mine.conf"), "CriuConfiguration", "/etc/criu/mine.conf")]
 #[case(|w: &mut World| w.facts["containers"][0]["criuConfig"] = json!("/var/lib/transship/../x"), "CriuConfiguration", "org.criu.config")]
-#[case(|w: &mut World| w.facts["ipc"]["posixQueues"] = json!(2), "MessageQueue", "2 POSIX")]
+#[case(|w: &mut World| w.facts["ipc"]["posixQueues"] = json!(2), "MessageQueue", "/dev/mqueue (2)")]
 #[case(|w: &mut World| w.facts["network"]["ruleTables"] = json!(["ip nat"]), "NetworkRules", "ip nat")]
 #[case(|w: &mut World| w.facts["network"]["otherInterfaces"] = json!(["net1"]), "NetworkDevices", "net1")]
 #[case(|w: &mut World| w.facts["network"]["cni"]["plugins"] = json!(["calico"]), "Address", "calico")]

@@ -66,16 +66,52 @@ fn sentence(found: &Violation) -> String {
 
 /// What often keeps programs from being moved, and shows only when they run.
 fn hints(spec: &PodSpec) -> Vec<String> {
-    let unconfined: Vec<&str> =
-        moved(spec).filter(|c| !has_seccomp(spec, c)).map(|c| c.name.as_str()).collect();
-    if unconfined.is_empty() {
-        return Vec::new();
-    }
-    vec![format!(
-        "without seccompProfile type RuntimeDefault a program may use io_uring, and then cannot be \
-         moved (containers {})",
-        super::list_some(unconfined)
-    )]
+    let containers = |which: &dyn Fn(&Container) -> bool| -> Option<String> {
+        let names: Vec<&str> = moved(spec).filter(|c| which(c)).map(|c| c.name.as_str()).collect();
+        (!names.is_empty()).then(|| super::list_some(names))
+    };
+    let rings = containers(&|c| !has_seccomp(spec, c)).map(|names| {
+        format!(
+            "without seccompProfile type RuntimeDefault a program may use io_uring, and then cannot \
+             be moved (container {names})"
+        )
+    });
+    let multipath = containers(&|c| is_go(c) && !is_single_path(c)).map(|names| {
+        format!(
+            "Go programs listen with multipath TCP, which cannot be moved: set the environment \
+             variable GODEBUG=multipathtcp=0 (container {names})"
+        )
+    });
+    rings.into_iter().chain(multipath).collect()
+}
+
+fn godebug(container: &Container) -> Option<&str> {
+    let variable = container.env.iter().flatten().find(|variable| variable.name == "GODEBUG")?;
+    Some(variable.value.as_deref().unwrap_or_default())
+}
+
+/// Whether the manifest shows that it is a Go program: by the image, or by a setting for Go.
+fn is_go(container: &Container) -> bool {
+    const KNOWN: [&str; 10] = [
+        "caddy",
+        "consul",
+        "coredns",
+        "etcd",
+        "grafana",
+        "minio",
+        "nats",
+        "prometheus",
+        "traefik",
+        "vault",
+    ];
+    let image = container.image.as_deref().unwrap_or_default();
+    let name = image.rsplit('/').next().unwrap_or_default();
+    let name = name.split([':', '@']).next().unwrap_or_default();
+    KNOWN.contains(&name) || godebug(container).is_some()
+}
+
+fn is_single_path(container: &Container) -> bool {
+    godebug(container).is_some_and(|value| value.split(',').any(|v| v == "multipathtcp=0"))
 }
 
 /// Whether a seccomp profile is set that forbids io_uring, or is the author's own business.
@@ -121,6 +157,10 @@ mod tests {
     #[case(json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}), &["io_uring"])]
     #[case(json!({"securityContext": {}, "containers": [{"name": "a",
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}]}), &[])]
+    #[case(json!({"containers": [{"name": "a", "image": "docker.io/library/nats:2"}]}), &["multipathtcp=0 (container a)"])]
+    #[case(json!({"containers": [{"name": "a", "env": [{"name": "GODEBUG", "value": "x=1"}]}]}), &["multipathtcp=0"])]
+    #[case(json!({"containers": [{"name": "a", "image": "nats",
+        "env": [{"name": "GODEBUG", "value": "x=1,multipathtcp=0"}]}]}), &[])]
     fn what_the_manifest_shows_is_told(#[case] spec: Value, #[case] words: &[&str]) {
         let found = warnings(&pod(json!({}), spec));
         assert_eq!(found.len(), words.len(), "{found:?}");
