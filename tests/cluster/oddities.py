@@ -52,6 +52,7 @@ def rootfs_watch():
 
 
 def log_watch():
+    os.makedirs("/var/log", exist_ok=True)
     watch(b"/var/log")
 
 
@@ -68,7 +69,7 @@ def fanotify():
 
 
 def unlinked(size):
-    path = "/var/tmp/unlinked-%d" % os.getpid()
+    path = "/tmp/unlinked-%d" % os.getpid()
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     os.posix_fallocate(descriptor, 0, size)
     os.unlink(path)
@@ -205,7 +206,7 @@ def ordinary():
     os.write(memory, b"x" * 4096)
     keep.append((master, slave, pair, memory, os.pidfd_open(os.getpid()), open("/proc/self/stat"),
                  open("/proc/self/ns/net"), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)))
-    fcntl.flock(open("/var/tmp/locked", "w"), fcntl.LOCK_EX)
+    fcntl.flock(open("/tmp/locked", "w"), fcntl.LOCK_EX)
 
 
 INSIDE = [io_uring, mptcp, vsock, userfaultfd, mqueue, rootfs_watch, projected_watch, projected_file,

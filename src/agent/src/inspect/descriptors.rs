@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use transship_core::facts::{Resource, ResourceKind};
 
-use super::proc::{self, Mapping};
+use super::proc::{self, Mapping, Watch};
 use super::projected::Projected;
 use super::watched;
 
@@ -33,14 +33,31 @@ pub struct Seen {
     pub count: u64,
     /// Unix sockets: descriptor and inode.
     pub sockets: Vec<(i32, u64)>,
-    /// Pseudo terminals whose master it holds, by number.
-    pub masters: Vec<u32>,
-    /// Slaves of pseudo terminals: descriptor, path, number.
-    pub slaves: Vec<(i32, String, u32)>,
+    /// Pseudo terminals whose master it holds.
+    pub masters: Vec<Terminal>,
+    /// Slaves of pseudo terminals: descriptor, path, which.
+    pub slaves: Vec<(i32, String, Terminal)>,
     /// A descriptor of `/dev/tty`.
     pub controlling: Option<i32>,
     /// Descriptors for processes: descriptor, process (-1 for one that has ended).
     pub processes: Vec<(i32, i32)>,
+}
+
+/// A pseudo terminal: the file system that it belongs to, and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terminal {
+    /// Device of the devpts; none for a master opened through a device file elsewhere.
+    pub devpts: Option<u64>,
+    /// Number.
+    pub number: u32,
+}
+
+impl Terminal {
+    /// Whether both may be ends of the same terminal.
+    pub fn is_same(self, other: Self) -> bool {
+        let somewhere = self.devpts.is_none() || other.devpts.is_none();
+        self.number == other.number && (somewhere || self.devpts == other.devpts)
+    }
 }
 
 /// Looks at one process.
@@ -72,8 +89,8 @@ pub fn of_process(proc: &Path, pid: i32, around: &Surroundings) -> Seen {
         let text = std::fs::read_to_string(dir.join("fdinfo").join(fd.to_string()));
         let info = proc::fdinfo(&text.unwrap_or_default());
         let file = std::fs::metadata(entry.path()).ok().map(|m| File::of(&m, &entry.path()));
-        if let Some(device) = file.as_ref().and_then(|file| file.character_device) {
-            terminal(&mut seen, device, fd, &link, &info);
+        if let Some(file) = &file {
+            terminal(&mut seen, file, fd, &link, &info);
         }
         if link.starts_with("pidfd:") || link == "anon_inode:[pidfd]" {
             seen.processes.extend(info.process.map(|process| (fd, process)));
@@ -85,7 +102,19 @@ pub fn of_process(proc: &Path, pid: i32, around: &Surroundings) -> Seen {
             Some(watch.device) != around.rootfs_device || !watched::is_found(&root, *watch)
         });
         for (kind, bytes) in judge(&link, file.as_ref(), removed, &info, around) {
-            let detail = link.strip_prefix("anon_inode:").unwrap_or(&link).to_owned();
+            let detail = match kind {
+                ResourceKind::RootfsWatch => {
+                    let on_rootfs = |w: &&Watch| Some(w.device) == around.rootfs_device;
+                    let watch = info.watches.iter().find(on_rootfs);
+                    watch.map(|w| format!("inode {}", w.inode)).unwrap_or_default()
+                }
+                ResourceKind::ProjectedFile if !info.watches.is_empty() => {
+                    let held = |w: &Watch| around.projected.holds(w.device, w.inode);
+                    let path = info.watches.iter().find_map(held).unwrap_or_default();
+                    format!("a watch of {path}")
+                }
+                _ => link.strip_prefix("anon_inode:").unwrap_or(&link).to_owned(),
+            };
             seen.resources.push(Resource { kind, fd, detail, bytes });
         }
     }
@@ -100,12 +129,16 @@ pub fn socket_inode(link: &str) -> Option<u64> {
 }
 
 /// Notes the ends of terminals.
-fn terminal(seen: &mut Seen, device: (u32, u32), fd: i32, link: &str, info: &proc::FdInfo) {
-    match device {
-        (5, 0) => seen.controlling = Some(fd),
-        (5, 2) => seen.masters.extend(info.terminal),
-        (136..=143, minor) => {
-            seen.slaves.push((fd, link.to_owned(), (device.0 - 136) * 256 + minor));
+fn terminal(seen: &mut Seen, file: &File, fd: i32, link: &str, info: &proc::FdInfo) {
+    let devpts = (file.kind == DEVPTS_MAGIC).then_some(file.identity.0);
+    match file.character_device {
+        Some((5, 0)) => seen.controlling = Some(fd),
+        Some((5, 2)) => {
+            seen.masters.extend(info.terminal.map(|number| Terminal { devpts, number }));
+        }
+        Some((major @ 136..=143, minor)) => {
+            let number = (major - 136) * 256 + minor;
+            seen.slaves.push((fd, link.to_owned(), Terminal { devpts, number }));
         }
         _ => {}
     }
@@ -128,6 +161,7 @@ struct File {
 /// Numbers of file systems (linux/magic.h).
 const MQUEUE_MAGIC: i64 = 0x1980_0202;
 const PROC_MAGIC: i64 = 0x9fa0;
+const DEVPTS_MAGIC: i64 = 0x1cd1;
 
 impl File {
     fn of(metadata: &std::fs::Metadata, path: &Path) -> Self {
@@ -200,7 +234,7 @@ fn judge(
         if watches(around.rootfs_device) {
             add(ResourceKind::RootfsWatch);
         }
-        if info.watches.iter().any(|w| around.projected.holds(w.device, w.inode)) {
+        if info.watches.iter().any(|w| around.projected.holds(w.device, w.inode).is_some()) {
             add(ResourceKind::ProjectedFile);
         }
         return found;
@@ -373,14 +407,13 @@ fn judge_socket(family: AddressFamily, kind: SocketType, protocol: u32) -> Socke
 
 #[cfg(test)]
 mod tests {
-    use super::super::proc::Watch;
     use super::*;
 
     fn kinds(link: &str, file: Option<File>, info: &proc::FdInfo) -> Vec<ResourceKind> {
         let around = Surroundings {
             rootfs_device: Some(50),
             mount_ids: vec![7],
-            projected: Projected::of(&["/etc/c"], [(60, 3)]),
+            projected: Projected::of(&["/etc/c"], [(60, 3, "/etc/c/..1/k")]),
         };
         let removed = link.starts_with("/removed");
         let found = judge(link, file.as_ref(), removed, info, &around);

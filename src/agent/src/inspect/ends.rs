@@ -6,7 +6,7 @@ use std::path::Path;
 
 use transship_core::facts::{ContainerFacts, Resource, ResourceKind};
 
-use super::descriptors::{Seen, socket_inode};
+use super::descriptors::{Seen, Terminal, socket_inode};
 use super::netlink::UnixSocket;
 
 /// Adds to the processes of a container what `seen` of each, and the Unix sockets of the pod's
@@ -20,7 +20,7 @@ pub fn judge(
     let inside: Vec<(usize, &Seen)> =
         seen.iter().enumerate().filter(|(at, _)| !container.processes[*at].outside).collect();
     let pids: BTreeSet<i32> = inside.iter().map(|(at, _)| container.processes[*at].pid).collect();
-    let masters: BTreeSet<u32> = inside.iter().flat_map(|(_, s)| &s.masters).copied().collect();
+    let masters: Vec<Terminal> = inside.iter().flat_map(|(_, s)| &s.masters).copied().collect();
     let inodes = inside.iter().flat_map(|(_, s)| s.sockets.iter().map(|(_, inode)| *inode));
     let held: BTreeSet<u64> = inodes.collect();
     // What has come or gone since the descriptors were read, read when there is a doubt.
@@ -28,8 +28,8 @@ pub fn judge(
     for (at, seen) in inside {
         let mut found = Vec::new();
         let mut add = |kind, fd, detail| found.push(Resource { kind, fd, detail, bytes: 0 });
-        for (fd, path, number) in &seen.slaves {
-            if !masters.contains(number) {
+        for (fd, path, slave) in &seen.slaves {
+            if !masters.iter().any(|master| master.is_same(*slave)) {
                 add(ResourceKind::Terminal, *fd, path.clone());
             }
         }
@@ -102,10 +102,11 @@ mod tests {
     #[test]
     fn terminals_and_processes_need_both_ends_inside() {
         use ResourceKind as K;
-        let slave = |number| (0, format!("/dev/pts/{number}"), number);
+        let terminal = |devpts, number| Terminal { devpts: Some(devpts), number };
+        let slave = |number| (0, format!("/dev/pts/{number}"), terminal(9, number));
         let seen = [
             Seen {
-                masters: vec![1],
+                masters: vec![terminal(9, 1), terminal(8, 0)],
                 processes: vec![(5, 11), (6, 77), (7, -1)],
                 ..Seen::default()
             },

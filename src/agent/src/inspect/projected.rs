@@ -15,8 +15,8 @@ const MAX_ENTRIES: usize = 10_000;
 pub struct Projected {
     /// Where the volumes are mounted.
     mounts: Vec<String>,
-    /// Device and inode of each entry.
-    inodes: Vec<(u64, u64)>,
+    /// Device and inode of each entry, and its path in the container.
+    inodes: Vec<(u64, u64, String)>,
 }
 
 impl Projected {
@@ -35,7 +35,9 @@ impl Projected {
                 if inodes.len() >= MAX_ENTRIES {
                     break;
                 }
-                inodes.push((kernel_device(metadata.dev()), metadata.ino()));
+                let below = path.strip_prefix(root).unwrap_or(&path);
+                let name = format!("/{}", below.display());
+                inodes.push((kernel_device(metadata.dev()), metadata.ino(), name));
                 if metadata.is_dir() {
                     let below = std::fs::read_dir(&path).into_iter().flatten().flatten();
                     pending.extend(below.map(|entry| entry.path()));
@@ -53,14 +55,19 @@ impl Projected {
         })
     }
 
-    /// Whether an inode, by the kernel's number of its device, is such a directory or below one.
-    pub fn holds(&self, device: u64, inode: u64) -> bool {
-        self.inodes.contains(&(device, inode))
+    /// The path of an inode, by the kernel's number of its device, that is such a directory or
+    /// below one.
+    pub fn holds(&self, device: u64, inode: u64) -> Option<&str> {
+        let found = self.inodes.iter().find(|(d, i, _)| (*d, *i) == (device, inode));
+        found.map(|(_, _, path)| path.as_str())
     }
 
     #[cfg(test)]
-    pub fn of(mounts: &[&str], inodes: impl Into<Vec<(u64, u64)>>) -> Self {
-        Self { mounts: mounts.iter().map(|m| (*m).to_owned()).collect(), inodes: inodes.into() }
+    pub fn of<const N: usize>(mounts: &[&str], inodes: [(u64, u64, &str); N]) -> Self {
+        Self {
+            mounts: mounts.iter().map(|m| (*m).to_owned()).collect(),
+            inodes: inodes.map(|(device, inode, path)| (device, inode, path.to_owned())).into(),
+        }
     }
 }
 
@@ -95,9 +102,11 @@ mod tests {
         }
         let holds = |path: &Path| {
             let metadata = std::fs::metadata(path).unwrap();
-            found.holds(kernel_device(metadata.dev()), metadata.ino())
+            let device = kernel_device(metadata.dev());
+            found.holds(device, metadata.ino()).map(str::to_owned)
         };
-        assert!(holds(&dated) && holds(&dated.join("key")));
-        assert!(!holds(&volume) && !holds(&volume.join("plain")));
+        assert!(holds(&dated).is_some());
+        assert_eq!(holds(&dated.join("key")).unwrap(), "/etc/c/..2026_11_25_18_00_00.12/key");
+        assert_eq!((holds(&volume), holds(&volume.join("plain"))), (None, None));
     }
 }

@@ -150,7 +150,7 @@ fn show(pod: &str, answers: &[Answer]) -> String {
     }
     if !common.is_empty() {
         text += "\nIn its way, wherever it goes\n";
-        text += &common.iter().map(|violation| describe(violation)).collect::<String>();
+        text += &common.iter().map(describe).collect::<String>();
     }
     let rows: Vec<Vec<String>> = answers
         .iter()

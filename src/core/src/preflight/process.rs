@@ -332,7 +332,7 @@ fn stopped_processes(input: &Input<'_>) -> Vec<Violation> {
 fn traced_processes(input: &Input<'_>) -> Vec<Violation> {
     processes(input, |p| {
         (p.tracer_pid != 0 || p.state == ProcessState::Traced)
-            .then(|| format!("process {} traces it", p.tracer_pid))
+            .then(|| format!("process {} of the node traces it", p.tracer_pid))
     })
 }
 
