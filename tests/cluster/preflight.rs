@@ -206,7 +206,8 @@ fn what_is_refused_is_what_criu_refuses() -> Result<()> {
         // The dump works, and the restore does not find the directory.
         ("projected_watch", false, Some("ProjectedFile")),
         ("projected_file", false, Some("ProjectedFile")),
-        ("fanotify", true, Some("Fanotify")),
+        // Its marks may be anywhere, and a restore of them is not proven.
+        ("fanotify", false, Some("Fanotify")),
         ("unlinked_big", true, Some("UnlinkedFile")),
         ("removed_name", true, Some("RemovedName")),
         ("secret_memory", true, Some("SecretMemory")),
@@ -441,7 +442,7 @@ fn what_the_api_server_and_the_target_lack_is_found_beforehand() -> Result<()> {
     cluster.apply(&deployment("image", &spec))?;
     cluster.rolled_out("image")?;
     let of_image = cluster.pod("app=image")?;
-    let image = |words: &str| -> Result<()> {
+    let looks = |words: &str| -> Result<()> {
         let answer = dry_run(&cluster, &of_image.name, Some("node-b"))?;
         let found = violations(&answer);
         let there = found.iter().any(|(check, container, message)| {
@@ -450,6 +451,8 @@ fn what_the_api_server_and_the_target_lack_is_found_beforehand() -> Result<()> {
         ensure!(there, "{answer:#}");
         Ok(())
     };
+    // The runtime takes notice of a new name a moment after it was made.
+    let image = |words: &str| cluster.await_that(words, PATIENCE, || looks(words).map(|()| true));
     image("does not have localhost/only-here:1")?;
     let pause = ctr("node-b", &["ls", "-q"])?;
     let pause = pause.lines().find(|name| name.contains("pause") && !name.contains("sha256"));

@@ -165,9 +165,10 @@ fn image_is_there(
     let wanted = normal_reference(pinned.as_deref().unwrap_or(image));
     let named = there.iter().find(|i| i.names.iter().any(|name| normal_reference(name) == wanted));
     match named {
-        Some(found) if pinned.is_none() && differ(&found.id, &source.image_id) => Some(format!(
+        Some(found) if pinned.is_none() && differ(&found.id, image_of(source)) => Some(format!(
             "{image} is another image on the target ({}) than the container runs ({})",
-            found.id, source.image_id
+            found.id,
+            image_of(source)
         )),
         Some(_) => None,
         None if never_pulled => {
@@ -178,6 +179,13 @@ fn image_is_there(
         )),
         None => None,
     }
+}
+
+/// The digest of the configuration of a container's image, where it is known. Of an image without
+/// a name by digest, runtimes tell it in that name's place.
+fn image_of(container: &ContainerFacts) -> &str {
+    let told = [&container.image_id, &container.image_digest];
+    told.into_iter().find(|id| id.starts_with("sha256:")).map_or("", String::as_str)
 }
 
 fn differ(one: &str, other: &str) -> bool {
