@@ -55,9 +55,11 @@ pub fn screen(
         Ok(asked) => asked,
         Err(refusal) => return Screening::Refused(refusal),
     };
+    let candidates: Vec<Candidate<'_>> = input.nodes.iter().map(candidate).collect();
     let target = match given.target {
         Some(node) => {
-            if let Some(why) = placement::objection(pod, &asked, &candidate(node)) {
+            let objection = placement::objection(pod, &asked, &candidate(node), &candidates);
+            if let Some(why) = objection {
                 return no_node(format!(
                     "{why}; write another targetNode, or change what the pod asks of its node"
                 ));
@@ -65,7 +67,6 @@ pub fn screen(
             node
         }
         None => {
-            let candidates: Vec<Candidate<'_>> = input.nodes.iter().map(candidate).collect();
             let choice = placement::choose(pod, &asked, &candidates);
             match choice.order.first().and_then(|name| find(name)) {
                 Some(node) => node,

@@ -7,6 +7,7 @@ use transship_api::{self as api, Migration, MigrationSpec};
 
 use super::super::testing::source_pod;
 use super::*;
+use crate::placement::volumes::Volumes;
 
 fn now() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
@@ -47,6 +48,7 @@ fn screen_with(
         pod: Some(pod),
         owner: Some(&owner),
         policy: None,
+        volumes: &Volumes::default(),
         nodes,
         target: None,
         facts: None,

@@ -24,6 +24,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use transship_api as api;
 
 use crate::facts::PodFacts;
+use crate::placement::volumes::Volumes;
 
 pub use facts::CHECKS as FACT_CHECKS;
 pub use pod::CHECKS as POD_CHECKS;
@@ -70,6 +71,8 @@ pub struct Input<'a> {
     pub owner: Option<&'a ReplicaSet>,
     /// The MigrationPolicy that applies to the pod.
     pub policy: Option<&'a api::MigrationPolicy>,
+    /// The pod's volumes.
+    pub volumes: &'a Volumes,
     /// All cluster nodes.
     pub nodes: &'a [NodeView],
     /// The target node, given or chosen.

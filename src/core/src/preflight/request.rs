@@ -83,6 +83,7 @@ pub fn asked(input: &Input<'_>) -> Result<Asked, Refusal> {
     let refused = |message| Refusal { reason: reasons::INVALID_SPEC, message };
     let pod = input.pod.ok_or_else(|| refused("the pod is not known yet".into()))?;
     kubernetes::asked(pod, input.policy, input.migration.spec.placement.as_ref())
+        .map(|asked| asked.with_volumes(input.volumes.clone()))
         .map_err(|error| refused(format!("the pod's {error}; mend it in the pod's template")))
 }
 

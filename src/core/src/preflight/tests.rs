@@ -100,6 +100,7 @@ impl World {
             pod: pod.as_ref(),
             owner: self.owner.then_some(&owner),
             policy: None,
+            volumes: &Volumes::default(),
             nodes: &nodes,
             target: nodes.iter().find(|n| n.name == wanted),
             facts: Some(&facts),

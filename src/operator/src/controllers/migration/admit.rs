@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -15,6 +15,7 @@ use transship_api::conditions::reasons;
 use transship_api::{Migration, MigrationStatus, Step, names};
 use transship_core::migration::admission::{self, Admitted, Screening};
 use transship_core::migration::state::claimed_by;
+use transship_core::placement::volumes::{self, Volumes};
 use transship_core::placement::{self, Load};
 use transship_core::preflight::{Input, NodeView};
 
@@ -42,6 +43,10 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         return end(migration, pod.as_ref(), &status, context).await;
     }
     let owner = owner(pod.as_ref(), context).await?;
+    let volumes = match &pod {
+        Some(pod) => mounted(pod, context).await?,
+        None => Volumes::default(),
+    };
     let nodes = nodes(context);
     let policies = context.policies.state();
     let policy = pod
@@ -52,6 +57,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         pod: pod.as_ref(),
         owner: owner.as_ref(),
         policy,
+        volumes: &volumes,
         nodes: &nodes,
         target: None,
         facts: None,
@@ -217,6 +223,27 @@ async fn owner(pod: Option<&Pod>, context: &Context) -> Result<Option<ReplicaSet
     }))
 }
 
+/// The pod's volumes, as far as there are any yet.
+async fn mounted(pod: &Pod, context: &Context) -> Result<Volumes, Error> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace);
+    let bound: Api<PersistentVolume> = Api::all(context.client.clone());
+    let mut mounted = Volumes::default();
+    for name in volumes::claims(pod) {
+        let claim = name.rsplit('/').next().unwrap_or_default();
+        let claim = claims.get_opt(claim).await.map_err(Error::api("read the pod's claim"))?;
+        let Some(claim) = claim else { continue };
+        let volume = match Volumes::bound_to(&claim) {
+            Some(volume) => {
+                bound.get_opt(volume).await.map_err(Error::api("read the pod's volume"))?
+            }
+            None => None,
+        };
+        mounted.add(name, &claim, volume.as_ref());
+    }
+    Ok(mounted)
+}
+
 /// All nodes, as both kinds show them.
 fn nodes(context: &Context) -> Vec<NodeView> {
     let core = context.core_nodes.state();
@@ -243,10 +270,20 @@ fn active(migration: &Migration, context: &Context) -> BTreeMap<String, usize> {
     active
 }
 
+/// Pods in one answer: with all of a large cluster in one the operator would need gigabytes.
+const PODS_AT_A_TIME: u32 = 500;
+
 /// The pods of each node. A list of all pods: read only where they matter.
 async fn loads(context: &Context) -> Result<BTreeMap<String, Load>, Error> {
     let pods: Api<Pod> = Api::all(context.client.clone());
-    let there = ListParams::default().fields("spec.nodeName!=");
-    let pods = pods.list(&there).await.map_err(Error::api("list the pods"))?.items;
-    Ok(Load::by_node(&pods))
+    let mut there = ListParams::default().fields("spec.nodeName!=").limit(PODS_AT_A_TIME);
+    let mut loads = BTreeMap::new();
+    loop {
+        let page = pods.list(&there).await.map_err(Error::api("list the pods"))?;
+        Load::add_all(&mut loads, &page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => there = there.continue_token(&token),
+            None => return Ok(loads),
+        }
+    }
 }
