@@ -152,8 +152,9 @@ async fn lead_while_elected(lead: Lead, mut leading: watch::Receiver<bool>) {
     while leading.wait_for(|leads| *leads).await.is_ok() {
         lead.metrics.leader.set(1);
         let lost = tokio::select! {
-            () = lead.run() => false,
+            biased;
             changed = leading.changed() => changed.is_ok(),
+            () = lead.run() => false,
         };
         lead.metrics.leader.set(0);
         if !lost {

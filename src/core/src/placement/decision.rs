@@ -190,8 +190,8 @@ impl Prepared {
         Decision { ranked, outcomes, reasons: self.reasons.clone(), error, soft }
     }
 
-    /// Leaves the nodes that meet all conditions that are `asked`, or gives Swarm's text for the filter that left
-    /// none.
+    /// Leaves the nodes that meet all conditions that are `asked`, or gives Swarm's text for the
+    /// filter that left none.
     fn filter(
         &self,
         nodes: &[&Node],
