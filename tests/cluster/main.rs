@@ -1,6 +1,7 @@
 //! End-to-end tests on the sandbox cluster: real kubelets, containerd, runc and CRIU. Run them with
 //! `cargo xtask test`; they run one after another.
 
+mod dual_stack;
 mod faults;
 mod hold;
 mod manifests;

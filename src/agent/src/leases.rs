@@ -80,7 +80,7 @@ impl Leases {
         let sources = sides.iter().filter(|side| side.role == Role::Source).filter_map(|side| {
             let task = side.task.as_ref()?;
             let network = task.network.as_ref()?;
-            (network.address().ok()? == ip).then_some(&task.pod.uid)
+            network.addresses().ok()?.contains(&ip).then_some(&task.pod.uid)
         });
         let dirs = data_dirs(&self.host.join(&self.cni_conf_dir));
         for pod_uid in sources {

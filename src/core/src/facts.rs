@@ -370,6 +370,13 @@ pub struct IpcFacts {
     pub posix_queues: u64,
 }
 
+impl NetworkFacts {
+    /// Its further addresses, without the lengths of their prefixes.
+    pub fn other_ips(&self) -> impl Iterator<Item = &str> {
+        self.other_addresses.iter().map(|text| text.split('/').next().unwrap_or(text))
+    }
+}
+
 impl PodFacts {
     /// What `Inspect` answered. The error is that of the JSON reader.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {

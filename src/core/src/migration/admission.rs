@@ -255,7 +255,11 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
                 "StopAndCopy is the mode of this version; the network is flat, so the address is kept"
                     .into(),
             );
-            status.address = pod.status.as_ref().and_then(|s| s.pod_ip.clone());
+            let addresses = pod.status.as_ref();
+            status.address = addresses.and_then(|s| s.pod_ip.clone());
+            let all = addresses.and_then(|s| s.pod_ips.as_deref()).unwrap_or_default();
+            status.other_addresses =
+                all.iter().map(|ip| ip.ip.clone()).filter(|ip| status.address.as_ref() != Some(ip)).collect();
             status.forecast = Some(forecast);
             status.violations.clear();
         });

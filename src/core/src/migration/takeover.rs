@@ -66,7 +66,7 @@ fn becomes_available(observed: &Observed, now: Timestamp) -> Option<Next> {
     };
     let Some(marked) = marked_at(target) else {
         // From now on the source's sandbox can go, and must not free the address with it.
-        let actions = move_lease(observed).into_iter().chain([Action::MarkResumed]).collect();
+        let actions = move_leases(observed).into_iter().chain([Action::MarkResumed]).collect();
         return resumed(actions, Duration::from_secs(1));
     };
     if reached(observed, Step::HandingOver) {
@@ -199,7 +199,7 @@ fn source_goes(observed: &Observed) -> Option<Next> {
             actions.push(Action::StripSource);
         }
         // The address must not be freed with the source's sandbox, which can go from now on.
-        actions.extend(move_lease(observed));
+        actions.extend(move_leases(observed));
         actions.push(Action::Release);
         return releasing(actions, format!("{node} ends the source's containers"));
     }
@@ -236,19 +236,20 @@ fn hands_over(observed: &Observed) -> bool {
 }
 
 /// The target says whose address it has; without a note it is its own node's.
-fn move_lease(observed: &Observed) -> Option<Action> {
-    let status = observed.migration.status.as_ref()?;
+/// All addresses of a pod come from the same node.
+fn move_leases(observed: &Observed) -> Vec<Action> {
+    let status = observed.status();
+    let Some(target) = &observed.target_pod else { return vec![] };
     if status.chosen_network != Some(Network::Preserve) {
-        return None;
+        return vec![];
     }
-    let address = status.address.clone()?;
-    let target = observed.target_pod.as_ref()?;
     let noted = target.metadata.annotations.as_ref().and_then(|a| a.get(names::LEASE));
     let home = match noted.and_then(|text| text.split_once('@')) {
         Some((_, home)) => home.to_owned(),
         None => observed.node(Role::Target).to_owned(),
     };
-    Some(Action::MoveLease { address, home })
+    let addresses = status.address.into_iter().chain(status.other_addresses);
+    addresses.map(|address| Action::MoveLease { address, home: home.clone() }).collect()
 }
 
 fn succeeded(observed: &Observed, mut draft: Draft, mut actions: Vec<Action>) -> Plan {

@@ -349,10 +349,9 @@ pub(crate) fn why_not_preserved(source: &PodFacts, target: Option<&PodFacts>) ->
     if !chained(target) {
         return Some("transship-cni is not in the target's CNI configuration".into());
     }
-    let held = target.subnets.iter().any(|subnet| contains(subnet, &network.ip));
-    (!held).then(|| {
-        format!("{} is not in the target's subnets ({})", network.ip, target.subnets.join(", "))
-    })
+    let is_held = |ip: &&str| target.subnets.iter().any(|subnet| contains(subnet, ip));
+    let lost = [network.ip.as_str()].into_iter().chain(network.other_ips()).find(|ip| !is_held(ip));
+    lost.map(|ip| format!("{ip} is not in the target's subnets ({})", target.subnets.join(", ")))
 }
 
 fn address_can_be_kept(input: &Input<'_>) -> Option<Violation> {

@@ -327,14 +327,13 @@ impl TargetHands {
         let holder = Arc::clone(&self.holder);
         let Some(network) = &holder.task.network else { return };
         let Some(pod) = self.pod() else { return };
-        let home = network
-            .address()
-            .and_then(|ip| lease::come_home(&holder.host, ip, &pod.sandbox_id, &network.interface));
-        match home {
-            Ok(true) => tracing::info!(ip = network.ip, "the address is home again"),
-            Ok(false) => {}
-            // The agent gives back what is left when the pod is gone.
-            Err(error) => tracing::error!("the address stays lent: {}", error.chain()),
+        for ip in network.addresses().unwrap_or_default() {
+            match lease::come_home(&holder.host, ip, &pod.sandbox_id, &network.interface) {
+                Ok(true) => tracing::info!(%ip, "the address is home again"),
+                Ok(false) => {}
+                // The agent gives back what is left when the pod is gone.
+                Err(error) => tracing::error!(%ip, "the address stays lent: {}", error.chain()),
+            }
         }
     }
 

@@ -60,6 +60,7 @@ pub fn task(parts: &Parts<'_>) -> Result<HolderTask, String> {
         network: Some(RecordNetwork {
             mode: NetworkMode::Preserve,
             ip: parts.network.ip.clone(),
+            other_ips: parts.network.other_ips().map(str::to_owned).collect(),
             mac: parts.network.mac.clone(),
             interface: parts.network.interface.clone(),
         }),
@@ -166,6 +167,7 @@ mod tests {
         let (a, b) = (node("node-a", "1Gi"), node("node-b", "50Mi"));
         let network = NetworkFacts {
             ip: "10.244.1.5".into(),
+            other_addresses: vec!["fd00::5/64".into()],
             mac: "02:00:00:00:00:01".into(),
             interface: "eth0".into(),
             ..NetworkFacts::default()
@@ -195,6 +197,7 @@ mod tests {
                 ("web", ContainerKind::App)
             ]
         );
+        assert_eq!(task.network.as_ref().unwrap().other_ips, ["fd00::5"]);
         assert_eq!(task.empty_dirs.len(), 1);
         assert_eq!(task.bandwidth_limit, 50 << 20);
         assert_eq!(task.max_frozen_millis, 10_000);
