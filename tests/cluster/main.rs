@@ -8,6 +8,7 @@ mod manifests;
 mod migration;
 mod placement;
 mod policies;
+mod preflight;
 mod redis;
 mod service;
 mod states;

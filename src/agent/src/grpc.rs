@@ -378,7 +378,7 @@ impl Agent for Service {
         let node = self.facts.borrow().clone();
         let result = async {
             let facts = if uid.is_empty() {
-                self.inspector.node(node)
+                self.inspector.node(node).await
             } else {
                 transship_host::paths::check_uid("pod UID", &uid).map_err(invalid)?;
                 self.inspector.pod(&uid, node).await.map_err(|error| match error {

@@ -23,6 +23,9 @@ pub const MOVED_FROM: &str = "transship.dev/moved-from";
 /// `run` or `skip`: what happens to postStart hooks when the pod moves. Set by people; without it
 /// a pod with such hooks is refused.
 pub const POST_START: &str = "transship.dev/post-start";
+/// `"true"`: the pod is meant to be moved, so its author is warned at creation of what would keep it
+/// from being moved; `"false"`: no such warnings. It decides nothing. Set by people.
+pub const MOVABLE: &str = "transship.dev/movable";
 /// Name of the Checkpoint a pod asks to start from. Set by people; counts only with a Restore or
 /// MigrationPolicy that allows it.
 pub const RESTORE_FROM: &str = "transship.dev/restore-from";

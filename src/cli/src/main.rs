@@ -7,6 +7,7 @@
 mod cancel;
 mod connect;
 mod describe;
+mod doctor;
 mod migrate;
 mod nodes;
 mod place;
@@ -44,6 +45,8 @@ enum Command {
     Cancel(cancel::Args),
     /// Show the nodes that pods can be moved between, and what is under way on them.
     Nodes(nodes::Args),
+    /// Show what would stop a migration: of a pod, of a node, or anywhere.
+    Doctor(doctor::Args),
     /// Show where the placement engine would put a pod, and why not elsewhere.
     Place(place::Args),
 }
@@ -99,6 +102,7 @@ async fn run(args: Args) -> anyhow::Result<Outcome> {
         Command::Describe(args) => describe::run(args, client, &namespace).await,
         Command::Cancel(args) => cancel::run(args, client, &namespace).await,
         Command::Nodes(args) => nodes::run(args, client).await,
+        Command::Doctor(args) => doctor::run(args, client, &namespace).await,
         Command::Place(args) => place::run(args, client, &namespace).await,
     }
 }

@@ -57,6 +57,27 @@ pub async fn until_ended(api: &Api<Migration>, name: &str, patience: Duration) -
     }
 }
 
+/// The Migration once it has ended; none if it has not within `patience`.
+pub async fn end_of(
+    api: &Api<Migration>,
+    name: &str,
+    patience: Duration,
+) -> Result<Option<Migration>> {
+    let ended = async {
+        let stream = changes(api, name);
+        pin_mut!(stream);
+        while let Some(migration) = stream.try_next().await? {
+            let Some(migration) = migration else { anyhow::bail!("{name} was deleted") };
+            let step = migration.status.as_ref().and_then(|status| status.step);
+            if step.is_some_and(Step::is_final) {
+                return Ok(Some(migration));
+            }
+        }
+        Ok(None)
+    };
+    tokio::time::timeout(patience, ended).await.unwrap_or(Ok(None))
+}
+
 /// Waits until the object is gone, at most `patience`.
 pub async fn until_gone(api: &Api<Migration>, name: &str, patience: Duration) -> Result<Outcome> {
     let gone = async {

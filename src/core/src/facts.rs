@@ -59,6 +59,20 @@ pub struct NodeFacts {
     pub cgroup_version: u8,
     /// Free bytes where images and files are received.
     pub free_bytes: u64,
+    /// Memory in bytes that programs can still get without swapping; 0 when it is not known.
+    pub available_memory_bytes: u64,
+    /// The images that are there. Told of a node that is inspected by itself.
+    pub images: Vec<ImageFacts>,
+}
+
+/// An image on a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImageFacts {
+    /// Digest of its configuration, `sha256:…`: the same wherever the content is the same.
+    pub id: String,
+    /// Its names, with a tag or a digest.
+    pub names: Vec<String>,
 }
 
 /// One container.
@@ -78,6 +92,8 @@ pub struct ContainerFacts {
     /// Image by digest, such as `docker.io/library/redis@sha256:…`; the bare id of the image
     /// where the runtime knows no digest (an imported image).
     pub image_digest: String,
+    /// Digest of the image's configuration, `sha256:…`.
+    pub image_id: String,
     /// The first process, in the node's process namespace; 0 when none runs.
     pub pid: i32,
     /// Type of the root file system, such as overlay.
@@ -94,6 +110,10 @@ pub struct ContainerFacts {
     pub process_count: u64,
     /// Resident memory in bytes, shared pages counted once per process.
     pub rss_bytes: u64,
+    /// Memory of its own, which a dump carries: resident anonymous pages of each process.
+    pub anonymous_bytes: u64,
+    /// Shared memory that is mapped (shared anonymous, memfd, tmpfs files), each page once.
+    pub shared_bytes: u64,
     /// Whether it has a user namespace of its own.
     pub user_namespace: bool,
     /// Whether its cgroup is frozen.
@@ -164,6 +184,9 @@ pub struct ProcessFacts {
     pub threads: u32,
     /// Resident memory in bytes.
     pub rss_bytes: u64,
+    /// Whether it came into the container from outside, as `kubectl exec` brings it, and is no
+    /// descendant of the first process: a dump leaves it out.
+    pub outside: bool,
     /// The process that traces it; 0 for none.
     pub tracer_pid: i32,
     /// Namespaces in which it differs from the container's first process, such as pid or mnt.
@@ -221,23 +244,35 @@ pub enum ResourceKind {
     Fanotify,
     /// The slave or master of a pseudo terminal.
     Pty,
-    /// A terminal that is not a pseudo terminal of the container.
+    /// A terminal whose other end is outside the container.
     Terminal,
+    /// `/dev/tty`, held by a process that does not hold the terminal it stands for.
+    InheritedTerminal,
     /// A userfaultfd.
     Userfaultfd,
     /// A device other than null, zero, full, random, urandom and tty.
     Device,
     /// A POSIX message queue.
     MessageQueue,
-    /// A file that is open or mapped and has no name any more.
+    /// A file that is open or mapped and has no name any more; `bytes` is what it occupies.
     UnlinkedFile,
+    /// A file that is open or mapped under a name that was removed, and has others: names of its
+    /// own, or that in a layer of the image.
+    RemovedName,
+    /// A file below the `..<timestamp>` directory of a ConfigMap, Secret or projected volume, or a
+    /// watch there.
+    ProjectedFile,
+    /// A Unix socket whose other end is outside the container.
+    ForeignSocket,
+    /// A descriptor for a process outside the container.
+    ForeignProcess,
     /// A secret memory area (memfd_secret).
     SecretMemory,
     /// A BPF map, program or link.
     Bpf,
     /// A performance counter.
     PerfEvent,
-    /// A descriptor for a process outside the container, or of a kind not known to CRIU.
+    /// A descriptor or mapping of a kind that is not known to CRIU; `detail` names it.
     AnonymousInode,
     /// A timer descriptor that expires periodically.
     PeriodicTimer,
@@ -285,8 +320,11 @@ pub struct NetworkFacts {
     pub half_open: u64,
     /// Ports on which TCP listens.
     pub listening: Vec<ListenFacts>,
-    /// Tables of nftables and of iptables in the pod's network namespace, `family name`.
+    /// Tables of nftables and of iptables in the pod's network namespace that do something, `family
+    /// name`.
     pub rule_tables: Vec<String>,
+    /// Rules by which routes are chosen, besides the kernel's own.
+    pub routing_rules: Vec<String>,
     /// SCTP, DCCP and other sockets of transports that CRIU does not know, counted.
     pub unsupported_sockets: u64,
 }
@@ -383,12 +421,30 @@ impl PodFacts {
         serde_json::from_str(text)
     }
 
-    /// Bytes of memory and files that a move carries, at most: resident memory, changed files,
-    /// emptyDirs, shared memory.
+    /// Bytes of memory that a move carries; an agent that cannot tell it says what is resident.
+    fn memory_bytes(&self) -> u64 {
+        match self.containers.iter().map(|c| c.anonymous_bytes + c.shared_bytes).sum() {
+            0 => self.rss_bytes,
+            known => known,
+        }
+    }
+
+    /// Bytes of memory and files that a move carries, at most: memory, changed files, emptyDirs,
+    /// shared memory.
     pub fn total_bytes(&self) -> u64 {
         let rootfs: u64 = self.containers.iter().map(|c| c.rootfs_changed_bytes).sum();
         let volumes: u64 = self.empty_dirs.iter().map(|dir| dir.bytes).sum();
-        self.rss_bytes + rootfs + volumes + self.ipc.posix_shm_bytes + self.ipc.sysv_shm_bytes
+        self.memory_bytes() + rootfs + volumes + self.ipc.posix_shm_bytes + self.ipc.sysv_shm_bytes
+    }
+
+    /// Bytes of memory that the pod will need on another node, at least: what is mapped may be the
+    /// same as what lies in shared memory and in emptyDirs in memory, and then counts once.
+    pub fn needed_memory_bytes(&self) -> u64 {
+        let anonymous: u64 = self.containers.iter().map(|c| c.anonymous_bytes).sum();
+        let mapped: u64 = self.containers.iter().map(|c| c.shared_bytes).sum();
+        let in_memory = self.empty_dirs.iter().filter(|dir| dir.memory).map(|dir| dir.bytes);
+        let stored = in_memory.sum::<u64>() + self.ipc.posix_shm_bytes + self.ipc.sysv_shm_bytes;
+        anonymous + mapped.max(stored)
     }
 }
 

@@ -276,6 +276,16 @@ fn normal_repository(image: &str) -> String {
     }
 }
 
+/// An image's name with registry, library and tag or digest spelled out.
+pub(crate) fn normal_reference(image: &str) -> String {
+    let repository = normal_repository(image);
+    if let Some((_, digest)) = image.split_once('@') {
+        return format!("{repository}@{digest}");
+    }
+    let tag = image.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/'));
+    format!("{repository}:{}", tag.unwrap_or("latest"))
+}
+
 /// Volumes with the service account token that admission put into the pod; the target's own
 /// admission makes fresh ones.
 fn injected_token_volumes(spec: &PodSpec) -> Vec<String> {

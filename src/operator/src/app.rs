@@ -30,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::pki::issue::Issuer;
 use crate::pki::keeper::Keeper;
 use crate::pki::serving;
-use crate::webhooks::Handover;
+use crate::webhooks::{Handover, Movable};
 
 /// How long everything may take to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -59,7 +59,8 @@ pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     let handover = Handover { client: client.clone(), metrics: metrics.clone() };
     let secure = http::listen(args.webhook_port).await.context("cannot listen for webhooks")?;
     let admin = http::listen(args.admin_port).await.context("cannot listen for metrics")?;
-    let routes = http::secure_routes(issuer, handover, metrics.clone());
+    let movable = Movable { client: client.clone(), metrics: metrics.clone() };
+    let routes = http::secure_routes(issuer, handover, movable, metrics.clone());
     tokio::spawn(http::serve_secure(secure, identity.clone(), routes, stop.clone()));
     let health = Health { identity: identity.clone(), metrics: metrics.clone() };
     tokio::spawn(http::serve_admin(admin, health, stop.clone()));

@@ -24,7 +24,7 @@ use transship_extender::Extender;
 use crate::metrics::Metrics;
 use crate::pki::issue::{self, Issuer};
 use crate::pki::serving::Identity;
-use crate::webhooks::{self, Handover};
+use crate::webhooks::{self, Handover, Movable};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -55,7 +55,12 @@ pub async fn listen_locally(port: u16) -> std::io::Result<TcpListener> {
 }
 
 /// What is served over HTTPS.
-pub fn secure_routes(issuer: Issuer, handover: Handover, metrics: Arc<Metrics>) -> Router {
+pub fn secure_routes(
+    issuer: Issuer,
+    handover: Handover,
+    movable: Movable,
+    metrics: Arc<Metrics>,
+) -> Router {
     let certificates = Router::new()
         .route("/v1/certificates", post(issue::issue))
         .layer(DefaultBodyLimit::max(issue::MAX_REQUEST))
@@ -63,9 +68,13 @@ pub fn secure_routes(issuer: Issuer, handover: Handover, metrics: Arc<Metrics>) 
     let handover = Router::new()
         .route("/v1/admit/handover", post(webhooks::handover))
         .with_state(Arc::new(handover));
+    let movable = Router::new()
+        .route("/v1/admit/movable", post(webhooks::movable))
+        .with_state(Arc::new(movable));
     let placement =
         Router::new().route("/v1/admit/placement", post(webhooks::placement)).with_state(metrics);
-    let webhooks = handover.merge(placement).layer(DefaultBodyLimit::max(MAX_REVIEW));
+    let webhooks =
+        handover.merge(movable).merge(placement).layer(DefaultBodyLimit::max(MAX_REVIEW));
     certificates.merge(webhooks)
 }
 

@@ -68,6 +68,8 @@ pub struct Metrics {
     pub held_back: Family<Kind, Counter>,
     /// Objects refused at admission.
     pub refused: Family<Kind, Counter>,
+    /// Objects whose authors were warned at admission.
+    pub warned: Family<Kind, Counter>,
     /// What the extender counts.
     pub placement: transship_extender::Counters,
     /// 1 in the replica that leads.
@@ -91,6 +93,7 @@ impl Default for Metrics {
             nodes: Gauge::default(),
             held_back: Family::default(),
             refused: Family::default(),
+            warned: Family::default(),
             placement: transship_extender::Counters::default(),
             leader: Gauge::default(),
         };
@@ -132,6 +135,7 @@ impl Metrics {
             "Creates and status writes held back during hand-overs",
             self.held_back.clone(),
         );
+        r.register("admission_warned", "Objects whose authors were warned", self.warned.clone());
         r.register("admission_refused", "Objects refused at admission", self.refused.clone());
         self.placement.register(r);
         r.register("leader", "1 in the replica that leads", self.leader.clone());

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use k8s_cri::v1 as cri;
+use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use tonic::transport::{Channel, Endpoint};
 
@@ -54,6 +55,7 @@ pub struct CriContainer {
 #[derive(Debug, Clone)]
 pub struct Cri {
     pub(crate) client: RuntimeServiceClient<Channel>,
+    pub(crate) images: ImageServiceClient<Channel>,
 }
 
 impl Cri {
@@ -68,8 +70,9 @@ impl Cri {
             .await
             .map_err(failed)?;
         // Verbose statuses carry the whole runtime spec; pods with many mounts make them long.
-        let client = RuntimeServiceClient::new(channel).max_decoding_message_size(64 << 20);
-        Ok(Cri { client })
+        let client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        let images = ImageServiceClient::new(channel).max_decoding_message_size(64 << 20);
+        Ok(Cri { client, images })
     }
 
     /// Ready sandboxes of a pod, the newest attempt first. More than one is possible for a moment

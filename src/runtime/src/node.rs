@@ -48,6 +48,17 @@ pub struct ContainerImage {
     pub image: String,
     /// By digest (`name@sha256:…`) where the runtime knows one, else the image's id.
     pub digest: String,
+    /// Digest of its configuration; empty where the runtime does not tell.
+    pub id: String,
+}
+
+/// An image on the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeImage {
+    /// Digest of its configuration.
+    pub id: String,
+    /// Its names, with a tag or a digest.
+    pub names: Vec<String>,
 }
 
 impl Cri {
@@ -104,7 +115,20 @@ impl Cri {
         } else {
             image.user_specified_image
         };
-        Ok(ContainerImage { image: named, digest: status.image_ref })
+        Ok(ContainerImage { image: named, digest: status.image_ref, id: status.image_id })
+    }
+
+    /// Every image on the node.
+    pub async fn node_images(&self) -> Result<Vec<NodeImage>> {
+        let request = cri::ListImagesRequest { filter: None };
+        let reply = self.images.clone().list_images(request).await.map_err(call("ListImages"))?;
+        let images = reply.into_inner().images.into_iter();
+        Ok(images
+            .map(|image| NodeImage {
+                id: image.id,
+                names: [image.repo_tags, image.repo_digests].concat(),
+            })
+            .collect())
     }
 }
 

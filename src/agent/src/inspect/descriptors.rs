@@ -3,39 +3,67 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use transship_core::facts::{Resource, ResourceKind};
 
-use super::proc;
+use super::proc::{self, Mapping};
+use super::projected::Projected;
+use super::watched;
 
-/// Device number of a container's root file system (kernel's packing) and the ids of its mounts,
-/// by which descriptors are judged.
+/// What surrounds a process, by which its descriptors are judged.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
+    /// Device number of the container's root file system (kernel's packing).
     pub rootfs_device: Option<u64>,
+    /// Ids of the mounts in the process's mount namespace.
     pub mount_ids: Vec<u64>,
+    /// What lies in the container's projected volumes.
+    pub projected: Projected,
 }
 
-/// Descriptors of one process that matter, and how many it has.
-pub fn of_process(proc: &Path, pid: i32, around: &Surroundings) -> (Vec<Resource>, u64) {
+/// What was seen of a process's descriptors and mappings.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Seen {
+    /// What matters by itself.
+    pub resources: Vec<Resource>,
+    /// Descriptors in all.
+    pub count: u64,
+    /// Unix sockets: descriptor and inode.
+    pub sockets: Vec<(i32, u64)>,
+    /// Pseudo terminals whose master it holds, by number.
+    pub masters: Vec<u32>,
+    /// Slaves of pseudo terminals: descriptor, path, number.
+    pub slaves: Vec<(i32, String, u32)>,
+    /// A descriptor of `/dev/tty`.
+    pub controlling: Option<i32>,
+    /// Descriptors for processes: descriptor, process (-1 for one that has ended).
+    pub processes: Vec<(i32, i32)>,
+}
+
+/// Looks at one process.
+pub fn of_process(proc: &Path, pid: i32, around: &Surroundings) -> Seen {
     let dir = proc.join(pid.to_string());
-    let mut found = Vec::new();
-    let mut count = 0;
+    let mut seen = Seen::default();
     let pidfd = Pid::from_raw(pid)
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     for entry in std::fs::read_dir(dir.join("fd")).into_iter().flatten().flatten() {
         let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
-        count += 1;
+        seen.count += 1;
         let Ok(link) = std::fs::read_link(entry.path()) else { continue };
         let link = link.to_string_lossy();
-        if link.starts_with("socket:") {
-            let kind = pidfd.as_ref().and_then(|pidfd| socket(pidfd.as_fd(), fd));
-            found.extend(kind.map(|(kind, detail)| Resource { kind, fd, detail, bytes: 0 }));
+        if let Some(inode) = socket_inode(&link) {
+            match pidfd.as_ref().and_then(|pidfd| socket(pidfd.as_fd(), fd)) {
+                Some(Socket::Unix) => seen.sockets.push((fd, inode)),
+                Some(Socket::Other(kind, detail)) => {
+                    seen.resources.push(Resource { kind, fd, detail, bytes: 0 });
+                }
+                Some(Socket::Plain) | None => {}
+            }
             continue;
         }
         if link.starts_with("pipe:") {
@@ -43,14 +71,44 @@ pub fn of_process(proc: &Path, pid: i32, around: &Surroundings) -> (Vec<Resource
         }
         let text = std::fs::read_to_string(dir.join("fdinfo").join(fd.to_string()));
         let info = proc::fdinfo(&text.unwrap_or_default());
-        let metadata = std::fs::metadata(entry.path()).ok();
-        let file = metadata.as_ref().map(|metadata| File::of(metadata, &entry.path()));
-        for (kind, bytes) in judge(&link, file.as_ref(), &info, around) {
-            found.push(Resource { kind, fd, detail: link.clone().into_owned(), bytes });
+        let file = std::fs::metadata(entry.path()).ok().map(|m| File::of(&m, &entry.path()));
+        if let Some(device) = file.as_ref().and_then(|file| file.character_device) {
+            terminal(&mut seen, device, fd, &link, &info);
+        }
+        if link.starts_with("pidfd:") || link == "anon_inode:[pidfd]" {
+            seen.processes.extend(info.process.map(|process| (fd, process)));
+        }
+        let removed = is_removed(&dir, &link, file.as_ref());
+        let root = dir.join("root");
+        let mut info = info;
+        info.watches.retain(|watch| {
+            Some(watch.device) != around.rootfs_device || !watched::is_found(&root, *watch)
+        });
+        for (kind, bytes) in judge(&link, file.as_ref(), removed, &info, around) {
+            let detail = link.strip_prefix("anon_inode:").unwrap_or(&link).to_owned();
+            seen.resources.push(Resource { kind, fd, detail, bytes });
         }
     }
-    found.extend(mappings(&dir));
-    (found, count)
+    seen.resources.extend(directories(&dir, around));
+    seen.resources.extend(mappings(&dir, around));
+    seen
+}
+
+/// The inode in `socket:[…]`.
+pub fn socket_inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Notes the ends of terminals.
+fn terminal(seen: &mut Seen, device: (u32, u32), fd: i32, link: &str, info: &proc::FdInfo) {
+    match device {
+        (5, 0) => seen.controlling = Some(fd),
+        (5, 2) => seen.masters.extend(info.terminal),
+        (136..=143, minor) => {
+            seen.slaves.push((fd, link.to_owned(), (device.0 - 136) * 256 + minor));
+        }
+        _ => {}
+    }
 }
 
 /// What `stat` and `statfs` say about an open file.
@@ -61,12 +119,15 @@ struct File {
     character_device: Option<(u32, u32)>,
     block_device: bool,
     links: u64,
+    /// What it occupies, as CRIU measures it against its limit.
     bytes: u64,
-    message_queue: bool,
+    identity: (u64, u64),
+    kind: i64,
 }
 
-/// Number of the message queues' file system (linux/magic.h).
+/// Numbers of file systems (linux/magic.h).
 const MQUEUE_MAGIC: i64 = 0x1980_0202;
+const PROC_MAGIC: i64 = 0x9fa0;
 
 impl File {
     fn of(metadata: &std::fs::Metadata, path: &Path) -> Self {
@@ -80,14 +141,35 @@ impl File {
                 .then(|| (rustix::fs::major(device), rustix::fs::minor(device))),
             block_device: kind.is_block_device(),
             links: metadata.nlink(),
-            bytes: metadata.len(),
-            message_queue: rustix::fs::statfs(path).is_ok_and(|fs| {
+            bytes: metadata.blocks() * 512,
+            identity: (metadata.dev(), metadata.ino()),
+            kind: rustix::fs::statfs(path).map_or(0, |fs| {
                 #[allow(clippy::unnecessary_cast, reason = "its width differs by architecture")]
                 let kind = fs.f_type as i64;
-                kind == MQUEUE_MAGIC
+                kind
             }),
         }
     }
+
+    fn is_named(&self) -> bool {
+        (self.regular || self.directory) && self.kind != PROC_MAGIC
+    }
+}
+
+/// Whether the name by which a file was opened is gone, though the file has others.
+fn is_removed(dir: &Path, link: &str, file: Option<&File>) -> bool {
+    let Some(file) = file.filter(|file| file.is_named() && file.links > 0) else { return false };
+    if !link.ends_with(" (deleted)") || link.starts_with("/memfd:") {
+        return false;
+    }
+    // A file may really be called so.
+    let there = std::fs::symlink_metadata(in_root(dir, link));
+    !there.is_ok_and(|there| (there.dev(), there.ino()) == file.identity)
+}
+
+/// A path of the process, seen from here.
+fn in_root(dir: &Path, path: &str) -> PathBuf {
+    dir.join("root").join(path.trim_start_matches('/'))
 }
 
 /// Anonymous inodes that CRIU restores.
@@ -98,6 +180,7 @@ const KNOWN_ANONYMOUS: [&str; 7] =
 fn judge(
     link: &str,
     file: Option<&File>,
+    removed: bool,
     info: &proc::FdInfo,
     around: &Surroundings,
 ) -> Vec<(ResourceKind, u64)> {
@@ -107,20 +190,18 @@ fn judge(
         add(ResourceKind::FileLock);
     }
     if let Some(name) = link.strip_prefix("anon_inode:") {
-        match name {
-            "[io_uring]" => add(ResourceKind::IoUring),
-            "[userfaultfd]" => add(ResourceKind::Userfaultfd),
-            "[perf_event]" => add(ResourceKind::PerfEvent),
-            "[fanotify]" => add(ResourceKind::Fanotify),
-            "[timerfd]" if info.periodic_timer => add(ResourceKind::PeriodicTimer),
-            name if name.starts_with("bpf") => add(ResourceKind::Bpf),
-            name if !KNOWN_ANONYMOUS.contains(&name) => add(ResourceKind::AnonymousInode),
-            _ => {}
+        if let Some(kind) = anonymous(name) {
+            add(kind);
         }
-        let on_rootfs =
-            info.watched_devices.iter().any(|device| Some(*device) == around.rootfs_device);
-        if on_rootfs {
+        if name == "[timerfd]" && info.periodic_timer {
+            add(ResourceKind::PeriodicTimer);
+        }
+        let watches = |device: Option<u64>| info.watches.iter().any(|w| Some(w.device) == device);
+        if watches(around.rootfs_device) {
             add(ResourceKind::RootfsWatch);
+        }
+        if info.watches.iter().any(|w| around.projected.holds(w.device, w.inode)) {
+            add(ResourceKind::ProjectedFile);
         }
         return found;
     }
@@ -128,11 +209,20 @@ fn judge(
         add(ResourceKind::SecretMemory);
         return found;
     }
+    if !link.starts_with('/') {
+        // Namespaces and descriptors for processes are restored.
+        let known = ["pidfd:", "net:", "mnt:", "uts:", "ipc:", "pid:", "user:", "cgroup:", "time:"];
+        if !known.iter().any(|prefix| link.starts_with(prefix)) {
+            add(ResourceKind::AnonymousInode);
+        }
+        return found;
+    }
     let Some(file) = file else { return found };
+    let memory = link.starts_with("/memfd:");
     if let Some(device) = file.character_device {
         match device {
-            // null, zero, full, random, urandom, tty
-            (1, 3 | 5 | 7 | 8 | 9) | (5, 0) => {}
+            // What comes with every container: the memory devices (null, zero, random, ...), tty.
+            (1, _) | (5, 0) => {}
             // ptmx, and the slaves
             (5, 2) | (136..=143, _) => add(ResourceKind::Pty),
             (4 | 5 | 204, _) => add(ResourceKind::Terminal),
@@ -140,12 +230,18 @@ fn judge(
         }
     } else if file.block_device {
         add(ResourceKind::Device);
-    } else if file.message_queue {
-        add(ResourceKind::MessageQueue);
-    } else if file.regular && file.links == 0 && !link.starts_with("/memfd:") {
+    } else if file.kind == MQUEUE_MAGIC {
+        if file.regular {
+            add(ResourceKind::MessageQueue);
+        }
+    } else if file.regular && file.links == 0 && !memory && file.kind != PROC_MAGIC {
         found.push((ResourceKind::UnlinkedFile, file.bytes));
+    } else if removed {
+        add(ResourceKind::RemovedName);
+    } else if around.projected.names(link) {
+        add(ResourceKind::ProjectedFile);
     } else if (file.regular || file.directory)
-        && !link.starts_with("/memfd:")
+        && !memory
         && !around.mount_ids.is_empty()
         && !around.mount_ids.contains(&info.mount_id)
     {
@@ -154,42 +250,112 @@ fn judge(
     found
 }
 
-/// Mapped files without a name, by their size where it can be found.
-fn mappings(dir: &Path) -> Vec<Resource> {
+/// What an anonymous inode is, where that matters.
+fn anonymous(name: &str) -> Option<ResourceKind> {
+    match name {
+        "[io_uring]" => Some(ResourceKind::IoUring),
+        "[userfaultfd]" => Some(ResourceKind::Userfaultfd),
+        "[perf_event]" => Some(ResourceKind::PerfEvent),
+        "[fanotify]" => Some(ResourceKind::Fanotify),
+        name if name.starts_with("bpf") || name.starts_with("[bpf") => Some(ResourceKind::Bpf),
+        name if KNOWN_ANONYMOUS.contains(&name) => None,
+        _ => Some(ResourceKind::AnonymousInode),
+    }
+}
+
+/// The working directory.
+fn directories(dir: &Path, around: &Surroundings) -> Option<Resource> {
+    let path = dir.join("cwd");
+    let link = std::fs::read_link(&path).ok()?.to_string_lossy().into_owned();
+    let file = std::fs::metadata(&path).ok().map(|m| File::of(&m, &path));
+    let kind = if is_removed(dir, &link, file.as_ref()) {
+        ResourceKind::RemovedName
+    } else if around.projected.names(&link) {
+        ResourceKind::ProjectedFile
+    } else {
+        return None;
+    };
+    Some(Resource { kind, fd: -1, detail: link, bytes: 0 })
+}
+
+/// What is mapped and matters.
+fn mappings(dir: &Path, around: &Surroundings) -> Vec<Resource> {
     let Ok(maps) = std::fs::read_to_string(dir.join("maps")) else { return Vec::new() };
-    proc::unlinked_mappings(&maps)
-        .into_iter()
-        .map(|(path, _)| Resource {
-            kind: ResourceKind::UnlinkedFile,
-            fd: -1,
-            detail: path,
-            bytes: 0,
-        })
-        .collect()
+    let mappings = proc::mappings(&maps);
+    mappings.iter().filter_map(|mapping| mapped(dir, mapping, around)).collect()
+}
+
+fn mapped(dir: &Path, mapping: &Mapping, around: &Surroundings) -> Option<Resource> {
+    /// Memory that only looks like a file.
+    const MEMORY: [&str; 6] = ["/dev/zero", "/SYSV", "/memfd:", "/dev/shm/", "/[aio]", "/drm"];
+    let path = mapping.path.as_str();
+    let resource = |kind, bytes| {
+        let detail = path.strip_prefix("anon_inode:").unwrap_or(path).to_owned();
+        Some(Resource { kind, fd: -1, detail, bytes })
+    };
+    if let Some(name) = path.strip_prefix("anon_inode:") {
+        return resource(anonymous(name)?, 0);
+    }
+    if path.starts_with("/secretmem") {
+        return resource(ResourceKind::SecretMemory, 0);
+    }
+    if path.starts_with("/anon_hugepage") {
+        return resource(ResourceKind::HugePages, mapping.bytes);
+    }
+    if !path.starts_with('/') || MEMORY.iter().any(|prefix| path.starts_with(prefix)) {
+        return None;
+    }
+    if around.projected.names(path) {
+        return resource(ResourceKind::ProjectedFile, 0);
+    }
+    let link = dir.join("map_files").join(&mapping.range);
+    if path.starts_with("/dev/") {
+        let file = std::fs::metadata(link).ok().map(|m| m.file_type())?;
+        let device = file.is_char_device() || file.is_block_device();
+        return if device { resource(ResourceKind::Device, 0) } else { None };
+    }
+    if path.ends_with(" (deleted)") {
+        let file = File::of(&std::fs::metadata(&link).ok()?, &link);
+        if file.links == 0 {
+            return resource(ResourceKind::UnlinkedFile, file.bytes);
+        }
+        if is_removed(dir, path, Some(&file)) {
+            return resource(ResourceKind::RemovedName, 0);
+        }
+    }
+    None
+}
+
+/// What a socket is.
+#[derive(Debug, PartialEq)]
+enum Socket {
+    /// A Unix socket: with whom it is connected is looked at elsewhere.
+    Unix,
+    /// One that moves.
+    Plain,
+    /// One that matters.
+    Other(ResourceKind, String),
 }
 
 /// Looks at a socket through a duplicate of the descriptor, which is closed at once.
-fn socket(pidfd: std::os::fd::BorrowedFd<'_>, fd: i32) -> Option<(ResourceKind, String)> {
+fn socket(pidfd: std::os::fd::BorrowedFd<'_>, fd: i32) -> Option<Socket> {
     let copy = rustix::process::pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).ok()?;
     let family = sockopt::socket_domain(&copy).ok()?;
     let kind = sockopt::socket_type(&copy).ok()?;
     let protocol = sockopt::socket_protocol(&copy).ok()?;
-    judge_socket(family, kind, protocol.map_or(0, |p| p.as_raw().get()))
+    Some(judge_socket(family, kind, protocol.map_or(0, |p| p.as_raw().get())))
 }
 
-fn judge_socket(
-    family: AddressFamily,
-    kind: SocketType,
-    protocol: u32,
-) -> Option<(ResourceKind, String)> {
-    let unsupported = |what: String| Some((ResourceKind::UnsupportedSocket, what));
+fn judge_socket(family: AddressFamily, kind: SocketType, protocol: u32) -> Socket {
+    let unsupported = |what: String| Socket::Other(ResourceKind::UnsupportedSocket, what);
     let mptcp = ipproto::MPTCP.as_raw().get();
     match family {
-        AddressFamily::UNIX | AddressFamily::NETLINK => None,
-        AddressFamily::PACKET => Some((ResourceKind::PacketSocket, "packet socket".into())),
+        AddressFamily::UNIX => Socket::Unix,
+        AddressFamily::NETLINK => Socket::Plain,
+        AddressFamily::PACKET => Socket::Other(ResourceKind::PacketSocket, "packet socket".into()),
         AddressFamily::INET | AddressFamily::INET6 => {
             if protocol == mptcp {
-                return Some((ResourceKind::Mptcp, "MPTCP socket".into()));
+                return Socket::Other(ResourceKind::Mptcp, String::new());
             }
             let known = match kind {
                 SocketType::STREAM => protocol == ipproto::TCP.as_raw().get(),
@@ -198,19 +364,27 @@ fn judge_socket(
                 SocketType::RAW => true,
                 _ => false,
             };
-            if known { None } else { unsupported(format!("protocol {protocol}")) }
+            if known { Socket::Plain } else { unsupported(format!("protocol {protocol}")) }
         }
+        AddressFamily::VSOCK => unsupported("VSOCK".into()),
         other => unsupported(format!("address family {}", other.as_raw())),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::proc::Watch;
     use super::*;
 
     fn kinds(link: &str, file: Option<File>, info: &proc::FdInfo) -> Vec<ResourceKind> {
-        let around = Surroundings { rootfs_device: Some(50), mount_ids: vec![7] };
-        judge(link, file.as_ref(), info, &around).into_iter().map(|(kind, _)| kind).collect()
+        let around = Surroundings {
+            rootfs_device: Some(50),
+            mount_ids: vec![7],
+            projected: Projected::of(&["/etc/c"], [(60, 3)]),
+        };
+        let removed = link.starts_with("/removed");
+        let found = judge(link, file.as_ref(), removed, info, &around);
+        found.into_iter().map(|(kind, _)| kind).collect()
     }
 
     fn inside() -> proc::FdInfo {
@@ -228,18 +402,25 @@ mod tests {
             ("anon_inode:[userfaultfd]", None, vec![K::Userfaultfd]),
             ("anon_inode:[eventpoll]", None, vec![]),
             ("anon_inode:[pidfd]", None, vec![]),
+            ("pidfd:[77]", Some(regular), vec![]),
+            ("net:[4026531840]", Some(regular), vec![]),
             ("anon_inode:bpf-map", None, vec![K::Bpf]),
             ("anon_inode:[kvm-vm]", None, vec![K::AnonymousInode]),
             ("anon_inode:[fanotify]", None, vec![K::Fanotify]),
             ("/secretmem (deleted)", None, vec![K::SecretMemory]),
             ("/dev/null", Some(device(1, 3)), vec![]),
+            ("/dev/kmsg", Some(device(1, 11)), vec![]),
             ("/dev/pts/3", Some(device(136, 3)), vec![K::Pty]),
             ("/dev/ptmx", Some(device(5, 2)), vec![K::Pty]),
             ("/dev/console", Some(device(5, 1)), vec![K::Terminal]),
             ("/dev/net/tun", Some(device(10, 200)), vec![K::Device]),
-            ("/queue", Some(File { message_queue: true, ..regular }), vec![K::MessageQueue]),
+            ("/queue", Some(File { kind: MQUEUE_MAGIC, ..regular }), vec![K::MessageQueue]),
             ("/tmp/x (deleted)", Some(File { links: 0, ..regular }), vec![K::UnlinkedFile]),
             ("/memfd:x (deleted)", Some(File { links: 0, ..regular }), vec![]),
+            ("/proc/9/stat", Some(File { links: 0, kind: PROC_MAGIC, ..regular }), vec![]),
+            ("/removed/x (deleted)", Some(regular), vec![K::RemovedName]),
+            ("/etc/c/..2026_11_25_18_00_00.1/key", Some(regular), vec![K::ProjectedFile]),
+            ("/etc/c/..data", Some(regular), vec![]),
             ("/tmp/x", Some(regular), vec![]),
         ] {
             assert_eq!(kinds(link, file, &inside()), wanted, "{link}");
@@ -247,10 +428,13 @@ mod tests {
     }
 
     #[test]
-    fn watches_on_the_root_file_system_and_files_from_outside_are_seen() {
-        let watch = |device| proc::FdInfo { watched_devices: vec![device], ..inside() };
-        assert_eq!(kinds("anon_inode:inotify", None, &watch(50)), [ResourceKind::RootfsWatch]);
-        assert!(kinds("anon_inode:inotify", None, &watch(51)).is_empty());
+    fn watches_and_files_from_outside_are_seen() {
+        let watch =
+            |device, inode| proc::FdInfo { watches: vec![Watch { device, inode }], ..inside() };
+        assert_eq!(kinds("anon_inode:inotify", None, &watch(50, 1)), [ResourceKind::RootfsWatch]);
+        assert!(kinds("anon_inode:inotify", None, &watch(51, 1)).is_empty());
+        assert_eq!(kinds("anon_inode:inotify", None, &watch(60, 3)), [ResourceKind::ProjectedFile]);
+        assert!(kinds("anon_inode:inotify", None, &watch(60, 4)).is_empty());
         let outside = proc::FdInfo { mount_id: 9, locks: 1, ..Default::default() };
         let regular = File { regular: true, links: 1, ..File::default() };
         assert_eq!(
@@ -264,7 +448,6 @@ mod tests {
         use AddressFamily as F;
         use SocketType as T;
         for (family, kind, protocol, wanted) in [
-            (F::UNIX, T::STREAM, 0, None),
             (F::INET, T::STREAM, 6, None),
             (F::INET6, T::DGRAM, 17, None),
             (F::INET, T::RAW, 89, None),
@@ -274,22 +457,42 @@ mod tests {
             (F::VSOCK, T::STREAM, 0, Some(ResourceKind::UnsupportedSocket)),
             (F::PACKET, T::RAW, 0, Some(ResourceKind::PacketSocket)),
         ] {
-            let found = judge_socket(family, kind, protocol).map(|(kind, _)| kind);
+            let found = match judge_socket(family, kind, protocol) {
+                Socket::Other(kind, _) => Some(kind),
+                Socket::Plain => None,
+                Socket::Unix => panic!("not a Unix socket"),
+            };
             assert_eq!(found, wanted, "{family:?} {kind:?} {protocol}");
         }
+        assert_eq!(judge_socket(F::UNIX, T::STREAM, 0), Socket::Unix);
     }
 
     #[test]
     fn this_process_own_descriptors_are_found() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(4096).unwrap();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let me = std::process::id() as i32;
-        let (found, count) = of_process(Path::new("/proc"), me, &Surroundings::default());
-        assert!(count >= 2);
         use std::os::fd::AsRawFd;
-        let of = |fd: i32| found.iter().find(|r| r.fd == fd).map(|r| (r.kind, r.bytes));
-        assert_eq!(of(file.as_raw_fd()), Some((ResourceKind::UnlinkedFile, 4096)));
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &[1; 8192]).unwrap();
+        file.sync_all().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let me = std::process::id() as i32;
+        let dir = tempfile::tempdir().unwrap();
+        let named = dir.path().join("a");
+        let open = std::fs::File::create(&named).unwrap();
+        std::fs::hard_link(&named, dir.path().join("b")).unwrap();
+        std::fs::remove_file(&named).unwrap();
+        let odd = std::fs::File::create(dir.path().join("x (deleted)")).unwrap();
+
+        let seen = of_process(Path::new("/proc"), me, &Surroundings::default());
+        assert!(seen.count >= 2);
+        let of = |fd: i32| seen.resources.iter().find(|r| r.fd == fd).map(|r| (r.kind, r.bytes));
+        let unlinked = of(file.as_raw_fd()).unwrap();
+        assert_eq!(unlinked.0, ResourceKind::UnlinkedFile);
+        assert_eq!(unlinked.1, file.metadata().unwrap().blocks() * 512);
+        assert_eq!(of(open.as_raw_fd()).unwrap().0, ResourceKind::RemovedName);
+        assert_eq!(of(odd.as_raw_fd()), None);
         assert_eq!(of(listener.as_raw_fd()), None);
+        let sockets: Vec<i32> = seen.sockets.iter().map(|(fd, _)| *fd).collect();
+        assert!(sockets.contains(&one.as_raw_fd()) && sockets.contains(&other.as_raw_fd()));
     }
 }

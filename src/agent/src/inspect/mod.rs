@@ -2,26 +2,37 @@
 //! changes nothing. What cannot be found out is named, and the rest is told all the same.
 
 mod descriptors;
+mod ends;
 mod mounts;
+mod netlink;
 mod network;
 mod proc;
+mod projected;
+mod rules;
 mod sizes;
+mod watched;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use transship_core::facts::{
-    ContainerFacts, EmptyDirFacts, IpcFacts, MAX_PROCESSES, NetworkFacts, NodeFacts, PodFacts,
-    ProcessFacts,
+    ContainerFacts, EmptyDirFacts, ImageFacts, IpcFacts, MAX_PROCESSES, MountOrigin, NetworkFacts,
+    NodeFacts, PodFacts, ProcessFacts, Resource, ResourceKind,
 };
 use transship_host::HostRoot;
 use transship_host::freezer::{CgroupVersion, Freezer, FreezerState};
 use transship_runtime::container::Container;
 use transship_runtime::cri::{CriContainer, Sandbox, State};
 use transship_runtime::mounts::{Mount, parse, upper_dir};
+use transship_runtime::node::{ContainerImage, NodeImage};
 
 use crate::hostns::HostNs;
 use crate::runtime::Runtime;
+use descriptors::{Seen, Surroundings};
+use netlink::UnixSocket;
+use proc::Status;
+use projected::Projected;
 
 /// How long a helper program may take.
 const HELPER_LIMIT: Duration = Duration::from_secs(5);
@@ -44,15 +55,27 @@ pub struct Inspector {
 /// A container as found so far.
 struct Found {
     cri: CriContainer,
-    image: String,
-    digest: String,
+    image: ContainerImage,
     container: Option<Container>,
 }
 
 impl Inspector {
-    /// What is known without a pod: the node, and its CNI configuration.
-    pub fn node(&self, node: NodeFacts) -> PodFacts {
+    /// What is known without a pod: the node, its images and its CNI configuration.
+    pub async fn node(&self, node: NodeFacts) -> PodFacts {
         let mut facts = PodFacts { node, ..PodFacts::default() };
+        let meminfo = std::fs::read_to_string(self.proc().join("meminfo")).unwrap_or_default();
+        facts.node.available_memory_bytes = proc::available_memory(&meminfo);
+        let images = match self.runtime.cri().await {
+            Ok(cri) => cri.node_images().await,
+            Err(error) => Err(error),
+        };
+        match images {
+            Ok(images) => {
+                let fact = |image: NodeImage| ImageFacts { id: image.id, names: image.names };
+                facts.node.images = images.into_iter().map(fact).collect();
+            }
+            Err(error) => facts.incomplete.push(format!("the node's images: {error}")),
+        }
         self.look_at_cni(&mut facts);
         facts
     }
@@ -73,14 +96,10 @@ impl Inspector {
         }
         let mut found = Vec::new();
         for container in newest(cri.containers(&sandbox.id).await?) {
-            let image = cri.image(&container.id).await;
-            let (image, digest) = match image {
-                Ok(image) => (image.image, image.digest),
-                Err(error) => {
-                    facts.incomplete.push(format!("the image of {}: {error}", container.name));
-                    Default::default()
-                }
-            };
+            let image = cri.image(&container.id).await.unwrap_or_else(|error| {
+                facts.incomplete.push(format!("the image of {}: {error}", container.name));
+                ContainerImage { image: String::new(), digest: String::new(), id: String::new() }
+            });
             let running = container.state == State::Running;
             let known = if running {
                 match Container::find(&self.runtime.layout, &container.id) {
@@ -93,7 +112,7 @@ impl Inspector {
             } else {
                 None
             };
-            found.push(Found { cri: container, image, digest, container: known });
+            found.push(Found { cri: container, image, container: known });
         }
         let pid = found.iter().find_map(|f| f.container.as_ref()).map(|container| container.pid);
         let rules = match pid {
@@ -126,14 +145,26 @@ impl Inspector {
         let place =
             mounts::Node { mounts: &host_mounts, pod_dir: &pod_dir, sandbox_id: &sandbox.id };
         let pid = found.iter().find_map(|f| f.container.as_ref()).map(|container| container.pid);
+        let mut seen = Vec::new();
         for one in found {
-            facts.containers.push(self.container(one, place, &mut facts.incomplete));
+            let (container, processes) = self.container(one, place, &mut facts.incomplete);
+            facts.containers.push(container);
+            seen.push(processes);
         }
         facts.rss_bytes = facts.containers.iter().map(|container| container.rss_bytes).sum();
         facts.empty_dirs = self.empty_dirs(&pod_dir, &host_mounts, &mut facts.incomplete);
         match pid {
-            Some(pid) => self.shared(facts, pid, &sandbox.id),
+            // After the descriptors: a socket that is in use is then listed.
+            Some(pid) => {
+                let unix = self.shared(facts, pid, &sandbox.id);
+                for (container, seen) in facts.containers.iter_mut().zip(&seen) {
+                    ends::judge(self.proc(), container, seen, unix.as_ref());
+                }
+            }
             None => facts.incomplete.push("no container of the pod runs".into()),
+        }
+        for container in &mut facts.containers {
+            container.processes.truncate(MAX_PROCESSES);
         }
         self.look_at_cni(facts);
     }
@@ -154,17 +185,18 @@ impl Inspector {
         found: Found,
         place: mounts::Node<'_>,
         incomplete: &mut Vec<String>,
-    ) -> ContainerFacts {
+    ) -> (ContainerFacts, Vec<Seen>) {
         let mut facts = ContainerFacts {
             name: found.cri.name,
             id: found.cri.id,
             running: found.cri.state == State::Running,
             attempt: found.cri.attempt,
-            image: found.image,
-            image_digest: found.digest,
+            image: found.image.image,
+            image_digest: found.image.digest,
+            image_id: found.image.id,
             ..ContainerFacts::default()
         };
-        let Some(container) = found.container else { return facts };
+        let Some(container) = found.container else { return (facts, Vec::new()) };
         facts.pid = container.pid;
         facts.criu_config.clone_from(&container.criu_config);
         let dir = self.proc().join(container.pid.to_string());
@@ -196,63 +228,86 @@ impl Inspector {
             },
         };
         facts.frozen = freezer.state().is_ok_and(|state| state != FreezerState::Thawed);
-        let around = descriptors::Surroundings {
+        let volumes = facts.mounts.iter().filter(|m| m.origin == MountOrigin::Projected);
+        let volumes = volumes.map(|mount| mount.path.clone()).collect();
+        let around = Surroundings {
             rootfs_device: root.and_then(|mount| proc::packed_device(&mount.device)),
             mount_ids: mount_ids(&dir),
+            projected: Projected::look(&dir.join("root"), volumes),
         };
-        match freezer.tasks() {
-            Ok(pids) => {
-                facts.process_count = pids.len() as u64;
-                for pid in pids.into_iter().filter_map(|pid| i32::try_from(pid).ok()) {
-                    let Some(process) = self.process(pid, container.pid, &around) else { continue };
-                    facts.rss_bytes += process.rss_bytes;
-                    if facts.processes.len() < MAX_PROCESSES {
-                        facts.processes.push(process);
-                    }
-                }
+        let pids = freezer.tasks().unwrap_or_else(|error| {
+            incomplete.push(format!("processes of {}: {}", facts.name, error.chain()));
+            Vec::new()
+        });
+        facts.process_count = pids.len() as u64;
+        let pids = pids.into_iter().filter_map(|pid| i32::try_from(pid).ok());
+        let statuses: BTreeMap<i32, Status> =
+            pids.filter_map(|pid| Some((pid, self.status(pid)?))).collect();
+        let mut all = Vec::new();
+        for (pid, status) in &statuses {
+            let (mut process, seen) = self.process(*pid, status, container.pid, &around);
+            process.outside = !descends(*pid, container.pid, &statuses);
+            facts.rss_bytes += process.rss_bytes;
+            if !process.outside {
+                facts.anonymous_bytes += status.anonymous_bytes;
+                let rollup = self.proc().join(format!("{pid}/smaps_rollup"));
+                let rollup = std::fs::read_to_string(rollup).unwrap_or_default();
+                facts.shared_bytes += proc::shared_bytes(&rollup);
             }
-            Err(error) => {
-                incomplete.push(format!("processes of {}: {}", facts.name, error.chain()))
-            }
+            facts.processes.push(process);
+            all.push(seen);
         }
-        facts
+        (facts, all)
+    }
+
+    fn status(&self, pid: i32) -> Option<Status> {
+        let path = self.proc().join(format!("{pid}/status"));
+        Some(proc::status(&std::fs::read_to_string(path).ok()?))
     }
 
     fn process(
         &self,
         pid: i32,
+        status: &Status,
         init: i32,
-        around: &descriptors::Surroundings,
-    ) -> Option<ProcessFacts> {
-        let dir = self.proc().join(pid.to_string());
-        let status = proc::status(&std::fs::read_to_string(dir.join("status")).ok()?);
-        let (mut resources, descriptors) = descriptors::of_process(self.proc(), pid, around);
-        if status.huge_bytes > 0 {
-            resources.push(transship_core::facts::Resource {
-                kind: transship_core::facts::ResourceKind::HugePages,
+        around: &Surroundings,
+    ) -> (ProcessFacts, Seen) {
+        let own_namespaces: Vec<String> =
+            ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"]
+                .into_iter()
+                .filter(|kind| self.differs(pid, init, kind))
+                .map(str::to_owned)
+                .collect();
+        let own_mounts = own_namespaces.iter().any(|kind| kind == "mnt").then(|| {
+            let mount_ids = mount_ids(&self.proc().join(pid.to_string()));
+            Surroundings { mount_ids, ..around.clone() }
+        });
+        let around = own_mounts.as_ref().unwrap_or(around);
+        let mut seen = descriptors::of_process(self.proc(), pid, around);
+        let mut resources = std::mem::take(&mut seen.resources);
+        if status.huge_bytes > 0 && !resources.iter().any(|r| r.kind == ResourceKind::HugePages) {
+            resources.push(Resource {
+                kind: ResourceKind::HugePages,
                 fd: -1,
                 detail: "huge pages".into(),
                 bytes: status.huge_bytes,
             });
         }
-        let own_namespaces = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"]
-            .into_iter()
-            .filter(|kind| self.differs(pid, init, kind))
-            .map(str::to_owned)
-            .collect();
-        Some(ProcessFacts {
+        let facts = ProcessFacts {
             pid,
             container_pid: status.container_pid,
-            name: status.name,
+            name: status.name.clone(),
             state: status.state,
             uid: status.uid,
             threads: status.threads,
             rss_bytes: status.rss_bytes,
+            outside: false,
             tracer_pid: status.tracer_pid,
             own_namespaces,
             resources,
-            descriptors,
-        })
+            descriptors: seen.count,
+        };
+        (facts, seen)
     }
 
     /// Whether two processes are in different namespaces of a kind; `false` when it cannot be told.
@@ -287,16 +342,24 @@ impl Inspector {
         found
     }
 
-    /// What the containers share: network and IPC of the sandbox.
-    fn shared(&self, facts: &mut PodFacts, pid: i32, sandbox_id: &str) {
+    /// What the containers share: network and IPC of the sandbox. Gives its Unix sockets.
+    fn shared(
+        &self,
+        facts: &mut PodFacts,
+        pid: i32,
+        sandbox_id: &str,
+    ) -> Option<BTreeMap<u64, UnixSocket>> {
         let dir = self.proc().join(pid.to_string());
         let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
         let (tcp, tcp6) = (read("net/tcp"), read("net/tcp6"));
         let cni = std::mem::take(&mut facts.network.cni);
+        let mut unix = None;
         match network::look_within(self.proc(), pid) {
             Ok(within) => {
                 let routes = proc::routes(&read("net/route"));
                 facts.network = network::facts(&within.interfaces, &routes, &[&tcp, &tcp6]);
+                facts.network.routing_rules = within.rules;
+                unix = Some(within.unix);
                 let [shm, sem, msg] = within.sysv.each_ref().map(|table| proc::sysv(table));
                 facts.ipc.sysv_segments = shm.0;
                 facts.ipc.sysv_shm_bytes = shm.1;
@@ -329,30 +392,38 @@ impl Inspector {
             posix_queues: queues as u64,
             ..facts.ipc.clone()
         };
+        unix
     }
 
-    /// Tables of nftables in the network namespace of a process, our own left out.
+    /// Tables of nftables that do something in the network namespace of a process, our own left
+    /// out.
     async fn rule_tables(&self, pid: i32) -> Result<Vec<String>, String> {
         let nft = HostRoot::host().bin("nft");
         let namespace = format!("--net=/proc/{pid}/ns/net");
         let nft = nft.to_string_lossy();
-        let argv = ["nsenter", &namespace, "--", &nft, "list", "tables"];
+        let argv = ["nsenter", &namespace, "--", &nft, "list", "ruleset"];
         let output =
             self.hostns.run(&argv, HELPER_LIMIT).await.map_err(|error| error.to_string())?;
         if !output.success {
             return Err(output.complaint());
         }
-        Ok(tables(&output.stdout))
+        Ok(rules::tables(&output.stdout))
     }
 }
 
-/// `table inet filter` → `inet filter`.
-fn tables(text: &str) -> Vec<String> {
-    text.lines()
-        .filter_map(|line| line.trim().strip_prefix("table "))
-        .filter(|table| !table.ends_with(&format!(" {}", transship_host::network::TABLE)))
-        .map(str::to_owned)
-        .collect()
+/// Whether a process descends from `init`, by the parents of all that are in the cgroup.
+fn descends(mut pid: i32, init: i32, all: &BTreeMap<i32, Status>) -> bool {
+    // A parent that has ended meanwhile has left its children to init.
+    for _ in 0..=all.len() {
+        if pid == init {
+            return true;
+        }
+        match all.get(&pid) {
+            Some(status) => pid = status.parent,
+            None => return false,
+        }
+    }
+    false
 }
 
 /// The last attempt of each container, in the order of their names.
@@ -394,9 +465,26 @@ mod tests {
     }
 
     #[test]
-    fn our_own_table_is_not_the_applications() {
-        assert_eq!(tables("table inet mesh\ntable netdev transship\n"), ["inet mesh"]);
-        assert!(tables("").is_empty());
+    fn what_came_from_outside_is_no_descendant_of_the_first_process() {
+        let parent = |parent| Status { parent, ..Status::default() };
+        let all = [
+            (10, parent(1)),
+            (11, parent(10)),
+            (12, parent(11)),
+            (20, parent(1)),
+            (21, parent(20)),
+        ];
+        let all = BTreeMap::from(all);
+        for (pid, inside) in [(10, true), (12, true), (20, false), (21, false), (99, false)] {
+            assert_eq!(descends(pid, 10, &all), inside, "{pid}");
+        }
+    }
+
+    /// What is refused is what the holder's CRIU would refuse.
+    #[test]
+    fn the_limit_of_unlinked_files_is_the_one_that_criu_is_given() {
+        let limit = format!("ghost-limit {}\n", transship_core::preflight::GHOST_LIMIT);
+        assert!(transship_runtime::checkpoint::CRIU_CONFIG.contains(&limit));
     }
 
     /// Prints the facts of a pod: run on a node as root, with `POD_UID=… --ignored --nocapture`.

@@ -1,11 +1,13 @@
 //! The network of a pod, seen from within its namespace, and the node's CNI configuration.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use transship_core::facts::{CniFacts, NetworkFacts};
 
+use super::netlink::{self, UnixSocket};
 use super::proc::{self, Route};
 
 /// One interface with its addresses.
@@ -23,6 +25,10 @@ pub struct Within {
     pub interfaces: Vec<Interface>,
     /// Texts of `/proc/sysvipc/{shm,sem,msg}`.
     pub sysv: [String; 3],
+    /// Unix sockets by inode.
+    pub unix: BTreeMap<u64, UnixSocket>,
+    /// Routing rules besides the kernel's own.
+    pub rules: Vec<String>,
 }
 
 /// Enters the network and IPC namespaces of a process with a thread of its own, which ends there.
@@ -38,7 +44,12 @@ pub fn look_within(proc: &Path, pid: i32) -> std::io::Result<Within> {
         let read = |name: &str| {
             std::fs::read_to_string(proc.join("sysvipc").join(name)).unwrap_or_default()
         };
-        Ok(Within { interfaces: interfaces()?, sysv: [read("shm"), read("sem"), read("msg")] })
+        Ok(Within {
+            interfaces: interfaces()?,
+            sysv: [read("shm"), read("sem"), read("msg")],
+            unix: netlink::unix_sockets()?,
+            rules: netlink::routing_rules()?,
+        })
     })?;
     looking.join().unwrap_or_else(|_| Err(std::io::Error::other("the looking thread failed")))
 }

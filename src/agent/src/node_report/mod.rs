@@ -235,6 +235,8 @@ impl Reporter {
             runc_version: found.side.runc.clone(),
             cgroup_version: found.machine.cgroup_version,
             free_bytes: free.map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize)),
+            // Looked at when somebody asks.
+            ..NodeFacts::default()
         }
     }
 

@@ -149,8 +149,22 @@ fn started(migration: &Migration, now: Timestamp) -> Draft {
     draft
 }
 
+/// What a refusal knows besides its reason.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Found<'a> {
+    /// What cannot be moved.
+    pub violations: &'a [Violation],
+    /// Bytes that would move, where they are known.
+    pub bytes: Option<u64>,
+}
+
 /// Status of a Migration that cannot be carried out.
-pub fn refused(migration: &Migration, refusal: &Refusal, now: Timestamp) -> MigrationStatus {
+pub fn refused(
+    migration: &Migration,
+    refusal: &Refusal,
+    found: Found<'_>,
+    now: Timestamp,
+) -> MigrationStatus {
     let mut draft = started(migration, now);
     draft.set(c::ADMITTED, ConditionStatus::False, refusal.reason, &refusal.message).end(
         Step::Failed,
@@ -158,6 +172,7 @@ pub fn refused(migration: &Migration, refusal: &Refusal, now: Timestamp) -> Migr
         refusal.reason,
         &refusal.message,
     );
+    draft.with(|status| tell(status, migration, found));
     draft.done()
 }
 
@@ -165,20 +180,25 @@ pub fn refused(migration: &Migration, refusal: &Refusal, now: Timestamp) -> Migr
 pub fn violated(
     migration: &Migration,
     target: &str,
-    violations: &[Violation],
+    found: Found<'_>,
     now: Timestamp,
 ) -> MigrationStatus {
     let mut draft = started(migration, now);
-    let message = preflight::summary(violations);
+    let message = preflight::summary(found.violations);
     draft
         .set(c::ADMITTED, ConditionStatus::False, reasons::PREFLIGHT_FAILED, &message)
         .end(Step::Failed, false, reasons::PREFLIGHT_FAILED, &message)
         .with(|status| {
             status.target = Some(PodRef { node: target.to_owned(), ..PodRef::default() });
-            status.violations =
-                violations.iter().take(MAX_VIOLATIONS).map(Violation::to_status).collect();
+            tell(status, migration, found);
         });
     draft.done()
+}
+
+fn tell(status: &mut MigrationStatus, migration: &Migration, found: Found<'_>) {
+    let told = preflight::most_telling(found.violations, MAX_VIOLATIONS);
+    status.violations = told.into_iter().map(Violation::to_status).collect();
+    status.forecast = found.bytes.map(|bytes| forecast(migration, bytes));
 }
 
 /// Status of a Migration that was given up before it was admitted.

@@ -53,6 +53,7 @@ fn screen_with(
         target: None,
         facts: None,
         target_facts: None,
+        answer: None,
     };
     let active = active.iter().map(|(n, count)| ((*n).to_owned(), *count)).collect();
     screen(&input, &active, &BTreeMap::new())
@@ -166,7 +167,7 @@ fn condition<'a>(
 #[test]
 fn a_refusal_ends_the_migration_with_every_condition_set() {
     let refusal = Refusal { reason: reasons::SAME_NODE, message: "write another".into() };
-    let status = refused(&migration(None), &refusal, now());
+    let status = refused(&migration(None), &refusal, Found::default(), now());
     for type_ in [c::ADMITTED, c::SUCCEEDED] {
         let condition = condition(&status, type_);
         assert_eq!(
@@ -191,7 +192,12 @@ fn violations_are_listed_and_summed_up() {
         message: "it uses io_uring".into(),
         remedy: "block it".into(),
     };
-    let status = violated(&migration(None), "node-b", &vec![violation; 40], now());
+    let status = violated(
+        &migration(None),
+        "node-b",
+        Found { violations: &vec![violation; 40], bytes: Some(300 << 20) },
+        now(),
+    );
     assert_eq!(status.violations.len(), MAX_VIOLATIONS);
     assert_eq!(condition(&status, c::ADMITTED).reason, reasons::PREFLIGHT_FAILED);
     assert!(condition(&status, c::SUCCEEDED).message.contains("block it"));

@@ -7,10 +7,15 @@
 //!   once, each with its remedy.
 //!
 //! Nothing here chooses a target node (`placement` does) or reads anything.
+//!
+//! docs/preflight.md lists the checks; a test compares it with the tables.
 
 mod facts;
+mod nodes;
 mod pod;
+mod process;
 mod request;
+mod warnings;
 
 /// Why nodes cannot take part: shared with `placement`.
 pub(crate) mod request_reasons {
@@ -20,15 +25,15 @@ pub(crate) mod request_reasons {
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use transship_api as api;
 
 use crate::facts::PodFacts;
 use crate::placement::volumes::Volumes;
 
-pub use facts::CHECKS as FACT_CHECKS;
-pub use pod::CHECKS as POD_CHECKS;
+pub use process::GHOST_LIMIT;
 pub use request::{CHECKS as REQUEST_CHECKS, asked};
+pub use warnings::{asks_to_be_movable, warnings};
 
 /// A cluster node as both kinds show it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,6 +86,18 @@ pub struct Input<'a> {
     pub facts: Option<&'a PodFacts>,
     /// What the target's agent found out about its node.
     pub target_facts: Option<&'a PodFacts>,
+    /// What the API server says of the target pod, asked without storing it; none while it has not
+    /// been asked, or where it could not say.
+    pub answer: Option<&'a TargetAnswer>,
+}
+
+/// What the API server says of a target pod that it is shown and does not store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetAnswer {
+    /// It would take the pod, and change these fields of it.
+    Taken(Vec<String>),
+    /// It would not: quota, limits, Pod Security, a policy, a webhook.
+    Refused(String),
 }
 
 impl Input<'_> {
@@ -108,7 +125,7 @@ pub struct Violation {
     pub check: &'static str,
     /// Container it concerns; empty for the whole pod.
     pub container: String,
-    /// Process it concerns, `name (pid)`; empty if none.
+    /// Processes it concerns, each `name (pid)`; empty if none.
     pub process: String,
     /// What was found.
     pub message: String,
@@ -117,26 +134,67 @@ pub struct Violation {
 }
 
 impl Violation {
+    /// Found in the pod as a whole. Check and remedy are those of the table.
+    fn of_pod(message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..Self::default() }
+    }
+
+    /// Found in one container.
+    fn of_container(container: &str, message: impl Into<String>) -> Self {
+        Self { container: container.to_owned(), ..Self::of_pod(message) }
+    }
+
+    fn found(&self) -> String {
+        match self.process.as_str() {
+            "" => self.message.clone(),
+            several if several.contains("), ") => format!("processes {several}: {}", self.message),
+            process => format!("process {process}: {}", self.message),
+        }
+    }
+
     /// As it stands in a Migration's status.
     pub fn to_status(&self) -> api::Violation {
-        let message = match self.process.as_str() {
-            "" => self.message.clone(),
-            process => format!("process {process}: {}", self.message),
-        };
         api::Violation {
             check: self.check.to_owned(),
             container: self.container.clone(),
-            message: message.chars().take(1000).collect(),
-            remedy: self.remedy.clone(),
+            message: self.found().chars().take(1000).collect(),
+            remedy: self.remedy.chars().take(1000).collect(),
         }
     }
 }
 
 /// A check of the request.
 pub type RequestCheck = fn(&Input<'_>) -> Option<Refusal>;
-/// A check of what is to be moved. A check that concerns several containers or processes names
-/// the first one it meets; the next shows when that is remedied.
-pub type Check = fn(&Input<'_>) -> Option<Violation>;
+
+/// A check of what is to be moved: everything that it finds, each container and process by name.
+#[derive(Clone, Copy)]
+pub struct Check {
+    /// Its name, PascalCase.
+    pub name: &'static str,
+    /// What it finds, for people; a part of docs/preflight.md.
+    pub finds: &'static str,
+    /// What to do about it, where the finding does not say it itself.
+    pub remedy: &'static str,
+    look: fn(&Input<'_>) -> Vec<Violation>,
+}
+
+impl Check {
+    fn run(&self, input: &Input<'_>) -> impl Iterator<Item = Violation> {
+        let Self { name, remedy, .. } = *self;
+        (self.look)(input).into_iter().map(move |mut found| {
+            found.check = name;
+            if found.remedy.is_empty() {
+                remedy.clone_into(&mut found.remedy);
+            }
+            found
+        })
+    }
+}
+
+/// All checks of what is to be moved: manifest, processes, network, nodes.
+pub fn checks() -> impl Iterator<Item = &'static Check> {
+    [pod::CHECKS, process::CHECKS, facts::CHECKS, nodes::CHECKS].into_iter().flatten()
+}
 
 /// The first thing that is wrong with the request.
 pub fn refusal(input: &Input<'_>) -> Option<Refusal> {
@@ -145,7 +203,44 @@ pub fn refusal(input: &Input<'_>) -> Option<Refusal> {
 
 /// Everything that cannot be moved, in the tables' order.
 pub fn violations(input: &Input<'_>) -> Vec<Violation> {
-    POD_CHECKS.iter().chain(FACT_CHECKS).filter_map(|check| check(input)).collect()
+    checks().flat_map(|check| check.run(input)).collect()
+}
+
+/// What stands between two nodes whatever the pod, as far as they report it.
+pub fn between(source: &NodeView, target: &NodeView) -> Vec<Violation> {
+    let migration = api::Migration::new("", api::MigrationSpec::for_pod(""));
+    let spec = PodSpec { node_name: Some(source.name.clone()), ..PodSpec::default() };
+    let pod = Pod { spec: Some(spec), ..Pod::default() };
+    let input = Input {
+        migration: &migration,
+        pod: Some(&pod),
+        owner: None,
+        policy: None,
+        nodes: std::slice::from_ref(source),
+        target: Some(target),
+        facts: None,
+        target_facts: None,
+        answer: None,
+    };
+    nodes::CHECKS.iter().flat_map(|check| check.run(&input)).collect()
+}
+
+/// Why no pod can be moved to a node, whichever.
+pub fn objection(node: &NodeView) -> Option<String> {
+    request::not_ready(node).or_else(|| request::takes_no_pods(node))
+}
+
+/// At most `limit` of the violations, in their order. Where there are more, every check keeps its
+/// first before any has its second.
+pub fn most_telling(violations: &[Violation], limit: usize) -> Vec<&Violation> {
+    let rank = |at: usize| {
+        violations[..at].iter().filter(|before| before.check == violations[at].check).count()
+    };
+    let mut places: Vec<(usize, usize)> = (0..violations.len()).map(|at| (rank(at), at)).collect();
+    places.sort_unstable();
+    places.truncate(limit);
+    places.sort_unstable_by_key(|(_, at)| *at);
+    places.into_iter().map(|(_, at)| &violations[at]).collect()
 }
 
 /// All violations in one sentence for a condition.
@@ -157,11 +252,7 @@ pub fn summary(violations: &[Violation]) -> String {
                 "" => String::new(),
                 container => format!(" (container {container})"),
             };
-            let process = match v.process.as_str() {
-                "" => String::new(),
-                process => format!("process {process}: "),
-            };
-            format!("{}{place}: {process}{}; {}", v.check, v.message, v.remedy)
+            format!("{}{place}: {}; {}", v.check, v.found(), v.remedy)
         })
         .collect();
     parts.join(" | ")
@@ -169,9 +260,14 @@ pub fn summary(violations: &[Violation]) -> String {
 
 /// Names of nodes for a message, the first few.
 pub(crate) fn name_some<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    const SHOWN: usize = 5;
     let mut names: Vec<&str> = names.collect();
     names.sort_unstable();
+    list_some(names)
+}
+
+/// The first few in their order, and how many more there are.
+fn list_some(names: Vec<&str>) -> String {
+    const SHOWN: usize = 5;
     let more = names.len().saturating_sub(SHOWN);
     let mut text = names.into_iter().take(SHOWN).collect::<Vec<_>>().join(", ");
     if more > 0 {

@@ -1,26 +1,103 @@
-//! What the pod's manifest has that cannot be moved.
+//! What the pod's manifest has that cannot be moved, and what the API server says of its successor.
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
 
-use super::{Check, Input, Violation};
+use super::{Check, Input, TargetAnswer, Violation};
 use crate::migration::handover;
 use crate::target_pod;
 
 /// The checks of the manifest.
-pub const CHECKS: &[Check] = &[
-    host_namespaces,
-    user_namespace,
-    shared_process_namespace,
-    runtime_class,
-    volumes,
-    block_devices,
-    devices,
-    terminals,
-    init_containers,
-    post_start_hooks,
-    host_name,
-    owner_selector,
-    all_containers_run,
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        name: "HostNamespaces",
+        finds: "`hostNetwork`, `hostPID` or `hostIPC`",
+        remedy: "run the application without them",
+        look: host_namespaces,
+    },
+    Check {
+        name: "UserNamespace",
+        finds: "`hostUsers: false`, or a container in a user namespace of its own",
+        remedy: "leave out hostUsers: false",
+        look: user_namespace,
+    },
+    Check {
+        name: "SharedProcessNamespace",
+        finds: "`shareProcessNamespace: true`",
+        remedy: "leave out shareProcessNamespace: true",
+        look: shared_process_namespace,
+    },
+    Check {
+        name: "RuntimeClass",
+        finds: "a `runtimeClassName`: only the default runtime is wrapped",
+        remedy: "leave out runtimeClassName",
+        look: runtime_class,
+    },
+    Check {
+        name: "Volumes",
+        finds: "volumes other than emptyDir, ConfigMap, Secret, projected and downward API: hostPath, local and other persistent volumes, inline CSI",
+        remedy: "use emptyDir, ConfigMap, Secret or projected volumes",
+        look: volumes,
+    },
+    Check {
+        name: "BlockDevices",
+        finds: "`volumeDevices`",
+        remedy: "use a file system volume",
+        look: block_devices,
+    },
+    Check {
+        name: "Devices",
+        finds: "extended resources (GPUs and the like) and `resourceClaims`",
+        remedy: "run it without the device",
+        look: devices,
+    },
+    Check {
+        name: "Terminal",
+        finds: "`tty: true`",
+        remedy: "leave out tty: true",
+        look: terminals,
+    },
+    Check {
+        name: "InitContainers",
+        finds: "init containers that could have changed the pod's network or node: privileged, or with NET_ADMIN or SYS_ADMIN",
+        remedy: "take the privilege away, or do without the init container",
+        look: init_containers,
+    },
+    Check {
+        name: "PostStartHook",
+        finds: "a postStart hook, which kubelet would run again",
+        remedy: "annotate the pod with transship.dev/post-start: skip if it need not run again",
+        look: post_start_hooks,
+    },
+    Check {
+        name: "HostName",
+        finds: "a host name that no other pod can have",
+        remedy: "give the workload a name without dots, or set hostname in the pod template",
+        look: host_name,
+    },
+    Check {
+        name: "OwnerSelector",
+        finds: "a ReplicaSet that selects pods without labels",
+        remedy: "select by a label that the pods have (matchLabels, In or Exists)",
+        look: owner_selector,
+    },
+    Check {
+        name: "ContainerNotRunning",
+        finds: "a container that does not run",
+        remedy: "wait until all containers of the pod run",
+        look: all_containers_run,
+    },
+    Check {
+        name: "TargetPod",
+        finds: "a target pod that the API server would refuse beside the source: ResourceQuota, LimitRange, Pod Security, a policy or a webhook",
+        remedy: "for the time of the move both pods exist: make room in the quota, or change what the message names",
+        look: target_pod_is_taken,
+    },
+    Check {
+        name: "TargetPodChanged",
+        finds: "a mutating webhook that would change the target pod",
+        remedy: "leave pods with the label transship.dev/migration out of the webhook (objectSelector)",
+        look: target_pod_is_unchanged,
+    },
 ];
 
 fn spec<'a>(input: &Input<'a>) -> Option<&'a PodSpec> {
@@ -28,81 +105,70 @@ fn spec<'a>(input: &Input<'a>) -> Option<&'a PodSpec> {
 }
 
 /// Application containers and sidecars: what is moved.
-fn moved(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+pub(super) fn moved(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     let sidecars = spec.init_containers.iter().flatten().filter(|c| target_pod::is_sidecar(c));
     spec.containers.iter().chain(sidecars)
 }
 
-fn violation(check: &'static str, message: impl Into<String>, remedy: &str) -> Option<Violation> {
-    Some(Violation {
-        check,
-        message: message.into(),
-        remedy: remedy.to_owned(),
-        ..Violation::default()
+/// What `what` says of the pod's manifest.
+fn in_spec(input: &Input<'_>, what: impl FnOnce(&PodSpec) -> Option<String>) -> Vec<Violation> {
+    spec(input).and_then(what).map(Violation::of_pod).into_iter().collect()
+}
+
+/// What `what` says of each container that is moved.
+fn in_containers(input: &Input<'_>, what: impl Fn(&Container) -> Option<String>) -> Vec<Violation> {
+    let containers = spec(input).into_iter().flat_map(moved);
+    containers.filter_map(|c| Some(Violation::of_container(&c.name, what(c)?))).collect()
+}
+
+fn host_namespaces(input: &Input<'_>) -> Vec<Violation> {
+    in_spec(input, |spec| {
+        let used: Vec<&str> = [
+            ("hostNetwork", spec.host_network),
+            ("hostPID", spec.host_pid),
+            ("hostIPC", spec.host_ipc),
+        ]
+        .into_iter()
+        .filter(|(_, on)| *on == Some(true))
+        .map(|(name, _)| name)
+        .collect();
+        (!used.is_empty())
+            .then(|| format!("the pod shares namespaces with its node ({})", used.join(", ")))
     })
 }
 
-fn in_container(
-    check: &'static str,
-    container: &Container,
-    message: impl Into<String>,
-    remedy: &str,
-) -> Option<Violation> {
-    violation(check, message, remedy).map(|v| Violation { container: container.name.clone(), ..v })
-}
-
-fn host_namespaces(input: &Input<'_>) -> Option<Violation> {
-    let spec = spec(input)?;
-    let used: Vec<&str> = [
-        ("hostNetwork", spec.host_network),
-        ("hostPID", spec.host_pid),
-        ("hostIPC", spec.host_ipc),
-    ]
-    .into_iter()
-    .filter(|(_, on)| *on == Some(true))
-    .map(|(name, _)| name)
-    .collect();
-    if used.is_empty() {
-        return None;
+fn user_namespace(input: &Input<'_>) -> Vec<Violation> {
+    let asked = in_spec(input, |spec| {
+        (spec.host_users == Some(false))
+            .then(|| "the pod has a user namespace of its own, which cannot be restored".into())
+    });
+    if !asked.is_empty() {
+        return asked;
     }
-    violation(
-        "HostNamespaces",
-        format!("the pod shares namespaces with its node ({})", used.join(", ")),
-        "run the application without them",
-    )
+    let facts = input.facts.into_iter().flat_map(|facts| &facts.containers);
+    facts
+        .filter(|c| c.running && c.user_namespace)
+        .map(|c| {
+            let message = "the container has a user namespace of its own, which cannot be restored";
+            Violation::of_container(&c.name, message)
+        })
+        .collect()
 }
 
-fn user_namespace(input: &Input<'_>) -> Option<Violation> {
-    if spec(input)?.host_users != Some(false) {
-        return None;
-    }
-    violation(
-        "UserNamespace",
-        "the pod has a user namespace of its own, which cannot be restored",
-        "leave out hostUsers: false",
-    )
+fn shared_process_namespace(input: &Input<'_>) -> Vec<Violation> {
+    in_spec(input, |spec| {
+        (spec.share_process_namespace == Some(true))
+            .then(|| "the pod's containers share one process namespace".into())
+    })
 }
 
-fn shared_process_namespace(input: &Input<'_>) -> Option<Violation> {
-    if spec(input)?.share_process_namespace != Some(true) {
-        return None;
-    }
-    violation(
-        "SharedProcessNamespace",
-        "the pod's containers share one process namespace",
-        "leave out shareProcessNamespace: true",
-    )
-}
-
-fn runtime_class(input: &Input<'_>) -> Option<Violation> {
-    let class = spec(input)?.runtime_class_name.as_deref().filter(|c| !c.is_empty())?;
-    violation(
-        "RuntimeClass",
-        format!(
+fn runtime_class(input: &Input<'_>) -> Vec<Violation> {
+    in_spec(input, |spec| {
+        let class = spec.runtime_class_name.as_deref().filter(|c| !c.is_empty())?;
+        Some(format!(
             "the pod asks for the runtime class {class}; only the default one (runc) can be moved"
-        ),
-        "leave out runtimeClassName",
-    )
+        ))
+    })
 }
 
 /// What a volume is, if it does not move.
@@ -130,120 +196,100 @@ fn unmoved(volume: &Volume) -> Option<&'static str> {
     })
 }
 
-fn volumes(input: &Input<'_>) -> Option<Violation> {
-    let spec = spec(input)?;
-    let found: Vec<String> = spec
-        .volumes
-        .iter()
-        .flatten()
-        .filter_map(|v| unmoved(v).map(|what| format!("volume {} is {what}", v.name)))
-        .collect();
-    if found.is_empty() {
-        return None;
-    }
-    violation(
-        "Volumes",
-        found.join(", "),
-        "use emptyDir, configMap, secret, downwardAPI or projected volumes",
-    )
+fn volumes(input: &Input<'_>) -> Vec<Violation> {
+    let volumes = spec(input).into_iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes
+        .filter_map(|v| Some(format!("volume {} is {}", v.name, unmoved(v)?)))
+        .map(Violation::of_pod)
+        .collect()
 }
 
-fn block_devices(input: &Input<'_>) -> Option<Violation> {
-    let container =
-        moved(spec(input)?).find(|c| c.volume_devices.as_ref().is_some_and(|d| !d.is_empty()))?;
-    in_container(
-        "BlockDevices",
-        container,
-        "the container uses a block device",
-        "use a file system volume",
-    )
+fn block_devices(input: &Input<'_>) -> Vec<Violation> {
+    in_containers(input, |c| {
+        let devices = c.volume_devices.as_ref().filter(|devices| !devices.is_empty())?;
+        let names: Vec<&str> = devices.iter().map(|d| d.device_path.as_str()).collect();
+        Some(format!("the container uses block devices ({})", names.join(", ")))
+    })
 }
 
-fn devices(input: &Input<'_>) -> Option<Violation> {
-    let spec = spec(input)?;
-    if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
-        return violation(
-            "Devices",
-            "the pod holds devices by resource claims",
-            "leave out resourceClaims",
-        );
-    }
-    moved(spec).find_map(|container| {
-        let resources = container.resources.as_ref()?;
-        let device = resources
+fn devices(input: &Input<'_>) -> Vec<Violation> {
+    let claims = in_spec(input, |spec| {
+        let claims = spec.resource_claims.as_ref().filter(|claims| !claims.is_empty())?;
+        let names: Vec<&str> = claims.iter().map(|claim| claim.name.as_str()).collect();
+        Some(format!("the pod holds devices by resource claims ({})", names.join(", ")))
+    });
+    let extended = in_containers(input, |c| {
+        let resources = c.resources.as_ref()?;
+        let mut names: Vec<&str> = resources
             .limits
             .iter()
             .chain(&resources.requests)
             .flat_map(|amounts| amounts.keys())
             // Extended resources have a domain; Kubernetes' own carry none or its own.
-            .find(|name| name.contains('/') && !name.contains("kubernetes.io/"))?;
-        in_container(
-            "Devices",
-            container,
-            format!("the container holds the device {device}"),
-            "run it without the device",
-        )
-    })
+            .filter(|name| name.contains('/') && !name.contains("kubernetes.io/"))
+            .map(String::as_str)
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        (!names.is_empty()).then(|| format!("the container holds devices ({})", names.join(", ")))
+    });
+    [claims, extended].concat()
 }
 
-fn terminals(input: &Input<'_>) -> Option<Violation> {
-    let container = moved(spec(input)?).find(|c| c.tty == Some(true))?;
-    in_container(
-        "Terminal",
-        container,
-        "the container's standard streams are a terminal of its node",
-        "leave out tty: true",
-    )
+fn terminals(input: &Input<'_>) -> Vec<Violation> {
+    in_containers(input, |c| {
+        (c.tty == Some(true))
+            .then(|| "the container's standard streams are a terminal of its node".into())
+    })
 }
 
 /// Init containers become no-ops on the target, so nothing they did outside the pod's volumes may
 /// be needed there.
-fn init_containers(input: &Input<'_>) -> Option<Violation> {
-    let spec = spec(input)?;
-    spec.init_containers.iter().flatten().filter(|c| !target_pod::is_sidecar(c)).find_map(|c| {
-        let context = c.security_context.as_ref()?;
-        let privileged = context.privileged == Some(true);
-        let added = context.capabilities.as_ref().and_then(|c| c.add.as_deref()).unwrap_or_default();
-        let network = added
-            .iter()
-            .find(|cap| matches!(cap.trim_start_matches("CAP_"), "NET_ADMIN" | "SYS_ADMIN" | "ALL"));
-        let what = match (privileged, network) {
-            (true, _) => "it is privileged".to_owned(),
-            (false, Some(capability)) => format!("it has {capability}"),
-            (false, None) => return None,
-        };
-        in_container(
-            "InitContainers",
-            c,
-            format!("the init container may have changed the pod's network or node ({what}), and that does not move"),
-            "take the privilege away, or do without the init container",
-        )
+fn init_containers(input: &Input<'_>) -> Vec<Violation> {
+    let inits = spec(input).into_iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    inits
+        .filter(|c| !target_pod::is_sidecar(c))
+        .filter_map(|c| {
+            let context = c.security_context.as_ref()?;
+            let privileged = context.privileged == Some(true);
+            let added =
+                context.capabilities.as_ref().and_then(|c| c.add.as_deref()).unwrap_or_default();
+            let network = added.iter().find(|capability| {
+                matches!(capability.trim_start_matches("CAP_"), "NET_ADMIN" | "SYS_ADMIN" | "ALL")
+            });
+            let what = match (privileged, network) {
+                (true, _) => "it is privileged".to_owned(),
+                (false, Some(capability)) => format!("it has {capability}"),
+                (false, None) => return None,
+            };
+            let message = format!(
+                "the init container may have changed the pod's network or node ({what}), and that does not move"
+            );
+            Some(Violation::of_container(&c.name, message))
+        })
+        .collect()
+}
+
+fn post_start_hooks(input: &Input<'_>) -> Vec<Violation> {
+    let asked = input.pod.and_then(target_pod::post_start);
+    if asked == Some("skip") {
+        return Vec::new();
+    }
+    in_containers(input, |c| {
+        c.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref())?;
+        Some(match asked {
+            Some("run") => {
+                "running the postStart hook after a move is not available in this version".into()
+            }
+            _ => {
+                "the container has a postStart hook, which would run again in the middle of its life"
+                    .into()
+            }
+        })
     })
 }
 
-fn post_start_hooks(input: &Input<'_>) -> Option<Violation> {
-    let pod = input.pod?;
-    let has_hook = |c: &&Container| c.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some());
-    let container = moved(pod.spec.as_ref()?).find(has_hook)?;
-    match target_pod::post_start(pod) {
-        Some("skip") => None,
-        Some("run") => in_container(
-            "PostStartHook",
-            container,
-            "running the postStart hook after a move is not available in this version",
-            "annotate the pod with transship.dev/post-start: skip if the hook need not run again",
-        ),
-        _ => in_container(
-            "PostStartHook",
-            container,
-            "the container has a postStart hook, which would run again in the middle of its life",
-            "annotate the pod with transship.dev/post-start: skip if it need not run again",
-        ),
-    }
-}
-
-fn host_name(input: &Input<'_>) -> Option<Violation> {
-    let pod = input.pod?;
+fn host_name(input: &Input<'_>) -> Vec<Violation> {
     let target = target_pod::TargetFor {
         migration_namespace: "",
         migration_name: "",
@@ -251,32 +297,22 @@ fn host_name(input: &Input<'_>) -> Option<Violation> {
         node: "",
         preserve_address: false,
     };
-    let error = target_pod::target_pod(pod, &target).err()?;
-    violation(
-        "HostName",
-        error.to_string(),
-        "give the workload a name without dots, or set hostname in the pod template",
-    )
+    let error = input.pod.and_then(|pod| target_pod::target_pod(pod, &target).err());
+    error.map(|error| Violation::of_pod(error.to_string())).into_iter().collect()
 }
 
 /// Until the hand-over the target bears one label of ours and none of the source's. An owner whose
 /// selector matches even that would adopt it beside the source, and remove one of the two.
-fn owner_selector(input: &Input<'_>) -> Option<Violation> {
+fn owner_selector(input: &Input<'_>) -> Vec<Violation> {
     let uid = input.migration.metadata.uid.clone().unwrap_or_default();
     let bare = [(transship_api::names::MIGRATION_LABEL.to_owned(), uid)].into();
-    if !handover::matches(&input.owner?.spec.selector, &bare) {
-        return None;
-    }
-    violation(
-        "OwnerSelector",
-        "the selector of the pod's ReplicaSet also matches pods without labels",
-        "select by a label that the pods have (matchLabels, In or Exists)",
-    )
+    let matches = input.owner.is_some_and(|set| handover::matches(&set.spec.selector, &bare));
+    let message = "the selector of the pod's ReplicaSet also matches pods without labels";
+    matches.then(|| Violation::of_pod(message)).into_iter().collect()
 }
 
-fn all_containers_run(input: &Input<'_>) -> Option<Violation> {
-    let pod = input.pod?;
-    let status = pod.status.as_ref()?;
+fn all_containers_run(input: &Input<'_>) -> Vec<Violation> {
+    let Some(status) = input.pod.and_then(|pod| pod.status.as_ref()) else { return Vec::new() };
     let runs = |name: &str| {
         status
             .container_statuses
@@ -285,11 +321,23 @@ fn all_containers_run(input: &Input<'_>) -> Option<Violation> {
             .flatten()
             .any(|s| s.name == name && s.state.as_ref().is_some_and(|s| s.running.is_some()))
     };
-    let container = moved(pod.spec.as_ref()?).find(|c| !runs(&c.name))?;
-    in_container(
-        "ContainerNotRunning",
-        container,
-        "the container does not run",
-        "wait until all containers of the pod run",
-    )
+    in_containers(input, |c| (!runs(&c.name)).then(|| "the container does not run".into()))
+}
+
+fn target_pod_is_taken(input: &Input<'_>) -> Vec<Violation> {
+    match input.answer {
+        Some(TargetAnswer::Refused(why)) => {
+            vec![Violation::of_pod(format!("the API server would not take the target pod: {why}"))]
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn target_pod_is_unchanged(input: &Input<'_>) -> Vec<Violation> {
+    match input.answer {
+        Some(TargetAnswer::Taken(changes)) if !changes.is_empty() => vec![Violation::of_pod(
+            format!("the API server would change the target pod: {}", changes.join(", ")),
+        )],
+        _ => Vec::new(),
+    }
 }

@@ -152,6 +152,15 @@ fn owner_is_supported(input: &Input<'_>) -> Option<Refusal> {
     }
 }
 
+/// Why a pod can never be moved, whatever the version: what it is shows in its manifest.
+pub(super) fn never_moved(pod: &Pod) -> Option<String> {
+    if is_static(pod) {
+        return Some("static pods of a node are not moved".into());
+    }
+    let owner = controller(pod).filter(|owner| owner.kind == "DaemonSet")?;
+    Some(format!("pods of DaemonSet {} run one on each node and are not moved", owner.name))
+}
+
 /// The pod's controlling owner.
 pub(crate) fn controller(
     pod: &Pod,

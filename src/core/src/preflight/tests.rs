@@ -14,6 +14,7 @@ struct World {
     nodes: Vec<Value>,
     facts: Value,
     target_facts: Value,
+    answer: Option<TargetAnswer>,
 }
 
 fn node(name: &str) -> Value {
@@ -24,7 +25,7 @@ fn node(name: &str) -> Value {
             "apiVersion": "transship.dev/v1alpha1", "kind": "Node", "metadata": {"name": name},
             "spec": {},
             "status": {
-                "arch": "amd64", "criu": {"version": "4.2.1"},
+                "arch": "amd64", "criu": {"version": "4.2.1", "features": ["rseq", "timens"]},
                 "cpu": {"vendor": "X", "features": ["avx2", "sse2"]},
                 "runtime": {"cgroupVersion": 1},
                 "conditions": [{"type": "Ready", "status": "True", "reason": "Available",
@@ -37,9 +38,11 @@ fn node(name: &str) -> Value {
 fn facts() -> Value {
     json!({
         "podUID": "uid-s",
-        "node": {"freeBytes": 1_000_000},
-        "rssBytes": 1000,
-        "containers": [{"name": "web", "running": true, "processes": [
+        "node": {"freeBytes": 1_000_000, "availableMemoryBytes": 1_000_000,
+            "images": [{"id": "sha256:1", "names": ["localhost/web:1"]}]},
+        "rssBytes": 5000,
+        "containers": [{"name": "web", "running": true, "imageId": "sha256:1",
+            "anonymousBytes": 600, "sharedBytes": 400, "processes": [
             {"pid": 7, "containerPid": 1, "name": "web", "state": "Running", "resources": []}]}],
         "network": {"interface": "eth0", "ip": "10.244.1.5", "ruleTables": ["netdev transship"],
             "cni": {"name": "flat", "plugins": ["bridge", "transship-cni"], "ipam": "host-local",
@@ -57,7 +60,7 @@ impl World {
             "metadata": {"name": "web-1", "namespace": "shop", "uid": "uid-s",
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web",
                     "uid": "rs", "controller": true}]},
-            "spec": {"nodeName": "node-a", "containers": [{"name": "web",
+            "spec": {"nodeName": "node-a", "containers": [{"name": "web", "image": "localhost/web:1",
                 "lifecycle": {"preStop": {"httpGet": {"path": "/", "port": 80}}}}]},
             "status": {"phase": "Running", "containerStatuses": [{"name": "web", "image": "", "imageID": "",
                 "ready": true, "restartCount": 0, "state": {"running": {}}}]}
@@ -70,6 +73,7 @@ impl World {
             nodes: vec![node("node-a"), node("node-b")],
             facts: facts(),
             target_facts: facts(),
+            answer: None,
         }
     }
 
@@ -105,6 +109,7 @@ impl World {
             target: nodes.iter().find(|n| n.name == wanted),
             facts: Some(&facts),
             target_facts: Some(&target_facts),
+            answer: self.answer.as_ref(),
         })
     }
 
@@ -199,13 +204,40 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| w.process()["ownNamespaces"] = json!(["pid"]), "NestedNamespaces", "pid")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "IoUring"}]), "IoUring", "io_uring")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "Mptcp"}]), "Mptcp", "multipath")]
-#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "Device", "detail": "/dev/kvm"}]), "Device", "/dev/kvm")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "Device", "detail": "/dev/kvm"}, {"kind": "Device", "detail": "/dev/fuse"}]), "Device", "/dev/fuse, /dev/kvm")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "RootfsWatch", "detail": "/var/log"}]), "RootfsWatch", "/var/log")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "ForeignSocket", "detail": "/run/x.sock"}]), "ForeignSocket", "/run/x.sock")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "Terminal", "detail": "/dev/pts/0"}]), "OpenTerminal", "other end")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "InheritedTerminal", "detail": "/dev/tty"}]), "OpenTerminal", "/dev/tty")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "MessageQueue", "detail": "/q"}]), "MessageQueue", "/q")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "AnonymousInode", "detail": "[landlock-ruleset]"}]), "KernelObject", "landlock")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "ForeignProcess", "detail": "pid 3"}]), "ForeignProcess", "pid 3")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "UnlinkedFile", "detail": "/big", "bytes": (256 << 20) + 4096}]), "UnlinkedFile", "/big")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "RemovedName", "detail": "/usr/lib/libx.so"}]), "RemovedName", "libx.so")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "ProjectedFile", "detail": "/etc/c/..2026_x/k"}]), "ProjectedFile", "..2026_x")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "HugePages", "bytes": 2 << 20}]), "HugePages", "2.00 MiB")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "Userfaultfd"}]), "Userfaultfd", "userfaultfd")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "SecretMemory"}]), "SecretMemory", "secret")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "Fanotify"}]), "Fanotify", "fanotify")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "Bpf"}]), "Bpf", "BPF")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "PerfEvent"}]), "PerfEvent", "counter")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "OutsideFile", "detail": "/x"}]), "OutsideFile", "/x")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "UnsupportedSocket", "detail": "address family 40"}]), "Socket", "family 40")]
+#[case(|w: &mut World| { w.process()["state"] = json!("Zombie"); w.process()["threads"] = json!(2); }, "DeadMainThread", "main thread")]
+#[case(|w: &mut World| w.facts["containers"][0]["mounts"] = json!([{"path": "/mnt", "fsType": "nfs4", "origin": "Application"}]), "Mounts", "nfs4 on /mnt")]
+#[case(|w: &mut World| w.facts["network"]["routingRules"] = json!(["100: from 10.0.0.0/8 lookup 7"]), "NetworkDevices", "routing rules")]
+#[case(|w: &mut World| w.answer = Some(TargetAnswer::Refused("exceeded quota: q".into())), "TargetPod", "exceeded quota")]
+#[case(|w: &mut World| w.answer = Some(TargetAnswer::Taken(vec!["spec.containers[1]".into()])), "TargetPodChanged", "spec.containers[1]")]
+#[case(|w: &mut World| w.nodes[1]["agent"]["status"]["criu"]["features"] = json!(["kcmp"]), "KernelFeatures", "timens")]
+#[case(|w: &mut World| w.target_facts["node"]["availableMemoryBytes"] = json!(999), "Memory", "1000 B")]
+#[case(|w: &mut World| { w.facts["node"]["freeBytes"] = json!(1); w.process()["resources"] = json!([{"kind": "UnlinkedFile", "detail": "/t", "bytes": 2}]); }, "Space", "unlinked")]
+#[case(|w: &mut World| w.target_facts["node"]["images"] = json!([{"id": "sha256:1", "names": ["localhost/other:1"]}]), "Image", "no digest by which")]
+#[case(|w: &mut World| w.target_facts["node"]["images"] = json!([{"id": "sha256:2", "names": ["localhost/web:1"]}]), "Image", "another image")]
 #[case(|w: &mut World| w.facts["containers"][0]["userNamespace"] = json!(true), "UserNamespace", "user namespace")]
 #[case(|w: &mut World| w.facts["containers"][0]["frozen"] = json!(true), "FrozenContainer", "paused")]
 #[case(|w: &mut World| w.facts["containers"][0]["criuConfig"] = json!("/etc/criu/mine.conf"), "CriuConfiguration", "/etc/criu/mine.conf")]
 #[case(|w: &mut World| w.facts["containers"][0]["criuConfig"] = json!("/var/lib/transship/../x"), "CriuConfiguration", "org.criu.config")]
-#[case(|w: &mut World| w.facts["ipc"]["posixQueues"] = json!(2), "MessageQueue", "2 POSIX")]
+#[case(|w: &mut World| w.facts["ipc"]["posixQueues"] = json!(2), "MessageQueue", "/dev/mqueue (2)")]
 #[case(|w: &mut World| w.facts["network"]["ruleTables"] = json!(["ip nat"]), "NetworkRules", "ip nat")]
 #[case(|w: &mut World| w.facts["network"]["otherInterfaces"] = json!(["net1"]), "NetworkDevices", "net1")]
 #[case(|w: &mut World| w.facts["network"]["cni"]["plugins"] = json!(["calico"]), "Address", "calico")]
@@ -225,6 +257,95 @@ fn what_cannot_be_moved_is_found_and_remedied(
     assert_eq!(found.iter().map(|v| v.check).collect::<Vec<_>>(), [check], "{found:?}");
     assert!(found[0].message.contains(words), "{}", found[0].message);
     assert!(!found[0].remedy.is_empty());
+}
+
+#[test]
+fn what_works_is_not_refused() {
+    let mut world = World::new();
+    world.process()["ownNamespaces"] = json!(["mnt"]);
+    world.facts["containers"][0]["mounts"] =
+        json!([{"path": "/made", "fsType": "tmpfs", "origin": "Application"}]);
+    world.process()["resources"] = json!([
+        {"kind": "Pty", "detail": "/dev/pts/0"}, {"kind": "PacketSocket"}, {"kind": "FileLock"},
+        {"kind": "PeriodicTimer"}, {"kind": "UnlinkedFile", "detail": "/tmp/x", "bytes": 256 << 20},
+    ]);
+    world.facts["node"]["freeBytes"] = json!(1u64 << 40);
+    world.nodes[1]["agent"]["status"]["criu"]["features"] = json!(["rseq", "timens", "and-more"]);
+    assert_eq!(world.look(violations), []);
+    // What `kubectl exec` brought does not move, and only keeps a dump waiting if it is stopped.
+    world.process()["resources"] = json!([{"kind": "IoUring"}, {"kind": "Terminal"}]);
+    world.process()["outside"] = json!(true);
+    assert_eq!(world.look(violations), []);
+    world.process()["state"] = json!("Stopped");
+    assert_eq!(world.look(violations).len(), 1);
+}
+
+#[test]
+fn an_ephemeral_container_does_not_move_and_is_not_judged() {
+    let mut world = World::new();
+    let mut debugger = world.facts["containers"][0].clone();
+    debugger["name"] = json!("debugger");
+    debugger["processes"][0]["resources"] = json!([{"kind": "Terminal"}, {"kind": "IoUring"}]);
+    world.facts["containers"].as_array_mut().unwrap().push(debugger);
+    assert_eq!(world.look(violations), []);
+}
+
+#[rstest]
+#[case("docker.io/library/web:1", "sha256:2", 0)]
+#[case("docker.io/library/web:2", "sha256:1", 1)]
+fn an_image_with_a_digest_may_be_pulled(
+    #[case] there: &str,
+    #[case] id: &str,
+    #[case] violations: usize,
+) {
+    let digest = format!("docker.io/library/web@sha256:{}", "a".repeat(64));
+    let mut world = World::new();
+    world.container()["image"] = json!("web:1");
+    world.pod()["status"]["containerStatuses"][0]["imageID"] = json!(digest);
+    world.target_facts["node"]["images"] = json!([{"id": id, "names": [there]}]);
+    assert_eq!(world.look(super::violations), [], "kubelet pulls it by its digest");
+    world.container()["imagePullPolicy"] = json!("Never");
+    assert_eq!(world.look(super::violations).len(), 1, "by digest it is not there");
+    world.pod()["status"]["containerStatuses"][0]["imageID"] = json!("");
+    assert_eq!(world.look(super::violations).len(), violations.max(1), "{there}");
+}
+
+#[test]
+fn every_container_process_and_resource_is_named_and_the_same_is_said_once() {
+    let mut world = World::new();
+    let process = |pid: i32, resources: Value| {
+        json!({"pid": pid, "containerPid": pid, "name": "db", "state": "Running",
+            "resources": resources})
+    };
+    let rings = json!([{"kind": "IoUring"}]);
+    let mut processes: Vec<Value> = (1..=7).map(|pid| process(pid, rings.clone())).collect();
+    for pid in 8..20 {
+        let own = json!([{"kind": "RemovedName", "detail": format!("/lib/{pid}")}]);
+        processes.push(process(pid, own));
+    }
+    world.facts["containers"][0]["processes"] = json!(processes);
+    let mut second = world.facts["containers"][0].clone();
+    second["name"] = json!("second");
+    second["processes"] = json!([process(3, rings.clone())]);
+    world.facts["containers"].as_array_mut().unwrap().push(second);
+    world.pod()["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "second"}));
+    world.pod()["status"]["containerStatuses"].as_array_mut().unwrap().push(
+        json!({"name": "second", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+            "state": {"running": {}}}),
+    );
+
+    let found = world.look(violations);
+    let rings: Vec<&Violation> = found.iter().filter(|v| v.check == "IoUring").collect();
+    assert_eq!(rings.len(), 2, "{found:?}");
+    assert_eq!(rings[0].process, "db (1), db (2), db (3), db (4), db (5) and 2 more");
+    assert_eq!((rings[1].container.as_str(), rings[1].process.as_str()), ("second", "db (3)"));
+    let removed: Vec<&Violation> = found.iter().filter(|v| v.check == "RemovedName").collect();
+    assert_eq!(removed.len(), 9);
+    assert!(removed[8].message.contains("4 more processes"), "{}", removed[8].message);
+    // Cut, each check still has its say.
+    let few = most_telling(&found, 3);
+    let checks: Vec<&str> = few.iter().map(|v| v.check).collect();
+    assert_eq!(checks, ["IoUring", "IoUring", "RemovedName"]);
 }
 
 #[test]
@@ -283,4 +404,45 @@ fn what_an_agent_could_not_say_is_not_held_against_the_pod() {
 #[case("10.244.0.0/99", "10.244.0.1", false)]
 fn subnets_are_compared(#[case] subnet: &str, #[case] address: &str, #[case] within: bool) {
     assert_eq!(facts::contains(subnet, address), within);
+}
+
+/// docs/preflight.md has the tables of the checks as they stand here; with the environment variable
+/// `TRANSSHIP_WRITE_DOCS` set, they are written into it.
+#[test]
+fn the_documentation_lists_every_check() {
+    const BEGIN: &str = "<!-- the checks, written from the tables in src/core/src/preflight -->\n";
+    const END: &str = "<!-- end of the checks -->\n";
+    let row =
+        |check: &Check| format!("| `{}` | {} | {} |\n", check.name, check.finds, check.remedy);
+    let section = |title: &str, checks: &[Check]| {
+        let rows: String = checks.iter().map(row).collect();
+        format!("### {title}\n\n| check | what is found | remedy |\n| --- | --- | --- |\n{rows}\n")
+    };
+    let wanted = [
+        section("The manifest", pod::CHECKS),
+        section("The processes", process::CHECKS),
+        section("The network", facts::CHECKS),
+        section("The nodes", nodes::CHECKS),
+    ]
+    .concat();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/preflight.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (head, rest) = text.split_once(BEGIN).unwrap();
+    let (found, tail) = rest.split_once(END).unwrap();
+    if std::env::var_os("TRANSSHIP_WRITE_DOCS").is_some() {
+        std::fs::write(path, [head, BEGIN, &wanted, END, tail].concat()).unwrap();
+        return;
+    }
+    assert_eq!(
+        found, wanted,
+        "write it anew with TRANSSHIP_WRITE_DOCS=1 cargo test -p transship-core"
+    );
+}
+
+#[test]
+fn names_of_checks_are_unique_and_fit_the_status() {
+    let names: Vec<&str> = checks().map(|check| check.name).collect();
+    let different: std::collections::BTreeSet<&str> = names.iter().copied().collect();
+    assert_eq!(names.len(), different.len());
+    assert!(checks().all(|c| c.name.len() <= 64 && c.remedy.len() <= 1000 && !c.remedy.is_empty()));
 }

@@ -8,16 +8,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use transship_api::conditions::reasons;
 use transship_api::{Migration, MigrationStatus, Step, names};
-use transship_core::migration::admission::{self, Admitted, Screening};
+use transship_core::facts::PodFacts;
+use transship_core::migration::admission::{self, Admitted, Found, Screening};
 use transship_core::migration::state::claimed_by;
 use transship_core::placement::volumes::{self, Volumes};
 use transship_core::placement::{self, Load};
-use transship_core::preflight::{Input, NodeView};
+use transship_core::preflight::{Input, NodeView, TargetAnswer};
+use transship_core::target_pod::{self, TargetFor};
 
 use super::{Error, Next, apply, status};
 use crate::context::Context;
@@ -26,6 +28,9 @@ use crate::context::Context;
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
 /// How soon an agent that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Annotation of a mirror pod: the UID of its static pod.
+const STATIC_UID: &str = "kubernetes.io/config.hash";
 
 /// One look at a Migration that has not been admitted.
 pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Error> {
@@ -62,6 +67,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         target: None,
         facts: None,
         target_facts: None,
+        answer: None,
     };
     let loads = match admission::looks_at_pods(&input) {
         true => loads(context).await?,
@@ -69,7 +75,16 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     };
     let (target, given) = match admission::screen(&input, &active(migration, context), &loads) {
         Screening::Refused(refusal) => {
-            let status = admission::refused(migration, &refusal, now);
+            // Who only asks wants to know everything at once.
+            let facts = match migration.spec.dry_run {
+                true => inspected_all_the_same(&input, context).await,
+                false => None,
+            };
+            input.facts = facts.as_ref();
+            let violations = admission::judge(&input);
+            let bytes = facts.as_ref().map(PodFacts::total_bytes);
+            let found = Found { violations: &violations, bytes };
+            let status = admission::refused(migration, &refusal, found, now);
             return end(migration, pod.as_ref(), &status, context).await;
         }
         Screening::Busy(message) => {
@@ -82,9 +97,10 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let Some(pod) = pod.as_ref() else { return Ok(Next::After(ASK_AGAIN)) };
     let source_node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
     let pod_uid = pod.uid().unwrap_or_default();
-    let (facts, target_facts) = tokio::join!(
+    let (facts, target_facts, answer) = tokio::join!(
         context.agents.inspect(&source_node, &pod_uid),
         context.agents.inspect(&target, ""),
+        ask_about_target(migration, pod, &target, context),
     );
     let facts = match facts {
         Ok(facts) => facts,
@@ -101,9 +117,11 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     input.target = nodes.iter().find(|node| node.name == target);
     input.facts = Some(&facts);
     input.target_facts = target_facts.as_ref().ok();
+    input.answer = answer.as_ref();
     let violations = admission::judge(&input);
     if !violations.is_empty() {
-        let status = admission::violated(migration, &target, &violations, now);
+        let found = Found { violations: &violations, bytes: Some(facts.total_bytes()) };
+        let status = admission::violated(migration, &target, found, now);
         return end(migration, Some(pod), &status, context).await;
     }
     let decided = Admitted { pod, target: &target, given, bytes: facts.total_bytes() };
@@ -117,6 +135,58 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     context.memory.note(&uid, |notes| notes.facts = Some(Arc::new(facts)));
     status::patch(&migration, &status, context).await?;
     Ok(Next::Now)
+}
+
+/// What the agent of a refused pod's node knows of it, where there is one to ask.
+async fn inspected_all_the_same(input: &Input<'_>, context: &Context) -> Option<PodFacts> {
+    let pod = input.pod?;
+    // What kubelet tells the runtime: of a static pod, the UID is in the annotation.
+    let uid = pod.annotations().get(STATIC_UID).cloned().or_else(|| pod.uid())?;
+    let node = pod.spec.as_ref()?.node_name.as_deref()?;
+    context
+        .agents
+        .inspect(node, &uid)
+        .await
+        .inspect_err(|error| tracing::debug!(node, %error, "a refused pod was not inspected"))
+        .ok()
+}
+
+/// Asks the API server, without storing anything, whether it would take the target pod as it is
+/// sent. None where it cannot say, such as with a webhook that does not know dry runs.
+async fn ask_about_target(
+    migration: &Migration,
+    pod: &Pod,
+    node: &str,
+    context: &Context,
+) -> Option<TargetAnswer> {
+    let namespace = migration.namespace().unwrap_or_default();
+    let uid = migration.uid().unwrap_or_default();
+    if claimed_by(pod, &uid) {
+        // The pod of a former look may exist already, and would count twice.
+        return None;
+    }
+    let name = migration.name_any();
+    let target = TargetFor {
+        migration_namespace: &namespace,
+        migration_name: &name,
+        migration_uid: &uid,
+        node,
+        preserve_address: false,
+    };
+    let wanted = target_pod::target_pod(pod, &target).ok()?;
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    match pods.create(&dry_run, &wanted).await {
+        Ok(stored) => Some(TargetAnswer::Taken(target_pod::changes_by_admission(&wanted, &stored))),
+        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) => {
+            Some(TargetAnswer::Refused(status.message.clone()))
+        }
+        // A webhook's own words come with 400 as well, and so does its not knowing dry runs.
+        Err(error) => {
+            tracing::info!(node, error = %error, "the target pod could not be tried");
+            None
+        }
+    }
 }
 
 /// The end before anything was touched: whatever a former look left is taken back.

@@ -1,0 +1,235 @@
+//! Whether the target node is such that what runs on the source can run there.
+
+use k8s_openapi::api::core::v1::Pod;
+use transship_api as api;
+
+use super::pod::moved;
+use super::{Check, Input, NodeView, Violation, list_some};
+use crate::facts::{ContainerFacts, ImageFacts};
+use crate::target_pod::{normal_reference, pinned_image};
+
+/// The checks of the target node.
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        name: "Architecture",
+        finds: "nodes of different architectures",
+        remedy: "choose a target of the same architecture",
+        look: architecture,
+    },
+    Check {
+        name: "CpuFeatures",
+        finds: "CPU features of the source that the target lacks",
+        remedy: "choose a target whose CPU has all features of the source's",
+        look: cpu_features,
+    },
+    Check {
+        name: "KernelFeatures",
+        finds: "kernel features that the source's CRIU saves and the target's cannot restore",
+        remedy: "choose a target whose kernel has them",
+        look: kernel_features,
+    },
+    Check {
+        name: "CriuVersion",
+        finds: "different versions of CRIU",
+        remedy: "wait until the agents of both nodes run the same version",
+        look: criu_versions,
+    },
+    Check {
+        name: "CgroupVersion",
+        finds: "different versions of cgroups",
+        remedy: "choose a target with the same cgroup version",
+        look: cgroup_versions,
+    },
+    Check {
+        name: "Image",
+        finds: "an image that the target lacks and cannot pull by digest, or that is another one there",
+        remedy: "load the image onto the target, or run the pod from a registry's image",
+        look: images,
+    },
+    Check {
+        name: "Space",
+        finds: "too little disk on the target for memory and files, or on the source for unlinked files",
+        remedy: "make room on the node or choose another",
+        look: space,
+    },
+    Check {
+        name: "Memory",
+        finds: "too little memory on the target",
+        remedy: "make room on the target or choose another",
+        look: memory,
+    },
+];
+
+fn both<'a, T>(
+    input: &'a Input<'_>,
+    get: impl Fn(&'a api::NodeStatus) -> Option<T>,
+) -> Option<(T, T)> {
+    let status = |node: &'a NodeView| get(node.agent.as_ref()?.status.as_ref()?);
+    Some((status(input.source()?)?, status(input.target?)?))
+}
+
+fn found(message: Option<String>) -> Vec<Violation> {
+    message.map(Violation::of_pod).into_iter().collect()
+}
+
+fn architecture(input: &Input<'_>) -> Vec<Violation> {
+    let differ = both(input, |s| s.arch.as_deref()).filter(|(source, target)| source != target);
+    found(differ.map(|(source, target)| format!("the source is {source}, the target {target}")))
+}
+
+fn cpu_features(input: &Input<'_>) -> Vec<Violation> {
+    let Some((source, target)) = both(input, |s| s.cpu.as_ref()) else { return Vec::new() };
+    let missing = missing(&source.features, &target.features, |_| true);
+    found(missing.map(|missing| {
+        format!("the target's CPU lacks {missing}, which the program may have begun to use")
+    }))
+}
+
+/// What of the source the target lacks, the first few; nothing where the target could not say.
+fn missing(source: &[String], target: &[String], counts: impl Fn(&str) -> bool) -> Option<String> {
+    let missing: Vec<&str> = source
+        .iter()
+        .map(String::as_str)
+        .filter(|f| counts(f) && !target.iter().any(|there| there == f))
+        .collect();
+    (!missing.is_empty() && !target.is_empty()).then(|| list_some(missing))
+}
+
+fn kernel_features(input: &Input<'_>) -> Vec<Violation> {
+    /// What images of a dump with the feature cannot be restored without.
+    const FOR_RESTORE: [&str; 7] = [
+        "clone3_set_tid",
+        "ipv6_freebind",
+        "move_mount_set_group",
+        "openat2",
+        "rseq",
+        "seccomp_filters",
+        "timens",
+    ];
+    let Some((source, target)) = both(input, |s| s.criu.as_ref()) else { return Vec::new() };
+    let missing = missing(&source.features, &target.features, |f| FOR_RESTORE.contains(&f));
+    found(missing.map(|missing| {
+        format!("the target's kernel lacks {missing}, as 'criu check --feature' names it")
+    }))
+}
+
+fn criu_versions(input: &Input<'_>) -> Vec<Violation> {
+    let versions = both(input, |s| s.criu.as_ref().map(|c| c.version.as_str()));
+    let differ = versions.filter(|(source, target)| source != target);
+    found(differ.map(|(source, target)| {
+        format!("CRIU is {source} on the source and {target} on the target")
+    }))
+}
+
+fn cgroup_versions(input: &Input<'_>) -> Vec<Violation> {
+    let versions = both(input, |s| s.runtime.as_ref()?.cgroup_version);
+    let differ = versions.filter(|(source, target)| source != target);
+    found(differ.map(|(source, target)| {
+        format!("the source uses cgroup version {source}, the target version {target}")
+    }))
+}
+
+/// The target pod names its images by digest where the runtime knows one, and kubelet pulls what
+/// is not there. Otherwise the name's image must be there, and be the same.
+fn images(input: &Input<'_>) -> Vec<Violation> {
+    let (Some(pod), Some(facts), Some(target)) = (input.pod, input.facts, input.target_facts)
+    else {
+        return Vec::new();
+    };
+    // An agent that could not say leaves the list empty.
+    let there = &target.node.images;
+    if there.is_empty() {
+        return Vec::new();
+    }
+    let containers = pod.spec.iter().flat_map(moved);
+    containers
+        .filter_map(|container| {
+            let image = container.image.as_deref()?;
+            let source = facts.containers.iter().find(|c| c.name == container.name)?;
+            let never = container.image_pull_policy.as_deref() == Some("Never");
+            let message =
+                image_is_there(image, never, image_id(pod, &container.name), source, there)?;
+            Some(Violation::of_container(&container.name, message))
+        })
+        .collect()
+}
+
+fn image_is_there(
+    image: &str,
+    never_pulled: bool,
+    image_id: &str,
+    source: &ContainerFacts,
+    there: &[ImageFacts],
+) -> Option<String> {
+    let pinned = pinned_image(image, image_id);
+    let wanted = normal_reference(pinned.as_deref().unwrap_or(image));
+    let named = there.iter().find(|i| i.names.iter().any(|name| normal_reference(name) == wanted));
+    match named {
+        Some(found) if pinned.is_none() && differ(&found.id, &source.image_id) => Some(format!(
+            "{image} is another image on the target ({}) than the container runs ({})",
+            found.id, source.image_id
+        )),
+        Some(_) => None,
+        None if never_pulled => {
+            Some(format!("the target does not have {wanted}, and imagePullPolicy is Never"))
+        }
+        None if pinned.is_none() && !wanted.contains('@') => Some(format!(
+            "the target does not have {image}, which has no digest by which a registry would serve it"
+        )),
+        None => None,
+    }
+}
+
+fn differ(one: &str, other: &str) -> bool {
+    !one.is_empty() && !other.is_empty() && one != other
+}
+
+fn image_id<'a>(pod: &'a Pod, container: &str) -> &'a str {
+    let status = pod.status.as_ref();
+    let statuses = status
+        .into_iter()
+        .flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses).flatten());
+    let of = statuses.filter(|s| s.name == container).map(|s| s.image_id.as_str()).next();
+    of.unwrap_or_default()
+}
+
+fn space(input: &Input<'_>) -> Vec<Violation> {
+    let Some(facts) = input.facts else { return Vec::new() };
+    // Zero means that the agent could not say.
+    let lacks = |free: u64, needed: u64| free != 0 && free < needed;
+    let people = api::quantity::human_bytes;
+    let needed = facts.total_bytes();
+    let free = input.target_facts.map_or(0, |target| target.node.free_bytes);
+    // Images and files are received before they are used: twice the amount leaves room for both.
+    let target = lacks(free, needed.saturating_mul(2)).then(|| {
+        format!(
+            "the pod has {} of memory and files, the target {} free for receiving it",
+            people(needed),
+            people(free)
+        )
+    });
+    // CRIU writes files without a name into its images.
+    let unlinked = super::process::unlinked_bytes(facts);
+    let source = lacks(facts.node.free_bytes, unlinked).then(|| {
+        format!(
+            "unlinked files of {} are saved on the source first, which has {} free",
+            people(unlinked),
+            people(facts.node.free_bytes)
+        )
+    });
+    [found(target), found(source)].concat()
+}
+
+fn memory(input: &Input<'_>) -> Vec<Violation> {
+    let (Some(facts), Some(target)) = (input.facts, input.target_facts) else { return Vec::new() };
+    let needed = facts.needed_memory_bytes();
+    let available = target.node.available_memory_bytes;
+    let lacks = available != 0 && available < needed;
+    found(lacks.then(|| {
+        format!(
+            "the pod needs {} of memory, the target has {} available",
+            api::quantity::human_bytes(needed),
+            api::quantity::human_bytes(available)
+        )
+    }))
+}

@@ -1,0 +1,522 @@
+//! What cannot be moved is found by looking at real processes and manifests, all of it at once, each
+//! with its remedy; and nothing of the pod is touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use transship_tests::cluster::{Cluster, Pod, condition};
+
+use crate::counter;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const IMAGE: &str = "localhost/transship-examples:1";
+
+/// A Deployment with one pod.
+fn deployment(name: &str, pod_spec: &Value) -> String {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": pod_spec},
+        }
+    })
+    .to_string()
+}
+
+fn sleeper(extra: &Value) -> Value {
+    let mut container = json!({
+        "name": "main", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+        "command": ["sleep", "infinity"],
+    });
+    for (key, value) in extra.as_object().into_iter().flatten() {
+        container[key] = value.clone();
+    }
+    container
+}
+
+/// A Migration that only asks, and its answer.
+fn dry_run(cluster: &Cluster, pod: &str, target: Option<&str>) -> Result<Value> {
+    let name = format!("ask-{pod}");
+    cluster.kubectl(&["delete", "migration", &name, "--ignore-not-found", "--timeout=30s"])?;
+    let mut spec = json!({"podName": pod, "dryRun": true});
+    if let Some(target) = target {
+        spec["targetNode"] = json!(target);
+    }
+    let manifest = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "Migration",
+        "metadata": {"name": name}, "spec": spec});
+    cluster.apply(&manifest.to_string())?;
+    cluster.ended(&name, PATIENCE)?;
+    cluster.get("migration", &name)
+}
+
+/// The violations of a Migration: check, container, message.
+fn violations(migration: &Value) -> Vec<(String, String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let found = migration["status"]["violations"].as_array().cloned().unwrap_or_default();
+    found.iter().map(|v| (text(&v["check"]), text(&v["container"]), text(&v["message"]))).collect()
+}
+
+fn checks(migration: &Value) -> BTreeSet<String> {
+    violations(migration).into_iter().map(|(check, _, _)| check).collect()
+}
+
+/// Everything of a pod that a look must leave alone: its containers, and each process with its state.
+fn state(cluster: &Cluster, pod: &str) -> Result<BTreeMap<String, String>> {
+    const LIST: &str = "
+import os
+for pid in sorted(filter(str.isdigit, os.listdir('/proc')), key=int):
+    try:
+        stat = open('/proc/%s/stat' % pid).read()
+    except OSError:
+        continue
+    name, rest = stat.split('(', 1)[1].rsplit(')', 1)
+    state, parent = rest.split()[:2]
+    if int(pid) != os.getpid() and parent != '0' or pid == '1':
+        print(pid, name, 'running' if state in 'RSD' else state)
+";
+    let object = cluster.get("pod", pod)?;
+    let mut found = BTreeMap::new();
+    for status in object["status"]["containerStatuses"].as_array().into_iter().flatten() {
+        let name = status["name"].as_str().unwrap_or_default();
+        ensure!(status["restartCount"] == 0, "{name} was restarted: {status:#}");
+        found.insert(format!("{name} id"), status["containerID"].to_string());
+        let list = cluster.kubectl(&["exec", pod, "-c", name, "--", "python3", "-c", LIST])?;
+        found.insert(format!("{name} processes"), list);
+    }
+    Ok(found)
+}
+
+#[test]
+fn what_processes_have_is_found_all_at_once_and_the_pod_is_left_alone() -> Result<()> {
+    let cluster = Cluster::with_namespace("oddities")?;
+    cluster.kubectl(&["create", "configmap", "key", "--from-literal=key=value"])?;
+    let script = include_str!("oddities.py");
+    let container = |name: &str| {
+        let mut container = sleeper(&json!({
+            "command": ["python3", "-c", script, name],
+            "securityContext": {"privileged": true},
+            "volumeMounts": [{"name": "shared", "mountPath": "/shared"},
+                {"name": "key", "mountPath": "/etc/projected"}],
+        }));
+        container["name"] = json!(name);
+        container
+    };
+    cluster.apply(&deployment(
+        "odd",
+        &json!({
+            "terminationGracePeriodSeconds": 0,
+            "containers": [container("inside"), container("outside")],
+            "volumes": [{"name": "shared", "emptyDir": {}},
+                {"name": "key", "configMap": {"name": "key"}}],
+        }),
+    ))?;
+    cluster.rolled_out("odd")?;
+    let pod = cluster.pod("app=odd")?;
+    cluster.await_that("every process shows what it has", PATIENCE, || {
+        Ok(cluster.kubectl(&["logs", &pod.name, "-c", "inside"])?.contains("ready")
+            && cluster.kubectl(&["logs", &pod.name, "-c", "outside"])?.contains("ready")
+            && state(&cluster, &pod.name)?["inside processes"].contains("stopped T"))
+    })?;
+    let log = cluster.kubectl(&["logs", &pod.name, "-c", "inside"])?;
+    ensure!(!log.contains("cannot show"), "{log}");
+    // What others put into its network.
+    in_network(&cluster, &pod, &["/opt/transship/bin/nft", "add", "table", "inet", "empty"])?;
+    for line in
+        ["add table ip mesh", "add chain ip mesh out", "add rule ip mesh out counter accept"]
+    {
+        let words: Vec<&str> = line.split(' ').collect();
+        in_network(&cluster, &pod, &[&["/opt/transship/bin/nft"][..], &words].concat())?;
+    }
+    let before = state(&cluster, &pod.name)?;
+
+    let answer = dry_run(&cluster, &pod.name, Some(pod.other_node()))?;
+    let (status, reason, message) = condition(&answer, "Succeeded");
+    ensure!(status == "False" && reason == "PreflightFailed", "{answer:#}");
+    ensure!(condition(&answer, "Admitted").0 == "False", "{answer:#}");
+    ensure!(answer["status"]["forecast"]["bytes"].as_u64() > Some(257 << 20), "{answer:#}");
+    let found = violations(&answer);
+    for (check, words) in [
+        ("StoppedProcess", "stopped"),
+        ("TracedProcess", "process traced"),
+        ("DeadMainThread", "dead-main-threa"),
+        ("NestedNamespaces", "namespaces"),
+        ("Mounts", "ramfs on /mnt/odd"),
+        ("IoUring", "process io-uring"),
+        ("Mptcp", "process mptcp"),
+        ("Socket", "VSOCK"),
+        ("ForeignSocket", "/shared/socket"),
+        ("RootfsWatch", "rootfs-watch"),
+        ("Fanotify", "process fanotify"),
+        ("OpenTerminal", "from-outside"),
+        ("OpenTerminal", "inherited-tty"),
+        ("Userfaultfd", "process userfaultfd"),
+        ("Device", "process device"),
+        ("MessageQueue", "process mqueue"),
+        ("MessageQueue", "/dev/mqueue (1)"),
+        ("SecretMemory", "secret-memory"),
+        ("HugePages", "huge-pages"),
+        ("Bpf", "process bpf"),
+        ("PerfEvent", "perf-event"),
+        ("KernelObject", "seccomp-notify"),
+        ("ForeignProcess", "from-outside"),
+        ("UnlinkedFile", "unlinked-big"),
+        ("RemovedName", "/etc/group"),
+        ("ProjectedFile", "projected-file"),
+        ("ProjectedFile", "projected-watch"),
+        ("OutsideFile", "from-outside"),
+        ("NetworkRules", "ip mesh"),
+    ] {
+        let there = found.iter().any(|(c, _, message)| c == check && message.contains(words));
+        ensure!(there, "{check} with {words:?} is not among {found:#?}");
+    }
+    ensure!(found.iter().any(|(c, container, _)| c == "ForeignSocket" && container == "outside"));
+    // Each has its remedy; what is fine is not refused.
+    let remedies = answer["status"]["violations"].as_array().cloned().unwrap_or_default();
+    ensure!(remedies.iter().all(|v| v["remedy"].as_str().is_some_and(|r| !r.is_empty())));
+    ensure!(!found.iter().any(|(_, _, message)| message.contains("ordinary")), "{found:#?}");
+    ensure!(!message.contains("inet empty"), "{message}");
+
+    // A Migration that is meant is refused in the same words, and touches as little.
+    let migration = cluster.migrate(&pod.name, pod.other_node())?;
+    cluster.ended(&migration, PATIENCE)?;
+    let refused = cluster.get("migration", &migration)?;
+    ensure!(checks(&refused) == checks(&answer), "{refused:#}");
+    let after = state(&cluster, &pod.name)?;
+    ensure!(after == before, "the pod was touched:\n{before:#?}\n{after:#?}");
+    let object = cluster.get("pod", &pod.name)?;
+    ensure!(object["metadata"]["annotations"]["transship.dev/claim"].is_null(), "{object:#}");
+    Ok(())
+}
+
+/// Each oddity in a container of its own, and what becomes of it: what CRIU itself says to a dump of
+/// the container, and what preflight finds.
+#[test]
+fn what_is_refused_is_what_criu_refuses() -> Result<()> {
+    /// Oddity, whether CRIU refuses the dump, the check that finds it.
+    const TABLE: [(&str, bool, Option<&str>); 21] = [
+        ("io_uring", true, Some("IoUring")),
+        ("mptcp", true, Some("Mptcp")),
+        ("vsock", true, Some("Socket")),
+        ("userfaultfd", true, Some("Userfaultfd")),
+        ("rootfs_watch", true, Some("RootfsWatch")),
+        ("log_watch", false, None),
+        // The dump works, and the restore does not find the directory.
+        ("projected_watch", false, Some("ProjectedFile")),
+        ("projected_file", false, Some("ProjectedFile")),
+        ("fanotify", true, Some("Fanotify")),
+        ("unlinked_big", true, Some("UnlinkedFile")),
+        ("removed_name", true, Some("RemovedName")),
+        ("secret_memory", true, Some("SecretMemory")),
+        ("huge_pages", true, Some("HugePages")),
+        ("seccomp_notify", true, Some("KernelObject")),
+        ("perf_event", true, Some("PerfEvent")),
+        ("bpf", true, Some("Bpf")),
+        ("odd_mount", true, Some("Mounts")),
+        ("namespaces", true, Some("NestedNamespaces")),
+        ("traced", true, Some("TracedProcess")),
+        ("dead_main_thread", true, Some("DeadMainThread")),
+        ("ordinary", false, None),
+    ];
+    let cluster = Cluster::with_namespace("criu-refuses")?;
+    cluster.kubectl(&["create", "configmap", "key", "--from-literal=key=value"])?;
+    let container_name = |oddity: &str| oddity.replace('_', "-");
+    let containers: Vec<Value> = TABLE
+        .iter()
+        .map(|(oddity, _, _)| {
+            let mut container = sleeper(&json!({
+                "command": ["python3", "-c", include_str!("oddities.py"), "only", oddity],
+                "securityContext": {"privileged": true},
+                "volumeMounts": [{"name": "shared", "mountPath": "/shared"},
+                    {"name": "key", "mountPath": "/etc/projected"}],
+            }));
+            container["name"] = json!(container_name(oddity));
+            container
+        })
+        .collect();
+    cluster.apply(&deployment(
+        "odd",
+        &json!({
+            "terminationGracePeriodSeconds": 0, "containers": containers,
+            "volumes": [{"name": "shared", "emptyDir": {}},
+                {"name": "key", "configMap": {"name": "key"}}],
+        }),
+    ))?;
+    cluster.rolled_out("odd")?;
+    let pod = cluster.pod("app=odd")?;
+    cluster.await_that("every container shows what it has", PATIENCE, || {
+        let log = cluster.kubectl(&["logs", &pod.name, "--all-containers"])?;
+        ensure!(!log.contains("cannot show"), "{log}");
+        Ok(log.matches("ready").count() == TABLE.len())
+    })?;
+    let answer = dry_run(&cluster, &pod.name, Some(pod.other_node()))?;
+    let found = violations(&answer);
+    let object = cluster.get("pod", &pod.name)?;
+    let mut wrong = Vec::new();
+    for (oddity, refused, check) in TABLE {
+        let name = container_name(oddity);
+        let statuses =
+            object["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        let status = statuses.iter().find(|s| s["name"] == name.as_str()).context("no status")?;
+        let id = status["containerID"].as_str().unwrap_or_default().rsplit('/').next();
+        let dump = dump(&cluster, &pod.node, id.unwrap_or_default())?;
+        if dump.is_err() != refused {
+            wrong.push(format!("{oddity}: CRIU said {dump:?}"));
+        }
+        let checks: Vec<&str> = found
+            .iter()
+            .filter(|(_, c, _)| *c == name)
+            .map(|(check, _, _)| check.as_str())
+            .collect();
+        if checks != check.into_iter().collect::<Vec<_>>() {
+            wrong.push(format!("{oddity}: preflight found {checks:?}"));
+        }
+    }
+    ensure!(wrong.is_empty(), "{wrong:#?}");
+    Ok(())
+}
+
+/// Dumps a container as the holder does and lets it run on. The error is CRIU's.
+fn dump(cluster: &Cluster, node: &str, id: &str) -> Result<std::result::Result<(), String>> {
+    let script = format!(
+        "d=$(mktemp -d) && printf 'network-lock skip\\nghost-limit 268435456\\n' > $d/conf\n\
+         export CRIU_CONFIG_FILE=$d/conf PATH=/opt/transship/bin:$PATH\n\
+         timeout 60 runc --root /run/containerd/runc/k8s.io checkpoint --leave-running \
+           --image-path $d/images --work-path $d --tcp-established --file-locks \
+           --manage-cgroups-mode ignore {id} >/dev/null 2>&1\n\
+         status=$?; grep -m3 Error $d/dump.log; rm -rf $d; exit $status"
+    );
+    let output = cluster.try_on_node(node, &["sh", "-c", &script])?;
+    let errors = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(if output.status.success() { Ok(()) } else { Err(errors) })
+}
+
+/// Runs a program of the node in the network namespace of a pod.
+fn in_network(cluster: &Cluster, pod: &Pod, command: &[&str]) -> Result<()> {
+    let object = cluster.get("pod", &pod.name)?;
+    let id = object["status"]["containerStatuses"][0]["containerID"].as_str().unwrap_or_default();
+    let id = id.rsplit('/').next().unwrap_or_default().to_owned();
+    let script = format!(
+        "exec nsenter --net=/proc/$(cat /run/containerd/io.containerd.runtime.v2.task/k8s.io/{id}/init.pid)/ns/net -- {}",
+        command.join(" ")
+    );
+    cluster.on_node(&pod.node, &["sh", "-c", &script])?;
+    Ok(())
+}
+
+#[test]
+fn what_manifests_have_is_found_all_at_once() -> Result<()> {
+    let cluster = Cluster::with_namespace("manifest-checks")?;
+
+    // One pod with everything that runs.
+    let container = sleeper(&json!({
+        "tty": true, "stdin": true,
+        "lifecycle": {"postStart": {"exec": {"command": ["true"]}}},
+    }));
+    let init = json!({
+        "name": "init", "image": IMAGE, "command": ["true"],
+        "securityContext": {"capabilities": {"add": ["NET_ADMIN"]}},
+    });
+    cluster.apply(&deployment(
+        "host",
+        &json!({
+            "hostNetwork": true, "hostPID": true, "terminationGracePeriodSeconds": 0,
+            "containers": [container], "initContainers": [init],
+            "volumes": [{"name": "host", "hostPath": {"path": "/srv"}},
+                {"name": "mine", "emptyDir": {}}],
+        }),
+    ))?;
+    // Pods that can hardly start here are told all the same what is wrong with them.
+    cluster.apply(&deployment(
+        "never",
+        &json!({
+            "hostUsers": false, "shareProcessNamespace": true,
+            "nodeSelector": {"no-such": "node"},
+            "containers": [sleeper(&json!({"resources": {"limits": {"example.com/gpu": "1"}}}))],
+        }),
+    ))?;
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}},
+            "volumeName": "local-1", "storageClassName": ""}});
+    let local = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "local-1"},
+        "spec": {"capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"],
+            "local": {"path": "/var/tmp"}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-a"]}]}]}}}});
+    cluster.apply(&local.to_string())?;
+    cluster.apply(&claim.to_string())?;
+    cluster.apply(&deployment(
+        "local",
+        &json!({"terminationGracePeriodSeconds": 0,
+            "containers": [sleeper(&json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]}))],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]}),
+    ))?;
+    // And one per owner.
+    let set = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "set"},
+        "spec": {"selector": {"matchLabels": {"app": "set"}}, "template": {
+            "metadata": {"labels": {"app": "set"}},
+            "spec": {"terminationGracePeriodSeconds": 0, "nodeSelector": {"kubernetes.io/hostname": "node-a"},
+                "containers": [sleeper(&Value::Null)]}}}});
+    cluster.apply(&set.to_string())?;
+
+    cluster.rolled_out("host")?;
+    let host = cluster.pod("app=host")?;
+    let answer = dry_run(&cluster, &host.name, Some(host.other_node()))?;
+    ensure!(condition(&answer, "Succeeded").1 == "PreflightFailed", "{answer:#}");
+    for check in ["HostNamespaces", "Volumes", "Terminal", "InitContainers", "PostStartHook"] {
+        ensure!(checks(&answer).contains(check), "{check}: {answer:#}");
+    }
+    let volumes = violations(&answer).into_iter().filter(|(check, _, _)| check == "Volumes");
+    ensure!(volumes.count() == 1, "{answer:#}");
+
+    cluster.await_that("the pod that cannot start is there", PATIENCE, || {
+        Ok(cluster.pod("app=never").is_ok())
+    })?;
+    let never = cluster.pod("app=never")?;
+    let answer = dry_run(&cluster, &never.name, None)?;
+    ensure!(condition(&answer, "Succeeded").1 == "PodNotRunning", "{answer:#}");
+    for check in ["UserNamespace", "SharedProcessNamespace", "Devices"] {
+        ensure!(checks(&answer).contains(check), "{check}: {answer:#}");
+    }
+
+    cluster.rolled_out("local")?;
+    let local = cluster.pod("app=local")?;
+    let answer = dry_run(&cluster, &local.name, Some(local.other_node()))?;
+    ensure!(checks(&answer).contains("Volumes"), "{answer:#}");
+    cluster.kubectl(&["delete", "deployment", "local", "--timeout=60s"])?;
+    cluster.kubectl(&[
+        "delete",
+        "pvc,pv",
+        "data",
+        "local-1",
+        "--ignore-not-found",
+        "--wait=false",
+    ])?;
+
+    cluster.kubectl(&["rollout", "status", "daemonset/set", "--timeout=90s"])?;
+    let of_set = cluster.pod("app=set")?;
+    let answer = dry_run(&cluster, &of_set.name, Some("node-b"))?;
+    let (_, reason, message) = condition(&answer, "Succeeded");
+    ensure!(reason == "OwnerNotSupported" && message.contains("DaemonSet set"), "{answer:#}");
+    ensure!(
+        answer["status"]["forecast"]["bytes"].is_u64(),
+        "it was looked at all the same: {answer:#}"
+    );
+    for pod in [&host, &of_set] {
+        state(&cluster, &pod.name)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_api_server_and_the_target_lack_is_found_beforehand() -> Result<()> {
+    let cluster = Cluster::with_namespace("target-checks")?;
+    let pod = counter(&cluster)?;
+    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one-pod"},
+        "spec": {"hard": {"pods": "1"}}});
+    cluster.apply(&quota.to_string())?;
+    cluster.await_that("the quota counts the pod", PATIENCE, || {
+        Ok(cluster.get("resourcequota", "one-pod")?["status"]["used"]["pods"] == "1")
+    })?;
+    let answer = dry_run(&cluster, &pod.name, Some(pod.other_node()))?;
+    let found = violations(&answer);
+    let by_quota = |(check, _, message): &(String, String, String)| {
+        check == "TargetPod" && message.contains("exceeded quota: one-pod")
+    };
+    ensure!(found.len() == 1 && by_quota(&found[0]), "{found:#?}");
+    cluster.kubectl(&["delete", "resourcequota", "one-pod"])?;
+    let answer = dry_run(&cluster, &pod.name, Some(pod.other_node()))?;
+    ensure!(condition(&answer, "Succeeded").1 == "DryRun", "{answer:#}");
+    ensure!(answer["status"]["forecast"]["bytes"].as_u64() > Some(256 << 20), "{answer:#}");
+
+    // An image that one node alone has, then another one under its name on the other.
+    const ONLY_HERE: &str = "localhost/only-here:1";
+    let ctr = |node: &str, args: &[&str]| {
+        cluster.on_node(node, &[&["ctr", "-n", "k8s.io", "images"][..], args].concat())
+    };
+    ctr("node-a", &["tag", "--force", IMAGE, ONLY_HERE])?;
+    let container = sleeper(&json!({"image": ONLY_HERE}));
+    let spec = json!({"nodeName": "node-a", "terminationGracePeriodSeconds": 0, "containers": [container]});
+    cluster.apply(&deployment("image", &spec))?;
+    cluster.rolled_out("image")?;
+    let of_image = cluster.pod("app=image")?;
+    let image = |words: &str| -> Result<()> {
+        let answer = dry_run(&cluster, &of_image.name, Some("node-b"))?;
+        let found = violations(&answer);
+        let there = found.iter().any(|(check, container, message)| {
+            check == "Image" && container == "main" && message.contains(words)
+        });
+        ensure!(there, "{answer:#}");
+        Ok(())
+    };
+    image("does not have localhost/only-here:1")?;
+    let pause = ctr("node-b", &["ls", "-q"])?;
+    let pause = pause.lines().find(|name| name.contains("pause") && !name.contains("sha256"));
+    ctr("node-b", &["tag", "--force", pause.context("no pause image")?, ONLY_HERE])?;
+    image("is another image on the target")?;
+    ctr("node-b", &["rm", ONLY_HERE])?;
+    cluster.kubectl(&["delete", "deployment", "image", "--timeout=60s"])?;
+    ctr("node-a", &["rm", ONLY_HERE])?;
+    state(&cluster, &pod.name)?;
+    Ok(())
+}
+
+#[test]
+fn the_doctor_answers_for_pod_node_and_cluster_and_authors_are_warned() -> Result<()> {
+    let cluster = Cluster::with_namespace("doctor")?;
+    let pod = counter(&cluster)?;
+    let doctor = |args: &[&str]| -> Result<(i32, String)> {
+        let plugin = std::env::var_os("TRANSSHIP_PLUGIN").context("TRANSSHIP_PLUGIN is not set")?;
+        let output = std::process::Command::new(plugin)
+            .args(["doctor", "--namespace", &cluster.namespace])
+            .args(args)
+            .output()?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
+    };
+    let (code, text) = doctor(&[])?;
+    ensure!(code == 0, "{text}");
+    for words in ["operator", "agents", "webhooks", "node node-a", "node node-b", "CRIU 4.2"] {
+        ensure!(text.contains(words), "{words}: {text}");
+    }
+    let (code, text) = doctor(&["node/node-a"])?;
+    ensure!(code == 0 && text.contains("PagemapScan") && text.contains("RuntimeReady"), "{text}");
+    let (code, text) = doctor(&[&pod.name])?;
+    ensure!(code == 0 && text.contains(&format!("can be moved to {}", pod.other_node())), "{text}");
+    let (code, text) = doctor(&["no-such-thing"])?;
+    ensure!(code == 1 && text.contains("no-such-thing"), "{text}");
+
+    // A node that takes no pods, and a pod with something in its way.
+    cluster.kubectl(&["cordon", pod.other_node()])?;
+    let asked = doctor(&[&pod.name]);
+    let node = doctor(&[pod.other_node()]);
+    cluster.kubectl(&["uncordon", pod.other_node()])?;
+    let (code, text) = asked?;
+    ensure!(code == 1 && text.contains("cordoned"), "{text}");
+    let (code, text) = node?;
+    ensure!(code == 1 && text.contains("cordoned"), "{text}");
+    ensure!(cluster.list("migrations", "")?.is_empty(), "the questions are left");
+
+    // At creation: a workload that asks, one that a policy selects, and one that does not ask.
+    let spec = json!({"hostNetwork": true, "containers": [sleeper(&Value::Null)]});
+    let apply = |name: &str, annotations: Value| -> Result<String> {
+        let mut object: Value = serde_json::from_str(&deployment(name, &spec))?;
+        object["spec"]["replicas"] = json!(0);
+        object["spec"]["template"]["metadata"]["annotations"] = annotations;
+        let output = cluster.try_apply(&object.to_string())?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let warned = apply("asks", json!({"transship.dev/movable": "true"}))?;
+    ensure!(warned.contains("Warning") && warned.contains("hostNetwork"), "{warned}");
+    ensure!(warned.contains("io_uring"), "{warned}");
+    let policy = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "MigrationPolicy",
+        "metadata": {"name": "selected"}, "spec": {"selector": {"matchLabels": {"app": "selected"}}}});
+    cluster.apply(&policy.to_string())?;
+    let warned = apply("selected", Value::Null)?;
+    ensure!(warned.contains("hostNetwork"), "{warned}");
+    let warned = apply("silent", Value::Null)?;
+    ensure!(!warned.contains("Warning"), "{warned}");
+    Ok(())
+}
