@@ -1,9 +1,9 @@
 //! What processes, network and nodes have that cannot be moved, as the agents found it.
 
-use transship_api::{self as api, Network};
+use transship_api as api;
 
 use super::{Check, Input, NodeView, Violation};
-use crate::facts::{CniFacts, ContainerFacts, PodFacts, ProcessFacts, ProcessState, ResourceKind};
+use crate::facts::{ContainerFacts, ProcessFacts, ProcessState, ResourceKind};
 
 /// The checks of what was found.
 pub const CHECKS: &[Check] = &[
@@ -23,7 +23,6 @@ pub const CHECKS: &[Check] = &[
     message_queues,
     network_rules,
     network_devices,
-    address_can_be_kept,
     space,
 ];
 
@@ -317,75 +316,6 @@ fn network_devices(input: &Input<'_>) -> Option<Violation> {
         format!("the pod has further interfaces or routes ({})", found.join(", ")),
         "run the pod with its one interface",
     )
-}
-
-/// Types of CNI plugins whose pods share one layer-2 segment with those of other nodes, where the
-/// subnet says so.
-const FLAT_PLUGINS: [&str; 2] = ["bridge", "macvlan"];
-
-/// Why the pod's address cannot go to the target node; `None` when it can, as far as is known.
-pub(crate) fn why_not_preserved(source: &PodFacts, target: Option<&PodFacts>) -> Option<String> {
-    let network = &source.network;
-    let cni = &network.cni;
-    let chained = |cni: &CniFacts| cni.plugins.iter().any(|p| p == "transship-cni");
-    let kind = cni.plugins.first().map_or("none", String::as_str);
-    if !FLAT_PLUGINS.contains(&kind) {
-        return Some(format!("the network plugin {kind} of the source is not known to be flat"));
-    }
-    if cni.ipam != "host-local" {
-        return Some(format!("addresses come from {}, not from host-local", cni.ipam));
-    }
-    if !chained(cni) {
-        return Some("transship-cni is not in the source's CNI configuration".into());
-    }
-    // An agent that could not say leaves the fields empty.
-    let target = target.map(|t| &t.network.cni).filter(|t| !t.plugins.is_empty())?;
-    if target.name != cni.name {
-        return Some(format!(
-            "the nodes' networks differ ({} on the source, {} on the target)",
-            cni.name, target.name
-        ));
-    }
-    if !chained(target) {
-        return Some("transship-cni is not in the target's CNI configuration".into());
-    }
-    let held = target.subnets.iter().any(|subnet| contains(subnet, &network.ip));
-    (!held).then(|| {
-        format!("{} is not in the target's subnets ({})", network.ip, target.subnets.join(", "))
-    })
-}
-
-fn address_can_be_kept(input: &Input<'_>) -> Option<Violation> {
-    let why = why_not_preserved(input.facts?, input.target_facts)?;
-    let remedy = match input.migration.spec.network {
-        Network::Preserve => "choose a target on the same flat network",
-        _ => {
-            "choose a target on the same flat network; moving with a new address is not available in this version"
-        }
-    };
-    violation("Address", format!("the pod's address cannot be kept: {why}"), remedy)
-}
-
-/// Whether `subnet`, as `address/prefix`, contains `address`.
-pub(crate) fn contains(subnet: &str, address: &str) -> bool {
-    use std::net::IpAddr;
-    let Some((base, prefix)) = subnet.split_once('/') else { return false };
-    let (Ok(base), Ok(prefix), Ok(address)) =
-        (base.parse::<IpAddr>(), prefix.parse::<u32>(), address.parse::<IpAddr>())
-    else {
-        return false;
-    };
-    match (base, address) {
-        (IpAddr::V4(base), IpAddr::V4(address)) if prefix <= 32 => {
-            let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
-            u32::from(base) & mask == u32::from(address) & mask
-        }
-        (IpAddr::V6(base), IpAddr::V6(address)) if prefix <= 128 => {
-            let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
-            u128::from(base) & mask == u128::from(address) & mask
-        }
-        _ => false,
-    }
 }
 
 /// Images and files are received before they are used: twice the amount leaves room for both.

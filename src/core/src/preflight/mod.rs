@@ -9,6 +9,7 @@
 //! Nothing here chooses a target node (`placement` does) or reads anything.
 
 mod facts;
+mod network;
 mod pod;
 mod request;
 
@@ -26,6 +27,7 @@ use transship_api as api;
 use crate::facts::PodFacts;
 
 pub use facts::CHECKS as FACT_CHECKS;
+pub use network::{CHECKS as NETWORK_CHECKS, NetworkChoice, choose as choose_network};
 pub use pod::CHECKS as POD_CHECKS;
 pub use request::{CHECKS as REQUEST_CHECKS, asked};
 
@@ -142,7 +144,12 @@ pub fn refusal(input: &Input<'_>) -> Option<Refusal> {
 
 /// Everything that cannot be moved, in the tables' order.
 pub fn violations(input: &Input<'_>) -> Vec<Violation> {
-    POD_CHECKS.iter().chain(FACT_CHECKS).filter_map(|check| check(input)).collect()
+    POD_CHECKS
+        .iter()
+        .chain(FACT_CHECKS)
+        .chain(NETWORK_CHECKS)
+        .filter_map(|check| check(input))
+        .collect()
 }
 
 /// All violations in one sentence for a condition.
