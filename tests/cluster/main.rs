@@ -5,6 +5,7 @@ mod faults;
 mod hold;
 mod manifests;
 mod migration;
+mod network;
 mod placement;
 mod policies;
 mod redis;

@@ -7,7 +7,7 @@
 //! * With a new address ([`NetworkMode::Close`]) all are ended. The target's side is ended while it is held; the
 //!   peers get their reset from the source, which alone has the address that they know.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -154,11 +154,14 @@ fn is_sound(tracked: &Tracked, own: IpAddr) -> bool {
         && [original.to, reply.from, reply.to].iter().all(|a| a.is_ipv4() == own.is_ipv4())
 }
 
+/// The pod may be at both ends, when it reaches itself through a Service.
 fn is_among(socket: &Socket, connections: &[Tracked]) -> bool {
+    let Some(peer) = socket.peer else { return false };
     connections.iter().any(|tracked| {
-        let ends: (SocketAddr, Option<SocketAddr>) =
-            (tracked.original.from, Some(tracked.original.to));
-        socket.protocol == tracked.protocol && (socket.local, socket.peer) == ends
+        socket.protocol == tracked.protocol
+            && [tracked.original, tracked.reply]
+                .iter()
+                .any(|way| (way.from, way.to) == (socket.local, peer))
     })
 }
 
