@@ -6,6 +6,7 @@ mod faults;
 mod hold;
 mod manifests;
 mod migration;
+mod network;
 mod placement;
 mod policies;
 mod preflight;

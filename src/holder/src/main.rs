@@ -2,6 +2,7 @@
 //! outside of any pod, so that nothing that happens to the agent can disturb it.
 
 mod areas;
+mod connections;
 mod control;
 mod deadman;
 mod decision;

@@ -221,6 +221,7 @@ mod tests {
                 other_ips: vec![],
                 mac: "02:00:00:00:00:05".into(),
                 interface: "eth0".into(),
+                aliases: vec![],
             }),
             host_name: Some("web-7".into()),
             max_frozen_millis: 8000,

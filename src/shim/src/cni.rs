@@ -2,6 +2,9 @@
 //! network and gives the interface the address and hardware address that the application had; for every other
 //! pod it repeats the result of the plugins before it.
 //!
+//! Where the address does not move along, the new one that the plugins before have set stays, and the old one
+//! becomes an alias for sockets that are bound to it.
+//!
 //! The address that the IPAM plugin gave (Y) stays reserved until DEL, which frees it by container id; the
 //! old address (X) stays reserved on its home node. DEL never fails, so a pod can always be removed.
 
@@ -147,7 +150,7 @@ fn argument<'a>(arguments: &'a str, key: &str) -> Option<&'a str> {
         .map(|(_, v)| v)
 }
 
-/// Closes the namespace, then takes the identity over. In this order: from the first moment at which the
+/// Closes the namespace, then takes over what of the identity moves along. In this order: from the first moment at which the
 /// old address is set here, the source may still answer for it.
 fn take_over(
     host: &HostRoot,
@@ -159,9 +162,12 @@ fn take_over(
     let netns = NetNs::at(&call.netns);
     let devices = netns.devices().map_err(chain)?;
     netns.close(&nft_program(host), &devices).map_err(chain)?;
-    let Some(network) = record.network.as_ref().filter(|n| n.mode == NetworkMode::Preserve) else {
+    let Some(network) = record.network.as_ref() else { return Ok(()) };
+    let aliases = network.aliases().map_err(chain)?;
+    netns.add_aliases(&call.interface, &aliases).map_err(chain)?;
+    if network.mode == NetworkMode::Close {
         return Ok(());
-    };
+    }
     if network.interface != call.interface {
         return Err(format!(
             "the address belongs to interface {}, and this is {}",
@@ -265,6 +271,7 @@ mod tests {
             other_ips: vec![],
             mac: "02:00:00:00:00:05".into(),
             interface: "eth0".into(),
+            aliases: vec![],
         }
     }
 

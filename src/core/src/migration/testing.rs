@@ -6,12 +6,13 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::json;
-use transship_api::{self as api, Migration, MigrationSpec, Step, names};
+use transship_api::{self as api, Migration, MigrationSpec, Network, Step, names};
 use transship_protocol::{Decision, Resolution, TargetOutcome};
 
 use super::admission::{self, Admitted};
 use super::plan::{Action, Plan, Record, plan};
 use super::state::{Observed, Owner, Report, Role, Side, Stage, any_container_runs};
+use crate::preflight::NetworkChoice;
 
 /// The world of one migration of pod `web-1` from node-a to node-b.
 #[derive(Clone, Debug)]
@@ -66,6 +67,11 @@ pub fn owner() -> ReplicaSet {
     .unwrap()
 }
 
+/// The choice of a flat network.
+pub fn preserved() -> NetworkChoice {
+    NetworkChoice { network: Network::Preserve, why: "the network is flat".into() }
+}
+
 impl World {
     /// An admitted migration.
     pub fn admitted() -> Self {
@@ -78,7 +84,13 @@ impl World {
         migration.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
         migration.metadata.creation_timestamp = Some(Time(now));
         let pod = source_pod();
-        let decided = Admitted { pod: &pod, target: "node-b", given: true, bytes: 1 << 20 };
+        let decided = Admitted {
+            pod: &pod,
+            target: "node-b",
+            given: true,
+            bytes: 1 << 20,
+            network: &preserved(),
+        };
         migration.status = Some(admission::admitted(&migration, &decided, now));
         let mut seen = Observed::of(migration);
         seen.source_pod = Some(pod);

@@ -10,7 +10,7 @@
 //!
 //! docs/preflight.md lists the checks; a test compares it with the tables.
 
-mod facts;
+mod network;
 mod nodes;
 mod pod;
 mod process;
@@ -31,6 +31,7 @@ use transship_api as api;
 use crate::facts::PodFacts;
 use crate::placement::volumes::Volumes;
 
+pub use network::{NetworkChoice, choose as choose_network};
 pub use process::GHOST_LIMIT;
 pub use request::{CHECKS as REQUEST_CHECKS, asked};
 pub use warnings::{asks_to_be_movable, warnings};
@@ -193,7 +194,7 @@ impl Check {
 
 /// All checks of what is to be moved: manifest, processes, network, nodes.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
-    [pod::CHECKS, process::CHECKS, facts::CHECKS, nodes::CHECKS].into_iter().flatten()
+    [pod::CHECKS, process::CHECKS, network::CHECKS, nodes::CHECKS].into_iter().flatten()
 }
 
 /// The first thing that is wrong with the request.

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self, reasons};
-use transship_api::{Mode, Network, names};
+use transship_api::{Mode, names};
 
 use crate::placement::kubernetes::{self, Asked};
 
@@ -11,7 +11,6 @@ use super::{Input, NodeView, Refusal, RequestCheck, name_some};
 /// The checks, in order; the first that fails answers.
 pub const CHECKS: &[RequestCheck] = &[
     mode_is_available,
-    network_is_available,
     spec_can_be_read,
     pod_exists,
     placement_can_be_read,
@@ -38,15 +37,6 @@ fn mode_is_available(input: &Input<'_>) -> Option<Refusal> {
             ),
         ),
     }
-}
-
-fn network_is_available(input: &Input<'_>) -> Option<Refusal> {
-    (input.migration.spec.network == Network::Close).then(|| Refusal {
-        reason: reasons::NETWORK_NOT_AVAILABLE,
-        message:
-            "network Close is not available in this version; write network: Preserve or network: Auto"
-                .into(),
-    })
 }
 
 fn spec_can_be_read(input: &Input<'_>) -> Option<Refusal> {

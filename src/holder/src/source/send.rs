@@ -228,6 +228,8 @@ fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender) -> Result<()> {
             sender.send_tree(&Area::Shm, |out| capture_dir(&empty, out))?
         }
     };
+    let noted = crate::connections::note(holder)?;
+    sender.send_tree(&Area::Network, |out| capture_dir(&noted, out))?;
     for volume in crate::areas::volumes(&holder.task) {
         let path = holder.task.empty_dir_path(&volume)?;
         let summary = sender.send_tree(&Area::EmptyDir(volume), |out| capture_dir(&path, out))?;

@@ -29,7 +29,7 @@ use crate::holder::Holder;
 use crate::pod::Pod;
 use crate::reading::Reading;
 use crate::signing::Signing;
-use crate::{record, reserve, status};
+use crate::{connections, record, reserve, status};
 
 /// How long verbs of the runtime that are at work may take to end.
 const QUIESCE: Duration = Duration::from_secs(10);
@@ -255,6 +255,9 @@ impl TargetHands {
             Effect::ThawTasks(guard) => self.thaw(guard),
             Effect::OpenNetwork(guard) => {
                 let deadman = self.deadman.clone();
+                if !self.opened {
+                    connections::translate(&holder);
+                }
                 let Some(pod) = self.pod() else { return Ok(()) };
                 guarded(&deadman, guard, || pod.network().open(&nft))?
                     .map_err(|error| Failed::other("NetworkNotOpened", error))?;
@@ -325,6 +328,9 @@ impl TargetHands {
     /// frees it like any other.
     fn take_lease_home(&mut self) {
         let holder = Arc::clone(&self.holder);
+        if connections::closes(&holder) {
+            return;
+        }
         let Some(network) = &holder.task.network else { return };
         let Some(pod) = self.pod() else { return };
         for ip in network.addresses().unwrap_or_default() {

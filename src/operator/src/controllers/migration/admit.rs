@@ -124,7 +124,9 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         let status = admission::violated(migration, &target, found, now);
         return end(migration, Some(pod), &status, context).await;
     }
-    let decided = Admitted { pod, target: &target, given, bytes: facts.total_bytes() };
+    let Some(network) = admission::network(&input) else { return Ok(Next::After(ASK_AGAIN)) };
+    let bytes = facts.total_bytes();
+    let decided = Admitted { pod, target: &target, given, bytes, network: &network };
     let status = admission::admitted(migration, &decided, now);
     if migration.spec.dry_run {
         return end(migration, Some(pod), &status, context).await;
