@@ -19,11 +19,11 @@ pub(crate) mod request_reasons {
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use transship_api as api;
 
 use crate::facts::PodFacts;
+use crate::migration::owner::Controller;
 
 pub use facts::CHECKS as FACT_CHECKS;
 pub use pod::CHECKS as POD_CHECKS;
@@ -66,8 +66,8 @@ pub struct Input<'a> {
     pub migration: &'a api::Migration,
     /// The pod that `spec.podName` names.
     pub pod: Option<&'a Pod>,
-    /// The pod's controller, where it is a ReplicaSet that exists.
-    pub owner: Option<&'a ReplicaSet>,
+    /// The pod's controller, where it is one whose pods are handed over and it is there to stay.
+    pub owner: Option<&'a Controller>,
     /// The MigrationPolicy that applies to the pod.
     pub policy: Option<&'a api::MigrationPolicy>,
     /// All cluster nodes.

@@ -264,12 +264,16 @@ fn host_name(input: &Input<'_>) -> Option<Violation> {
 fn owner_selector(input: &Input<'_>) -> Option<Violation> {
     let uid = input.migration.metadata.uid.clone().unwrap_or_default();
     let bare = [(transship_api::names::MIGRATION_LABEL.to_owned(), uid)].into();
-    if !handover::matches(&input.owner?.spec.selector, &bare) {
+    let owner = input.owner?;
+    if !handover::matches(&owner.selector, &bare) {
         return None;
     }
     violation(
         "OwnerSelector",
-        "the selector of the pod's ReplicaSet also matches pods without labels",
+        format!(
+            "the selector of the pod's {} also matches pods without labels",
+            owner.kind.as_str()
+        ),
         "select by a label that the pods have (matchLabels, In or Exists)",
     )
 }
