@@ -15,7 +15,7 @@ const SCRIPT: &str = "until [ -e /tmp/begin ]; do sleep 0.1; done
     n=0
     while [ ! -e /tmp/enough ]; do
         seq $((n + 1)) $((n + 100000)); n=$((n + 100000)); echo $n > /tmp/count
-    done | xz -T2 -3 > /tmp/numbers.xz
+    done | zstd -q -T2 -9 > /tmp/numbers.zst
     touch /tmp/done
     exec sleep infinity";
 
@@ -32,7 +32,7 @@ pub fn compression() -> Application {
         prepare: |world, pod| {
             run(world, pod, "touch /tmp/begin")?;
             world.cluster.await_that("the file is written", Duration::from_secs(60), || {
-                Ok(run(world, pod, "stat -c %s /tmp/numbers.xz")?.trim() != "0")
+                Ok(run(world, pod, "stat -c %s /tmp/numbers.zst")?.trim() != "0")
             })
         },
         open: |_, _, _| anyhow::bail!("nobody is connected to a batch job"),
@@ -44,8 +44,8 @@ pub fn compression() -> Application {
                 Ok(run(world, pod, "test -e /tmp/done && echo yes || true")? == "yes\n")
             })?;
             let sum = |numbers: &str| run(world, pod, &format!("{numbers} | sha256sum"));
-            let (is, wanted) = (sum("xz -dc /tmp/numbers.xz")?, sum("seq 1 $(cat /tmp/count)")?);
-            let size = run(world, pod, "cat /tmp/count; stat -c %s /tmp/numbers.xz")?;
+            let (is, wanted) = (sum("zstd -dc /tmp/numbers.zst")?, sum("seq 1 $(cat /tmp/count)")?);
+            let size = run(world, pod, "cat /tmp/count; stat -c %s /tmp/numbers.zst")?;
             ensure!(is == wanted, "the file is damaged; numbers and bytes: {size}");
             Ok(())
         },

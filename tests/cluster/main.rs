@@ -1,14 +1,17 @@
 //! End-to-end tests on the sandbox cluster: real kubelets, containerd, runc and CRIU. Run them with
 //! `cargo xtask test`; they run one after another.
 
+mod afterwards;
 mod faults;
 mod hold;
+mod jobs;
 mod manifests;
 mod migration;
 mod placement;
 mod policies;
 mod redis;
 mod service;
+mod sidecars;
 mod states;
 mod uninstall;
 

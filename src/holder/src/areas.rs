@@ -27,6 +27,7 @@ pub fn shared(task: &HolderTask) -> Vec<Area> {
 pub fn is_expected(task: &HolderTask, area: &Area) -> bool {
     match area {
         Area::Rootfs(container) => moving(task).any(|name| name == container),
+        Area::Beside => true,
         other => shared(task).contains(other),
     }
 }
@@ -83,6 +84,7 @@ pub(crate) mod tests {
             (Area::Rootfs("other".into()), false),
             (Area::EmptyDir("h".into()), false),
             (Area::Shm, true),
+            (Area::Beside, true),
         ] {
             assert_eq!(is_expected(&task, &area), expected, "{area}");
         }

@@ -64,7 +64,7 @@ const APPLICATION_PACKAGES: [&str; 24] = [
     "redis-tools",
     "sed",
     "tomcat11-common",
-    "xz-utils",
+    "zstd",
 ];
 
 /// The archives, in the order in which they are loaded.

@@ -12,6 +12,7 @@ use transship_transport::{Area, Hello, Refusal, Totals};
 use transship_transport::{Handler, TreeTarget};
 
 use crate::areas;
+use crate::beside;
 use crate::holder::Holder;
 use crate::pod::{Pod, moving, sandbox_shm};
 
@@ -67,6 +68,7 @@ impl State {
                 (!self.waiting.is_empty() && path.is_dir()).then_some(path)
             }
             Area::Shm => sandbox_shm(&holder.layout, &self.sandbox.as_ref()?.sandbox_id),
+            Area::Beside => beside::place(holder).ok(),
         }
     }
 }
