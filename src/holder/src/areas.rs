@@ -18,7 +18,7 @@ pub fn volumes(task: &HolderTask) -> Vec<String> {
 
 /// The trees that every container needs before it is restored.
 pub fn shared(task: &HolderTask) -> Vec<Area> {
-    let mut areas = vec![Area::Shm];
+    let mut areas = vec![Area::Shm, Area::Beside];
     areas.extend(volumes(task).into_iter().map(Area::EmptyDir));
     areas
 }
@@ -27,7 +27,6 @@ pub fn shared(task: &HolderTask) -> Vec<Area> {
 pub fn is_expected(task: &HolderTask, area: &Area) -> bool {
     match area {
         Area::Rootfs(container) => moving(task).any(|name| name == container),
-        Area::Beside => true,
         other => shared(task).contains(other),
     }
 }
@@ -76,7 +75,7 @@ pub(crate) mod tests {
         let task = task();
         assert_eq!(
             shared(&task),
-            [Area::Shm, Area::EmptyDir("data".into()), Area::EmptyDir("mem".into())]
+            [Area::Shm, Area::Beside, Area::EmptyDir("data".into()), Area::EmptyDir("mem".into())]
         );
         for (area, expected) in [
             (Area::Rootfs("web".into()), true),

@@ -2,8 +2,9 @@
 //!
 //! glibc makes a named semaphore under a name of its own, links it to the wanted one and removes the
 //! first: whoever has made one has it mapped as deleted. CRIU looks such a file up by the removed name
-//! and would have to leave a link in the application's directory. So the frozen source gets the name
-//! back for as long as the dump takes; it travels with the files, and goes when the pod is restored.
+//! (with the kernel's mark behind it) and would have to leave a link in the application's directory.
+//! So the file of a frozen source gets both names for as long as the dump takes. They travel with the
+//! files, and go when the pod is restored.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -46,45 +47,67 @@ pub fn give(holder: &Holder, pod: &Pod) -> Result<()> {
     }
     let mut given = BTreeSet::new();
     for (container, (file, path)) in wanted {
-        match link(container, &file, &path) {
-            Ok(true) => {
-                tracing::info!(container = container.name, path, "has its name back");
-                given.insert(Name { container: container.name.clone(), path });
-                // Before the next: an abort must find all of them.
-                files::write_json(&beside::place(holder)?.join(FILE), &given)?;
-            }
-            Ok(false) => {}
+        let name = Name { container: container.name.clone(), path };
+        if given.contains(&name) {
+            continue;
+        }
+        let path = &name.path;
+        match link(container, &file, path) {
+            Ok(true) => {}
+            Ok(false) => continue,
             // CRIU will say what it thinks of the file.
             Err(error) => {
-                tracing::warn!(container = container.name, path, "stays unnamed: {error}")
+                tracing::warn!(container = container.name, path, "stays unnamed: {error}");
+                continue;
             }
         }
+        tracing::info!(container = container.name, path, "has its name back");
+        given.insert(name.clone());
+        // Before anything else: an abort must find all of them.
+        files::write_json(&beside::place(holder)?.join(FILE), &given)?;
+        link(container, &file, &as_shown(path))?;
     }
     Ok(())
 }
 
+/// The name by which CRIU looks a file up that it is shown as deleted.
+fn as_shown(path: &str) -> String {
+    format!("{path}{DELETED}")
+}
+
+/// Mends a container's images: what was looked up under the name as it is shown is opened under the
+/// one that was given back.
+pub fn mend(holder: &Holder, container: &str, images: &Path) -> Result<()> {
+    let given = given(holder)?;
+    let names: Vec<(String, String)> = given
+        .into_iter()
+        .filter(|name| name.container == container)
+        .map(|name| (as_shown(&name.path), name.path))
+        .collect();
+    if !names.is_empty() {
+        transship_criu::repair::rename_files(images, &names)?;
+    }
+    Ok(())
+}
+
+fn given(holder: &Holder) -> Result<BTreeSet<Name>> {
+    Ok(files::read_json_opt(&beside::place(holder)?.join(FILE))?.unwrap_or_default())
+}
+
 /// Takes them away again: from the source that goes on, or from the restored target.
 pub fn take_back(holder: &Holder, pod: &Pod) {
-    let list = match beside::place(holder) {
-        Ok(place) => place.join(FILE),
+    let given = match given(holder) {
+        Ok(given) => given,
         Err(error) => return tracing::warn!("names stay: {error:#}"),
-    };
-    let given: BTreeSet<Name> = match files::read_json_opt(&list) {
-        Ok(given) => given.unwrap_or_default(),
-        Err(error) => return tracing::warn!("names stay: {}", error.chain()),
     };
     for name in &given {
         let container = pod.containers.iter().find(|container| container.name == name.container);
-        if let Some(container) = container
-            && let Err(error) = unlink(container, &name.path)
-        {
-            tracing::warn!(?name, "stays: {error}");
+        let Some(container) = container else { continue };
+        for path in [&name.path, &as_shown(&name.path)] {
+            if let Err(error) = unlink(container, path) {
+                tracing::warn!(?name, "stays: {error}");
+            }
         }
-    }
-    if !given.is_empty()
-        && let Err(error) = files::remove_durably(&list)
-    {
-        tracing::warn!("{}", error.chain());
     }
 }
 
