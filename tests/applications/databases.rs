@@ -7,7 +7,7 @@ use transship_tests::cluster::Pod;
 
 use crate::{
     client::Client,
-    frame::{Application, Session, World},
+    frame::{Application, Session},
 };
 
 /// PostgreSQL on an emptyDir: processes that share POSIX memory.

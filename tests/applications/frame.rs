@@ -231,7 +231,7 @@ pub fn moves_to_and_fro(world: &World, application: &Application) -> Result<()> 
     let cluster = &world.cluster;
     let name = application.name;
     cluster
-        .kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=180s"])
+        .kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=300s"])
         .with_context(|| {
             let selector = format!("app={name}");
             cluster.kubectl(&["logs", "-l", &selector, "--tail=30"]).unwrap_or_default()

@@ -6,7 +6,7 @@ use transship_tests::cluster::Pod;
 
 use crate::{
     client::Client,
-    frame::{Application, Session, World, nothing},
+    frame::{Application, Session, nothing},
     wire::{Http, Wire},
 };
 

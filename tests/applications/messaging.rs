@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use transship_tests::cluster::Pod;
 
 use crate::{
-    frame::{Application, Session, World, nothing},
+    frame::{Application, Session, nothing},
     wire::Wire,
 };
 
