@@ -7,7 +7,7 @@
 //! * With a new address ([`NetworkMode::Close`]) all are ended. The target's side is ended while it is held; the
 //!   peers get their reset from the source, which alone has the address that they know.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};

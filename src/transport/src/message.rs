@@ -48,6 +48,8 @@ pub enum Area {
     Shm,
     /// What the source's node knows of the pod's connections: `network`.
     Network,
+    /// What goes along beside the pod's own files: `beside`.
+    Beside,
 }
 
 /// Container and volume names are DNS labels; nothing else may become part of a path.
@@ -65,6 +67,7 @@ impl FromStr for Area {
         match text.split_once('/') {
             None if text == "shm" => Ok(Area::Shm),
             None if text == "network" => Ok(Area::Network),
+            None if text == "beside" => Ok(Area::Beside),
             Some(("rootfs", name)) if is_name(name) => Ok(Area::Rootfs(name.into())),
             Some(("emptydir", name)) if is_name(name) => Ok(Area::EmptyDir(name.into())),
             _ => Err(format!("unknown area {:?}", text.chars().take(64).collect::<String>())),
@@ -93,6 +96,7 @@ impl fmt::Display for Area {
             Area::EmptyDir(volume) => write!(f, "emptydir/{volume}"),
             Area::Shm => f.write_str("shm"),
             Area::Network => f.write_str("network"),
+            Area::Beside => f.write_str("beside"),
         }
     }
 }
@@ -276,6 +280,7 @@ mod tests {
             (Area::EmptyDir("data-1".into()), "emptydir/data-1"),
             (Area::Shm, "shm"),
             (Area::Network, "network"),
+            (Area::Beside, "beside"),
         ] {
             assert_eq!(area.to_string(), text);
             assert_eq!(text.parse(), Ok(area));

@@ -9,15 +9,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
 use transship_api::{Network, Step, names};
 use transship_protocol::{Decision, PodSeen, TargetOutcome, may_release_source};
 
-use super::handover::{
-    Partition, claim_of, is_claimed_by, labels_to_hand_over, partition, selects,
-};
+use super::handover::{Partition, is_claimed_by, labels_to_hand_over, partition, selects};
+use super::owner::Controller;
 use super::plan::{Action, LOOK_AGAIN, Plan, reached};
 use super::state::{Observed, Owner, Role, Stage, any_container_runs, ready_bound, ready_since};
 use super::status::Draft;
@@ -72,7 +70,7 @@ fn becomes_available(observed: &Observed, now: Timestamp) -> Option<Next> {
     if reached(observed, Step::HandingOver) {
         return None;
     }
-    let left = until_available(target, observed.owner.replica_set(), marked, now)?;
+    let left = until_available(target, observed.owner.controller(), marked, now)?;
     resumed(vec![], left)
 }
 
@@ -96,9 +94,9 @@ fn takes_over(observed: &Observed, now: Timestamp) -> Option<Next> {
     let target = living_target(observed)?;
     let owner = match &observed.owner {
         Owner::Gone => return None,
-        owner => owner.replica_set(),
+        owner => owner.controller(),
     };
-    let claimed = owner.is_none_or(|o| is_claimed_by(target, uid_of(o)));
+    let claimed = owner.is_none_or(|o| is_claimed_by(target, &o.uid));
     let parts = parts(observed, owner);
     let labels = target.metadata.labels.clone().unwrap_or_default();
     if parts.at_once.iter().any(|(key, value)| labels.get(key) != Some(value)) {
@@ -128,22 +126,18 @@ fn takes_over(observed: &Observed, now: Timestamp) -> Option<Next> {
     Some(Next {
         step: Step::HandingOver,
         actions: vec![Action::MoveClaim {
-            claim: claim_of(owner),
+            claim: owner.claim(),
             labels: wanted,
             strip_source: observed.source_pod.as_ref().is_some_and(is_selectable),
         }],
-        message: format!("ReplicaSet {} gets the target pod", claim_of(owner).name),
+        message: format!("{} {} gets the target pod", owner.kind.as_str(), owner.name),
         again: Duration::ZERO,
     })
 }
 
-fn uid_of(owner: &ReplicaSet) -> &str {
-    owner.metadata.uid.as_deref().unwrap_or_default()
-}
-
-fn parts(observed: &Observed, owner: Option<&ReplicaSet>) -> Partition {
+fn parts(observed: &Observed, owner: Option<&Controller>) -> Partition {
     let labels = labels_to_hand_over(observed.source_pod.as_ref(), owner);
-    let selector = owner.map(|o| &o.spec.selector);
+    let selector = owner.map(|o| &o.selector);
     partition(&labels, selector, &observed.services)
 }
 
@@ -168,12 +162,11 @@ fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
 /// not Ready within its bound. `None`: go on.
 fn until_available(
     target: &Pod,
-    owner: Option<&ReplicaSet>,
+    owner: Option<&Controller>,
     marked: Timestamp,
     now: Timestamp,
 ) -> Option<Duration> {
-    let min_ready = owner.and_then(|o| o.spec.min_ready_seconds).unwrap_or(0);
-    let min_ready = Duration::from_secs(u64::try_from(min_ready).unwrap_or(0));
+    let min_ready = owner.map_or(Duration::ZERO, |o| o.min_ready);
     let (passed, wanted) = match ready_since(target) {
         Some(since) if min_ready.is_zero() => (elapsed(since, now), Duration::ZERO),
         // Kept in whole seconds by kubelet, which may cut up to one off.

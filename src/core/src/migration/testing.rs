@@ -10,6 +10,7 @@ use transship_api::{self as api, Migration, MigrationSpec, Network, Step, names}
 use transship_protocol::{Decision, Resolution, TargetOutcome};
 
 use super::admission::{self, Admitted};
+use super::owner::Controller;
 use super::plan::{Action, Plan, Record, plan};
 use super::state::{Observed, Owner, Report, Role, Side, Stage, any_container_runs};
 use crate::preflight::NetworkChoice;
@@ -54,8 +55,8 @@ pub fn source_pod() -> Pod {
 }
 
 /// Its owner.
-pub fn owner() -> ReplicaSet {
-    serde_json::from_value(json!({
+pub fn owner() -> Controller {
+    let set: ReplicaSet = serde_json::from_value(json!({
         "metadata": {"name": "web-abc", "namespace": "shop", "uid": "uid-rs"},
         "spec": {
             "replicas": 1,
@@ -64,7 +65,8 @@ pub fn owner() -> ReplicaSet {
                 "spec": {"containers": []}}
         }
     }))
-    .unwrap()
+    .unwrap();
+    set.into()
 }
 
 /// The choice of a flat network.
@@ -94,7 +96,7 @@ impl World {
         migration.status = Some(admission::admitted(&migration, &decided, now));
         let mut seen = Observed::of(migration);
         seen.source_pod = Some(pod);
-        seen.owner = Owner::ReplicaSet(Box::new(owner()));
+        seen.owner = Owner::Controller(Box::new(owner()));
         seen.services = vec![[("app".to_owned(), "web".to_owned())].into()];
         seen.source = Side::NotStarted;
         seen.target = Side::NotStarted;

@@ -24,11 +24,11 @@ pub(crate) mod request_reasons {
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use transship_api as api;
 
 use crate::facts::PodFacts;
+use crate::migration::owner::Controller;
 use crate::placement::volumes::Volumes;
 
 pub use network::{NetworkChoice, choose as choose_network};
@@ -73,8 +73,8 @@ pub struct Input<'a> {
     pub migration: &'a api::Migration,
     /// The pod that `spec.podName` names.
     pub pod: Option<&'a Pod>,
-    /// The pod's controller, where it is a ReplicaSet that exists.
-    pub owner: Option<&'a ReplicaSet>,
+    /// The pod's controller, where it is one whose pods are handed over and it is there to stay.
+    pub owner: Option<&'a Controller>,
     /// The MigrationPolicy that applies to the pod.
     pub policy: Option<&'a api::MigrationPolicy>,
     /// The pod's volumes.

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self, reasons};
 use transship_api::{Mode, names};
 
+use crate::migration::owner::Kind;
 use crate::placement::kubernetes::{self, Asked};
 
 use super::{Input, NodeView, Refusal, RequestCheck, name_some};
@@ -128,16 +129,20 @@ fn owner_is_supported(input: &Input<'_>) -> Option<Refusal> {
         );
     };
     let (kind, name) = (owner.kind.as_str(), owner.name.as_str());
+    if Kind::of(owner).is_some() {
+        if input.owner.is_some() {
+            return None;
+        }
+        return not_supported(format!(
+            "the pod's owner, {kind} {name}, is gone or being deleted; move a pod that is to stay"
+        ));
+    }
     match (kind, owner.api_version.split('/').next()) {
-        ("ReplicaSet", Some("apps")) if input.owner.is_some() => None,
-        ("ReplicaSet", Some("apps")) => not_supported(format!(
-            "the pod's owner, ReplicaSet {name}, is gone or being deleted; move a pod that is to stay"
-        )),
         ("DaemonSet", Some("apps")) => not_supported(format!(
             "the pod belongs to DaemonSet {name}, which runs one on each node and cannot be moved; move a pod of a Deployment"
         )),
         _ => not_supported(format!(
-            "the pod belongs to {kind} {name}, whose pods cannot be moved in this version; move a pod of a Deployment or ReplicaSet"
+            "the pod belongs to {kind} {name}, whose pods cannot be moved in this version; move a pod of a Deployment, ReplicaSet or Job"
         )),
     }
 }

@@ -1,3 +1,4 @@
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use rstest::rstest;
 use serde_json::{Value, json};
 use transship_api::conditions::reasons;
@@ -81,6 +82,7 @@ impl World {
         let pod: Option<Pod> = self.pod.clone().map(|p| serde_json::from_value(p).unwrap());
         let owner: ReplicaSet =
             serde_json::from_value(json!({"spec": {"selector": self.selector}})).unwrap();
+        let owner = Controller::from(owner);
         let nodes: Vec<NodeView> = self
             .nodes
             .iter()
@@ -150,7 +152,7 @@ fn an_ordinary_pod_passes_every_check() {
 #[case(|w: &mut World| { w.pod()["metadata"]["annotations"] = json!({"transship.dev/claim": "x", "transship.dev/migration-name": "shop/other"}); }, reasons::POD_CLAIMED, "Migration shop/other")]
 #[case(|w: &mut World| w.owner_is("apps/v1", "StatefulSet"), reasons::OWNER_NOT_SUPPORTED, "StatefulSet web")]
 #[case(|w: &mut World| w.owner_is("apps/v1", "DaemonSet"), reasons::OWNER_NOT_SUPPORTED, "one on each node")]
-#[case(|w: &mut World| w.owner_is("batch/v1", "Job"), reasons::OWNER_NOT_SUPPORTED, "Job web")]
+#[case(|w: &mut World| w.owner_is("example.com/v1", "Job"), reasons::OWNER_NOT_SUPPORTED, "Job web")]
 #[case(|w: &mut World| w.owner_is("example.com/v1", "ReplicaSet"), reasons::OWNER_NOT_SUPPORTED, "ReplicaSet web")]
 #[case(|w: &mut World| w.owner = false, reasons::OWNER_NOT_SUPPORTED, "is gone or being deleted")]
 #[case(|w: &mut World| w.pod()["metadata"]["ownerReferences"] = json!([]), reasons::OWNER_NOT_SUPPORTED, "no owner")]

@@ -328,6 +328,7 @@ impl SourceHands {
             Effect::ThawTasks(_) => {
                 self.end_transfer().await;
                 let Some(pod) = &self.pod else { return Ok(()) };
+                crate::names::take_back(&holder, pod);
                 pod.thaw().map_err(|error| Failed::other("NotThawed", error))?;
                 if self.freeze_began.is_some() || holder.board.was_frozen() {
                     holder

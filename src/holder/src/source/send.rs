@@ -173,6 +173,9 @@ async fn transfer(
     sender: &Arc<Sender>,
     stop: &CancellationToken,
 ) -> Result<()> {
+    // Dumps and trees alike must see the names.
+    let named = pod.clone();
+    holder.blocking("names", move |holder| crate::names::give(holder, &named)).await?;
     let trees = {
         let (pod, sender) = (pod.clone(), Arc::clone(sender));
         let holder = Arc::clone(holder);
@@ -217,7 +220,7 @@ async fn transfer(
 }
 
 /// Sends every tree that the target expects: each container's changes to its image, each
-/// emptyDir, the sandbox's shared memory (empty if it has none).
+/// emptyDir, the sandbox's shared memory (empty if it has none), what is beside.
 fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender) -> Result<()> {
     let shm = sandbox_shm(&holder.layout, &pod.sandbox_id);
     match &shm {
@@ -244,6 +247,9 @@ fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender) -> Result<()> {
         let summary = sender.send_tree(&area, |out| capture_upper(&upper, out))?;
         tracing::info!(path = %upper.display(), ?summary, "sent");
     }
+    crate::logs::collect(holder, pod)?;
+    let beside = crate::beside::place(holder)?;
+    sender.send_tree(&Area::Beside, |out| capture_dir(&beside, out))?;
     debug_assert!(
         holder.task.containers.iter().filter(|c| c.kind != ContainerKind::Init).count()
             == pod.containers.len()

@@ -32,6 +32,7 @@ use crate::connections;
 use crate::dirwatch::DirWatch;
 use crate::holder::Holder;
 use crate::pod::{FREEZER_LIMIT, Pod, PodContainer, moving};
+use crate::{logs, names};
 
 /// How often markers are looked at without any event.
 const TICK: Duration = Duration::from_millis(100);
@@ -61,8 +62,12 @@ pub fn start(
             outcome = both => outcome,
             () = stop.cancelled() => return,
         };
+        let outcome = match outcome {
+            Ok(_) => finish(&holder).await,
+            Err(error) => Err(error),
+        };
         let event = match outcome {
-            Ok(_) => TargetEvent::AllRestoredAndFrozen,
+            Ok(()) => TargetEvent::AllRestoredAndFrozen,
             Err(error) => {
                 let reason = reason(&error);
                 holder.board.failed(&reason, &format!("{error:#}"));
@@ -72,6 +77,18 @@ pub fn start(
         let _ = events.send(event).await;
     });
     Ok(())
+}
+
+/// Everything has arrived, and nothing has run: the last moment for what is beside.
+async fn finish(holder: &Arc<Holder>) -> Result<()> {
+    let finish = |holder: &Holder| {
+        logs::carry_over(holder);
+        if let Some(pod) = Pod::load(&holder.dir)? {
+            names::take_back(holder, &pod);
+        }
+        Ok(())
+    };
+    holder.blocking("logs", finish).await
 }
 
 /// A restore failed; the runtime's or CRIU's own words follow.

@@ -13,7 +13,7 @@ use transship_transport::{Handler, TreeTarget};
 
 use crate::holder::Holder;
 use crate::pod::{Pod, moving, sandbox_shm};
-use crate::{areas, connections};
+use crate::{areas, beside, connections};
 
 /// Where a tree stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +71,7 @@ impl State {
                 let path = holder.dir.path().join(connections::DIR);
                 files::make_dir(&path).ok().map(|()| path)
             }
+            Area::Beside => beside::place(holder).ok(),
         }
     }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -15,12 +14,14 @@ use transship_api::conditions::reasons;
 use transship_api::{Migration, MigrationStatus, Step, names};
 use transship_core::facts::PodFacts;
 use transship_core::migration::admission::{self, Admitted, Found, Screening};
+use transship_core::migration::owner::{Controller, Kind};
 use transship_core::migration::state::claimed_by;
 use transship_core::placement::volumes::{self, Volumes};
 use transship_core::placement::{self, Load};
 use transship_core::preflight::{Input, NodeView, TargetAnswer};
 use transship_core::target_pod::{self, TargetFor};
 
+use super::owner::Owners;
 use super::{Error, Next, apply, status};
 use crate::context::Context;
 
@@ -277,22 +278,17 @@ async fn claim(migration: &Migration, pod: &Pod, pods: &Api<Pod>) -> Result<(), 
     Ok(())
 }
 
-/// The pod's ReplicaSet, if that is its owner and it is there to stay.
-async fn owner(pod: Option<&Pod>, context: &Context) -> Result<Option<ReplicaSet>, Error> {
+/// The pod's controller, if it is one whose pods are handed over and it is there to stay.
+async fn owner(pod: Option<&Pod>, context: &Context) -> Result<Option<Controller>, Error> {
     let Some(pod) = pod else { return Ok(None) };
-    let claim = pod.owner_references().iter().find(|owner| {
-        owner.controller == Some(true)
-            && owner.kind == "ReplicaSet"
-            && owner.api_version.starts_with("apps/")
-    });
-    let Some(claim) = claim else { return Ok(None) };
+    let claim = pod.owner_references().iter().find(|owner| owner.controller == Some(true));
+    let Some((claim, kind)) = claim.and_then(|claim| Some((claim, Kind::of(claim)?))) else {
+        return Ok(None);
+    };
     let namespace = pod.namespace().unwrap_or_default();
-    let sets: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &namespace);
-    let found = sets.get_opt(&claim.name).await.map_err(Error::api("read the ReplicaSet"))?;
-    Ok(found.filter(|set| {
-        set.uid().as_deref() == Some(claim.uid.as_str())
-            && set.metadata.deletion_timestamp.is_none()
-    }))
+    let owners = Owners { client: &context.client, namespace: &namespace };
+    let found = owners.named(kind, &claim.name).await?;
+    Ok(found.filter(|controller| controller.uid == claim.uid))
 }
 
 /// The pod's volumes, as far as there are any yet.
