@@ -134,6 +134,11 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         stages.run("cluster tests", 900, || on_cluster(root, "cluster", &filter))?;
     }
     if everything {
+        let some = Options {
+            environment: vec![("TRANSSHIP_FAULTS_SOME", "1".into())],
+            ..Options::default()
+        };
+        stages.run("some faults", 420, || on_cluster(root, "faults", &some))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {
