@@ -144,6 +144,11 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
             .run("real applications", 480, || on_cluster(root, "applications", &options(args)))?;
     }
     if everything {
+        let some = Options {
+            environment: vec![("TRANSSHIP_FAULTS_SOME", "1".into())],
+            ..Options::default()
+        };
+        stages.run("some faults", 420, || on_cluster(root, "faults", &some))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {
