@@ -203,6 +203,7 @@ mod tests {
         let network = RecordNetwork {
             mode: NetworkMode::Preserve,
             ip: "10.244.1.5".into(),
+            other_ips: vec![],
             mac: "02:00:00:00:00:05".into(),
             interface: "eth0".into(),
             aliases: vec![],

@@ -217,6 +217,7 @@ pub fn between(source: &NodeView, target: &NodeView) -> Vec<Violation> {
         pod: Some(&pod),
         owner: None,
         policy: None,
+        volumes: &Volumes::default(),
         nodes: std::slice::from_ref(source),
         target: Some(target),
         facts: None,
