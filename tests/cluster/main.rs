@@ -1,15 +1,20 @@
 //! End-to-end tests on the sandbox cluster: real kubelets, containerd, runc and CRIU. Run them with
 //! `cargo xtask test`; they run one after another.
 
+mod afterwards;
+mod dual_stack;
 mod faults;
 mod hold;
+mod jobs;
 mod manifests;
 mod migration;
+mod network;
 mod placement;
 mod policies;
 mod preflight;
 mod redis;
 mod service;
+mod sidecars;
 mod states;
 mod uninstall;
 

@@ -194,6 +194,65 @@ fn a_pod_that_no_node_suits_waits_with_swarms_sentence_until_one_does() -> Resul
 }
 
 #[test]
+fn pods_follow_a_volume_that_one_node_alone_can_mount() -> Result<()> {
+    let trial = Trial::new("placement-volume")?;
+    let volume = "placement-volume-test";
+    trial.cluster.kubectl(&["delete", "pv", volume, "--ignore-not-found"])?;
+    let modes = ["ReadWriteOnce"];
+    let storage = json!({"storage": "1Mi"});
+    let objects = [
+        json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
+            "spec": {"accessModes": modes, "capacity": storage, "storageClassName": "",
+                "persistentVolumeReclaimPolicy": "Retain",
+                "hostPath": {"path": "/run/placement-volume-test", "type": "DirectoryOrCreate"}}}),
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
+            "spec": {"accessModes": modes, "resources": {"requests": storage},
+                "storageClassName": "", "volumeName": volume}}),
+    ];
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    trial.cluster.apply(&objects.to_string())?;
+    let user = |app: &str, node: Option<&str>| {
+        let constraints: Vec<String> =
+            node.map(|node| format!("node=={node}")).into_iter().collect();
+        let annotations = json!({"transship.dev/constraints": json!(constraints).to_string()});
+        let mut template = template(app, annotations, 10);
+        template["spec"]["volumes"] =
+            json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]);
+        template
+    };
+    trial.cluster.apply(&deployment("holder", 1, &user("holder", Some("node-c"))))?;
+    trial.landed("app=holder", 1)?;
+    trial.cluster.rolled_out("holder")?;
+    // Spread would take a node with fewer pods for most of them.
+    trial.cluster.apply(&deployment("guest", 4, &user("guest", None)))?;
+    let landed = trial.landed("app=guest", 4)?;
+    ensure!(landed.keys().eq(["node-c"]), "landed on {landed:?}");
+    trial.cluster.apply(&pod("stray", user("stray", Some("node-b"))).to_string())?;
+    let names_it = |text: &str| text.contains("--volumes-from=placement-volume/data");
+    trial.cluster.await_that("its events name the volume", PATIENCE, || {
+        Ok(names_it(&trial.events("stray")?))
+    })?;
+    // Nor does a migration take a pod away from the others' volume.
+    let holder = trial.cluster.pod("app=holder")?;
+    trial.cluster.apply(&format!(
+        "apiVersion: transship.dev/v1alpha1\nkind: Migration\nmetadata: {{name: away}}\n\
+         spec: {{podName: {}}}\n",
+        holder.name
+    ))?;
+    trial.cluster.await_that("the Migration names the volume", PATIENCE, || {
+        Ok(names_it(&trial.cluster.get("migration", "away")?["status"].to_string()))
+    })?;
+    // Once nobody uses it any more it may be used anywhere.
+    trial.cluster.kubectl(&["delete", "deployment", "holder", "guest", "--timeout=60s"])?;
+    let landed = trial.landed("app=stray", 1)?;
+    ensure!(landed.keys().eq(["node-b"]), "landed on {landed:?}");
+    trial.cleared(&["pods", "--all", "--now"])?;
+    trial.cluster.kubectl(&["delete", "pvc", "data", "--timeout=60s"])?;
+    trial.cluster.kubectl(&["delete", "pv", volume, "--timeout=60s"])?;
+    Ok(())
+}
+
+#[test]
 fn malformed_annotations_are_refused_and_other_pods_never_looked_at() -> Result<()> {
     let trial = Trial::new("placement-admission")?;
     for (annotation, value, words) in [

@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use transship_tests::cluster::{Cluster, Pod, condition};
+use transship_tests::{
+    cluster::{Cluster, Pod, condition},
+    line::Line,
+};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -118,27 +121,6 @@ spec:
           lifecycle: {preStop: {httpGet: {path: /stop, port: 8080}}}
           readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
 "#;
-
-struct Line {
-    reader: BufReader<TcpStream>,
-}
-
-impl Line {
-    fn connect(pod: &Pod, port: u16) -> Result<Line> {
-        let stream = TcpStream::connect((pod.ip.as_str(), port))
-            .with_context(|| format!("connecting to {}:{port}", pod.ip))?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        Ok(Line { reader: BufReader::new(stream) })
-    }
-
-    fn ask(&mut self) -> Result<String> {
-        self.reader.get_mut().write_all(b"x")?;
-        let mut line = String::new();
-        self.reader.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "the connection was closed");
-        Ok(line.trim().to_owned())
-    }
-}
 
 fn moved(cluster: &Cluster, selector: &str, before: &Pod) -> Result<Pod> {
     let migration = cluster.migrate(&before.name, before.other_node())?;

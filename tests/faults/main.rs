@@ -7,39 +7,64 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use libtest_mimic::{Arguments, Trial};
 use transship_tests::faults::{
     cell::Cell,
     driver,
+    stage::Stage,
     table::{self, Row},
 };
 
 /// Names the file for the table of a run of all cells in which all held.
 const TABLE: &str = "TRANSSHIP_FAULTS_TABLE";
 
-type Rows = Arc<Mutex<Vec<Row>>>;
+/// Asks for [`matrix::SOME`] instead of all.
+const SOME: &str = "TRANSSHIP_FAULTS_SOME";
+
+/// What the cells share, set when the first one needs it.
+#[derive(Default)]
+struct Run {
+    stage: Option<Stage>,
+    rows: Vec<Row>,
+}
+
+type Shared = Arc<Mutex<Run>>;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let rows = Rows::default();
-    let cells = matrix::all();
+    let run = Shared::default();
+    let mut cells = matrix::all();
     let count = cells.len();
     check_names(&cells);
-    let trials = cells.into_iter().map(|cell| trial(cell, &rows)).collect();
+    if std::env::var_os(SOME).is_some() {
+        cells.retain(|cell| matrix::SOME.contains(&cell.name().as_str()));
+        assert_eq!(cells.len(), matrix::SOME.len(), "a cell of the few is not in the matrix");
+    }
+    let trials = cells.into_iter().map(|cell| trial(cell, &run)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
-    eprint!("{}", table::lines(&rows));
-    if rows.len() == count
+    let mut run = lock(&run);
+    eprint!("{}", table::lines(&run.rows));
+    if let Some(stage) = run.stage.take()
+        && let Err(error) = stage.strike()
+    {
+        eprintln!("in the end: {error:?}");
+        return ExitCode::FAILURE;
+    }
+    if run.rows.len() == count
         && let Some(path) = std::env::var_os(TABLE).map(PathBuf::from)
-        && let Err(error) = std::fs::write(&path, table::document(&rows))
+        && let Err(error) = std::fs::write(&path, table::document(&run.rows))
     {
         eprintln!("cannot write {}: {error}", path.display());
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()
+}
+
+fn lock(run: &Shared) -> MutexGuard<'_, Run> {
+    run.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A name that stands twice would hide a test.
@@ -48,16 +73,28 @@ fn check_names(cells: &[Cell]) {
     assert_eq!(names.len(), cells.len(), "a cell stands twice in the matrix");
 }
 
-fn trial(cell: Cell, rows: &Rows) -> Trial {
-    let rows = rows.clone();
-    let run = move || {
-        let row = driver::run(&cell).map_err(|error| {
+fn trial(cell: Cell, run: &Shared) -> Trial {
+    let run = run.clone();
+    let trial = move || {
+        let mut run = lock(&run);
+        let row = hold(&mut run, &cell).map_err(|error| {
             // Not only at the end of a run of hours.
             eprintln!("{}: {error:?}", cell.name());
             format!("{error:#}").lines().next().unwrap_or_default().to_owned()
         })?;
-        rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
+        run.rows.push(row);
         Ok(())
     };
-    Trial::test(cell.name(), run)
+    Trial::test(cell.name(), trial)
+}
+
+/// A cell that fails leaves the stage in disorder: the next one gets another.
+fn hold(run: &mut Run, cell: &Cell) -> anyhow::Result<Row> {
+    let stage = match run.stage.take() {
+        Some(stage) => stage,
+        None => Stage::set()?,
+    };
+    let row = driver::run(&stage, cell)?;
+    run.stage = Some(stage);
+    Ok(row)
 }

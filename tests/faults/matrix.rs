@@ -7,9 +7,11 @@ use transship_api::Role::{Source, Target};
 use transship_tests::{
     faults::{
         cell::{Cell, cells},
+        chart::Chart::{Rollback, Upgrade},
         fault::{
             Fault::{
-                self, Cut, FillDisk, Kill, KillLeader, KillOperators, PauseApi, PowerOff, User,
+                self, Chart, Cut, FillDisk, Kill, KillLeader, KillOperators, PauseApi, PowerOff,
+                TakeMemory, User,
             },
             Length::{Briefly, Long},
         },
@@ -38,6 +40,22 @@ use transship_tests::{
 pub fn all() -> Vec<Cell> {
     GROUPS.iter().flat_map(|(moments, faults, outcomes)| cells(moments, faults, outcomes)).collect()
 }
+
+/// Those of every run of all tests: one or two of each kind of moment and of fault.
+pub const SOME: [&str; 12] = [
+    "kill_target_agent_while_the_target_is_made",
+    "corrupt_the_stream_while_the_target_starts",
+    "kill_source_holder_while_dumping",
+    "cut_node_to_node_briefly_while_dumping",
+    "kill_target_runc_while_restoring",
+    "pause_api_briefly_when_both_have_voted",
+    "kill_source_shim_when_both_have_voted",
+    "kill_target_holder_while_thawing",
+    "kill_operators_before_the_confirmation",
+    "power_off_target_briefly_before_the_confirmation",
+    "migrate_again_while_handing_over",
+    "kill_source_agent_while_releasing",
+];
 
 type Group = (&'static [Moment], &'static [Fault], &'static [Outcome]);
 
@@ -111,6 +129,7 @@ const GROUPS: &[Group] = &[
     // The sides vote meanwhile, and the target's dead-man ends it for good.
     (&[Dumping], &[Cut(Api(Target), Long), PauseApi(Long)], &[Moved, Stayed, TargetLost]),
     (&[Freezing], &[FillDisk(Source), FillDisk(Target)], &[Moved, Stayed]),
+    (&[TargetStarts, Dumping], &[TakeMemory(Target)], &[Moved, Stayed]),
     // The target's container is restored and held, in the hands of CRIU and its callers.
     (
         &[Restoring],
@@ -224,6 +243,9 @@ const GROUPS: &[Group] = &[
         &[Moved],
     ),
     (&[Thawing, HandingOver], &[PowerOff(Target, Briefly)], &[TargetLost, RestartedThere]),
+    // Each leaves the chart as the next one needs it.
+    (&[TargetStarts, Dumping], &[Chart(Upgrade), Chart(Rollback)], &[Moved, Stayed]),
+    (&[Voted, Thawed, HandingOver], &[Chart(Upgrade), Chart(Rollback)], &[Moved]),
     // People.
     (&[TargetStarts, Dumping], &[User(DeleteMigration), User(StripFinalizer)], &[Stayed, Moved]),
     (&[Voted], &[User(DeleteMigration), User(DeleteTarget), User(StripFinalizer)], &[Stayed]),

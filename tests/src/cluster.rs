@@ -74,15 +74,17 @@ impl Cluster {
         Ok(())
     }
 
-    fn command(&self) -> Command {
+    /// kubectl with arguments, not started.
+    pub fn kubectl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.kubectl);
         command.env("KUBECONFIG", &self.kubeconfig).args(["--namespace", &self.namespace]);
+        command.args(args);
         command
     }
 
     /// Runs kubectl and returns what it did, success or not.
     pub fn try_kubectl(&self, args: &[&str]) -> Result<Output> {
-        self.command().args(args).stdin(Stdio::null()).output().context("running kubectl")
+        self.kubectl_command(args).stdin(Stdio::null()).output().context("running kubectl")
     }
 
     /// Runs kubectl; an error is its stderr. Returns its stdout.
@@ -93,8 +95,7 @@ impl Cluster {
     /// Starts kubectl in the background, its stdout piped.
     pub fn spawn_kubectl(&self, args: &[&str]) -> Result<Child> {
         Ok(self
-            .command()
-            .args(args)
+            .kubectl_command(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -105,8 +106,7 @@ impl Cluster {
     pub fn try_apply(&self, manifest: &str) -> Result<Output> {
         use std::io::Write;
         let mut child = self
-            .command()
-            .args(["apply", "-f", "-"])
+            .kubectl_command(&["apply", "-f", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

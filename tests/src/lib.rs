@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod counter;
 pub mod faults;
+pub mod line;
 pub mod node;
 pub mod prober;
 pub mod residue;

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::cluster::Cluster;
 
@@ -24,8 +24,11 @@ for f in /var/lib/cni/networks/*/[0-9]*; do [ -e "$f" ] && echo "IP lease $f"; d
 nft list tables 2>/dev/null | grep transship | sed 's/^/nft /'
 awk '$5 ~ "transship|/kubelet/pods/|k8s.io" {print "mount " $5}' /proc/self/mountinfo
 for c in freezer memory pids; do find /sys/fs/cgroup/$c/kubepods -mindepth 2 -type d 2>/dev/null | sed 's/^/cgroup /'; done
-ctr -n k8s.io snapshots ls 2>/dev/null | awk '$3 == "Active" {print "snapshot " $1}'
-ctr -n k8s.io containers ls -q | sed 's/^/container /'
+# What has no task any more is only a name and a directory: kubelet removes it, once a minute.
+tasks=$(ctr -n k8s.io tasks ls -q)
+has_task() { case "$tasks" in *$1*) echo "$2 $1" ;; *) echo "ended $2 $1" ;; esac; }
+for s in $(ctr -n k8s.io snapshots ls 2>/dev/null | awk '$3 == "Active" {print $1}'); do has_task $s snapshot; done
+for c in $(ctr -n k8s.io containers ls -q); do has_task $c container; done
 ip -o link show type veth | awk '{sub(/@.*/, "", $2); print "link " $2}'
 ls /var/lib/kubelet/pods | sed 's/^/pod directory /'
 for p in /proc/[0-9]*; do
@@ -51,8 +54,11 @@ pub fn both_nodes(cluster: &Cluster) -> Result<BTreeSet<String>> {
     Ok(all)
 }
 
-/// How many things there are of each kind on each node: their names change with every pod.
-pub fn kinds(things: &BTreeSet<String>) -> BTreeMap<String, usize> {
+/// How many things there are of each kind on each node.
+pub type Kinds = BTreeMap<String, usize>;
+
+/// Names change with every pod, kinds do not.
+pub fn kinds<'a>(things: impl IntoIterator<Item = &'a String>) -> Kinds {
     let mut counts = BTreeMap::new();
     for thing in things {
         let kind: Vec<&str> = thing.split_whitespace().take(2).collect();
@@ -63,14 +69,48 @@ pub fn kinds(things: &BTreeSet<String>) -> BTreeMap<String, usize> {
 
 /// Waits until there is no more of anything than `before`.
 pub fn nothing_new(cluster: &Cluster, before: &BTreeSet<String>) -> Result<()> {
-    let (allowed, mut after) = (kinds(before), BTreeSet::new());
-    let settled = cluster.await_that("nothing is left behind", Duration::from_secs(60), || {
-        after = both_nodes(cluster)?;
-        let fits = |(kind, count): (&String, &usize)| allowed.get(kind).is_some_and(|a| count <= a);
-        Ok(kinds(&after).iter().all(fits))
-    });
-    settled.with_context(|| {
+    let allowed = kinds(before);
+    no_more_than(cluster, &allowed, Duration::from_secs(90), |_| true).map_err(|(error, after)| {
         let new: Vec<_> = after.difference(before).collect();
-        format!("left behind, or new: {new:#?}\nbefore: {allowed:#?}")
+        error.context(format!("left behind, or new: {new:#?}\nbefore: {allowed:#?}"))
     })
+}
+
+/// Waits until there is no more of anything that `counts` than is allowed. An error comes with what
+/// there is.
+pub fn no_more_than(
+    cluster: &Cluster,
+    allowed: &Kinds,
+    patience: Duration,
+    counts: impl Fn(&str) -> bool,
+) -> Result<(), (anyhow::Error, BTreeSet<String>)> {
+    let mut after = BTreeSet::new();
+    let settled = cluster.await_that("nothing is left behind", patience, || {
+        after = both_nodes(cluster)?;
+        after.retain(|thing| counts(thing));
+        Ok(fits(&kinds(&after), allowed))
+    });
+    settled.map_err(|error| (error, after))
+}
+
+/// Whether nothing is more than is allowed.
+fn fits(kinds: &Kinds, allowed: &Kinds) -> bool {
+    kinds.iter().all(|(kind, count)| allowed.get(kind).is_some_and(|allowed| count <= allowed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_more_of_a_kind_is_too_much_and_another_name_is_not() {
+        let things = |names: &[&str]| -> BTreeSet<String> {
+            names.iter().map(|name| (*name).to_owned()).collect()
+        };
+        let before = kinds(&things(&["node-a: link x", "node-a: link y", "node-b: link z"]));
+        assert_eq!(before["node-a: link"], 2);
+        assert!(fits(&kinds(&things(&["node-a: link p", "node-a: link q"])), &before));
+        assert!(!fits(&kinds(&things(&["node-b: link p", "node-b: link q"])), &before));
+        assert!(!fits(&kinds(&things(&["node-a: record u"])), &before));
+    }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1 as corev1;
 use kube::runtime::reflector::{self, Store};
@@ -11,6 +12,9 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 use transship_api::{Migration, Node};
+
+/// How long an answer may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Questions to the API server.
 #[derive(Clone)]
@@ -61,9 +65,14 @@ impl Cluster {
     }
 
     /// Whether no pod of this UID exists.
-    pub async fn pod_is_gone(&self, namespace: &str, name: &str, uid: &str) -> kube::Result<bool> {
+    pub async fn pod_is_gone(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+    ) -> anyhow::Result<bool> {
         let pods: Api<corev1::Pod> = Api::namespaced(self.client.clone(), namespace);
-        let found = pods.get_metadata_opt(name).await?;
+        let found = answer(pods.get_metadata_opt(name)).await?;
         Ok(found.is_none_or(|pod| pod.metadata.uid.as_deref() != Some(uid)))
     }
 
@@ -73,19 +82,26 @@ impl Cluster {
         namespace: &str,
         name: &str,
         uid: &str,
-    ) -> kube::Result<bool> {
+    ) -> anyhow::Result<bool> {
         let migrations: Api<Migration> = Api::namespaced(self.client.clone(), namespace);
-        let found = migrations.get_metadata_opt(name).await?;
+        let found = answer(migrations.get_metadata_opt(name)).await?;
         Ok(found.is_none_or(|migration| migration.metadata.uid.as_deref() != Some(uid)))
     }
 
     /// Our Node object of another node.
-    pub async fn node(&self, name: &str) -> kube::Result<Option<Node>> {
-        Api::<Node>::all(self.client.clone()).get_opt(name).await
+    pub async fn node(&self, name: &str) -> anyhow::Result<Option<Node>> {
+        answer(Api::<Node>::all(self.client.clone()).get_opt(name)).await
     }
 
     /// The cluster's own node object.
-    pub async fn core_node(&self, name: &str) -> kube::Result<Option<corev1::Node>> {
-        Api::<corev1::Node>::all(self.client.clone()).get_opt(name).await
+    pub async fn core_node(&self, name: &str) -> anyhow::Result<Option<corev1::Node>> {
+        answer(Api::<corev1::Node>::all(self.client.clone()).get_opt(name)).await
     }
+}
+
+/// The answer, if it comes in time. A question over a connection that has died (a node may have been
+/// cut off) would wait for the kernel to give up; dropped, it takes its connection with it.
+async fn answer<T>(question: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    let answer = tokio::time::timeout(ANSWER_LIMIT, question).await;
+    Ok(answer.context("the API server did not answer in time")??)
 }

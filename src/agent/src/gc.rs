@@ -22,11 +22,9 @@ use crate::telemetry::{Kind, Telemetry};
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_secs(5);
-/// Every so many looks addresses, too: each of them costs a question to the API server.
-const LEASES_EACH: u64 = 6;
 /// How long one look may take, other nodes' answers included.
 const ROUND_LIMIT: Duration = Duration::from_secs(120);
-/// What is younger may be about to be used.
+/// What is younger and has no record yet may be about to get one.
 const YOUNG: Duration = Duration::from_secs(20);
 /// Prefix of a directory on its way out; no migration has such a name.
 const GOING: &str = ".gone-";
@@ -80,10 +78,8 @@ impl Collector {
                 tracing::info!(migration = side.uid, role = %side.role, "a migration that is over was removed");
             }
         }
-        if round.is_multiple_of(LEASES_EACH) {
-            for _ in 0..self.leases.collect(&self.cluster, &self.relay).await {
-                self.count("lease");
-            }
+        for _ in 0..self.leases.collect(&self.cluster, &self.relay, round).await {
+            self.count("lease");
         }
         Ok(())
     }
@@ -94,9 +90,6 @@ impl Collector {
 
     async fn record_is_over(&self, uid: &str, sides: &[Side]) -> anyhow::Result<bool> {
         let pod = self.host.pod(uid)?;
-        if is_young(pod.path()) {
-            return Ok(false);
-        }
         let record = match pod.read_record() {
             Ok(record) => record,
             // It refuses its pod, and tells no name by which the pod could be looked for.
@@ -109,7 +102,7 @@ impl Collector {
                 return Ok(false);
             }
         };
-        if !may_go(uid, record.as_ref(), sides) {
+        if record.is_none() && is_young(pod.path()) || !may_go(uid, record.as_ref(), sides) {
             return Ok(false);
         }
         // The cheap question first, of the cache; then the ones that count.
@@ -128,9 +121,6 @@ impl Collector {
     /// The operator forgets sides that are over; this is for those whose Migration has vanished.
     async fn side_is_over(&self, side: &Side) -> anyhow::Result<bool> {
         let Some(task) = side.task.as_ref().filter(|_| side.closed) else { return Ok(false) };
-        if is_young(side.dir.path()) {
-            return Ok(false);
-        }
         let migration = &task.migration;
         let gone =
             self.cluster.migration_is_gone(&migration.namespace, &migration.name, &migration.uid);

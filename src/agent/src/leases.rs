@@ -20,6 +20,11 @@ use crate::migrations;
 use crate::relay::Relay;
 use crate::runtime::Runtime;
 
+/// So few addresses are all asked about in one round.
+const AT_ONCE: usize = 4;
+/// Every address is asked about once in so many rounds.
+const ROUNDS: u64 = 6;
+
 /// Lends and gives back.
 #[derive(Clone)]
 pub struct Leases {
@@ -80,7 +85,7 @@ impl Leases {
         let sources = sides.iter().filter(|side| side.role == Role::Source).filter_map(|side| {
             let task = side.task.as_ref()?;
             let network = task.network.as_ref()?;
-            (network.address().ok()? == ip).then_some(&task.pod.uid)
+            network.addresses().ok()?.contains(&ip).then_some(&task.pod.uid)
         });
         let dirs = data_dirs(&self.host.join(&self.cni_conf_dir));
         for pod_uid in sources {
@@ -103,8 +108,8 @@ impl Leases {
         Ok(all.into_iter().map(|sandbox| sandbox.id).collect())
     }
 
-    /// Gives back every address whose pod is gone; returns how many.
-    pub async fn collect(&self, cluster: &Cluster, relay: &Relay) -> usize {
+    /// Gives back every address whose pod is gone, of those whose turn it is; returns how many.
+    pub async fn collect(&self, cluster: &Cluster, relay: &Relay, round: u64) -> usize {
         let leases = match lease::list(&self.host) {
             Ok(leases) => leases,
             Err(error) => {
@@ -113,7 +118,7 @@ impl Leases {
             }
         };
         let mut given_back = 0;
-        for lease in leases {
+        for lease in turn(leases, round) {
             match self.is_over(&lease, cluster, relay).await {
                 Ok(false) => {}
                 Ok(true) => match lease::give_back(&self.host, lease.ip) {
@@ -161,6 +166,14 @@ impl Leases {
     }
 }
 
+/// Those that are asked about in this round. Each costs a question to the API server, so that of many
+/// a part is asked about at a time; every one has its turn in [`ROUNDS`] rounds.
+fn turn(leases: Vec<Lease>, round: u64) -> impl Iterator<Item = Lease> {
+    let parts = u64::try_from(leases.len() / AT_ONCE).unwrap_or(ROUNDS).clamp(1, ROUNDS);
+    let its_turn = move |place: u64| place % parts == round % parts;
+    (0..).zip(leases).filter(move |(place, _)| its_turn(*place)).map(|(_, lease)| lease)
+}
+
 fn refused(error: transship_host::Error) -> Status {
     match error {
         transship_host::Error::Invalid { .. } => Status::invalid_argument(error.chain()),
@@ -187,6 +200,35 @@ fn data_dirs(cni_conf_dir: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_addresses_have_their_turn_in_each_round_and_many_in_some() {
+        let lease = |last: u8| Lease {
+            version: lease::LEASE_VERSION,
+            ip: IpAddr::from([10, 0, 0, last]),
+            file: PathBuf::new(),
+            interface: "eth0".into(),
+            owner: LeaseOwner {
+                pod_uid: String::new(),
+                pod_namespace: String::new(),
+                pod_name: String::new(),
+                node: String::new(),
+            },
+        };
+        for (count, most) in [(0, 0), (3, 3), (7, 7), (8, 4), (100, 17)] {
+            let leases: Vec<Lease> = (0..count).map(lease).collect();
+            let mut asked = vec![0; usize::from(count)];
+            for round in 1..=ROUNDS {
+                let turn: Vec<Lease> = turn(leases.clone(), round).collect();
+                assert!(turn.len() <= most, "{} of {count}", turn.len());
+                for lease in turn {
+                    let place = leases.iter().position(|other| *other == lease).unwrap();
+                    asked[place] += 1;
+                }
+            }
+            assert!(asked.iter().all(|times| *times >= 1), "{count}: {asked:?}");
+        }
+    }
 
     #[test]
     fn the_directories_of_host_local_are_those_of_the_configuration() {

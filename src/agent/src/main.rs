@@ -42,6 +42,10 @@ use crate::telemetry::Telemetry;
 /// How long data connections may go on after the agent was told to end.
 const GRACE: Duration = Duration::from_secs(20);
 
+/// How long connecting to the API server may take: a packet that was lost is sent again ever more
+/// seldom, so that one long wait takes longer than some short ones.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
 fn main() -> anyhow::Result<()> {
     // The one provider in this process; a second would make the first use panic.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -77,7 +81,9 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
     let hostns = hostns::HostNs::new(&args.host_root);
     let telemetry = Telemetry::new();
     let runtime = runtime::Runtime::new(&host, &args);
-    let client = kube::Client::try_default().await.context("no way to the API server")?;
+    let mut config = kube::Config::infer().await.context("no way to the API server")?;
+    config.connect_timeout = Some(CONNECT_LIMIT);
+    let client = kube::Client::try_from(config)?;
     let identity = Arc::new(identity::discover(&client, &args).await?);
     tracing::info!(control = %identity.control, data = %identity.data, "this node");
 
@@ -105,6 +111,7 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
     let relay = relay::Relay {
         host: host.clone(),
         tls: tls.clone(),
+        kubelet_root: args.kubelet_root.clone(),
         runtime: runtime.clone(),
         telemetry: telemetry.clone(),
     };

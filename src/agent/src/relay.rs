@@ -12,7 +12,7 @@
 //! node has a sandbox of a pod (for addresses that it uses and that belong to another node).
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transship_host::HostRoot;
 use transship_host::paths::Role;
+use transship_runtime::cri::Remains;
 
 use crate::certs::Current;
 use crate::runtime::Runtime;
@@ -37,6 +38,13 @@ use crate::tls;
 
 /// How long connecting, the handshake and the first line may take together.
 const BEGIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long a connection may be silent before its peer is probed, how often then, and how many times
+/// in vain.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBE_EACH: Duration = Duration::from_secs(3);
+const PROBES: u32 = 4;
+/// How long what was sent may go unacknowledged.
+const SENT_LIMIT: Duration = Duration::from_secs(30);
 /// The longest first line.
 const MAX_LINE: usize = 4096;
 /// Bytes moved at a time, each way.
@@ -83,6 +91,8 @@ pub struct Relay {
     pub host: HostRoot,
     /// TLS in force.
     pub tls: Current,
+    /// kubelet's root directory, on the host.
+    pub kubelet_root: PathBuf,
     /// containerd.
     pub runtime: Runtime,
     /// Counters.
@@ -90,9 +100,15 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Whether this node has a sandbox of the pod, ready or not.
+    /// Whether this node has a sandbox of the pod: one that runs or is on the network, or an ended one
+    /// of a pod that kubelet has not let go, which may get another. The names of ended sandboxes that
+    /// containerd keeps until kubelet's next collection, a minute later, are none.
     pub async fn has_sandbox(&self, pod_uid: &str) -> anyhow::Result<bool> {
-        Ok(self.runtime.cri().await?.has_sandbox(pod_uid).await?)
+        Ok(match self.runtime.cri().await?.remains(pod_uid).await? {
+            Remains::Sandbox => true,
+            Remains::Name => self.host.join(&self.kubelet_root).join("pods").join(pod_uid).exists(),
+            Remains::Nothing => false,
+        })
     }
 
     /// Whether another node has one, by its own word.
@@ -121,7 +137,7 @@ impl Relay {
         let stream = TcpStream::connect(address)
             .await
             .with_context(|| format!("cannot connect to {node} at {address}"))?;
-        stream.set_nodelay(true)?;
+        prepare(&stream)?;
         let name = ServerName::try_from(tls::node_name(node))?;
         let connecting = TlsConnector::from(tls.client).connect(name, stream);
         connecting.await.with_context(|| format!("TLS with {node}"))
@@ -183,7 +199,7 @@ impl Relay {
     }
 
     async fn inward(&self, stream: TcpStream) -> anyhow::Result<()> {
-        stream.set_nodelay(true)?;
+        prepare(&stream)?;
         let begin = async {
             let tls = self.tls.borrow().clone().context("this agent has no certificate yet")?;
             let mut stream = TlsAcceptor::from(tls.server).accept(stream).await?;
@@ -238,6 +254,19 @@ impl Relay {
         copied?;
         Ok(())
     }
+}
+
+/// A small delay matters more than a few more packets; and a peer that is off or cut off is noticed,
+/// whether something is to be sent to it or only awaited from it.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, PROBE_EACH)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    let limit = u32::try_from(SENT_LIMIT.as_millis()).unwrap_or(u32::MAX);
+    Ok(sockopt::set_tcp_user_timeout(stream, limit)?)
 }
 
 /// A holder that was just started may not listen yet; the caller bounds the wait.

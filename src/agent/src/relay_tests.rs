@@ -20,7 +20,8 @@ fn node(authority: &Authority, name: &str) -> Node {
     let host = HostRoot::at(dir.path());
     let args = crate::args::Args::try_parse_from(["agent", "--node-name", name]).unwrap();
     let runtime = Runtime::new(&host, &args);
-    let relay = Relay { host, tls, runtime, telemetry: Telemetry::new() };
+    let kubelet_root = args.kubelet_root.clone();
+    let relay = Relay { host, tls, kubelet_root, runtime, telemetry: Telemetry::new() };
     Node { dir, relay, stop: CancellationToken::new() }
 }
 

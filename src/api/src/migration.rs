@@ -345,10 +345,15 @@ pub struct MigrationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub choice_message: Option<String>,
-    /// The pod's address, which moves with it.
+    /// The pod's address, where it moves with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub address: Option<String>,
+    /// Its further addresses: that of the other family in a dual-stack cluster. They move with it, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub other_addresses: Vec<String>,
     /// When work on it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
@@ -386,6 +391,8 @@ pub struct MigrationStatus {
 
 /// The most rounds a status holds.
 pub const MAX_ROUNDS: usize = 64;
+/// The longest `choiceMessage`, in characters.
+pub const MAX_CHOICE_MESSAGE: usize = 1024;
 /// The most violations a status holds.
 pub const MAX_VIOLATIONS: usize = 32;
 

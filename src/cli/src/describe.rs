@@ -48,13 +48,14 @@ fn describe(migration: &Migration, events: &[Event]) -> String {
     };
     let mode = status.chosen_mode.unwrap_or(migration.spec.mode);
     let network = status.chosen_network.unwrap_or(migration.spec.network);
+    let addresses: Vec<String> = status.address.into_iter().chain(status.other_addresses).collect();
     let mut text = String::new();
     for (label, value) in [
         ("Name", migration.name_any()),
         ("Pod", migration.spec.pod_name.clone()),
         ("From", side(&status.source)),
         ("To", side(&status.target)),
-        ("Address", or_dash(status.address.as_deref())),
+        ("Address", or_dash(Some(&addresses.join(", ")))),
         ("Mode", format!("{mode:?}, network {network:?}")),
         ("Step", status.step.map_or("Pending", Step::as_str).to_owned()),
         ("Decision", status.decision.map_or("-".to_owned(), |decision| format!("{decision:?}"))),

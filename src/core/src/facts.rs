@@ -306,6 +306,9 @@ pub struct NetworkFacts {
     pub gateway: String,
     /// Further global addresses, `address/prefix`, on any interface.
     pub other_addresses: Vec<String>,
+    /// Addresses of the loopback device besides the usual ones: former addresses of a moved pod to
+    /// which sockets may be bound.
+    pub loopback_addresses: Vec<String>,
     /// Interfaces besides the main one and the loopback.
     pub other_interfaces: Vec<String>,
     /// Routes that the main interface's address does not imply, `destination/prefix via gateway`.
@@ -314,6 +317,9 @@ pub struct NetworkFacts {
     pub cni: CniFacts,
     /// Established connections by peer; at most [`MAX_PEERS`].
     pub peers: Vec<PeerFacts>,
+    /// Established connections that leave with the node's own address, by peer with its port; at
+    /// most [`MAX_PEERS`].
+    pub translated: Vec<PeerFacts>,
     /// Established connections in all, those within the pod left out.
     pub connections: u64,
     /// Connections whose handshake has not ended.
@@ -406,6 +412,13 @@ pub struct IpcFacts {
     pub sysv_queues: u64,
     /// POSIX message queues.
     pub posix_queues: u64,
+}
+
+impl NetworkFacts {
+    /// Its further addresses, without the lengths of their prefixes.
+    pub fn other_ips(&self) -> impl Iterator<Item = &str> {
+        self.other_addresses.iter().map(|text| text.split('/').next().unwrap_or(text))
+    }
 }
 
 impl PodFacts {

@@ -7,6 +7,8 @@
 //!   create them. [`drop_ipc_objects`] removes queues and semaphores from the other sets. Memory
 //!   segments stay: CRIU attaches processes by them, and `preload/adopt-segments.c` gives it those
 //!   that exist.
+//! * Files whose name was given back for the dump stand in it under another one. [`rename_files`] has
+//!   them opened under theirs.
 
 use std::fs;
 use std::io::{self, Write};
@@ -20,6 +22,9 @@ use crate::proto::{Field, Fields, ProtoError, Value, put_field};
 
 /// Largest image that is read into memory to be mended.
 const MAX_IMAGE: u64 = 256 << 20;
+/// `file_entry.reg`, and `reg_file_entry.name`.
+const FILE_ENTRY_REG: u32 = 3;
+const REG_NAME: u32 = 6;
 /// `file_entry.tfd`.
 const FILE_ENTRY_TFD: u32 = 12;
 /// `timerfd_entry`: vsec, vnsec, isec, insec.
@@ -86,10 +91,28 @@ pub fn drop_ipc_objects(dir: &Path) -> io::Result<usize> {
     Ok(dropped)
 }
 
-/// Rewrites a message; `None` when nothing changes.
-type Fix = fn(&[u8]) -> Result<Option<Vec<u8>>, ProtoError>;
+/// Has files opened under other names: pairs of the name in the image and the one to be opened.
+/// Returns how many there were.
+pub fn rename_files(dir: &Path, names: &[(String, String)]) -> Result<usize, RepairError> {
+    fix_file(dir, "files.img", FILES_MAGIC, |entry| {
+        fix_field(entry, FILE_ENTRY_REG, |file| {
+            fix_field(file, REG_NAME, |name| {
+                let renamed = names.iter().find(|(from, _)| from.as_bytes() == name);
+                Ok(renamed.map(|(_, to)| to.clone().into_bytes()))
+            })
+        })
+    })
+}
 
-fn fix_file(dir: &Path, file: &str, magic: u32, fix: Fix) -> Result<usize, RepairError> {
+/// A message or a field, rewritten; `None` when nothing changes.
+type Mended = Result<Option<Vec<u8>>, ProtoError>;
+
+fn fix_file(
+    dir: &Path,
+    file: &str,
+    magic: u32,
+    fix: impl Fn(&[u8]) -> Mended,
+) -> Result<usize, RepairError> {
     let io_error = |source| RepairError::Io { file: file.into(), source };
     let path = dir.join(file);
     let image = match fs::symlink_metadata(&path) {
@@ -129,21 +152,24 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-fn fix_file_entry(message: &[u8]) -> Result<Option<Vec<u8>>, ProtoError> {
+fn fix_file_entry(message: &[u8]) -> Mended {
+    fix_field(message, FILE_ENTRY_TFD, fix_timerfd_entry)
+}
+
+/// Rewrites the fields of this number.
+fn fix_field(message: &[u8], wanted: u32, fix: impl Fn(&[u8]) -> Mended) -> Mended {
     let mut out = Vec::new();
     let mut changed = false;
     for field in Fields::new(message) {
         let field = field?;
         let mended = match field {
-            Field { number: FILE_ENTRY_TFD, value: Value::Bytes(timer) } => {
-                fix_timerfd_entry(timer)?
-            }
+            Field { number, value: Value::Bytes(bytes) } if number == wanted => fix(bytes)?,
             _ => None,
         };
         match mended {
-            Some(timer) => {
+            Some(bytes) => {
                 changed = true;
-                put_field(&mut out, &Field { value: Value::Bytes(&timer), ..field });
+                put_field(&mut out, &Field { value: Value::Bytes(&bytes), ..field });
             }
             None => put_field(&mut out, &field),
         }
@@ -151,7 +177,7 @@ fn fix_file_entry(message: &[u8]) -> Result<Option<Vec<u8>>, ProtoError> {
     Ok(changed.then_some(out))
 }
 
-fn fix_timerfd_entry(message: &[u8]) -> Result<Option<Vec<u8>>, ProtoError> {
+fn fix_timerfd_entry(message: &[u8]) -> Mended {
     let (mut value, mut interval) = (0, 0);
     for field in Fields::new(message) {
         match field? {
@@ -244,6 +270,30 @@ mod tests {
         let changed = records(image).iter().zip(records(&mended)).filter(|(a, b)| *a != b).count();
         assert_eq!(changed, 1);
         assert_eq!(fix_timerfds(dir.path()).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_file_of_a_real_dump_is_renamed_and_nothing_else_changes() {
+        let image = include_bytes!("../testdata/files-expired-timerfd.img");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("files.img");
+        fs::write(&path, image).unwrap();
+        let names = [(String::from("/tmp/lock"), String::from("/renamed"))];
+        assert_eq!(rename_files(dir.path(), &names).unwrap(), 1);
+        let mended = fs::read(&path).unwrap();
+        let name = |record: &[u8]| -> Option<String> {
+            let file = find_bytes(record, FILE_ENTRY_REG).unwrap()?;
+            let name = find_bytes(file, REG_NAME).unwrap()?;
+            Some(String::from_utf8_lossy(name).into_owned())
+        };
+        let header = Header::Common(FILES_MAGIC);
+        let before = header.open(image).unwrap().map(Result::unwrap);
+        let after = header.open(&mended).unwrap().map(Result::unwrap);
+        let changed: Vec<_> = before.zip(after).filter(|(a, b)| a != b).collect();
+        assert_eq!(changed.len(), 1);
+        assert_eq!(name(changed[0].0).as_deref(), Some("/tmp/lock"));
+        assert_eq!(name(changed[0].1).as_deref(), Some("/renamed"));
+        assert_eq!(rename_files(dir.path(), &names).unwrap(), 0);
     }
 
     #[test]

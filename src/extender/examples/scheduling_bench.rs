@@ -8,6 +8,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use clap::Parser;
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
@@ -20,6 +21,8 @@ use transship_api as api;
 
 const MARK: &str = "transship.dev/bench";
 const NAMESPACE: &str = "bench-scheduling";
+/// The one that asks the extender, and the one that does not.
+const SCHEDULERS: [&str; 2] = [api::names::SCHEDULER, "default-scheduler"];
 /// Requests under way at a time.
 const PARALLEL: usize = 32;
 /// Whoever writes our Nodes' status.
@@ -36,10 +39,13 @@ struct Args {
     /// Rounds for each scheduler.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Seconds that anything may take: the nodes to become usable, or a round.
+    #[arg(long, default_value_t = 300)]
+    limit: u64,
 }
 
 #[tokio::main]
-async fn main() -> kube::Result<()> {
+async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let config = Config::infer().await.unwrap();
     let mut as_operator = config.clone();
@@ -49,31 +55,59 @@ async fn main() -> kube::Result<()> {
     let operator = Client::try_from(as_operator)?;
     let names: Vec<String> = (0..args.nodes).map(|n| format!("bench-{n:04}")).collect();
     remove(&client, &names).await;
-    make(&client, &operator, &names).await?;
-    tokio::select! {
-        done = measure(&client, &args) => done?,
-        () = beat(&client, &operator, &names) => {}
-    }
+    let measured = async {
+        make(&client, &operator, &names).await?;
+        tokio::select! {
+            done = measure(&client, &args) => done,
+            () = beat(&client, &operator, &names) => Ok(()),
+        }
+    };
+    let measured = measured.await;
+    // Whatever came of it.
     remove(&client, &names).await;
-    Ok(())
+    measured
 }
 
-async fn measure(client: &Client, args: &Args) -> kube::Result<()> {
-    usable(client).await?;
-    println!("{} pods on {} nodes, seconds until all are bound", args.pods, args.nodes);
+async fn measure(client: &Client, args: &Args) -> anyhow::Result<()> {
+    let limit = Duration::from_secs(args.limit);
+    tokio::time::timeout(limit, usable(client)).await.context("the nodes are not usable")??;
+    println!(
+        "{} pods on {} nodes, {} rounds for each scheduler",
+        args.pods, args.nodes, args.rounds
+    );
+    println!(
+        "{:<20} {:>16} {:>16} {:>10}",
+        "scheduler", "all created (s)", "all bound (s)", "pods/s"
+    );
+    let mut taken = [const { Vec::new() }; 2];
     for round in 0..args.rounds {
         // Which one goes first changes, so that warmth favours neither.
-        let mut schedulers = [api::names::SCHEDULER, "default-scheduler"];
-        schedulers.rotate_left(round % 2);
-        for scheduler in schedulers {
-            let (created, bound) = schedule(client, scheduler, args.pods).await?;
-            println!("{scheduler:<20} {bound:>7.2} (all created after {created:.2})");
+        for index in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+            let scheduler = SCHEDULERS[index];
+            let scheduled = schedule(client, scheduler, args.pods);
+            let scheduled = tokio::time::timeout(limit, scheduled).await;
+            let (created, bound) =
+                scheduled.with_context(|| format!("{scheduler} has not bound all in time"))??;
+            let rate = args.pods as f64 / bound;
+            println!("{scheduler:<20} {created:>16.2} {bound:>16.2} {rate:>10.0}");
+            taken[index].push(bound);
         }
     }
+    let [with, without] = taken.map(median);
+    println!(
+        "median until all are bound: {with:.2} s with the extender, {without:.2} s without, {:+.2} ms \
+         for each pod",
+        (with - without) * 1000.0 / args.pods as f64
+    );
     Ok(())
 }
 
-async fn make(client: &Client, operator: &Client, names: &[String]) -> kube::Result<()> {
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of[of.len() / 2]
+}
+
+async fn make(client: &Client, operator: &Client, names: &[String]) -> anyhow::Result<()> {
     let post = PostParams::default();
     let namespace = json!({"metadata": {"name": NAMESPACE}});
     Api::<Namespace>::all(client.clone()).create(&post, &object(namespace)).await?;
@@ -101,6 +135,7 @@ async fn make(client: &Client, operator: &Client, names: &[String]) -> kube::Res
         Ok(())
     })
     .await
+    .context("the nodes could not be made")
 }
 
 /// Kubelets' leases and agents' heartbeats.

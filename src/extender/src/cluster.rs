@@ -60,6 +60,12 @@ impl Cluster {
         self.nodes.values().filter(|slot| slot.known).map(|slot| &slot.node)
     }
 
+    /// Whether a pod on any node mounts the volume of a claim, those included that are assumed to go
+    /// there.
+    pub fn mounts(&self, claim: &str) -> bool {
+        self.nodes.values().any(|slot| slot.node.mounts(claim))
+    }
+
     /// Adds or replaces a node; the pods on it stay. `node` comes without containers.
     pub fn set_node(&mut self, mut node: Node) {
         self.version += 1;

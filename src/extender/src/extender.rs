@@ -7,7 +7,7 @@ use crate::counters::Counters;
 use crate::state::State;
 
 /// Kinds that are followed.
-const KINDS: usize = 4;
+const KINDS: usize = 5;
 
 /// One extender.
 #[derive(Debug)]

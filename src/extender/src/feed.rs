@@ -1,11 +1,12 @@
-//! Keeps the state up to date from watches of pods, of both kinds of node, and of policies.
+//! Keeps the state up to date from watches of pods and their claims, of both kinds of node, and of
+//! policies.
 
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node as CoreNode, Pod};
+use k8s_openapi::api::core::v1::{Node as CoreNode, PersistentVolumeClaim, Pod};
 use kube::runtime::watcher::{Config, Event};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
@@ -21,6 +22,7 @@ pub async fn feed(extender: Arc<Extender>, client: Client, stop: CancellationTok
     let following = async {
         tokio::join!(
             follow::<Pod>(&extender, &client),
+            follow::<PersistentVolumeClaim>(&extender, &client),
             follow::<CoreNode>(&extender, &client),
             follow::<api::Node>(&extender, &client),
             follow::<api::MigrationPolicy>(&extender, &client),

@@ -5,7 +5,7 @@
 //!  (same pod,          (localhost, wire)                  │  ▲
 //!   profile transship)                            Cluster ┘  └ Waiting
 //!                                                    ▲            │
-//!                        watches of pods, nodes, policies      touch: a refused pod
+//!                 watches of pods, claims, nodes, policies      touch: a refused pod
 //!                                  (feed)                      is tried again
 //! ```
 //!

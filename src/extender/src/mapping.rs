@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use transship_core::placement::kubernetes::{self, Asked};
-use transship_core::placement::{policy, prepare};
+use transship_core::placement::{policy, prepare, volumes};
 
 use crate::state::{Question, State};
 use crate::waiting::PodName;
@@ -15,8 +15,10 @@ use crate::waiting::PodName;
 /// obeyed.
 pub fn question(pod: &Pod, state: &State) -> Result<Question, String> {
     let policy = policy::applying(state.policies.values(), pod);
-    let Asked { request, mut options } =
+    let Asked { mut request, mut options, .. } =
         kubernetes::asked(pod, policy, None).map_err(|error| error.to_string())?;
+    request.claims =
+        volumes::claims(pod).filter(|claim| state.for_one_node.contains(claim)).collect();
     let uid = pod.uid().unwrap_or_default();
     options.seed = seed(&uid);
     Ok(Question {

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
-use k8s_openapi::api::core::v1::{Node as CoreNode, Pod};
+use k8s_openapi::api::core::v1::{Node as CoreNode, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use transship_api as api;
-use transship_core::placement::kubernetes;
+use transship_core::placement::{kubernetes, volumes};
 
 use crate::mapping;
 use crate::state::State;
@@ -46,6 +46,27 @@ impl Source for Pod {
     fn retain(keys: &HashSet<String>, state: &mut State) {
         state.cluster.retain_pods(keys);
         state.waiting.retain(keys);
+    }
+}
+
+impl Source for PersistentVolumeClaim {
+    fn key(&self) -> String {
+        format!("{}/{}", self.namespace().unwrap_or_default(), self.name_any())
+    }
+
+    fn apply(&self, state: &mut State) {
+        match volumes::is_for_one_node(self) {
+            true => state.for_one_node.insert(self.key()),
+            false => state.for_one_node.remove(&self.key()),
+        };
+    }
+
+    fn remove(&self, state: &mut State) {
+        state.for_one_node.remove(&self.key());
+    }
+
+    fn retain(keys: &HashSet<String>, state: &mut State) {
+        state.for_one_node.retain(|key| keys.contains(key));
     }
 }
 

@@ -1,6 +1,6 @@
 //! What an extender remembers, and how it answers: pure but for the clock, which is an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use transship_api::MigrationPolicy;
@@ -32,6 +32,8 @@ pub struct State {
     pub catalog: Catalog,
     /// Policies, by `namespace/name`.
     pub policies: BTreeMap<String, MigrationPolicy>,
+    /// Claims whose volume one node alone can mount at a time, as `namespace/name`.
+    pub for_one_node: HashSet<String>,
     /// The cluster, as far as it matters to decisions.
     pub cluster: Cluster,
     /// Pods that were refused.
@@ -127,5 +129,6 @@ fn decide<'a>(cluster: &Cluster, request: &Prepared, names: &'a [&'a str]) -> An
             Some(nodes.len() - 1)
         })
         .collect();
-    Answer::new(names, positions, request.place(&nodes))
+    let decision = request.place_where(&nodes, |claim| cluster.mounts(claim));
+    Answer::new(names, positions, decision)
 }

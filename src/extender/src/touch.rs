@@ -17,6 +17,8 @@ use crate::waiting::PodName;
 
 /// How often refused pods are looked at. Changes come in crowds: one look serves them all.
 const PERIOD: Duration = Duration::from_secs(1);
+/// How often in a row; others have their turn between.
+const TURNS: usize = 8;
 
 /// Touches until `stop`.
 pub async fn touch(extender: Arc<Extender>, client: Client, stop: CancellationToken) {
@@ -25,14 +27,12 @@ pub async fn touch(extender: Arc<Extender>, client: Client, stop: CancellationTo
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PERIOD) => {}
         }
-        let due = {
-            let mut state = extender.state();
-            let due = state.due(Instant::now());
-            let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-            extender.counters.assumed.set(count(state.cluster.assumptions()));
-            extender.counters.waiting.set(count(state.waiting.count()));
-            due
-        };
+        let mut due = Vec::new();
+        for _ in 0..TURNS {
+            due.extend(extender.state().due(Instant::now()));
+            tokio::task::yield_now().await;
+        }
+        count(&extender);
         for pod in due {
             match touch_one(&client, &pod).await {
                 Ok(()) => {
@@ -46,6 +46,13 @@ pub async fn touch(extender: Arc<Extender>, client: Client, stop: CancellationTo
             }
         }
     }
+}
+
+fn count(extender: &Extender) {
+    let state = extender.state();
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    extender.counters.assumed.set(count(state.cluster.assumptions()));
+    extender.counters.waiting.set(count(state.waiting.count()));
 }
 
 async fn touch_one(client: &Client, pod: &PodName) -> Result<(), kube::Error> {

@@ -15,8 +15,8 @@ use crate::cluster::Cluster;
 /// kube-scheduler asks again by itself after five minutes; a pod that it has not asked about for
 /// longer is another scheduler's by now.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
-/// Decisions in one go.
-const AT_A_TIME: usize = 32;
+/// Decisions in one go: nobody is answered meanwhile.
+const AT_A_TIME: usize = 4;
 
 /// A pod as the API names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +67,8 @@ impl Waiting {
         let mut elsewhere = HashSet::new();
         // Twice at most: nodes of the soft pass hide those of the hard one.
         loop {
-            let usable = usable(&request, others().filter(|n| !elsewhere.contains(&n.name)));
+            let usable =
+                usable(&request, others().filter(|n| !elsewhere.contains(&n.name)), cluster);
             if usable.is_empty() {
                 break;
             }
@@ -101,7 +102,7 @@ impl Waiting {
         for refused in turns.into_iter().take(AT_A_TIME) {
             refused.version = version;
             let others = cluster.nodes().filter(|n| !refused.elsewhere.contains(&n.name));
-            let usable = usable(&refused.request, others);
+            let usable = usable(&refused.request, others, cluster);
             if !usable.is_empty() {
                 refused.elsewhere.extend(usable);
                 due.push(refused.pod.clone());
@@ -112,7 +113,12 @@ impl Waiting {
 }
 
 /// Names of the nodes that a request could use.
-fn usable<'a>(request: &Prepared, nodes: impl Iterator<Item = &'a Node>) -> Vec<String> {
+fn usable<'a>(
+    request: &Prepared,
+    nodes: impl Iterator<Item = &'a Node>,
+    cluster: &Cluster,
+) -> Vec<String> {
     let nodes: Vec<&Node> = nodes.collect();
-    request.place(&nodes).ranking().map(|position| nodes[position].name.clone()).collect()
+    let decision = request.place_where(&nodes, |claim| cluster.mounts(claim));
+    decision.ranking().map(|position| nodes[position].name.clone()).collect()
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use k8s_openapi::api::core::v1::{Node as CoreNode, Pod};
+use k8s_openapi::api::core::v1::{Node as CoreNode, PersistentVolumeClaim, Pod};
 use rstest::rstest;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -221,6 +221,47 @@ async fn a_node_that_kube_scheduler_does_not_offer_is_no_reason_to_touch() {
     assert_eq!(extender.state().due(Instant::now()).len(), 1);
 }
 
+#[tokio::test]
+async fn a_pod_goes_where_its_volume_is_in_use_and_anywhere_when_it_is_not_any_more() {
+    let extender = extender();
+    for (name, mode) in [("data", "ReadWriteOnce"), ("shared", "ReadWriteMany")] {
+        let claim: PersistentVolumeClaim = of(json!({
+            "metadata": {"name": name, "namespace": "shop"}, "spec": {"accessModes": [mode]},
+        }));
+        claim.apply(&mut extender.state());
+    }
+    let user = |mut pod: Value, claim: &str| {
+        pod["spec"]["volumes"] =
+            json!([{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]);
+        pod
+    };
+    let holder: Pod = of(user(bound("holder", "node-c"), "data"));
+    holder.apply(&mut extender.state());
+    // Spread would take one that is empty.
+    let second = user(pod("second", json!({}), "1"), "data");
+    assert_eq!(schedule(&extender, &second).await.unwrap(), "node-c");
+    assert_ne!(
+        schedule(&extender, &user(pod("free", json!({}), "1"), "shared")).await.unwrap(),
+        "node-c"
+    );
+    Pod::remove(&of(second), &mut extender.state());
+    // Whoever wants it elsewhere waits.
+    let annotations = json!({"transship.dev/constraints": r#"["node==node-b"]"#});
+    let third = user(pod("third", annotations, "1"), "data");
+    let filtered = ask(&extender, "filter", &third, &NODES).await;
+    for node in ["node-a", "node-b"] {
+        let reason = filtered["FailedAndUnresolvableNodes"][node].as_str().unwrap();
+        assert!(reason.contains("--volumes-from=shop/data"), "{reason}");
+    }
+    assert_eq!(extender.state().due(Instant::now()), []);
+    holder.remove(&mut extender.state());
+    assert_eq!(extender.state().due(Instant::now()).len(), 1, "nobody uses it any more");
+    assert_eq!(schedule(&extender, &third).await.unwrap(), "node-b");
+    // What is assumed to go somewhere uses it there.
+    let fourth = user(pod("fourth", json!({}), "1"), "data");
+    assert_eq!(schedule(&extender, &fourth).await.unwrap(), "node-b");
+}
+
 fn bound(name: &str, node: &str) -> Value {
     let mut pod = pod(name, json!({}), "1");
     pod["spec"]["nodeName"] = node.into();
@@ -230,7 +271,12 @@ fn bound(name: &str, node: &str) -> Value {
 #[rstest]
 #[case("not json")]
 #[case("{}")]
+#[case("")]
 #[case(r#"{"Pod": {"metadata": {"uid": "u"}}, "NodeNames": null}"#)]
+#[case(r#"{"Pod": {"metadata": {"name": "p"}}, "NodeNames": ["node-a"]}"#)]
+#[case(r#"{"Pod": {"metadata": {"uid": "u"}}, "NodeNames": ["node-a", 7]}"#)]
+#[case(r#"{"Pod": {"metadata": {"uid": "u"}, "spec": {"containers": 1}}, "NodeNames": []}"#)]
+#[case(&"[".repeat(100_000))]
 #[tokio::test]
 async fn a_malformed_question_is_answered_with_400_and_the_reason(#[case] body: &str) {
     let extender = extender();

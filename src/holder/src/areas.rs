@@ -18,7 +18,7 @@ pub fn volumes(task: &HolderTask) -> Vec<String> {
 
 /// The trees that every container needs before it is restored.
 pub fn shared(task: &HolderTask) -> Vec<Area> {
-    let mut areas = vec![Area::Shm];
+    let mut areas = vec![Area::Shm, Area::Network, Area::Beside];
     areas.extend(volumes(task).into_iter().map(Area::EmptyDir));
     areas
 }
@@ -75,7 +75,13 @@ pub(crate) mod tests {
         let task = task();
         assert_eq!(
             shared(&task),
-            [Area::Shm, Area::EmptyDir("data".into()), Area::EmptyDir("mem".into())]
+            [
+                Area::Shm,
+                Area::Network,
+                Area::Beside,
+                Area::EmptyDir("data".into()),
+                Area::EmptyDir("mem".into())
+            ]
         );
         for (area, expected) in [
             (Area::Rootfs("web".into()), true),
@@ -83,6 +89,8 @@ pub(crate) mod tests {
             (Area::Rootfs("other".into()), false),
             (Area::EmptyDir("h".into()), false),
             (Area::Shm, true),
+            (Area::Network, true),
+            (Area::Beside, true),
         ] {
             assert_eq!(is_expected(&task, &area), expected, "{area}");
         }

@@ -2,12 +2,16 @@
 //! outside of any pod, so that nothing that happens to the agent can disturb it.
 
 mod areas;
+mod beside;
+mod connections;
 mod control;
 mod deadman;
 mod decision;
 mod dirwatch;
 mod engine;
 mod holder;
+mod logs;
+mod names;
 mod pod;
 mod reading;
 mod record;

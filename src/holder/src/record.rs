@@ -43,7 +43,7 @@ pub fn write(holder: &Holder, state: RecordState) -> Result<()> {
     written.context("cannot write the pod's record")
 }
 
-/// Tells the network where the address is. Best effort: the next frame of the pod tells it too,
+/// Tells the network where the addresses are. Best effort: the next frame of the pod tells it too,
 /// and nothing may wait for it.
 pub fn announce(holder: &Holder, pod: Option<&Pod>) {
     let (Some(pod), Some(network)) = (pod, &holder.task.network) else { return };
@@ -54,11 +54,11 @@ pub fn announce(holder: &Holder, pod: Option<&Pod>) {
     if !namespace.exists() {
         return;
     }
-    let told = network
-        .address()
-        .and_then(|ip| Ok((ip, network.hardware_address()?)))
-        .and_then(|(ip, mac)| namespace.announce(&network.interface, ip, mac));
+    let told = network.hardware_address().and_then(|mac| {
+        let announce = |ip| namespace.announce(&network.interface, ip, mac);
+        network.addresses()?.into_iter().try_for_each(announce)
+    });
     if let Err(error) = told {
-        tracing::warn!("the address is not announced: {}", error.chain());
+        tracing::warn!("the pod's address is not announced: {}", error.chain());
     }
 }

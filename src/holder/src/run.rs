@@ -138,10 +138,10 @@ fn ignore_termination(holder: Arc<Holder>) {
 fn clean(holder: &Holder) {
     reserve::give_up(&holder.dir);
     let run = holder.host.holder(&holder.task.migration.uid, holder.task.role);
-    let directories = run
-        .map(|run| run.path().to_path_buf())
-        .into_iter()
-        .chain(["images", "trees", "empty"].map(|name| holder.dir.path().join(name)));
+    let directories = run.map(|run| run.path().to_path_buf()).into_iter().chain(
+        ["images", "trees", "empty", crate::connections::DIR]
+            .map(|name| holder.dir.path().join(name)),
+    );
     for directory in directories {
         if let Err(error) = transship_host::files::remove_tree(&directory) {
             tracing::warn!("{}", error.chain());

@@ -6,6 +6,8 @@
 //!
 //! Every write is durable before it returns: a state that was announced holds after a power loss.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 pub use transship_protocol::RecordState;
@@ -54,10 +56,17 @@ pub struct RecordNetwork {
     pub mode: NetworkMode,
     /// The address, without a prefix length.
     pub ip: String,
+    /// Its further addresses, without prefix lengths: that of the other family on a dual-stack network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_ips: Vec<String>,
     /// The hardware address, colon-separated.
     pub mac: String,
     /// The interface in the pod that carries it.
     pub interface: String,
+    /// Addresses that sockets may be bound to although the pod does not have them any more, without prefix
+    /// lengths: those of earlier moves, and where the address does not move along, the address itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
 }
 
 /// `record.json`.
@@ -110,26 +119,36 @@ impl Record {
 }
 
 impl RecordNetwork {
-    /// Checks address, hardware address and interface name.
+    /// Checks addresses, hardware address and interface name.
     pub fn validate(&self) -> Result<()> {
-        self.address()?;
+        self.addresses()?;
         self.hardware_address()?;
+        self.aliases()?;
         check_interface(&self.interface)
     }
 
-    /// The address.
-    pub fn address(&self) -> Result<std::net::IpAddr> {
-        self.ip.parse().map_err(|_| Error::Invalid {
-            what: "network ip",
-            value: self.ip.clone(),
-            rule: "must be an IP address without a prefix length",
-        })
+    /// All addresses.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>> {
+        [&self.ip].into_iter().chain(&self.other_ips).map(|ip| parse_ip(ip)).collect()
+    }
+
+    /// The addresses that only sockets know any more.
+    pub fn aliases(&self) -> Result<Vec<IpAddr>> {
+        self.aliases.iter().map(|ip| parse_ip(ip)).collect()
     }
 
     /// The hardware address as six bytes.
     pub fn hardware_address(&self) -> Result<[u8; 6]> {
         parse_mac(&self.mac)
     }
+}
+
+fn parse_ip(text: &str) -> Result<IpAddr> {
+    text.parse().map_err(|_| Error::Invalid {
+        what: "network ip",
+        value: text.chars().take(80).collect(),
+        rule: "must be an IP address without a prefix length",
+    })
 }
 
 /// Parses `02:00:0a:f4:01:05`.
@@ -260,8 +279,10 @@ pub(crate) mod tests {
             network: Some(RecordNetwork {
                 mode: NetworkMode::Preserve,
                 ip: "10.244.1.5".into(),
+                other_ips: vec![],
                 mac: "02:00:0a:f4:01:05".into(),
                 interface: "eth0".into(),
+                aliases: vec![],
             }),
         }
     }
@@ -331,11 +352,13 @@ pub(crate) mod tests {
     fn values_that_could_escape_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let pod = HostRoot::at(dir.path()).pod("p-1").unwrap();
-        let cases: [fn(&mut Record); 5] = [
+        let cases: [fn(&mut Record); 7] = [
             |r| r.containers[0].name = "../x".into(),
             |r| r.network.as_mut().unwrap().interface = "eth0\" drop".into(),
             |r| r.network.as_mut().unwrap().interface = "a234567890123456".into(),
             |r| r.network.as_mut().unwrap().ip = "10.0.0.1/8".into(),
+            |r| r.network.as_mut().unwrap().other_ips = vec!["../fd00::1".into()],
+            |r| r.network.as_mut().unwrap().aliases = vec!["lo; drop".into()],
             |r| r.migration_uid = "a/b".into(),
         ];
         for change in cases {

@@ -218,8 +218,10 @@ mod tests {
             network: Some(RecordNetwork {
                 mode: NetworkMode::Preserve,
                 ip: "10.244.1.5".into(),
+                other_ips: vec![],
                 mac: "02:00:00:00:00:05".into(),
                 interface: "eth0".into(),
+                aliases: vec![],
             }),
             host_name: Some("web-7".into()),
             max_frozen_millis: 8000,

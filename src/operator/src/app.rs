@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Node as CoreNode;
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use transship_api::{self as api, Migration, names};
@@ -25,7 +25,7 @@ use crate::controllers::node::Expectation;
 use crate::controllers::{migration, node};
 use crate::events::Events;
 use crate::http::{self, Health};
-use crate::leader::{Elector, End};
+use crate::leader::Elector;
 use crate::metrics::Metrics;
 use crate::pki::issue::Issuer;
 use crate::pki::keeper::Keeper;
@@ -35,7 +35,7 @@ use crate::webhooks::{Handover, Movable};
 /// How long everything may take to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// Runs until a signal, or until the lead is lost.
+/// Runs until a signal.
 pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::default());
@@ -80,16 +80,14 @@ pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
         },
         identity,
         metrics,
-        stop: CancellationToken::new(),
     };
-    let mut leading_work = tokio::spawn(lead_when_elected(lead, leading, stop.clone()));
+    let mut leading_work = tokio::spawn(lead_while_elected(lead, leading));
     let mut election = election;
     tokio::select! {
-        ended = &mut election => match ended? {
-            // A former leader must not finish what it had in hand: the process ends at once.
-            End::Lost => anyhow::bail!("lost the lead"),
-            End::Stopped => Ok(()),
-        },
+        ended = &mut election => {
+            ended?;
+            anyhow::bail!("the election has ended")
+        }
         ended = &mut leading_work => {
             // Whoever leads without working keeps others from leading.
             ended?;
@@ -146,29 +144,35 @@ struct Lead {
     expectation: Expectation,
     identity: watch::Receiver<Option<serving::Identity>>,
     metrics: Arc<Metrics>,
-    stop: CancellationToken,
 }
 
-async fn lead_when_elected(
-    lead: Lead,
-    mut leading: watch::Receiver<bool>,
-    stop: CancellationToken,
-) {
-    let elected = async { leading.wait_for(|leads| *leads).await.is_ok() };
-    tokio::select! {
-        elected = elected => if !elected { return },
-        () = stop.cancelled() => return,
+/// Leads whenever elected. With the lead everything goes that was in hand: another leader goes on
+/// with it. Webhooks and placement are served meanwhile, as in every replica. Returns only when the
+/// controllers end by themselves.
+async fn lead_while_elected(lead: Lead, mut leading: watch::Receiver<bool>) {
+    while leading.wait_for(|leads| *leads).await.is_ok() {
+        lead.metrics.leader.set(1);
+        let lost = tokio::select! {
+            biased;
+            changed = leading.changed() => changed.is_ok(),
+            () = lead.run() => false,
+        };
+        lead.metrics.leader.set(0);
+        if !lost {
+            return;
+        }
     }
-    lead.metrics.leader.set(1);
-    lead.run().await;
 }
 
 impl Lead {
-    async fn run(self) {
-        let core_nodes = cache::<CoreNode>(Api::all(self.client.clone()), self.stop.clone());
-        let nodes = cache::<api::Node>(Api::all(self.client.clone()), self.stop.clone());
-        let policies =
-            cache::<api::MigrationPolicy>(Api::all(self.client.clone()), self.stop.clone());
+    /// One term.
+    async fn run(&self) {
+        let stop = CancellationToken::new();
+        // Also where this is dropped: then nothing goes on.
+        let _end = stop.clone().drop_guard();
+        let core_nodes = cache::<CoreNode>(Api::all(self.client.clone()), stop.clone());
+        let nodes = cache::<api::Node>(Api::all(self.client.clone()), stop.clone());
+        let policies = cache::<api::MigrationPolicy>(Api::all(self.client.clone()), stop.clone());
         // Judging by half-filled caches would refuse migrations to nodes that exist.
         if core_nodes.wait_until_ready().await.is_err()
             || nodes.wait_until_ready().await.is_err()
@@ -194,15 +198,9 @@ impl Lead {
             memory: Memory::default(),
         });
         tokio::join!(
-            migration::run(controller, context.clone(), triggers, self.stop.clone()),
-            node::run(context, self.expectation.clone(), self.stop.clone()),
+            migration::run(controller, context.clone(), triggers, stop.clone()),
+            node::run(context, self.expectation.clone(), stop.clone()),
         );
-    }
-}
-
-impl Drop for Lead {
-    fn drop(&mut self) {
-        self.stop.cancel();
     }
 }
 
@@ -213,7 +211,11 @@ where
     K: serde::de::DeserializeOwned,
 {
     let (reader, writer) = reflector::store();
-    let events = watcher(api, watcher::Config::default()).default_backoff().reflect(writer);
+    let events = watcher(api, watcher::Config::default())
+        .default_backoff()
+        // Nobody looks at them, and they may be half of an object.
+        .modify(|object: &mut K| object.managed_fields_mut().clear())
+        .reflect(writer);
     tokio::spawn(async move {
         let mut events = events.boxed();
         let keep = async {

@@ -2,8 +2,8 @@
 //! monotonic time of the last observed change (never by comparing clocks with the holder), every
 //! write is a compare-and-swap, and who cannot renew in time stops at once.
 //!
-//! [`decide`] is pure; [`Elector`] reads, writes and keeps time. A lost lease ends the process: a
-//! former leader must not go on with what it had in hand.
+//! [`decide`] is pure; [`Elector`] reads, writes and keeps time. Who has lost the lead is a candidate
+//! again; whoever watches it must then drop what it had in hand.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 /// still until there is a leader; and it may be short, because what is recorded does not depend on
 /// there being only one (a former leader's write fails by its resourceVersion).
 pub const LEASE_DURATION: Duration = Duration::from_secs(6);
-/// A leader that could not renew for so long stops.
+/// A leader that could not renew for so long is none any more.
 pub const RENEW_DEADLINE: Duration = Duration::from_secs(4);
 /// Pause between two tries.
 pub const RETRY_PERIOD: Duration = Duration::from_secs(1);
@@ -61,15 +61,6 @@ pub fn decide(lease: Option<&LeaseSpec>, identity: &str, unchanged: Duration) ->
     }
 }
 
-/// Why leading ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It was asked to stop; the lease has been released.
-    Stopped,
-    /// The lease could not be renewed in time, or somebody else took it.
-    Lost,
-}
-
 /// Takes part in the election.
 pub struct Elector {
     leases: Api<Lease>,
@@ -81,7 +72,8 @@ pub struct Elector {
 }
 
 impl Elector {
-    /// A candidate, and where it can be seen whether it leads.
+    /// A candidate, and where it can be seen whether it leads: each change is seen there, also of
+    /// one who leads again at once.
     pub fn new(
         client: Client,
         namespace: &str,
@@ -100,8 +92,8 @@ impl Elector {
         (elector, watched)
     }
 
-    /// Takes part until `stop`, or until the lead is lost.
-    pub async fn run(mut self, stop: CancellationToken) -> End {
+    /// Takes part until `stop`, and then releases the lead.
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut renewed: Option<Instant> = None;
         loop {
             let limit = renewed.map_or(RENEW_DEADLINE, |at| {
@@ -116,20 +108,23 @@ impl Elector {
                 Ok(Ok(true)) => {
                     // Counted from when it was sent: it may have been applied right then.
                     renewed = Some(sent);
-                    if !self.leading.send_replace(true) {
+                    if self.set(true) {
                         tracing::info!(identity = self.identity, "leading");
                     }
                 }
-                Ok(Ok(false)) if renewed.is_some() => {
-                    tracing::error!("somebody else took the lead");
-                    return self.lost();
+                Ok(Ok(false)) => {
+                    if renewed.take().is_some() {
+                        self.set(false);
+                        tracing::error!("somebody else took the lead");
+                    }
                 }
-                Ok(Ok(false)) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "the lease could not be renewed"),
                 Err(_) => tracing::warn!("the lease could not be renewed in time"),
             }
             if renewed.is_some_and(|at| at.elapsed() >= RENEW_DEADLINE) {
-                return self.lost();
+                renewed = None;
+                self.set(false);
+                tracing::error!("lost the lead");
             }
             tokio::select! {
                 () = stop.cancelled() => return self.release(renewed.is_some()).await,
@@ -144,9 +139,9 @@ impl Elector {
         RETRY_PERIOD + Duration::from_millis(spread % SPREAD_MILLIS)
     }
 
-    fn lost(&self) -> End {
-        self.leading.send_replace(false);
-        End::Lost
+    /// Whether that is something new.
+    fn set(&self, leads: bool) -> bool {
+        self.leading.send_if_modified(|led| std::mem::replace(led, leads) != leads)
     }
 
     /// Whether we hold the lease now.
@@ -217,8 +212,8 @@ impl Elector {
     }
 
     /// Lets the next leader begin at once.
-    async fn release(self, held: bool) -> End {
-        self.leading.send_replace(false);
+    async fn release(self, held: bool) {
+        self.set(false);
         if held && let Ok(Some(mut lease)) = self.leases.get_opt(&self.name).await {
             let ours = |spec: &&mut LeaseSpec| {
                 spec.holder_identity.as_deref() == Some(self.identity.as_str())
@@ -233,15 +228,94 @@ impl Elector {
                 }
             }
         }
-        End::Stopped
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use axum::body::Body;
+    use axum::http::{Method, Request, Response, StatusCode};
     use rstest::rstest;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    /// An API server with one lease.
+    #[derive(Clone, Default)]
+    struct ApiServer {
+        lease: Arc<Mutex<Option<Value>>>,
+        down: Arc<AtomicBool>,
+    }
+
+    impl ApiServer {
+        fn client(&self) -> Client {
+            let server = self.clone();
+            let service =
+                move |request: Request<kube::client::Body>| server.clone().answer(request);
+            Client::new(tower::service_fn(service), "ns")
+        }
+
+        async fn answer(
+            self,
+            request: Request<kube::client::Body>,
+        ) -> Result<Response<Body>, std::io::Error> {
+            if self.down.load(Ordering::Relaxed) {
+                return Err(std::io::Error::other("down"));
+            }
+            let reads = request.method() == Method::GET;
+            let body = axum::body::to_bytes(Body::new(request.into_body()), 1 << 20).await;
+            let body = body.map_err(std::io::Error::other)?;
+            let mut lease = self.lease.lock().unwrap();
+            if !reads {
+                *lease = Some(serde_json::from_slice(&body)?);
+            }
+            let (status, answer) = match &*lease {
+                Some(lease) => (StatusCode::OK, lease.clone()),
+                None => {
+                    let none = json!({"status": "Failure", "reason": "NotFound", "message": "",
+                        "code": 404});
+                    (StatusCode::NOT_FOUND, none)
+                }
+            };
+            let response = Response::builder().status(status).body(Body::from(answer.to_string()));
+            response.map_err(std::io::Error::other)
+        }
+
+        fn holder(&self) -> Value {
+            self.lease.lock().unwrap().as_ref().unwrap()["spec"]["holderIdentity"].clone()
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_lost_the_lead_is_a_candidate_again() {
+        let server = ApiServer::default();
+        let (elector, mut leading) = Elector::new(server.client(), "ns", "lease", "me".into());
+        let stop = CancellationToken::new();
+        let election = tokio::spawn(elector.run(stop.clone()));
+        let mut becomes = async |leads: bool| {
+            let limit = LEASE_DURATION + 3 * RETRY_PERIOD;
+            let seen = leading.wait_for(|leading| *leading == leads);
+            assert!(tokio::time::timeout(limit, seen).await.unwrap().is_ok());
+        };
+        becomes(true).await;
+        server.down.store(true, Ordering::Relaxed);
+        becomes(false).await;
+        server.down.store(false, Ordering::Relaxed);
+        becomes(true).await;
+        if let Some(lease) = server.lease.lock().unwrap().as_mut() {
+            lease["spec"]["holderIdentity"] = "other".into();
+        }
+        becomes(false).await;
+        assert_eq!(server.holder(), "other", "what is another's is left alone");
+        // The other one says nothing more.
+        becomes(true).await;
+        stop.cancel();
+        election.await.unwrap();
+        assert_eq!(server.holder(), "", "released");
+    }
 
     fn lease(holder: &str) -> LeaseSpec {
         LeaseSpec {

@@ -22,6 +22,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Args, Command, LogFormat};
 
+/// How long connecting to the API server may take: a packet that was lost is sent again ever more
+/// seldom, so that one long wait takes longer than some short ones.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     // Two providers in one process make the first use of TLS panic: this one is used everywhere.
@@ -35,14 +39,17 @@ async fn main() -> anyhow::Result<()> {
         LogFormat::Json => log.json().flatten_event(true).init(),
         LogFormat::Text => log.init(),
     }
-    let client = kube::Client::try_default().await.context("cannot reach the API server")?;
+    let mut config = kube::Config::infer().await.context("cannot reach the API server")?;
+    config.connect_timeout = Some(CONNECT_LIMIT);
+    let client = kube::Client::try_from(config)?;
     match args.command {
         None => {
             tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
             app::run(args, client).await
         }
         Some(Command::Uninstall { timeout_seconds }) => {
-            uninstall::run(client, Duration::from_secs(timeout_seconds)).await
+            let limit = Duration::from_secs(timeout_seconds);
+            uninstall::run(client, &args.namespace, limit).await
         }
     }
 }

@@ -11,6 +11,8 @@ use serde_json::json;
 use transship_api::conditions::{self as c, reasons};
 use transship_api::{self as api, Migration, names};
 
+use crate::controllers::node::remove_lease;
+
 /// Annotation on a Node: the installation that asked its host side to go. An operator of another
 /// one takes the request back.
 pub const ASKED_BY: &str = "transship.dev/uninstall-by";
@@ -20,11 +22,11 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Asks and waits. A node that has been silent before is left: one that is off must not keep the
 /// chart from being removed. One that answers and has not finished in time is a failure: without
 /// the chart nobody would bring its host side to an end.
-pub async fn run(client: Client, limit: Duration) -> anyhow::Result<()> {
+pub async fn run(client: Client, namespace: &str, limit: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + limit;
     await_migrations(&client, limit / 2).await?;
     let own = installation(&client).await.context("cannot tell this installation")?;
-    let nodes: Api<api::Node> = Api::all(client);
+    let nodes: Api<api::Node> = Api::all(client.clone());
     let patch = json!({"metadata": {"annotations": {names::UNINSTALL: "true", ASKED_BY: own}}});
     let listed = match nodes.list(&ListParams::default()).await {
         Ok(listed) => listed,
@@ -49,6 +51,11 @@ pub async fn run(client: Client, limit: Duration) -> anyhow::Result<()> {
             .map(ResourceExt::name_any)
             .collect();
         if left.is_empty() {
+            for node in &listed.items {
+                remove_lease(&client, namespace, &node.name_any())
+                    .await
+                    .context("cannot remove a node's Lease")?;
+            }
             tracing::info!("the host side is removed from every node that answers");
             return Ok(());
         }

@@ -197,8 +197,16 @@ pub fn errors_of_criu(log: &str) -> Option<String> {
         .filter_map(|rest| rest.split_once("): ").map(|(_, message)| message.trim()))
         .take(2)
         .collect();
-    (!errors.is_empty()).then(|| errors.join("; "))
+    let meanings = MEANINGS.iter().filter(|(error, _)| errors.contains(error));
+    let words: Vec<&str> = errors.iter().copied().chain(meanings.map(|(_, m)| *m)).collect();
+    (!words.is_empty()).then(|| words.join("; "))
 }
+
+/// What errors mean that tell nothing of their cause, and that nothing in /proc shows beforehand.
+const MEANINGS: [(&str, &str); 1] = [(
+    "Unable to connect a transport socket: Operation not permitted",
+    "a process has confined itself with Landlock (as xz does), which cannot be moved; run it without",
+)];
 
 #[cfg(test)]
 mod tests {
@@ -263,6 +271,9 @@ mod tests {
             "Can't dump file 7 of that type; Dump files failed"
         );
         assert_eq!(errors_of_criu("(00.1) fine\n"), None);
+        let landlock = "(00.2) Error (compel/src/lib/infect.c:712): Unable to connect a transport \
+                        socket: Operation not permitted\n";
+        assert!(errors_of_criu(landlock).unwrap().contains("Landlock"));
     }
 
     #[tokio::test]

@@ -51,6 +51,17 @@ pub struct CriContainer {
     pub attempt: u32,
 }
 
+/// What there is of a pod's sandboxes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remains {
+    /// One that runs, or that is still on the network.
+    Sandbox,
+    /// Only what containerd remembers of ended ones until kubelet's next collection.
+    Name,
+    /// None.
+    Nothing,
+}
+
 /// A connection to containerd's CRI service. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Cri {
@@ -112,8 +123,8 @@ impl Cri {
             .ok_or_else(|| Error::NoSandbox(pod_uid.to_owned()))
     }
 
-    /// Whether any sandbox of the pod, ready or not, is still known to containerd.
-    pub async fn has_sandbox(&self, pod_uid: &str) -> Result<bool> {
+    /// What containerd still has of a pod's sandboxes.
+    pub async fn remains(&self, pod_uid: &str) -> Result<Remains> {
         let filter = cri::PodSandboxFilter {
             label_selector: [(POD_UID.to_owned(), pod_uid.to_owned())].into(),
             ..Default::default()
@@ -121,7 +132,29 @@ impl Cri {
         let request = cri::ListPodSandboxRequest { filter: Some(filter) };
         let reply =
             self.client.clone().list_pod_sandbox(request).await.map_err(call("ListPodSandbox"))?;
-        Ok(!reply.into_inner().items.is_empty())
+        let mut remains = Remains::Nothing;
+        for item in reply.into_inner().items {
+            if item.state == cri::PodSandboxState::SandboxReady as i32
+                || !self.is_off_the_network(item.id).await?
+            {
+                return Ok(Remains::Sandbox);
+            }
+            remains = Remains::Name;
+        }
+        Ok(remains)
+    }
+
+    /// Whether a sandbox's network namespace has been removed. One of which containerd does not tell
+    /// still has it.
+    async fn is_off_the_network(&self, sandbox_id: String) -> Result<bool> {
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox_id, verbose: true };
+        match self.client.clone().pod_sandbox_status(request).await {
+            Ok(reply) => Ok(info_json(&reply.into_inner().info)
+                .is_some_and(|info| info["netNamespaceClosed"] == true)),
+            // Removed since it was listed.
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(true),
+            Err(status) => Err(call("PodSandboxStatus")(status)),
+        }
     }
 
     /// All containers of a sandbox, ended ones included.

@@ -2,6 +2,9 @@
 //! network and gives the interface the address and hardware address that the application had; for every other
 //! pod it repeats the result of the plugins before it.
 //!
+//! Where the address does not move along, the new one that the plugins before have set stays, and the old one
+//! becomes an alias for sockets that are bound to it.
+//!
 //! The address that the IPAM plugin gave (Y) stays reserved until DEL, which frees it by container id; the
 //! old address (X) stays reserved on its home node. DEL never fails, so a pod can always be removed.
 
@@ -147,7 +150,7 @@ fn argument<'a>(arguments: &'a str, key: &str) -> Option<&'a str> {
         .map(|(_, v)| v)
 }
 
-/// Closes the namespace, then takes the identity over. In this order: from the first moment at which the
+/// Closes the namespace, then takes over what of the identity moves along. In this order: from the first moment at which the
 /// old address is set here, the source may still answer for it.
 fn take_over(
     host: &HostRoot,
@@ -159,31 +162,37 @@ fn take_over(
     let netns = NetNs::at(&call.netns);
     let devices = netns.devices().map_err(chain)?;
     netns.close(&nft_program(host), &devices).map_err(chain)?;
-    let Some(network) = record.network.as_ref().filter(|n| n.mode == NetworkMode::Preserve) else {
+    let Some(network) = record.network.as_ref() else { return Ok(()) };
+    let aliases = network.aliases().map_err(chain)?;
+    netns.add_aliases(&call.interface, &aliases).map_err(chain)?;
+    if network.mode == NetworkMode::Close {
         return Ok(());
-    };
+    }
     if network.interface != call.interface {
         return Err(format!(
             "the address belongs to interface {}, and this is {}",
             network.interface, call.interface
         ));
     }
-    let (old, new) = rewrite(result, call, network)?;
+    let changes = rewrite(result, call, network)?;
     let mac = network.hardware_address().map_err(chain)?;
-    netns.take_over(&call.interface, old, new, mac).map_err(chain)?;
-    // Where the IPAM is another than host-local it stays reserved until DEL.
-    lease::release_unused(host, old.ip, &call.container_id).map_err(chain)?;
+    for (given, kept) in changes {
+        netns.take_over(&call.interface, given, kept, mac).map_err(chain)?;
+        // Where the IPAM is another than host-local it stays reserved until DEL.
+        lease::release_unused(host, given.ip, &call.container_id).map_err(chain)?;
+    }
     Ok(())
 }
 
-/// Puts the old address and hardware address into the result; returns the address that the IPAM gave and the
-/// one to set instead.
+/// Puts the old addresses and hardware address into the result; returns pairs of an address that the IPAM
+/// gave and the one to set instead. Each family has one.
 fn rewrite(
     result: &mut Value,
     call: &Call,
     network: &RecordNetwork,
-) -> Result<(Address, Address), String> {
-    let ip: IpAddr = network.address().map_err(|error| error.chain())?;
+) -> Result<Vec<(Address, Address)>, String> {
+    let mut kept: Vec<IpAddr> = network.addresses().map_err(|error| error.chain())?;
+    let mut changes = Vec::new();
     let mut interface_index = None;
     for (index, interface) in result["interfaces"].as_array_mut().into_iter().flatten().enumerate()
     {
@@ -203,13 +212,19 @@ fn rewrite(
         else {
             continue;
         };
-        if on_interface && given.ip.is_ipv4() == ip.is_ipv4() {
-            let new = Address { ip, prefix: given.prefix };
+        let same_family = |ip: &IpAddr| given.ip.is_ipv4() == ip.is_ipv4();
+        if on_interface && let Some(at) = kept.iter().position(same_family) {
+            let new = Address { ip: kept.remove(at), prefix: given.prefix };
             entry["address"] = json!(new.to_string());
-            return Ok((given, new));
+            changes.push((given, new));
         }
     }
-    Err(format!("the result has no address of {ip}'s family on {}", call.interface))
+    match kept.first() {
+        None => Ok(changes),
+        Some(ip) => {
+            Err(format!("the result has no address of {ip}'s family on {}", call.interface))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -253,8 +268,10 @@ mod tests {
         RecordNetwork {
             mode: NetworkMode::Preserve,
             ip: "10.244.1.5".into(),
+            other_ips: vec![],
             mac: "02:00:00:00:00:05".into(),
             interface: "eth0".into(),
+            aliases: vec![],
         }
     }
 
@@ -349,15 +366,36 @@ mod tests {
     #[test]
     fn the_result_names_the_old_identity_and_keeps_the_rest() {
         let mut result = previous();
-        let (old, new) = rewrite(&mut result, &call("ADD", "p-1"), &network()).unwrap();
-        assert_eq!(
-            (old.to_string(), new.to_string()),
-            ("10.244.2.9/16".into(), "10.244.1.5/16".into())
-        );
+        let changes = rewrite(&mut result, &call("ADD", "p-1"), &network()).unwrap();
+        assert_eq!(texts(&changes), [("10.244.2.9/16".into(), "10.244.1.5/16".into())]);
         let mut wanted = previous();
         wanted["ips"][0]["address"] = json!("10.244.1.5/16");
         wanted["interfaces"][2]["mac"] = json!("02:00:00:00:00:05");
         assert_eq!(result, wanted);
+    }
+
+    fn texts(changes: &[(Address, Address)]) -> Vec<(String, String)> {
+        changes.iter().map(|(given, kept)| (given.to_string(), kept.to_string())).collect()
+    }
+
+    #[test]
+    fn on_a_dual_stack_network_each_family_keeps_its_address() {
+        let network = RecordNetwork { other_ips: vec!["fd00::1:5".into()], ..network() };
+        let mut result = previous();
+        let v6 = json!({"interface": 2, "address": "fd00::2:9/64", "gateway": "fd00::2:1"});
+        result["ips"].as_array_mut().unwrap().insert(0, v6);
+        let changes = rewrite(&mut result, &call("ADD", "p-1"), &network).unwrap();
+        assert_eq!(
+            texts(&changes),
+            [
+                ("fd00::2:9/64".into(), "fd00::1:5/64".into()),
+                ("10.244.2.9/16".into(), "10.244.1.5/16".into())
+            ]
+        );
+        assert_eq!(result["ips"][0]["address"], "fd00::1:5/64");
+        assert_eq!(result["ips"][1]["address"], "10.244.1.5/16");
+        let missing = rewrite(&mut previous(), &call("ADD", "p-1"), &network).unwrap_err();
+        assert!(missing.contains("fd00::1:5"), "{missing}");
     }
 
     #[test]

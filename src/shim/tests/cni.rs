@@ -101,8 +101,10 @@ fn record(state: RecordState) -> Record {
         network: Some(RecordNetwork {
             mode: NetworkMode::Preserve,
             ip: "10.244.1.5".into(),
+            other_ips: vec![],
             mac: "02:00:00:00:00:05".into(),
             interface: "eth0".into(),
+            aliases: vec!["10.244.9.9".into()],
         }),
     }
 }
@@ -134,6 +136,8 @@ fn a_target_comes_up_closed_with_the_old_identity() {
     assert!(addresses.contains("02:00:00:00:00:05"), "{addresses}");
     let routes = ip(&format!("-n {} route show default", namespace.0));
     assert!(routes.contains("via 10.244.2.1"), "{routes}");
+    let loopback = ip(&format!("-n {} addr show dev lo", namespace.0));
+    assert!(loopback.contains("10.244.9.9/32"), "{loopback}");
     let ns = NetNs::at(&netns);
     let devices = ns.devices().unwrap();
     assert!(ns.is_closed("nft".as_ref(), &devices).unwrap());
@@ -145,4 +149,30 @@ fn a_target_comes_up_closed_with_the_old_identity() {
     assert_eq!((&error["code"], &error["cniVersion"]), (&json!(11), &json!("1.0.0")));
     let removed = call(&host, "DEL", &netns, &config(&netns));
     assert!(removed.status.success() && removed.stdout.is_empty());
+}
+
+#[test]
+fn a_target_with_a_new_address_keeps_the_old_one_for_sockets_alone() {
+    let Some(namespace) = Namespace::make() else { return };
+    let netns = namespace.path();
+    let dir = tempfile::tempdir().unwrap();
+    let host = HostRoot::at(dir.path());
+    let mut record = record(RecordState::Restore);
+    let network = record.network.as_mut().unwrap();
+    network.mode = NetworkMode::Close;
+    network.aliases = vec!["10.244.1.5".into(), "fd00::5".into()];
+    host.pod(POD).unwrap().write_record(&record).unwrap();
+    let added = call(&host, "ADD", &netns, &config(&netns));
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stdout));
+    let result: Value = serde_json::from_slice(&added.stdout).unwrap();
+    assert_eq!(result, config(&netns)["prevResult"], "the new address stays");
+    let ns = NetNs::at(&netns);
+    assert!(ns.is_closed("nft".as_ref(), &ns.devices().unwrap()).unwrap());
+    let own = ip(&format!("-n {} addr show dev eth0", namespace.0));
+    assert!(own.contains("10.244.2.9") && !own.contains("10.244.1.5"), "{own}");
+    let loopback = || ip(&format!("-n {} addr show dev lo", namespace.0));
+    assert!(loopback().contains("10.244.1.5/32") && loopback().contains("fd00::5/128"));
+    ns.remove_alias("10.244.1.5".parse().unwrap()).unwrap();
+    ns.remove_alias("10.244.1.5".parse().unwrap()).unwrap();
+    assert!(!loopback().contains("10.244.1.5"), "{}", loopback());
 }

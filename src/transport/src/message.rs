@@ -46,6 +46,10 @@ pub enum Area {
     EmptyDir(String),
     /// The sandbox's /dev/shm: `shm`.
     Shm,
+    /// What the source's node knows of the pod's connections: `network`.
+    Network,
+    /// What goes along beside the pod's own files: `beside`.
+    Beside,
 }
 
 /// Container and volume names are DNS labels; nothing else may become part of a path.
@@ -62,6 +66,8 @@ impl FromStr for Area {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('/') {
             None if text == "shm" => Ok(Area::Shm),
+            None if text == "network" => Ok(Area::Network),
+            None if text == "beside" => Ok(Area::Beside),
             Some(("rootfs", name)) if is_name(name) => Ok(Area::Rootfs(name.into())),
             Some(("emptydir", name)) if is_name(name) => Ok(Area::EmptyDir(name.into())),
             _ => Err(format!("unknown area {:?}", text.chars().take(64).collect::<String>())),
@@ -89,6 +95,8 @@ impl fmt::Display for Area {
             Area::Rootfs(container) => write!(f, "rootfs/{container}"),
             Area::EmptyDir(volume) => write!(f, "emptydir/{volume}"),
             Area::Shm => f.write_str("shm"),
+            Area::Network => f.write_str("network"),
+            Area::Beside => f.write_str("beside"),
         }
     }
 }
@@ -271,6 +279,8 @@ mod tests {
             (Area::Rootfs("app".into()), "rootfs/app"),
             (Area::EmptyDir("data-1".into()), "emptydir/data-1"),
             (Area::Shm, "shm"),
+            (Area::Network, "network"),
+            (Area::Beside, "beside"),
         ] {
             assert_eq!(area.to_string(), text);
             assert_eq!(text.parse(), Ok(area));

@@ -38,6 +38,35 @@ pub const SCHEDULER: &str = "localhost/kube-scheduler";
 /// python3 and redis for the examples and tests.
 pub const EXAMPLES: &str = "localhost/transship-examples:1";
 
+/// Real applications, for the tests that move them.
+const APPLICATIONS: &str = "localhost/transship-applications:1";
+const APPLICATION_PACKAGES: [&str; 24] = [
+    "apache2-bin",
+    "coreutils",
+    "dash",
+    "default-jre-headless",
+    "etcd-server",
+    "grep",
+    "gunicorn",
+    "hostname",
+    "libapache2-mod-php",
+    "mariadb-client-core",
+    "mariadb-server-core",
+    "memcached",
+    "nats-server",
+    "nginx-light",
+    "nodejs",
+    "postgresql-18",
+    "procps",
+    "python3",
+    "rabbitmq-server",
+    "redis-server",
+    "redis-tools",
+    "sed",
+    "tomcat11-common",
+    "zstd",
+];
+
 /// The archives, in the order in which they are loaded.
 pub fn archives(root: &Path) -> Vec<PathBuf> {
     let dir = root.join("target/images");
@@ -110,6 +139,29 @@ pub fn build(root: &Path) -> Result<()> {
         archives(root).iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ")
     );
     Ok(())
+}
+
+/// Builds the image of the applications, and returns its archive. It is large, so only the tests
+/// that need it call for it.
+pub fn applications(root: &Path) -> Result<PathBuf> {
+    let out = root.join("target/images");
+    fs::create_dir_all(&out)?;
+    let packages = debian(&out.join("applications-base"), &APPLICATION_PACKAGES)?;
+    let own = fresh(&out.join("applications-root"))?;
+    fs::create_dir_all(own.join("usr/bin"))?;
+    cmd::run(
+        Command::new("gcc")
+            .args(["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-o"])
+            .arg(own.join("usr/bin/threads"))
+            .arg(root.join("tests/applications/files/threads.c")),
+    )?;
+    let archive = out.join("applications.tar");
+    oci::write_archive(
+        &archive,
+        &Image { name: APPLICATIONS.into(), ..Image::default() },
+        &[&packages, &own],
+    )?;
+    Ok(archive)
 }
 
 /// Builds the images.

@@ -21,6 +21,9 @@ use crate::{
 /// The tests that need a third node; the others are written for two.
 const PLACEMENT: &str = "placement::";
 
+/// The tests of real applications: a program of its own, and an image of its own.
+const APPLICATIONS: &str = "applications::";
+
 /// Runs all tests.
 #[derive(ClapArgs)]
 pub struct Args {
@@ -128,12 +131,24 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
             .run("all faults", 4 * 3600, || on_cluster(root, "faults", &all_faults(args, root)));
     }
     let only = args.only.as_deref().unwrap_or_default();
-    if !only.contains(PLACEMENT) {
+    if !only.contains(PLACEMENT) && !only.contains(APPLICATIONS) {
         let mut filter = options(args);
         filter.arguments.extend(["--skip".to_owned(), PLACEMENT.to_owned()]);
         stages.run("cluster tests", 900, || on_cluster(root, "cluster", &filter))?;
     }
+    if only.is_empty() || only.contains(APPLICATIONS) {
+        stages.run("the applications' image", 240, || {
+            sandbox::load(&[images::applications(root)?])
+        })?;
+        stages
+            .run("real applications", 480, || on_cluster(root, "applications", &options(args)))?;
+    }
     if everything {
+        let some = Options {
+            environment: vec![("TRANSSHIP_FAULTS_SOME", "1".into())],
+            ..Options::default()
+        };
+        stages.run("some faults", 420, || on_cluster(root, "faults", &some))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {

@@ -14,25 +14,23 @@ use super::{
     fault::Fault,
     gate::Gate,
     history::History,
-    judge, link,
+    judge,
     moment::Sign,
-    nodes::{self, NODES},
+    nodes::NODES,
     outcome::{Outcome, Seen},
     sentry::Sentry,
+    stage::{NAME, Stage},
     table::Row,
 };
 use crate::{
     cluster::{Cluster, Pod, migration},
     counter::Client,
-    residue,
 };
 
 /// How long a moment may take to come.
 const MOMENT: Duration = Duration::from_secs(60);
 /// How long a client waits for a reply: longer than any fault.
 const CLIENT: Duration = Duration::from_secs(240);
-const NAME: &str = "counter";
-const APPLICATION: &str = include_str!("../../../examples/counter.yaml");
 
 /// A migration under way.
 pub struct Scene<'a> {
@@ -64,25 +62,18 @@ impl Scene<'_> {
 }
 
 /// Runs a cell and judges it. An error says which invariant does not hold.
-pub fn run(cell: &Cell) -> Result<Row> {
-    let mut name = cell.name().replace('_', "-");
-    name.truncate(50);
-    let cluster = Cluster::with_namespace(name.trim_end_matches('-'))?;
-    // After a cell that was broken off, too.
-    Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster))?;
-    NODES.iter().try_for_each(|node| link::mend(&cluster, node))?;
-    nodes::renew(&cluster)?;
-    let before = residue::both_nodes(&cluster)?;
-    cluster.apply(APPLICATION)?;
-    cluster.rolled_out(NAME)?;
-    let source = cluster.pod("app=counter")?;
-    let history = History::start(&cluster, NAME);
-    let scene = Scene { cluster: &cluster, source, migration: NAME.into(), history };
+pub fn run(stage: &Stage, cell: &Cell) -> Result<Row> {
+    let mut watch = Stopwatch::start(cell);
+    let cluster = &stage.cluster;
+    let source = stage.pod()?;
+    let history = History::start(cluster, NAME);
+    let scene = Scene { cluster, source, migration: NAME.into(), history };
+    watch.lap("in order");
 
-    let outcome = cell.fault.prepare(&scene).and_then(|()| judged(cell, &scene));
+    let outcome = cell.fault.prepare(&scene).and_then(|()| judged(cell, &scene, &mut watch));
     // Whatever went wrong, the next cell finds everything in order.
     let ended = cell.fault.end(&scene);
-    let opened = Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster));
+    let opened = Gate::ALL.iter().try_for_each(|gate| gate.open(cluster));
     let outcome = outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)));
     let cleared = cell.fault.clear(&scene);
     let row = outcome?;
@@ -90,22 +81,51 @@ pub fn run(cell: &Cell) -> Result<Row> {
 
     drop(scene.history);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
-    cluster.kubectl(&["delete", "deployment", NAME, "--ignore-not-found", "--timeout=60s"])?;
-    cluster.kubectl(&["delete", "service", NAME, "--ignore-not-found"])?;
-    nodes::renew(&cluster)?;
-    residue::nothing_new(&cluster, &before)?;
+    watch.lap("forgotten");
+    stage.nothing_is_left()?;
+    watch.lap("nothing left");
     Ok(row)
 }
 
+/// Tells where a cell's time goes.
+struct Stopwatch {
+    cell: String,
+    begun: Instant,
+    last: Instant,
+    laps: Vec<String>,
+}
+
+impl Stopwatch {
+    fn start(cell: &Cell) -> Self {
+        let now = Instant::now();
+        Stopwatch { cell: cell.name(), begun: now, last: now, laps: Vec::new() }
+    }
+
+    fn lap(&mut self, what: &str) {
+        self.laps.push(format!("{what} {:.1}", self.last.elapsed().as_secs_f64()));
+        self.last = Instant::now();
+    }
+}
+
+impl Drop for Stopwatch {
+    fn drop(&mut self) {
+        let all = self.begun.elapsed().as_secs_f64();
+        eprintln!("{}: {all:.1} s ({})", self.cell, self.laps.join(", "));
+    }
+}
+
 /// From the first look to the last.
-fn judged(cell: &Cell, scene: &Scene) -> Result<Row> {
+fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     let cluster = scene.cluster;
     let address = format!("{}:8080", scene.source.ip).parse()?;
     let client = Client::with_patience(address, Duration::from_millis(2), CLIENT)?;
     let sentry = Sentry::start(cluster, &NODES);
     cluster.await_that("both nodes are looked at", MOMENT, || Ok(sentry.stands(&NODES)))?;
 
+    watch.lap("watched");
+
     let struck = strike(cell, scene)?;
+    watch.lap("struck");
     std::thread::sleep(cell.fault.lasts());
     if !cell.fault.goes_on() {
         cell.fault.end(scene).context("undoing the fault")?;
@@ -113,8 +133,10 @@ fn judged(cell: &Cell, scene: &Scene) -> Result<Row> {
     if let Some(gate) = cell.moment.gate() {
         cluster.await_that("the gate opens", MOMENT, || gate.open(cluster).map(|()| true))?;
     }
+    watch.lap("undone");
     let over = Instant::now();
     let outcome = settled(cell, scene)?;
+    watch.lap("settled");
     let settled = over.elapsed();
     if cell.fault.goes_on() {
         cell.fault.end(scene).context("undoing the fault")?;
@@ -126,7 +148,9 @@ fn judged(cell: &Cell, scene: &Scene) -> Result<Row> {
     let report = judge::the_client_was_served(scene, client, outcome, downtime)?;
     judge::one_copy_ran(scene, &sentry.stop(), outcome, orders_a_fresh_pod(cell.fault))?;
     scene.history.kept_its_word()?;
+    watch.lap("judged");
     judge::nothing_is_left_beside_the_pod(cluster)?;
+    watch.lap("tidy");
     Ok(Row {
         name: cell.name(),
         struck,

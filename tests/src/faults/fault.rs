@@ -6,6 +6,7 @@ use anyhow::Result;
 use transship_api::Role;
 
 use super::{
+    chart::Chart,
     driver::Scene,
     link::{self, Link, Stream},
     nodes,
@@ -60,10 +61,14 @@ pub enum Fault {
     PauseApi(Length),
     /// A side's disk becomes full, until the migration is over.
     FillDisk(Role),
+    /// Pods on a side's node get no more memory than they have, until the migration is over.
+    TakeMemory(Role),
     /// A side's node loses its power for so long.
     PowerOff(Role, Length),
     /// Somebody does something.
     User(Act),
+    /// Operators and agents are replaced, one after another, by those of another revision.
+    Chart(Chart),
 }
 
 fn side(role: Role) -> &'static str {
@@ -84,8 +89,10 @@ impl Fault {
             Self::Stream(stream) => stream.name().into(),
             Self::PauseApi(length) => format!("pause_api_{}", length.name()),
             Self::FillDisk(role) => format!("fill_disk_of_{}", side(role)),
+            Self::TakeMemory(role) => format!("take_memory_of_{}", side(role)),
             Self::PowerOff(role, length) => format!("power_off_{}_{}", side(role), length.name()),
             Self::User(act) => act.name().into(),
+            Self::Chart(chart) => chart.name().into(),
         }
     }
 
@@ -101,11 +108,14 @@ impl Fault {
 
     /// It is undone only when the migration is over: its end is not what anybody waits for.
     pub fn goes_on(self) -> bool {
-        matches!(self, Self::Stream(_) | Self::FillDisk(_))
+        matches!(self, Self::Stream(_) | Self::FillDisk(_) | Self::TakeMemory(_) | Self::Chart(_))
     }
 
     /// What has to be there before the migration begins.
     pub fn prepare(self, scene: &Scene) -> Result<()> {
+        if let Self::Chart(chart) = self {
+            return chart.prepare(scene.cluster);
+        }
         let Self::FillDisk(role) = self else { return Ok(()) };
         // The nodes share one disk with everybody else; this one is small and their own.
         let script = format!(
@@ -141,8 +151,14 @@ impl Fault {
                 );
                 cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
             }
+            Self::TakeMemory(role) => {
+                // Little more: what is not touched is given up first.
+                let limit = "echo $(($(cat memory.usage_in_bytes) + (32 << 20)))";
+                limit_memory(scene, role, limit)
+            }
             Self::PowerOff(role, _) => cluster.sandbox(&["kill", scene.node(role)]).map(drop),
             Self::User(act) => act.act(scene),
+            Self::Chart(chart) => chart.apply(cluster),
         }
     }
 
@@ -159,6 +175,8 @@ impl Fault {
                 let filler = format!("{STATE}/filler");
                 cluster.on_node(scene.node(role), &["rm", "-f", &filler]).map(drop)
             }
+            Self::TakeMemory(role) => limit_memory(scene, role, "echo -1"),
+            Self::Chart(_) => Chart::settled(cluster),
             Self::PowerOff(role, _) => cluster.sandbox(&["start", scene.node(role)]).map(drop),
             Self::User(act) => act.undo(scene),
         }
@@ -171,6 +189,12 @@ impl Fault {
         let script = format!("! mountpoint -q {STATE} || umount --lazy {STATE}");
         scene.cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
     }
+}
+
+/// Limits all pods of a node together.
+fn limit_memory(scene: &Scene, role: Role, limit: &str) -> Result<()> {
+    let script = format!("cd /sys/fs/cgroup/memory/kubepods && {limit} > memory.limit_in_bytes");
+    scene.cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
 }
 
 fn pause_api(scene: &Scene, signal: &str) -> Result<()> {

@@ -5,6 +5,7 @@
 //! them are run and judged by the same code.
 
 pub mod cell;
+pub mod chart;
 pub mod driver;
 pub mod fault;
 mod gate;
@@ -15,6 +16,7 @@ pub mod moment;
 mod nodes;
 pub mod outcome;
 mod sentry;
+pub mod stage;
 pub mod table;
 pub mod user;
 

@@ -62,25 +62,9 @@ pub fn healthy(cluster: &Cluster) -> Result<()> {
     })
 }
 
-fn is_ready(object: &Value) -> bool {
+/// Whether an object's condition Ready is true and it stays.
+pub fn is_ready(object: &Value) -> bool {
     object["metadata"]["deletionTimestamp"].is_null() && condition(object, "Ready").0 == "True"
-}
-
-/// Replaces those of our own pods that were started again: kubelet waits longer each time, which the
-/// next cell would suffer from, and keeps the ended container, which would pass for residue.
-pub fn renew(cluster: &Cluster) -> Result<()> {
-    let restarted: Vec<String> = ours(cluster, "app.kubernetes.io/component in (agent,operator)")?
-        .iter()
-        .filter(|pod| restarts(pod) > 0)
-        .map(|pod| Pod::of(pod).name)
-        .collect();
-    if !restarted.is_empty() {
-        let names = restarted.iter().map(String::as_str);
-        let args: Vec<&str> =
-            [SYSTEM, "delete", "pod", "--timeout=60s"].into_iter().chain(names).collect();
-        cluster.kubectl(&args)?;
-    }
-    healthy(cluster)
 }
 
 /// How often a pod's containers were started again.

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use transship_core::facts::{CniFacts, NetworkFacts};
+use transship_core::facts::{CniFacts, MAX_PEERS, NetworkFacts, PeerFacts};
+use transship_host::network::conntrack::{self, Tracked};
 
 use super::netlink::{self, UnixSocket};
 use super::proc::{self, Route};
@@ -117,6 +118,12 @@ pub fn facts(interfaces: &[Interface], routes: &[Route], tables: &[&str]) -> Net
             facts.prefix = *prefix;
         }
     }
+    let loopback = interfaces.iter().filter(|interface| interface.name == "lo");
+    facts.loopback_addresses = loopback
+        .flat_map(|interface| &interface.addresses)
+        .filter(|(ip, _)| !ip.is_loopback())
+        .map(|(ip, _)| ip.to_string())
+        .collect();
     for interface in others() {
         if interface.name != facts.interface {
             facts.other_interfaces.push(interface.name.clone());
@@ -136,6 +143,31 @@ pub fn facts(interfaces: &[Interface], routes: &[Route], tables: &[&str]) -> Net
         })
         .collect();
     facts
+}
+
+/// Peers of established TCP connections that were opened from the address and leave with the node's own. The
+/// agent is in the node's network namespace.
+pub fn translated(ip: &str) -> Result<Vec<PeerFacts>, String> {
+    let Ok(ip) = ip.parse() else { return Ok(Vec::new()) };
+    let tracked = conntrack::opened_from(&[ip]).map_err(|error| error.chain())?;
+    Ok(by_peer(&tracked))
+}
+
+fn by_peer(tracked: &[Tracked]) -> Vec<PeerFacts> {
+    let mut peers: BTreeMap<String, PeerFacts> = BTreeMap::new();
+    for tracked in tracked.iter().filter(|t| t.changes_source() && t.is_established()) {
+        let address = tracked.original.to.to_string();
+        if peers.len() >= MAX_PEERS && !peers.contains_key(&address) {
+            continue;
+        }
+        let peer = peers.entry(address.clone()).or_default();
+        peer.address = address;
+        peer.connections += 1;
+        if peer.local_ports.len() < 8 {
+            peer.local_ports.push(tracked.original.from.port());
+        }
+    }
+    peers.into_values().collect()
 }
 
 /// Whether the kernel makes this route by itself for the address, or it is the way to the gateway
@@ -233,7 +265,9 @@ mod tests {
     fn the_main_interface_is_that_of_the_default_route() {
         let lo = Interface {
             name: "lo".into(),
-            addresses: vec![("127.0.0.1".parse().unwrap(), 8)],
+            addresses: ["127.0.0.1", "::1", "10.244.9.9"]
+                .map(|ip| (ip.parse().unwrap(), 32))
+                .to_vec(),
             ..Interface::default()
         };
         let second = Interface { name: "net1".into(), ..Interface::default() };
@@ -253,6 +287,34 @@ mod tests {
         assert_eq!(facts.other_interfaces, ["net1"]);
         assert_eq!(facts.other_addresses, ["fd00::5/64"]);
         assert_eq!(facts.other_routes, ["10.9.0.0/16 via 10.244.1.9"]);
+        assert_eq!(facts.loopback_addresses, ["10.244.9.9"]);
+    }
+
+    #[test]
+    fn peers_that_see_the_nodes_address_are_counted() {
+        let tracked = |port: u16, reply_to: &str, state: u8| -> Tracked {
+            serde_json::from_value(serde_json::json!({
+                "protocol": 6,
+                "original": {"from": format!("10.244.1.5:{port}"), "to": "203.0.113.9:443"},
+                "reply": {"from": "203.0.113.9:443", "to": reply_to},
+                "timeout": 9, "status": 14, "tcpState": state
+            }))
+            .unwrap()
+        };
+        let found = by_peer(&[
+            tracked(4000, "192.0.2.1:4000", 3),
+            tracked(4001, "192.0.2.1:61000", 3),
+            tracked(4002, "192.0.2.1:4002", 7),
+            tracked(4003, "10.244.1.5:4003", 3),
+        ]);
+        assert_eq!(
+            found,
+            [PeerFacts {
+                address: "203.0.113.9:443".into(),
+                connections: 2,
+                local_ports: vec![4000, 4001]
+            }]
+        );
     }
 
     #[test]

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
-use k8s_openapi::api::core::v1::{Node as CoreNode, Pod};
+use k8s_openapi::api::core::v1::{Node as CoreNode, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use transship_api::{MigrationPolicy, Node};
+use transship_core::placement::volumes::{self, Volumes};
 use transship_core::placement::{self, Candidate, Choice, Fate, Load, NO_LOAD, kubernetes, policy};
 use transship_core::preflight::NodeView;
 
@@ -42,7 +43,8 @@ pub async fn run(args: Args, client: Client, namespace: &str) -> Result<Outcome>
     })?;
     let policies: Vec<MigrationPolicy> = list(Api::namespaced(client.clone(), namespace)).await?;
     let policy = policy::applying(&policies, &pod);
-    let asked = kubernetes::asked(&pod, policy, None)?;
+    let volumes = mounted(&pod, &client, namespace).await?;
+    let asked = kubernetes::asked(&pod, policy, None)?.with_volumes(volumes);
     let nodes = NodeView::join(
         list::<CoreNode>(Api::all(client.clone())).await?,
         list::<Node>(Api::all(client.clone())).await?,
@@ -61,6 +63,24 @@ pub async fn run(args: Args, client: Client, namespace: &str) -> Result<Outcome>
         eprintln!("{error}");
     }
     Ok(if choice.order.is_empty() { Outcome::Failed } else { Outcome::Done })
+}
+
+/// The pod's volumes, as far as there are any yet.
+async fn mounted(pod: &Pod, client: &Client, namespace: &str) -> Result<Volumes> {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let bound: Api<PersistentVolume> = Api::all(client.clone());
+    let explain = |error| explain(error, "have somebody give you the right to read it");
+    let mut mounted = Volumes::default();
+    for name in volumes::claims(pod) {
+        let claim = name.rsplit('/').next().unwrap_or_default();
+        let Some(claim) = claims.get_opt(claim).await.map_err(explain)? else { continue };
+        let volume = match Volumes::bound_to(&claim) {
+            Some(volume) => bound.get_opt(volume).await.map_err(explain)?,
+            None => None,
+        };
+        mounted.add(name, &claim, volume.as_ref());
+    }
+    Ok(mounted)
 }
 
 async fn list<K>(api: Api<K>) -> Result<Vec<K>>

@@ -8,12 +8,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
-use transship_api::migration::{Forecast, MAX_VIOLATIONS};
+use transship_api::migration::{Forecast, MAX_CHOICE_MESSAGE, MAX_VIOLATIONS};
 use transship_api::{Migration, MigrationStatus, Mode, Network, PodRef, Step, duration};
 
 use super::status::{Draft, for_people, whole_seconds};
 use crate::placement::{self, Candidate, Choice, Load, NO_LOAD};
-use crate::preflight::{self, Input, NodeView, Refusal, Violation};
+use crate::preflight::{self, Input, NetworkChoice, NodeView, Refusal, Violation};
 use crate::target_pod;
 
 /// What the API server's knowledge says.
@@ -55,9 +55,11 @@ pub fn screen(
         Ok(asked) => asked,
         Err(refusal) => return Screening::Refused(refusal),
     };
+    let candidates: Vec<Candidate<'_>> = input.nodes.iter().map(candidate).collect();
     let target = match given.target {
         Some(node) => {
-            if let Some(why) = placement::objection(pod, &asked, &candidate(node)) {
+            let objection = placement::objection(pod, &asked, &candidate(node), &candidates);
+            if let Some(why) = objection {
                 return no_node(format!(
                     "{why}; write another targetNode, or change what the pod asks of its node"
                 ));
@@ -65,7 +67,6 @@ pub fn screen(
             node
         }
         None => {
-            let candidates: Vec<Candidate<'_>> = input.nodes.iter().map(candidate).collect();
             let choice = placement::choose(pod, &asked, &candidates);
             match choice.order.first().and_then(|name| find(name)) {
                 Some(node) => node,
@@ -121,6 +122,11 @@ fn is_busy(node: &NodeView, active: &BTreeMap<String, usize>) -> Option<String> 
     (now >= limit).then(|| {
         format!("{} takes part in {now} migrations already (maxParallelMigrations)", node.name)
     })
+}
+
+/// What becomes of address and connections, once the agents have answered.
+pub fn network(input: &Input<'_>) -> Option<NetworkChoice> {
+    preflight::choose_network(input)
 }
 
 /// Everything that cannot be moved; empty when the pod may go.
@@ -238,11 +244,21 @@ pub struct Admitted<'a> {
     pub given: bool,
     /// Bytes that will move.
     pub bytes: u64,
+    /// What becomes of address and connections.
+    pub network: &'a NetworkChoice,
+}
+
+/// The pod's address, and its further ones.
+fn addresses(pod: &Pod) -> (Option<String>, Vec<String>) {
+    let Some(status) = &pod.status else { return (None, vec![]) };
+    let all = status.pod_ips.iter().flatten().map(|ip| ip.ip.clone());
+    let others = all.filter(|ip| status.pod_ip.as_ref() != Some(ip)).collect();
+    (status.pod_ip.clone(), others)
 }
 
 /// Status of a Migration whose checks have passed, or with `dryRun` its end.
 pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) -> MigrationStatus {
-    let Admitted { pod, target, given, bytes } = *admitted;
+    let Admitted { pod, target, given, bytes, network } = *admitted;
     let source_node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
     let forecast = forecast(migration, bytes);
     let text = duration::parse(&forecast.freeze).map(for_people).unwrap_or_default();
@@ -269,12 +285,12 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
                 pod_uid: String::new(),
             });
             status.chosen_mode = Some(Mode::StopAndCopy);
-            status.chosen_network = Some(Network::Preserve);
-            status.choice_message = Some(
-                "StopAndCopy is the mode of this version; the network is flat, so the address is kept"
-                    .into(),
-            );
-            status.address = pod.status.as_ref().and_then(|s| s.pod_ip.clone());
+            status.chosen_network = Some(network.network);
+            let message = format!("StopAndCopy is the mode of this version; {}", network.why);
+            status.choice_message = Some(message.chars().take(MAX_CHOICE_MESSAGE).collect());
+            if network.network == Network::Preserve {
+                (status.address, status.other_addresses) = addresses(pod);
+            }
             status.forecast = Some(forecast);
             status.violations.clear();
         });

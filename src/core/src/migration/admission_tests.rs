@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use transship_api::conditions::{self as c, reasons};
 use transship_api::{self as api, Migration, MigrationSpec};
 
-use super::super::testing::source_pod;
+use super::super::testing::{preserved, source_pod};
 use super::*;
+use crate::placement::volumes::Volumes;
 
 fn now() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
@@ -47,6 +48,7 @@ fn screen_with(
         pod: Some(pod),
         owner: Some(&owner),
         policy: None,
+        volumes: &Volumes::default(),
         nodes,
         target: None,
         facts: None,
@@ -204,7 +206,9 @@ fn violations_are_listed_and_summed_up() {
 #[test]
 fn an_admitted_migration_names_both_sides_and_what_comes_next() {
     let pod = source_pod();
-    let decided = Admitted { pod: &pod, target: "node-b", given: false, bytes: 300 << 20 };
+    let mut network = preserved();
+    let decided =
+        Admitted { pod: &pod, target: "node-b", given: false, bytes: 300 << 20, network: &network };
     let status = admitted(&migration(None), &decided, now());
     let (source, target) = (status.source.as_ref().unwrap(), status.target.as_ref().unwrap());
     assert_eq!((source.node.as_str(), source.pod_uid.as_str()), ("node-a", "uid-s"));
@@ -214,6 +218,13 @@ fn an_admitted_migration_names_both_sides_and_what_comes_next() {
     assert_eq!(condition(&status, c::SCHEDULED).reason, reasons::TARGET_NODE_CHOSEN);
     assert_eq!(condition(&status, c::SUCCEEDED).status, "Unknown");
     assert_eq!(status.forecast.as_ref().unwrap().freeze, "1.15s");
+
+    network = NetworkChoice { network: Network::Close, why: "x".repeat(2000) };
+    let decided =
+        Admitted { pod: &pod, target: "node-b", given: true, bytes: 0, network: &network };
+    let status = admitted(&migration(None), &decided, now());
+    assert_eq!((status.chosen_network, status.address), (Some(Network::Close), None));
+    assert_eq!(status.choice_message.unwrap().len(), MAX_CHOICE_MESSAGE);
 }
 
 #[test]
@@ -221,7 +232,8 @@ fn a_dry_run_ends_with_the_forecast() {
     let mut migration = migration(Some("node-b"));
     migration.spec.dry_run = true;
     let pod = source_pod();
-    let decided = Admitted { pod: &pod, target: "node-b", given: true, bytes: 0 };
+    let decided =
+        Admitted { pod: &pod, target: "node-b", given: true, bytes: 0, network: &preserved() };
     let status = admitted(&migration, &decided, now());
     let succeeded = condition(&status, c::SUCCEEDED);
     assert_eq!((succeeded.status.as_str(), succeeded.reason.as_str()), ("True", reasons::DRY_RUN));

@@ -7,10 +7,11 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use transship_api::names;
+
+use super::owner::Controller;
 
 /// A set of labels.
 pub type Labels = BTreeMap<String, String>;
@@ -94,18 +95,6 @@ pub fn selects(service: &Labels, labels: &Labels) -> bool {
     !service.is_empty() && service.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-/// The reference with which a ReplicaSet claims a pod.
-pub fn claim_of(owner: &ReplicaSet) -> OwnerReference {
-    OwnerReference {
-        api_version: "apps/v1".into(),
-        kind: "ReplicaSet".into(),
-        name: owner.metadata.name.clone().unwrap_or_default(),
-        uid: owner.metadata.uid.clone().unwrap_or_default(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
-}
-
 /// Whether the pod is claimed by the owner with this UID.
 pub fn is_claimed_by(pod: &Pod, owner_uid: &str) -> bool {
     pod.metadata
@@ -117,18 +106,14 @@ pub fn is_claimed_by(pod: &Pod, owner_uid: &str) -> bool {
 
 /// The labels of the source as the target is to have them: the source's own, or those of the
 /// owner's template where the source is gone or has been stripped already.
-pub fn labels_to_hand_over(source: Option<&Pod>, owner: Option<&ReplicaSet>) -> Labels {
-    let owner_uid = owner.and_then(|o| o.metadata.uid.as_deref()).unwrap_or_default();
-    let template = || {
-        owner
-            .and_then(|o| o.spec.template.as_ref()?.metadata.as_ref()?.labels.clone())
-            .unwrap_or_default()
-    };
-    match source {
-        Some(pod) if owner.is_none() || is_claimed_by(pod, owner_uid) => {
-            pod.metadata.labels.clone().unwrap_or_default()
+pub fn labels_to_hand_over(source: Option<&Pod>, owner: Option<&Controller>) -> Labels {
+    match (source, owner) {
+        (Some(pod), Some(owner)) if !is_claimed_by(pod, &owner.uid) => {
+            owner.template_labels.clone()
         }
-        _ => template(),
+        (Some(pod), _) => pod.metadata.labels.clone().unwrap_or_default(),
+        (None, Some(owner)) => owner.template_labels.clone(),
+        (None, None) => Labels::new(),
     }
 }
 
@@ -222,11 +207,12 @@ mod tests {
 
     #[test]
     fn labels_of_a_lost_source_come_from_the_owners_template() {
-        let owner: ReplicaSet = serde_json::from_value(json!({
+        let owner: k8s_openapi::api::apps::v1::ReplicaSet = serde_json::from_value(json!({
             "metadata": {"name": "web-abc", "uid": "rs"},
             "spec": {"selector": {}, "template": {"metadata": {"labels": {"app": "web"}}}}
         }))
         .unwrap();
+        let owner = Controller::from(owner);
         let pod = |owners: Value| -> Pod {
             serde_json::from_value(
                 json!({"metadata": {"labels": {"app": "web", "x": "y"}, "ownerReferences": owners}}),

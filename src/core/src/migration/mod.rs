@@ -1,10 +1,11 @@
 //! A migration's course: what was observed ([`state`]), what is to be done next ([`fn@plan`]), who is
 //! admitted ([`admission`]), and how labels and ownership go from one pod to the other
-//! ([`handover`]). All of it pure: the clock is an argument.
+//! ([`handover`], [`owner`]). All of it pure: the clock is an argument.
 
 pub mod admission;
 pub mod events;
 pub mod handover;
+pub mod owner;
 pub mod plan;
 pub mod rollback;
 pub mod state;

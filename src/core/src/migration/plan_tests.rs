@@ -375,8 +375,8 @@ fn a_pod_that_its_owner_let_go_moves_without_a_claim() {
 #[test]
 fn minimum_ready_seconds_pass_before_the_source_goes() {
     let mut world = World::admitted();
-    let Owner::ReplicaSet(set) = &mut world.seen.owner else { panic!() };
-    set.spec.min_ready_seconds = Some(5);
+    let Owner::Controller(controller) = &mut world.seen.owner else { panic!() };
+    controller.min_ready = std::time::Duration::from_secs(5);
     let begun = world.now;
     run_until(&mut world, |w| w.done.contains(&"mark resumed"));
     let marked = world.now;

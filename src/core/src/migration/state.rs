@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use transship_api::{self as api, Migration, names};
 use transship_protocol::{
     Decision, PodSeen, Recorded, Resolution, SourceOutcome, SourceWord, TargetOutcome, TargetProof,
     TargetWord,
 };
+
+use super::owner::Controller;
 
 /// A side of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -159,17 +160,17 @@ pub enum Owner {
     /// Nobody's: its owner let it go, or it never had one.
     #[default]
     None,
-    /// This ReplicaSet's: the one that claims the source, or that the hand-over remembers.
-    ReplicaSet(Box<ReplicaSet>),
+    /// This controller's: the one that claims the source, or that the hand-over remembers.
+    Controller(Box<Controller>),
     /// It had one, which is gone or being deleted.
     Gone,
 }
 
 impl Owner {
-    /// The ReplicaSet.
-    pub fn replica_set(&self) -> Option<&ReplicaSet> {
+    /// The controller.
+    pub fn controller(&self) -> Option<&Controller> {
         match self {
-            Self::ReplicaSet(set) => Some(set),
+            Self::Controller(controller) => Some(controller),
             Self::None | Self::Gone => None,
         }
     }

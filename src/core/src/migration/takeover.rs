@@ -9,15 +9,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
 use transship_api::{Network, Step, names};
 use transship_protocol::{Decision, PodSeen, TargetOutcome, may_release_source};
 
-use super::handover::{
-    Partition, claim_of, is_claimed_by, labels_to_hand_over, partition, selects,
-};
+use super::handover::{Partition, is_claimed_by, labels_to_hand_over, partition, selects};
+use super::owner::Controller;
 use super::plan::{Action, LOOK_AGAIN, Plan, reached};
 use super::state::{Observed, Owner, Role, Stage, any_container_runs, ready_bound, ready_since};
 use super::status::Draft;
@@ -66,13 +64,13 @@ fn becomes_available(observed: &Observed, now: Timestamp) -> Option<Next> {
     };
     let Some(marked) = marked_at(target) else {
         // From now on the source's sandbox can go, and must not free the address with it.
-        let actions = move_lease(observed).into_iter().chain([Action::MarkResumed]).collect();
+        let actions = move_leases(observed).into_iter().chain([Action::MarkResumed]).collect();
         return resumed(actions, Duration::from_secs(1));
     };
     if reached(observed, Step::HandingOver) {
         return None;
     }
-    let left = until_available(target, observed.owner.replica_set(), marked, now)?;
+    let left = until_available(target, observed.owner.controller(), marked, now)?;
     resumed(vec![], left)
 }
 
@@ -96,9 +94,9 @@ fn takes_over(observed: &Observed, now: Timestamp) -> Option<Next> {
     let target = living_target(observed)?;
     let owner = match &observed.owner {
         Owner::Gone => return None,
-        owner => owner.replica_set(),
+        owner => owner.controller(),
     };
-    let claimed = owner.is_none_or(|o| is_claimed_by(target, uid_of(o)));
+    let claimed = owner.is_none_or(|o| is_claimed_by(target, &o.uid));
     let parts = parts(observed, owner);
     let labels = target.metadata.labels.clone().unwrap_or_default();
     if parts.at_once.iter().any(|(key, value)| labels.get(key) != Some(value)) {
@@ -128,22 +126,18 @@ fn takes_over(observed: &Observed, now: Timestamp) -> Option<Next> {
     Some(Next {
         step: Step::HandingOver,
         actions: vec![Action::MoveClaim {
-            claim: claim_of(owner),
+            claim: owner.claim(),
             labels: wanted,
             strip_source: observed.source_pod.as_ref().is_some_and(is_selectable),
         }],
-        message: format!("ReplicaSet {} gets the target pod", claim_of(owner).name),
+        message: format!("{} {} gets the target pod", owner.kind.as_str(), owner.name),
         again: Duration::ZERO,
     })
 }
 
-fn uid_of(owner: &ReplicaSet) -> &str {
-    owner.metadata.uid.as_deref().unwrap_or_default()
-}
-
-fn parts(observed: &Observed, owner: Option<&ReplicaSet>) -> Partition {
+fn parts(observed: &Observed, owner: Option<&Controller>) -> Partition {
     let labels = labels_to_hand_over(observed.source_pod.as_ref(), owner);
-    let selector = owner.map(|o| &o.spec.selector);
+    let selector = owner.map(|o| &o.selector);
     partition(&labels, selector, &observed.services)
 }
 
@@ -168,12 +162,11 @@ fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
 /// not Ready within its bound. `None`: go on.
 fn until_available(
     target: &Pod,
-    owner: Option<&ReplicaSet>,
+    owner: Option<&Controller>,
     marked: Timestamp,
     now: Timestamp,
 ) -> Option<Duration> {
-    let min_ready = owner.and_then(|o| o.spec.min_ready_seconds).unwrap_or(0);
-    let min_ready = Duration::from_secs(u64::try_from(min_ready).unwrap_or(0));
+    let min_ready = owner.map_or(Duration::ZERO, |o| o.min_ready);
     let (passed, wanted) = match ready_since(target) {
         Some(since) if min_ready.is_zero() => (elapsed(since, now), Duration::ZERO),
         // Kept in whole seconds by kubelet, which may cut up to one off.
@@ -199,7 +192,7 @@ fn source_goes(observed: &Observed) -> Option<Next> {
             actions.push(Action::StripSource);
         }
         // The address must not be freed with the source's sandbox, which can go from now on.
-        actions.extend(move_lease(observed));
+        actions.extend(move_leases(observed));
         actions.push(Action::Release);
         return releasing(actions, format!("{node} ends the source's containers"));
     }
@@ -236,19 +229,20 @@ fn hands_over(observed: &Observed) -> bool {
 }
 
 /// The target says whose address it has; without a note it is its own node's.
-fn move_lease(observed: &Observed) -> Option<Action> {
-    let status = observed.migration.status.as_ref()?;
+/// All addresses of a pod come from the same node.
+fn move_leases(observed: &Observed) -> Vec<Action> {
+    let status = observed.status();
+    let Some(target) = &observed.target_pod else { return vec![] };
     if status.chosen_network != Some(Network::Preserve) {
-        return None;
+        return vec![];
     }
-    let address = status.address.clone()?;
-    let target = observed.target_pod.as_ref()?;
     let noted = target.metadata.annotations.as_ref().and_then(|a| a.get(names::LEASE));
     let home = match noted.and_then(|text| text.split_once('@')) {
         Some((_, home)) => home.to_owned(),
         None => observed.node(Role::Target).to_owned(),
     };
-    Some(Action::MoveLease { address, home })
+    let addresses = status.address.into_iter().chain(status.other_addresses);
+    addresses.map(|address| Action::MoveLease { address, home: home.clone() }).collect()
 }
 
 fn succeeded(observed: &Observed, mut draft: Draft, mut actions: Vec<Action>) -> Plan {

@@ -6,12 +6,14 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::json;
-use transship_api::{self as api, Migration, MigrationSpec, Step, names};
+use transship_api::{self as api, Migration, MigrationSpec, Network, Step, names};
 use transship_protocol::{Decision, Resolution, TargetOutcome};
 
 use super::admission::{self, Admitted};
+use super::owner::Controller;
 use super::plan::{Action, Plan, Record, plan};
 use super::state::{Observed, Owner, Report, Role, Side, Stage, any_container_runs};
+use crate::preflight::NetworkChoice;
 
 /// The world of one migration of pod `web-1` from node-a to node-b.
 #[derive(Clone, Debug)]
@@ -53,8 +55,8 @@ pub fn source_pod() -> Pod {
 }
 
 /// Its owner.
-pub fn owner() -> ReplicaSet {
-    serde_json::from_value(json!({
+pub fn owner() -> Controller {
+    let set: ReplicaSet = serde_json::from_value(json!({
         "metadata": {"name": "web-abc", "namespace": "shop", "uid": "uid-rs"},
         "spec": {
             "replicas": 1,
@@ -63,7 +65,13 @@ pub fn owner() -> ReplicaSet {
                 "spec": {"containers": []}}
         }
     }))
-    .unwrap()
+    .unwrap();
+    set.into()
+}
+
+/// The choice of a flat network.
+pub fn preserved() -> NetworkChoice {
+    NetworkChoice { network: Network::Preserve, why: "the network is flat".into() }
 }
 
 impl World {
@@ -78,11 +86,17 @@ impl World {
         migration.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
         migration.metadata.creation_timestamp = Some(Time(now));
         let pod = source_pod();
-        let decided = Admitted { pod: &pod, target: "node-b", given: true, bytes: 1 << 20 };
+        let decided = Admitted {
+            pod: &pod,
+            target: "node-b",
+            given: true,
+            bytes: 1 << 20,
+            network: &preserved(),
+        };
         migration.status = Some(admission::admitted(&migration, &decided, now));
         let mut seen = Observed::of(migration);
         seen.source_pod = Some(pod);
-        seen.owner = Owner::ReplicaSet(Box::new(owner()));
+        seen.owner = Owner::Controller(Box::new(owner()));
         seen.services = vec![[("app".to_owned(), "web".to_owned())].into()];
         seen.source = Side::NotStarted;
         seen.target = Side::NotStarted;

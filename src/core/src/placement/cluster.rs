@@ -1,5 +1,5 @@
 //! The target of a migration: what Kubernetes' own scheduler would check first (readiness,
-//! selector, affinity, taints, room, host ports), then Swarm's filters and strategy.
+//! selector, affinity, taints, room, host ports, reach of volumes), then Swarm's filters and strategy.
 
 use std::collections::BTreeMap;
 
@@ -39,13 +39,21 @@ pub static NO_LOAD: Load =
 impl Load {
     /// The load of each node, from pods that may or may not be bound.
     pub fn by_node<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> BTreeMap<String, Self> {
-        let mut loads: BTreeMap<String, Self> = BTreeMap::new();
+        let mut loads = BTreeMap::new();
+        Self::add_all(&mut loads, pods);
+        loads
+    }
+
+    /// Adds pods that may or may not be bound to the loads of their nodes.
+    pub fn add_all<'a>(
+        loads: &mut BTreeMap<String, Self>,
+        pods: impl IntoIterator<Item = &'a Pod>,
+    ) {
         for pod in pods {
             if let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) {
                 loads.entry(node.clone()).or_default().add(pod);
             }
         }
-        loads
     }
 
     /// Adds a pod of the node.
@@ -117,7 +125,7 @@ impl Candidate<'_> {
 }
 
 /// Says why a pod cannot go to a node, if it cannot.
-type Check = fn(&Pod, &Candidate<'_>) -> Option<String>;
+type Check = fn(&Pod, &Asked, &Candidate<'_>) -> Option<String>;
 
 /// Kubernetes' checks, in order; the first that objects speaks for the node.
 const CHECKS: &[Check] = &[
@@ -126,13 +134,15 @@ const CHECKS: &[Check] = &[
     selector_matches,
     affinity_matches,
     taints_are_tolerated,
+    volumes_are_in_reach,
     has_room,
     ports_are_free,
 ];
 
 /// Those that also hold for a node that the Migration names; the others are preflight's, or the
 /// scheduler's to answer.
-const PINNED_CHECKS: &[Check] = &[selector_matches, affinity_matches, taints_are_tolerated];
+const PINNED_CHECKS: &[Check] =
+    &[selector_matches, affinity_matches, taints_are_tolerated, volumes_are_in_reach];
 
 /// The filters that hold for a node that the Migration names: what was asked for in words. Room,
 /// health and ports are preflight's or the scheduler's to answer.
@@ -187,7 +197,7 @@ pub fn choose(pod: &Pod, asked: &Asked, candidates: &[Candidate<'_>]) -> Choice 
     let mut choice = Choice::default();
     let mut left = Vec::new();
     for candidate in others {
-        let fate = match CHECKS.iter().find_map(|check| check(pod, candidate)) {
+        let fate = match CHECKS.iter().find_map(|check| check(pod, asked, candidate)) {
             Some(reason) => Fate::Removed { by: "kubernetes", reason },
             // Until the engine has looked.
             None => {
@@ -201,7 +211,8 @@ pub fn choose(pod: &Pod, asked: &Asked, candidates: &[Candidate<'_>]) -> Choice 
         return choice;
     }
     let nodes: Vec<&Node> = left.iter().map(|(_, node)| node).collect();
-    let decision = prepare(&asked.request, &asked.options).place(&nodes);
+    let decision = prepare(&asked.request, &asked.options)
+        .place_where(&nodes, |claim| is_mounted_by_another(claim, pod, candidates));
     for (position, (at, _)) in left.iter().enumerate() {
         choice.fates[*at].1 = match decision.verdict(position) {
             Verdict::Removed { by, reason } => {
@@ -215,16 +226,29 @@ pub fn choose(pod: &Pod, asked: &Asked, candidates: &[Candidate<'_>]) -> Choice 
     choice
 }
 
-/// What speaks against a node that the Migration names, if anything.
-pub fn objection(pod: &Pod, asked: &Asked, candidate: &Candidate<'_>) -> Option<String> {
-    if let Some(reason) = PINNED_CHECKS.iter().find_map(|check| check(pod, candidate)) {
+/// Whether another pod on any node mounts a claim's volume.
+fn is_mounted_by_another(claim: &str, pod: &Pod, all: &[Candidate<'_>]) -> bool {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let mut containers = all.iter().flat_map(|candidate| &candidate.load.containers);
+    containers.any(|c| c.id != uid && c.claims.iter().any(|mounted| mounted == claim))
+}
+
+/// What speaks against a node that the Migration names, if anything. `all` are all nodes.
+pub fn objection(
+    pod: &Pod,
+    asked: &Asked,
+    candidate: &Candidate<'_>,
+    all: &[Candidate<'_>],
+) -> Option<String> {
+    if let Some(reason) = PINNED_CHECKS.iter().find_map(|check| check(pod, asked, candidate)) {
         return Some(reason);
     }
     // What it asks for is looked at elsewhere.
     let request = Request { cpus: 0, memory: 0, ..asked.request.clone() };
     let options = Options { filters: PINNED_FILTERS.to_vec(), ..asked.options.clone() };
     let node = candidate.to_model();
-    let decision = prepare(&request, &options).place(&[&node]);
+    let decision = prepare(&request, &options)
+        .place_where(&[&node], |claim| is_mounted_by_another(claim, pod, all));
     match decision.verdict(0) {
         Verdict::Removed { reason, .. } => Some(format!("{}: {reason}", node.name)),
         Verdict::Ranked { .. } => None,
@@ -233,14 +257,15 @@ pub fn objection(pod: &Pod, asked: &Asked, candidate: &Candidate<'_>) -> Option<
 
 /// Whether the pods of the nodes matter to [`objection`].
 pub fn looks_at_pods(asked: &Asked) -> bool {
-    !asked.request.affinities.is_empty() || !asked.request.links.is_empty()
+    let Request { affinities, links, claims, .. } = &asked.request;
+    !affinities.is_empty() || !links.is_empty() || !claims.is_empty()
 }
 
-fn is_ready(_: &Pod, candidate: &Candidate<'_>) -> Option<String> {
+fn is_ready(_: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<String> {
     not_ready(candidate.node)
 }
 
-fn takes_pods(_: &Pod, candidate: &Candidate<'_>) -> Option<String> {
+fn takes_pods(_: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<String> {
     takes_no_pods(candidate.node)
 }
 
@@ -248,7 +273,7 @@ fn labels(node: &NodeView) -> Labels {
     node.core.as_ref().and_then(|n| n.metadata.labels.clone()).unwrap_or_default()
 }
 
-fn selector_matches(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
+fn selector_matches(pod: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<String> {
     let selector = pod.spec.as_ref()?.node_selector.as_ref()?;
     let labels = labels(candidate.node);
     let (key, value) = selector.iter().find(|(key, value)| labels.get(*key) != Some(value))?;
@@ -256,7 +281,7 @@ fn selector_matches(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
     Some(format!("{name} lacks the label {key}={value} of the pod's nodeSelector"))
 }
 
-fn affinity_matches(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
+fn affinity_matches(pod: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<String> {
     let required = pod
         .spec
         .as_ref()?
@@ -303,7 +328,7 @@ fn requirement_fits(requirement: &NodeSelectorRequirement, value: Option<&str>) 
     }
 }
 
-fn taints_are_tolerated(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
+fn taints_are_tolerated(pod: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<String> {
     let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
     let taints = candidate.node.core.as_ref()?.spec.as_ref()?.taints.as_deref()?;
     let taint = taints
@@ -333,7 +358,13 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     }
 }
 
-fn has_room(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
+fn volumes_are_in_reach(_: &Pod, asked: &Asked, candidate: &Candidate<'_>) -> Option<String> {
+    let (name, labels) = (&candidate.node.name, labels(candidate.node));
+    let claim = asked.volumes.out_of_reach(|term| term_fits(term, name, &labels, false))?;
+    Some(format!("{name} cannot reach the volume of the claim {claim} (its nodeAffinity)"))
+}
+
+fn has_room(pod: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<String> {
     let allocatable = candidate.node.core.as_ref()?.status.as_ref()?.allocatable.as_ref()?;
     let amount =
         |name: &str, read: fn(&Quantity) -> Option<i64>| allocatable.get(name).and_then(read);
@@ -351,7 +382,7 @@ fn has_room(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
     Some(format!("{} has too little {lacking} left", candidate.node.name))
 }
 
-fn ports_are_free(pod: &Pod, candidate: &Candidate<'_>) -> Option<String> {
+fn ports_are_free(pod: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<String> {
     let taken = host_ports(pod)
         .find(|wanted| candidate.load.ports.iter().any(|used| used.clashes(wanted)))?;
     let (port, protocol) = taken.port;
@@ -402,9 +433,11 @@ pub(super) fn bytes(quantity: &Quantity) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1 as corev1;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::placement::volumes::Volumes;
 
     fn node(name: &str, extra: Value) -> NodeView {
         let mut core = json!({
@@ -533,6 +566,55 @@ mod tests {
         ] {
             let choice = chosen(&pod(pod_spec), &[loaded(node("node-b", node_extra), 0)]);
             assert_eq!(choice.order, ["node-b"]);
+        }
+    }
+
+    #[test]
+    fn a_volume_in_use_or_out_of_reach_decides() {
+        let user = |name: &str, node: &str| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"name": name, "namespace": "shop", "uid": name},
+                "spec": {"nodeName": node, "containers": [{"name": "c"}], "volumes": [
+                    {"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]},
+            }))
+            .unwrap()
+        };
+        let volumes = |mode: &str, disk: &str| {
+            let claim = json!({"spec": {"accessModes": [mode], "volumeName": "pv"}});
+            let volume = json!({"spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "disk", "operator": "In", "values": [disk]}]}]}}}});
+            let mut volumes = Volumes::default();
+            let volume: corev1::PersistentVolume = serde_json::from_value(volume).unwrap();
+            volumes.add("shop/data".into(), &serde_json::from_value(claim).unwrap(), Some(&volume));
+            volumes
+        };
+        let pod = user("mine", "node-a");
+        let nodes = ["node-a", "node-b", "node-c"].map(|name| node(name, json!({})));
+        // Who else mounts it, what it can do, where it is; and which nodes are left.
+        for (other, mode, disk, wanted) in [
+            (None, "ReadWriteOnce", "ssd", &["node-b", "node-c"][..]),
+            (None, "ReadWriteOnce", "hdd", &[]),
+            (Some("node-a"), "ReadWriteOnce", "ssd", &[]),
+            (Some("node-c"), "ReadWriteOnce", "ssd", &["node-c"]),
+            (Some("node-c"), "ReadWriteMany", "ssd", &["node-b", "node-c"]),
+        ] {
+            let other = other.map(|node| user("other", node));
+            let loads = Load::by_node([&pod].into_iter().chain(&other));
+            let load = |name: &str| loads.get(name).unwrap_or(&NO_LOAD);
+            let candidates = nodes.iter().map(|node| Candidate { node, load: load(&node.name) });
+            let candidates: Vec<Candidate<'_>> = candidates.collect();
+            let asked = kubernetes::asked(&pod, None, None).unwrap();
+            let asked = asked.with_volumes(volumes(mode, disk));
+            let mut order = choose(&pod, &asked, &candidates).order;
+            order.sort();
+            assert_eq!(order, wanted, "{other:?} {mode} {disk}");
+            assert_eq!(looks_at_pods(&asked), mode == "ReadWriteOnce");
+            for candidate in &candidates[1..] {
+                let objection = objection(&pod, &asked, candidate, &candidates);
+                let fits = wanted.contains(&candidate.node.name.as_str());
+                assert_eq!(objection.is_none(), fits, "{objection:?}");
+                assert!(objection.is_none_or(|why| why.contains("shop/data")));
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::filters::{Compiled, Filter};
+use super::filters::{Compiled, Condition, Filter, Test};
 use super::model::{Node, Request};
 use super::strategy::{self, Demand, Options, Ranked};
 use super::symbol::Answers;
@@ -136,14 +136,26 @@ pub fn prepare(request: &Request, options: &Options) -> Prepared {
 }
 
 impl Prepared {
-    /// Decides among nodes with different names: first with soft expressions enforced, and if
-    /// that leaves no node, without any of them.
+    /// Decides among nodes with different names, which are all there are: first with soft
+    /// expressions enforced, and if that leaves no node, without any of them.
     pub fn place(&self, nodes: &[&Node]) -> Decision {
-        let first = self.pass(nodes, true);
+        self.place_where(nodes, |claim| nodes.iter().any(|node| node.mounts(claim)))
+    }
+
+    /// Like [`Self::place`], where there may be more nodes: `in_use` says whether a container on any
+    /// of them mounts a volume.
+    pub fn place_where(&self, nodes: &[&Node], in_use: impl Fn(&str) -> bool) -> Decision {
+        let conditions = self.stages.iter().flat_map(|(_, compiled)| &compiled.conditions);
+        let idle = conditions.filter_map(|condition| match &condition.test {
+            Test::Mounted(claim) if !in_use(claim) => Some(claim.as_str()),
+            _ => None,
+        });
+        let idle: Vec<&str> = idle.collect();
+        let first = self.pass(nodes, true, &idle);
         if first.error.is_none() || !self.has_soft() {
             return first;
         }
-        self.pass(nodes, false)
+        self.pass(nodes, false, &idle)
     }
 
     /// Without soft expressions the second pass is the first.
@@ -151,11 +163,15 @@ impl Prepared {
         self.stages.iter().any(|(_, compiled)| compiled.conditions.iter().any(|c| c.soft))
     }
 
-    /// Filters and ranks once.
-    fn pass(&self, nodes: &[&Node], soft: bool) -> Decision {
+    /// Filters and ranks once. `idle`: volumes that are mounted nowhere.
+    fn pass(&self, nodes: &[&Node], soft: bool, idle: &[&str]) -> Decision {
+        let asked = |condition: &Condition| match &condition.test {
+            Test::Mounted(claim) => !idle.contains(&claim.as_str()),
+            _ => soft || !condition.soft,
+        };
         let mut outcomes = vec![Outcome::Open; nodes.len()];
         let mut left: Vec<usize> = (0..nodes.len()).collect();
-        let error = self.filter(nodes, soft, &mut left, &mut outcomes).err();
+        let error = self.filter(nodes, asked, &mut left, &mut outcomes).err();
         let mut ranked = Vec::new();
         let error = error.or_else(|| {
             ranked = strategy::rank(&self.options, self.demand, nodes, &left);
@@ -174,12 +190,12 @@ impl Prepared {
         Decision { ranked, outcomes, reasons: self.reasons.clone(), error, soft }
     }
 
-    /// Leaves the nodes that meet all conditions, or gives Swarm's text for the filter that left
-    /// none.
+    /// Leaves the nodes that meet all conditions that are `asked`, or gives Swarm's text for the
+    /// filter that left none.
     fn filter(
         &self,
         nodes: &[&Node],
-        soft: bool,
+        asked: impl Fn(&Condition) -> bool,
         left: &mut Vec<usize>,
         outcomes: &mut [Outcome],
     ) -> Result<(), String> {
@@ -188,7 +204,7 @@ impl Prepared {
             for condition in &compiled.conditions {
                 let reason = index;
                 index += 1;
-                if condition.soft && !soft {
+                if !asked(condition) {
                     continue;
                 }
                 let mut answers = Answers::default();

@@ -70,9 +70,14 @@ impl Expression {
         texts.any(|text| self.pattern.matches(text)) == self.equal
     }
 
-    /// Like [`Self::holds`], for words.
-    pub(super) fn holds_for_words(&self, words: &Words) -> bool {
-        self.pattern.matches_any(words.text()) == self.equal
+    /// Like [`Self::holds`], for words: those that have more than [`is_hex`] allows, and the others.
+    ///
+    /// [`is_hex`]: super::lines::is_hex
+    pub(super) fn holds_for_words(&self, names: &Words, hex: &Words) -> bool {
+        let found = self.pattern.words().is_some_and(|lines| {
+            lines.match_any(names.text()) || !lines.excludes_hex() && lines.match_any(hex.text())
+        });
+        found == self.equal
     }
 
     /// Like [`Self::holds`], for texts that other nodes have too.
@@ -90,7 +95,9 @@ impl Expression {
         mut lists: impl Iterator<Item = &'a Symbol>,
         answers: &mut Answers,
     ) -> bool {
-        lists.any(|list| answers.get(list, |text| self.pattern.matches_any(text))) == self.equal
+        let words = self.pattern.words();
+        let matches = |text: &str| words.is_some_and(|lines| lines.match_any(text));
+        lists.any(|list| answers.get(list, matches)) == self.equal
     }
 }
 

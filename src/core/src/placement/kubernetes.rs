@@ -9,6 +9,7 @@
 //! | node id | UID of the cluster node |
 //! | container id and names | UID; name, `namespace/name`, ids of its containers |
 //! | engine labels | `spec.labels` of our `Node`, then the cluster node's labels, then its `nodeInfo` |
+//! | volumes | claims whose volume one node alone can mount at a time |
 //! | images | the node's images and those of its pods, also by Docker's short names |
 //!
 //! Keys of expressions cannot hold a slash, so labels such as `topology.kubernetes.io/zone` are not
@@ -22,18 +23,30 @@ use transship_api::{self as api, MigrationPolicy, Placement, conditions};
 
 use super::annotations::{AnnotationError, Wishes};
 use super::cluster::{bytes, millis, requests};
+use super::volumes::{self, Volumes};
 use super::{Container, Image, Network, Node, Options, PortBinding, Request, with_overcommit};
 
 /// What is asked of a pod's node, by all who may ask.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Asked {
     /// The request.
     pub request: Request,
     /// Strategy and filters.
     pub options: Options,
+    /// Volumes that have to be in reach; for targets of migrations.
+    pub volumes: Volumes,
 }
 
-/// What the pod, the policy that applies to it and a Migration's placement ask for. All their
+impl Asked {
+    /// Asks for the pod's volumes too.
+    pub fn with_volumes(mut self, volumes: Volumes) -> Self {
+        self.request.claims = volumes.for_one_node().map(str::to_owned).collect();
+        self.volumes = volumes;
+        self
+    }
+}
+
+/// What the pod (but for its volumes), the policy that applies to it and a Migration's placement ask for. All their
 /// expressions have to hold; the strategy is the Migration's, else the pod's, else the policy's,
 /// else spread.
 pub fn asked(
@@ -61,13 +74,15 @@ pub fn asked(
         exposed: exposed(pod),
         volumes_from: vec![],
         links: wishes.depends_on.iter().map(|name| format!("{namespace}/{name}")).collect(),
+        claims: vec![],
     };
     let strategy = placement
         .and_then(|p| p.strategy)
         .or(wishes.strategy)
         .or_else(|| policy.and_then(|p| p.strategy))
         .unwrap_or_default();
-    Ok(Asked { request, options: Options { strategy, ..Options::default() } })
+    let options = Options { strategy, ..Options::default() };
+    Ok(Asked { request, options, volumes: Volumes::default() })
 }
 
 /// A cluster node without its pods. `overcommit_percent` is 0, or negative to keep a reserve:
@@ -147,13 +162,14 @@ pub fn container(pod: &Pod) -> Container {
         id,
         aliases: [format!("{namespace}/{name}")].into_iter().chain(ids).collect(),
         name,
-        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        labels: pod.metadata.labels.clone().unwrap_or_default().into(),
         images: containers(pod).filter_map(|c| c.image.as_deref()).flat_map(image_names).collect(),
         cpus,
         memory,
         host_network: in_host_network(pod),
         ports: bindings(pod),
         exposed: exposed(pod),
+        claims: volumes::claims(pod).collect(),
         ended: false,
     }
 }

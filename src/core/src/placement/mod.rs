@@ -26,12 +26,14 @@ mod dialect;
 mod expression;
 mod filters;
 pub mod kubernetes;
+mod lines;
 mod model;
 mod pattern;
 pub mod policy;
 pub mod simulate;
 mod strategy;
 mod symbol;
+pub mod volumes;
 mod words;
 
 pub use annotations::{AnnotationError, validate};
@@ -42,7 +44,8 @@ pub use decision::{By, Decision, Prepared, Verdict, prepare};
 pub use expression::ExpressionError;
 pub use filters::Filter;
 pub use model::{
-    Container, Image, Network, Node, PortBinding, Request, health_indicator, with_overcommit,
+    Container, Image, Labels, Network, Node, PortBinding, Request, health_indicator,
+    with_overcommit,
 };
 pub use strategy::{Options, strategy_named};
 

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use regex::Regex;
 
+use super::lines::is_hex;
 use super::symbol::Symbol;
 use super::words::Words;
 
@@ -62,7 +63,7 @@ pub struct Container {
     /// `namespace/name` and the ids of its containers, in Swarm none.
     pub aliases: Vec<String>,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Images it runs, for affinities to images. Swarm looks at the node's alone.
     pub images: Vec<String>,
     /// CPU that is reserved for it.
@@ -75,6 +76,8 @@ pub struct Container {
     pub ports: Vec<PortBinding>,
     /// Ports that it exposes, such as `80/tcp`; they count in the host's network.
     pub exposed: Vec<String>,
+    /// Volumes that it mounts: in Kubernetes `namespace/name` of its claims, in Swarm none.
+    pub claims: Vec<String>,
     /// It has ended and given everything back, yet still exists: it counts for slots and ties, and
     /// for nothing else. So it is with finished pods; Swarm's stopped containers keep what they have.
     pub ended: bool,
@@ -82,12 +85,29 @@ pub struct Container {
 
 impl Container {
     fn swarm_id(&self) -> &str {
-        self.labels.get(SWARM_ID_LABEL).map_or("", String::as_str)
+        self.labels.get(SWARM_ID_LABEL).unwrap_or_default()
     }
 
     /// Whether it may be looked up by what is no word of it and no beginning of one.
     fn is_elusive(&self) -> bool {
         self.name.is_empty() || self.id.contains(':') || !self.swarm_id().is_empty()
+    }
+}
+
+/// A container's labels, in little memory: most containers share theirs with others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels(Box<[(Symbol, Symbol)]>);
+
+impl Labels {
+    /// A label's value.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| **known == *key).map(|(_, value)| &**value)
+    }
+}
+
+impl From<BTreeMap<String, String>> for Labels {
+    fn from(labels: BTreeMap<String, String>) -> Self {
+        Self(labels.iter().map(|(key, value)| (Symbol::of(key), Symbol::of(value))).collect())
     }
 }
 
@@ -123,6 +143,9 @@ pub struct Request {
     pub volumes_from: Vec<String>,
     /// Containers that it links to, such as `db:alias`.
     pub links: Vec<String>,
+    /// Volumes that it mounts and that one node alone can mount at a time, as in
+    /// [`Container::claims`]. Where one is in use, the node is given; Swarm knows none.
+    pub claims: Vec<String>,
 }
 
 /// A node with its containers, and sums and indexes over them.
@@ -142,20 +165,24 @@ pub struct Node {
     slots: Option<i64>,
     containers: Vec<Container>,
     live: usize,
-    /// Live containers that answer to more than their words in `container_words`.
+    /// Live containers that answer to more than their words.
     elusive: usize,
     used_cpus: i64,
     used_memory: i64,
     /// How many live containers have a label with a value, by label.
     label_values: Vec<(Symbol, Vec<(Symbol, usize)>)>,
-    /// Ids and names of the live containers that have a name.
-    container_words: Words,
+    /// Names and other words of the live containers that have a name.
+    container_names: Words,
+    /// Their words for which [`is_hex`] holds, UIDs and ids: most of the text, and nothing that an
+    /// affinity usually looks for.
+    container_hex: Words,
     /// Of each of the node's own images its names, as [`Words::text`].
     images: Vec<Symbol>,
     /// The same of the images of live containers.
     running_images: Vec<Symbol>,
     bindings: Vec<PortBinding>,
     exposed: Vec<String>,
+    claims: Vec<String>,
 }
 
 impl Node {
@@ -244,6 +271,11 @@ impl Node {
         self.used_memory
     }
 
+    /// Whether a live container mounts a volume.
+    pub fn mounts(&self, claim: &str) -> bool {
+        self.claims.iter().any(|mounted| mounted == claim)
+    }
+
     pub(super) fn has_free_slot(&self) -> bool {
         self.slots.is_none_or(|slots| (self.containers.len() as i64) < slots)
     }
@@ -257,8 +289,12 @@ impl Node {
         self.exposed.iter().any(|exposed| exposed == port)
     }
 
-    pub(super) fn container_words(&self) -> &Words {
-        &self.container_words
+    pub(super) fn container_names(&self) -> &Words {
+        &self.container_names
+    }
+
+    pub(super) fn container_hex(&self) -> &Words {
+        &self.container_hex
     }
 
     /// The images of the node and of its live containers: of each its names, as [`Words::text`].
@@ -281,7 +317,8 @@ impl Node {
         self.elusive > 0
             || wanted.starts_with(&self.name)
             || wanted.starts_with(&self.id)
-            || beginning.is_match(self.container_words.text())
+            || beginning.is_match(self.container_names.text())
+            || is_hex(wanted) && beginning.is_match(self.container_hex.text())
     }
 
     /// Whether a container is here, looked up as Swarm does: by id or the first 12 characters of
@@ -309,60 +346,64 @@ impl Node {
     }
 
     fn index(&mut self, container: &Container) {
-        for (key, value) in &container.labels {
-            let position = self.label_values.iter().position(|(known, _)| **known == **key);
+        for (key, value) in &container.labels.0 {
+            let position = self.label_values.iter().position(|(known, _)| known == key);
             let position = position.unwrap_or_else(|| {
-                self.label_values.push((Symbol::of(key), Vec::new()));
+                self.label_values.push((key.clone(), Vec::new()));
                 self.label_values.len() - 1
             });
             let values = &mut self.label_values[position].1;
-            match values.iter_mut().find(|(known, _)| **known == **value) {
+            match values.iter_mut().find(|(known, _)| known == value) {
                 Some((_, count)) => *count += 1,
-                None => values.push((Symbol::of(value), 1)),
+                None => values.push((value.clone(), 1)),
             }
         }
-        index_names(&mut self.container_words, &mut self.running_images, container);
-        self.bindings.extend_from_slice(&container.ports);
-        if container.host_network {
-            self.exposed.extend_from_slice(&container.exposed);
-        }
+        self.index_lists(container);
     }
 
     fn unindex(&mut self, container: &Container) {
-        for (key, value) in &container.labels {
-            let of_key = self.label_values.iter_mut().find(|(known, _)| **known == **key);
+        for (key, value) in &container.labels.0 {
+            let of_key = self.label_values.iter_mut().find(|(known, _)| known == key);
             let Some((_, values)) = of_key else { continue };
             values.retain_mut(|(known, count)| {
-                *count -= usize::from(**known == **value);
+                *count -= usize::from(known == value);
                 *count > 0
             });
         }
         self.label_values.retain(|(_, values)| !values.is_empty());
-        self.container_words.clear();
+        self.container_names.clear();
+        self.container_hex.clear();
         self.running_images.clear();
         self.bindings.clear();
         self.exposed.clear();
-        for other in self.containers.iter().filter(|c| !c.ended) {
-            index_names(&mut self.container_words, &mut self.running_images, other);
-            self.bindings.extend_from_slice(&other.ports);
-            if other.host_network {
-                self.exposed.extend_from_slice(&other.exposed);
+        self.claims.clear();
+        let containers = std::mem::take(&mut self.containers);
+        containers.iter().filter(|c| !c.ended).for_each(|other| self.index_lists(other));
+        self.containers = containers;
+    }
+
+    /// What is indexed without being counted.
+    fn index_lists(&mut self, container: &Container) {
+        if !container.name.is_empty() {
+            let names = [&container.id, &container.name].into_iter().chain(&container.aliases);
+            for word in names {
+                match is_hex(word) {
+                    true => self.container_hex.add(word),
+                    false => self.container_names.add(word),
+                }
             }
         }
+        self.running_images.extend(container.images.iter().map(|image| {
+            let mut words = Words::default();
+            add_image_name(&mut words, image);
+            Symbol::of(words.text())
+        }));
+        self.bindings.extend_from_slice(&container.ports);
+        if container.host_network {
+            self.exposed.extend_from_slice(&container.exposed);
+        }
+        self.claims.extend_from_slice(&container.claims);
     }
-}
-
-fn index_names(containers: &mut Words, images: &mut Vec<Symbol>, container: &Container) {
-    if !container.name.is_empty() {
-        containers.add(&container.id);
-        containers.add(&container.name);
-        container.aliases.iter().for_each(|alias| containers.add(alias));
-    }
-    images.extend(container.images.iter().map(|image| {
-        let mut words = Words::default();
-        add_image_name(&mut words, image);
-        Symbol::of(words.text())
-    }));
 }
 
 /// An image's name, and the same without tag or digest.

@@ -1,9 +1,11 @@
 //! What the value of an expression matches.
 
+use std::sync::OnceLock;
+
 use regex::Regex;
 
 use super::dialect;
-use super::words;
+use super::lines::Lines;
 
 /// A compiled value: `/…/` is a regular expression that may match anywhere, anything else a glob
 /// that matches all of the text. As in Swarm, a glob is a regular expression too, with `*` for any
@@ -14,8 +16,10 @@ pub(super) struct Pattern {
     literal: Option<String>,
     /// None if the expression is malformed; then nothing matches.
     regex: Option<Regex>,
-    /// Finds a match among words in one go.
-    words: Option<Regex>,
+    /// What a word has to match.
+    word: Option<String>,
+    /// The same for many words, made when it is needed first: few patterns meet words.
+    words: OnceLock<Option<Lines>>,
 }
 
 impl Pattern {
@@ -23,22 +27,14 @@ impl Pattern {
     pub(super) fn new(value: &str) -> Self {
         // A slash alone is no regular expression: it cannot be both the first and the last.
         let inner = value.strip_prefix('/').and_then(|rest| rest.strip_suffix('/'));
-        let Some(inner) = inner else { return Self::glob(value) };
-        Self { literal: None, regex: compile(inner), words: None }
-    }
-
-    fn glob(value: &str) -> Self {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "_:/- ".contains(c);
-        if value.chars().all(plain) {
-            let words = Regex::new(&format!("\n{}\n", regex::escape(value))).ok();
-            return Self { literal: Some(value.to_owned()), regex: None, words };
-        }
-        let regex = compile(&format!("^{}$", value.replace('*', ".*")));
-        let words = value.chars().all(|c| plain(c) || c == '*' || c == '.').then(|| {
-            let any = regex::escape(value).replace(r"\*", "[^\n]*").replace(r"\.", "[^\n]");
-            Regex::new(&format!("\n{any}\n")).ok()
-        });
-        Self { literal: None, regex, words: words.flatten() }
+        let (literal, regex, word) = match inner {
+            Some(pattern) => {
+                let pattern = dialect::from_go(pattern);
+                (None, pattern.as_deref().and_then(compile), pattern)
+            }
+            None => glob(value),
+        };
+        Self { literal, regex, word, words: OnceLock::new() }
     }
 
     /// Whether it is well-formed. If not nothing matches, as in Swarm.
@@ -54,22 +50,40 @@ impl Pattern {
         }
     }
 
-    /// Whether any of the words matches, given as [`words::Words::text`].
-    pub(super) fn matches_any(&self, text: &str) -> bool {
-        match &self.words {
-            Some(regex) => regex.is_match(text),
-            None => words::split(text).any(|word| self.matches(word)),
-        }
+    /// What finds a word that matches among many; none if the expression is malformed.
+    pub(super) fn words(&self) -> Option<&Lines> {
+        self.words.get_or_init(|| self.word.as_deref().and_then(Lines::new)).as_ref()
     }
 }
 
+/// The only text that matches, or what it has to match; and what a word has to match.
+fn glob(value: &str) -> (Option<String>, Option<Regex>, Option<String>) {
+    let regex = |value: &str| value.replace('*', ".*");
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_:/- ".contains(c);
+    if value.chars().all(plain) {
+        return (Some(value.to_owned()), None, dialect::from_go(&format!("^{value}$")));
+    }
+    let whole = dialect::from_go(&format!("^{}$", regex(value)));
+    // A word is one line, so that what stands at its end may as well stand anywhere behind.
+    let word = match value.chars().all(|c| plain(c) || c == '*' || c == '.') {
+        true => {
+            let begin = if value.starts_with('*') { "" } else { "^" };
+            let end = if value.ends_with('*') { "" } else { "$" };
+            dialect::from_go(&format!("{begin}{}{end}", regex(value.trim_matches('*'))))
+        }
+        false => whole.clone(),
+    };
+    (None, whole.as_deref().and_then(compile), word)
+}
+
 fn compile(pattern: &str) -> Option<Regex> {
-    Regex::new(&dialect::from_go(pattern)?).ok()
+    Regex::new(pattern).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::words::Words;
+    use super::super::lines::is_hex;
+    use super::super::words::Words;
     use super::*;
 
     #[test]
@@ -94,6 +108,33 @@ mod tests {
             ("/", "a", false),
             ("/[/", "[", false),
             ("5.10", "5x10", true),
+            ("*east", "us-east", true),
+            ("*-*t", "us-east", true),
+            ("*s", "us-east", false),
+            ("u*", "bus", false),
+            ("**", "us", true),
+            ("us*", "US", false),
+            ("a.*|b", "xb", true),
+            ("/^$/", "", true),
+            ("/^$/", "us", false),
+            ("/x?/", "", true),
+            ("/[^a]/", "a", false),
+            ("/e[^a]b/", "be", false),
+            ("/e(?s:.)b/", "be", false),
+            (r"/\Aus\z/", "us", true),
+            (r"/\Aus\z/", "bus", false),
+            (r"/\bus\B/", "us", false),
+            (r"/e\sb/", "e", false),
+            ("/[0-9a-f]+-/", "01234567-89ab", true),
+            ("/(cafe|us)/", "cafe", true),
+            ("/(cafe|us)/", "us", true),
+            ("/(?i)CAFE/", "cafe", true),
+            ("/(x|y)cafe/", "cafe", false),
+            ("/(xy)*cafe/", "cafe", true),
+            ("/(xy)+cafe/", "cafe", false),
+            ("cafe", "cafe", true),
+            ("cafe", "cafe-1", false),
+            ("01*", "0123", true),
         ] {
             let pattern = Pattern::new(value);
             assert_eq!(pattern.matches(text), wanted, "{value} on {text:?}");
@@ -102,12 +143,18 @@ mod tests {
             words.add(text);
             words.add("behind");
             let other = ["before", "behind"].iter().any(|word| pattern.matches(word));
-            assert_eq!(
-                pattern.matches_any(words.text()),
-                wanted || other,
-                "{value} among {words:?}"
+            let found = pattern.words().is_some_and(|lines| lines.match_any(words.text()));
+            assert_eq!(found, wanted || other, "{value} among {words:?}");
+            let excluded = pattern.words().is_none_or(Lines::excludes_hex);
+            let hex = !text.is_empty() && is_hex(text);
+            assert!(!(hex && wanted && excluded), "{value} matches {text:?}");
+        }
+        for value in ["*", "/^$/", "//"] {
+            let lines = Pattern::new(value);
+            assert!(
+                !lines.words().unwrap().match_any(Words::default().text()),
+                "no word, no match"
             );
         }
-        assert!(!Pattern::new("*").matches_any(Words::default().text()), "no word, no match");
     }
 }

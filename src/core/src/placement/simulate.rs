@@ -269,7 +269,7 @@ impl CaseContainer {
         Container {
             id: self.id.clone(),
             name: self.name.clone(),
-            labels: self.labels.clone(),
+            labels: self.labels.clone().into(),
             cpus: self.cpus,
             memory: self.memory,
             host_network: network(&self.network) == Network::Host,
@@ -293,6 +293,7 @@ impl CaseRequest {
             exposed: self.exposed.clone(),
             volumes_from: self.volumes_from.clone(),
             links: self.links.clone(),
+            claims: vec![],
         }
     }
 }

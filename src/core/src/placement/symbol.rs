@@ -18,8 +18,14 @@ struct Known {
 }
 
 /// A text; equal texts are at the same address.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq)]
 pub(super) struct Symbol(Arc<str>);
+
+impl PartialEq for Symbol {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
 
 impl Symbol {
     /// The symbol for a text.

@@ -1,5 +1,7 @@
 //! Swarm's own unit tests as tables, and what holds for any request and nodes.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use transship_api::Strategy as Ranking;
 
@@ -201,13 +203,13 @@ fn without_nodes_the_first_filter_that_minds_answers() {
 #[test]
 fn a_container_is_found_by_id_by_name_or_by_the_beginning_of_an_id() {
     let mut node = node("node0", 1, 1);
-    let swarm_id = [("com.docker.swarm.id".to_owned(), "feedfacefeedface".to_owned())];
+    let swarm_id = ("com.docker.swarm.id".to_owned(), "feedfacefeedface".to_owned());
     for (id, name) in
         [("0123456789abcdef", "db"), ("0199", "web"), ("sha256:77", "twin"), ("8", "twin")]
     {
         node.add(Container { id: id.into(), name: name.into(), ..Container::default() });
     }
-    let labels = swarm_id.into();
+    let labels = BTreeMap::from([swarm_id]).into();
     node.add(Container { id: "9a".into(), name: "known".into(), labels, ..Container::default() });
     node.add(Container { id: "ended".into(), ended: true, ..Container::default() });
     for (wanted, found) in [
@@ -229,6 +231,34 @@ fn a_container_is_found_by_id_by_name_or_by_the_beginning_of_an_id() {
     ] {
         assert_eq!(node.has_container(wanted), found, "{wanted:?}");
     }
+}
+
+#[test]
+fn a_volume_for_one_node_binds_to_the_node_where_it_is_in_use_and_else_to_none() {
+    let claim = "shop/data".to_owned();
+    let mut nodes = [node("n0", 4, 4), node("n1", 4, 4), node("n2", 4, 4)];
+    let request = Request { claims: vec![claim.clone()], ..demand(1, 0) };
+    let usable =
+        |nodes: &[Node]| decide(nodes, &request, &Options::default()).ranking().collect::<Vec<_>>();
+    assert_eq!(usable(&nodes), [0, 1, 2], "in use nowhere");
+    nodes[1].add(Container { claims: vec![claim.clone()], ..reserved("db", 1, 0) });
+    nodes[2].add(Container { claims: vec!["shop/other".into()], ..reserved("other", 1, 0) });
+    assert_eq!(usable(&nodes), [1]);
+    let elsewhere = prepare(&request, &Options::default()).place_where(&[&nodes[0]], |_| true);
+    assert_eq!(
+        elsewhere.error().unwrap(),
+        "Unable to find a node that satisfies the following conditions \n\
+         [available container slots]\n[--volumes-from=shop/data]"
+    );
+    let Verdict::Removed { by, reason } = elsewhere.verdict(0) else { panic!("{elsewhere:?}") };
+    assert_eq!(by, By::Filter(Filter::Dependency));
+    assert_eq!(
+        reason,
+        "Unable to find a node fulfilling all dependencies: --volumes-from=shop/data"
+    );
+    nodes[1].remove("db");
+    nodes[1].add(Container { claims: vec![claim], ended: true, ..reserved("done", 0, 0) });
+    assert_eq!(usable(&nodes).len(), 3, "a pod that has ended mounts nothing");
 }
 
 #[test]
@@ -313,7 +343,7 @@ fn any_node(index: usize) -> impl Strategy<Value = Node> {
             node.set_labels(labels);
             for (at, (app, gib, cpus, host_network, port)) in containers.into_iter().enumerate() {
                 node.add(Container {
-                    labels: [("app".to_owned(), app.to_owned())].into(),
+                    labels: BTreeMap::from([("app".to_owned(), app.to_owned())]).into(),
                     host_network,
                     ports: vec![PortBinding { host_port: port.into(), ..PortBinding::default() }],
                     ..reserved(&format!("c{index}-{at}"), gib, cpus)

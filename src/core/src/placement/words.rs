@@ -29,10 +29,10 @@ impl Words {
     }
 }
 
-/// The words of a [`Words::text`] one after another.
-pub fn split(text: &str) -> impl Iterator<Item = &str> {
-    let inner = text.get(1..text.len().max(1) - 1);
-    inner.into_iter().filter(|_| !text.is_empty()).flat_map(|inner| inner.split('\n'))
+/// The words of a [`Words::text`] as the lines of a text, without the line breaks around it; none if
+/// there is no word.
+pub fn lines(text: &str) -> Option<&str> {
+    text.strip_prefix('\n')?.strip_suffix('\n')
 }
 
 #[cfg(test)]
@@ -42,13 +42,15 @@ mod tests {
     #[test]
     fn words_come_back_as_they_went_in() {
         let mut words = Words::default();
-        assert_eq!(split(words.text()).count(), 0);
+        assert_eq!(lines(words.text()), None);
         for word in ["a", "", "b"] {
             words.add(word);
         }
-        assert_eq!(split(words.text()).collect::<Vec<_>>(), ["a", "", "b"]);
         assert_eq!(words.text(), "\na\n\nb\n");
+        assert_eq!(lines(words.text()), Some("a\n\nb"));
         words.clear();
-        assert_eq!(split(words.text()).count(), 0);
+        assert_eq!(lines(words.text()), None);
+        words.add("");
+        assert_eq!(lines(words.text()), Some(""));
     }
 }

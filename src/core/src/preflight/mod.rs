@@ -10,7 +10,7 @@
 //!
 //! docs/preflight.md lists the checks; a test compares it with the tables.
 
-mod facts;
+mod network;
 mod nodes;
 mod pod;
 mod process;
@@ -24,12 +24,14 @@ pub(crate) mod request_reasons {
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use transship_api as api;
 
 use crate::facts::PodFacts;
+use crate::migration::owner::Controller;
+use crate::placement::volumes::Volumes;
 
+pub use network::{NetworkChoice, choose as choose_network};
 pub use process::GHOST_LIMIT;
 pub use request::{CHECKS as REQUEST_CHECKS, asked};
 pub use warnings::{asks_to_be_movable, warnings};
@@ -71,10 +73,12 @@ pub struct Input<'a> {
     pub migration: &'a api::Migration,
     /// The pod that `spec.podName` names.
     pub pod: Option<&'a Pod>,
-    /// The pod's controller, where it is a ReplicaSet that exists.
-    pub owner: Option<&'a ReplicaSet>,
+    /// The pod's controller, where it is one whose pods are handed over and it is there to stay.
+    pub owner: Option<&'a Controller>,
     /// The MigrationPolicy that applies to the pod.
     pub policy: Option<&'a api::MigrationPolicy>,
+    /// The pod's volumes.
+    pub volumes: &'a Volumes,
     /// All cluster nodes.
     pub nodes: &'a [NodeView],
     /// The target node, given or chosen.
@@ -190,7 +194,7 @@ impl Check {
 
 /// All checks of what is to be moved: manifest, processes, network, nodes.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
-    [pod::CHECKS, process::CHECKS, facts::CHECKS, nodes::CHECKS].into_iter().flatten()
+    [pod::CHECKS, process::CHECKS, network::CHECKS, nodes::CHECKS].into_iter().flatten()
 }
 
 /// The first thing that is wrong with the request.
@@ -213,6 +217,7 @@ pub fn between(source: &NodeView, target: &NodeView) -> Vec<Violation> {
         pod: Some(&pod),
         owner: None,
         policy: None,
+        volumes: &Volumes::default(),
         nodes: std::slice::from_ref(source),
         target: Some(target),
         facts: None,

@@ -306,9 +306,10 @@ fn host_name(input: &Input<'_>) -> Vec<Violation> {
 fn owner_selector(input: &Input<'_>) -> Vec<Violation> {
     let uid = input.migration.metadata.uid.clone().unwrap_or_default();
     let bare = [(transship_api::names::MIGRATION_LABEL.to_owned(), uid)].into();
-    let matches = input.owner.is_some_and(|set| handover::matches(&set.spec.selector, &bare));
-    let message = "the selector of the pod's ReplicaSet also matches pods without labels";
-    matches.then(|| Violation::of_pod(message)).into_iter().collect()
+    let owner = input.owner.filter(|owner| handover::matches(&owner.selector, &bare));
+    let message =
+        |kind: &str| format!("the selector of the pod's {kind} also matches pods without labels");
+    owner.map(|owner| Violation::of_pod(message(owner.kind.as_str()))).into_iter().collect()
 }
 
 fn all_containers_run(input: &Input<'_>) -> Vec<Violation> {

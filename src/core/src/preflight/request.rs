@@ -2,8 +2,9 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self, reasons};
-use transship_api::{Mode, Network, names};
+use transship_api::{Mode, names};
 
+use crate::migration::owner::Kind;
 use crate::placement::kubernetes::{self, Asked};
 
 use super::{Input, NodeView, Refusal, RequestCheck, name_some};
@@ -11,7 +12,6 @@ use super::{Input, NodeView, Refusal, RequestCheck, name_some};
 /// The checks, in order; the first that fails answers.
 pub const CHECKS: &[RequestCheck] = &[
     mode_is_available,
-    network_is_available,
     spec_can_be_read,
     pod_exists,
     placement_can_be_read,
@@ -38,15 +38,6 @@ fn mode_is_available(input: &Input<'_>) -> Option<Refusal> {
             ),
         ),
     }
-}
-
-fn network_is_available(input: &Input<'_>) -> Option<Refusal> {
-    (input.migration.spec.network == Network::Close).then(|| Refusal {
-        reason: reasons::NETWORK_NOT_AVAILABLE,
-        message:
-            "network Close is not available in this version; write network: Preserve or network: Auto"
-                .into(),
-    })
 }
 
 fn spec_can_be_read(input: &Input<'_>) -> Option<Refusal> {
@@ -83,6 +74,7 @@ pub fn asked(input: &Input<'_>) -> Result<Asked, Refusal> {
     let refused = |message| Refusal { reason: reasons::INVALID_SPEC, message };
     let pod = input.pod.ok_or_else(|| refused("the pod is not known yet".into()))?;
     kubernetes::asked(pod, input.policy, input.migration.spec.placement.as_ref())
+        .map(|asked| asked.with_volumes(input.volumes.clone()))
         .map_err(|error| refused(format!("the pod's {error}; mend it in the pod's template")))
 }
 
@@ -137,16 +129,20 @@ fn owner_is_supported(input: &Input<'_>) -> Option<Refusal> {
         );
     };
     let (kind, name) = (owner.kind.as_str(), owner.name.as_str());
+    if Kind::of(owner).is_some() {
+        if input.owner.is_some() {
+            return None;
+        }
+        return not_supported(format!(
+            "the pod's owner, {kind} {name}, is gone or being deleted; move a pod that is to stay"
+        ));
+    }
     match (kind, owner.api_version.split('/').next()) {
-        ("ReplicaSet", Some("apps")) if input.owner.is_some() => None,
-        ("ReplicaSet", Some("apps")) => not_supported(format!(
-            "the pod's owner, ReplicaSet {name}, is gone or being deleted; move a pod that is to stay"
-        )),
         ("DaemonSet", Some("apps")) => not_supported(format!(
             "the pod belongs to DaemonSet {name}, which runs one on each node and cannot be moved; move a pod of a Deployment"
         )),
         _ => not_supported(format!(
-            "the pod belongs to {kind} {name}, whose pods cannot be moved in this version; move a pod of a Deployment or ReplicaSet"
+            "the pod belongs to {kind} {name}, whose pods cannot be moved in this version; move a pod of a Deployment, ReplicaSet or Job"
         )),
     }
 }

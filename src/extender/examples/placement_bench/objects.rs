@@ -82,6 +82,17 @@ pub fn kinds() -> Vec<(&'static str, Value)> {
         ),
         ("label", json!({"transship.dev/affinities": list(&["app!=app-17"])})),
         ("container", json!({"transship.dev/affinities": list(&["container!=running-0000*"])})),
+        (
+            "container name",
+            json!({"transship.dev/affinities": list(&["container!=running-000007-x7k2p"])}),
+        ),
+        ("container ending", json!({"transship.dev/affinities": list(&["container!=*-nowhere"])})),
+        (
+            "container regex",
+            json!({"transship.dev/affinities": list(&["container!=/^running-0000[0-9]+-(x7|y8)/"])}),
+        ),
+        ("container UID", json!({"transship.dev/affinities": list(&["container!=00000007-*"])})),
+        ("depends-on", json!({"transship.dev/depends-on": list(&["running-000007-x7k2p"])})),
         ("image", json!({"transship.dev/affinities": list(&["image==*/app-3:v3"])})),
         ("soft", json!({"transship.dev/constraints": list(&["zone==~nowhere", "disk==ssd"])})),
         ("refused", json!({"transship.dev/constraints": list(&["zone==nowhere"])})),

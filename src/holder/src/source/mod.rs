@@ -4,7 +4,6 @@
 mod dump;
 mod freeze;
 mod send;
-mod sockets;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +29,7 @@ use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::{Pod, runc_program};
 use crate::reading::Reading;
-use crate::{record, reserve, status};
+use crate::{connections, record, reserve, status};
 
 use dump::Dumper;
 use send::{Connected, Transfer};
@@ -277,7 +276,13 @@ impl SourceHands {
                         .map_err(|error| Failed::other("NotKilled", error))?;
                 }
                 record::write(&holder, state)
-                    .map_err(|error| Failed::other("RecordNotWritten", error))
+                    .map_err(|error| Failed::other("RecordNotWritten", error))?;
+                if state == RecordState::Moved
+                    && let Some(pod) = &self.pod
+                {
+                    connections::reset(&holder, pod, &nft);
+                }
+                Ok(())
             }
             Effect::QuiesceWrapper => holder
                 .blocking("quiesce", |holder| {
@@ -304,7 +309,8 @@ impl SourceHands {
                 pod.verify_frozen(&holder.layout).map_err(Failed::tasks_lost)
             }
             Effect::DestroySockets => match &self.pod {
-                Some(pod) => sockets::destroy(&pod.network())
+                Some(pod) => connections::destroy_outside(&holder, pod)
+                    .map(drop)
                     .map_err(|error| Failed::other("SocketsNotDestroyed", error)),
                 None => Ok(()),
             },
@@ -322,6 +328,7 @@ impl SourceHands {
             Effect::ThawTasks(_) => {
                 self.end_transfer().await;
                 let Some(pod) = &self.pod else { return Ok(()) };
+                crate::names::take_back(&holder, pod);
                 pod.thaw().map_err(|error| Failed::other("NotThawed", error))?;
                 if self.freeze_began.is_some() || holder.board.was_frozen() {
                     holder
@@ -333,7 +340,14 @@ impl SourceHands {
             Effect::KillTasksFrozen => {
                 self.end_transfer().await;
                 let Some(pod) = &self.pod else { return Ok(()) };
-                pod.kill_frozen().map_err(|error| Failed::other("NotKilled", error))
+                pod.kill_frozen().map_err(|error| Failed::other("NotKilled", error))?;
+                if connections::closes(&holder)
+                    && let Err(error) = pod.network().open(&nft)
+                {
+                    // Its peers are answered with resets while it is there, which is not for long.
+                    tracing::warn!("{}", error.chain());
+                }
+                Ok(())
             }
             Effect::Publish(word) => {
                 holder.board.word(&word);

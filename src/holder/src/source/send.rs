@@ -173,6 +173,9 @@ async fn transfer(
     sender: &Arc<Sender>,
     stop: &CancellationToken,
 ) -> Result<()> {
+    // Dumps and trees alike must see the names.
+    let named = pod.clone();
+    holder.blocking("names", move |holder| crate::names::give(holder, &named)).await?;
     let trees = {
         let (pod, sender) = (pod.clone(), Arc::clone(sender));
         let holder = Arc::clone(holder);
@@ -217,7 +220,7 @@ async fn transfer(
 }
 
 /// Sends every tree that the target expects: each container's changes to its image, each
-/// emptyDir, the sandbox's shared memory (empty if it has none).
+/// emptyDir, the sandbox's shared memory (empty if it has none), what is beside.
 fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender) -> Result<()> {
     let shm = sandbox_shm(&holder.layout, &pod.sandbox_id);
     match &shm {
@@ -228,6 +231,8 @@ fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender) -> Result<()> {
             sender.send_tree(&Area::Shm, |out| capture_dir(&empty, out))?
         }
     };
+    let noted = crate::connections::note(holder)?;
+    sender.send_tree(&Area::Network, |out| capture_dir(&noted, out))?;
     for volume in crate::areas::volumes(&holder.task) {
         let path = holder.task.empty_dir_path(&volume)?;
         let summary = sender.send_tree(&Area::EmptyDir(volume), |out| capture_dir(&path, out))?;
@@ -242,6 +247,9 @@ fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender) -> Result<()> {
         let summary = sender.send_tree(&area, |out| capture_upper(&upper, out))?;
         tracing::info!(path = %upper.display(), ?summary, "sent");
     }
+    crate::logs::collect(holder, pod)?;
+    let beside = crate::beside::place(holder)?;
+    sender.send_tree(&Area::Beside, |out| capture_dir(&beside, out))?;
     debug_assert!(
         holder.task.containers.iter().filter(|c| c.kind != ContainerKind::Init).count()
             == pod.containers.len()

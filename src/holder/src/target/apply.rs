@@ -60,6 +60,7 @@ pub fn prepare(holder: &Holder, arrivals: &Arrivals, container: &str) -> Result<
     let work = holder.dir.work(container)?;
     files::make_dir(&work)?;
     mend(&images, moving(&holder.task).next() == Some(container))?;
+    crate::names::mend(holder, container, &images).context("files cannot be renamed")?;
     let ready = Ready { container_id: waiting.container_id, images, work };
     holder.host.pod(&holder.task.pod.uid)?.mark(container, &ready)?;
     tracing::info!(container, "ready to be restored");

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use transship_host::bundle::Bundle;
 use transship_host::freezer::{Freezer, FreezerState};
 use transship_host::markers::{Failed, Held, Restored, Waiting};
+use transship_host::network::nft_program;
 use transship_host::paths::PodDir;
 use transship_host::{files, quiesce};
 use transship_protocol::{TargetEvent, Verb};
@@ -27,9 +28,11 @@ use transship_transport::{Area, Link, Progress, receive};
 
 use super::apply;
 use super::receive::{Arrivals, Receiver, Tree};
+use crate::connections;
 use crate::dirwatch::DirWatch;
 use crate::holder::Holder;
 use crate::pod::{FREEZER_LIMIT, Pod, PodContainer, moving};
+use crate::{logs, names};
 
 /// How often markers are looked at without any event.
 const TICK: Duration = Duration::from_millis(100);
@@ -59,8 +62,12 @@ pub fn start(
             outcome = both => outcome,
             () = stop.cancelled() => return,
         };
+        let outcome = match outcome {
+            Ok(_) => finish(&holder).await,
+            Err(error) => Err(error),
+        };
         let event = match outcome {
-            Ok(_) => TargetEvent::AllRestoredAndFrozen,
+            Ok(()) => TargetEvent::AllRestoredAndFrozen,
             Err(error) => {
                 let reason = reason(&error);
                 holder.board.failed(&reason, &format!("{error:#}"));
@@ -70,6 +77,18 @@ pub fn start(
         let _ = events.send(event).await;
     });
     Ok(())
+}
+
+/// Everything has arrived, and nothing has run: the last moment for what is beside.
+async fn finish(holder: &Arc<Holder>) -> Result<()> {
+    let finish = |holder: &Holder| {
+        logs::carry_over(holder);
+        if let Some(pod) = Pod::load(&holder.dir)? {
+            names::take_back(holder, &pod);
+        }
+        Ok(())
+    };
+    holder.blocking("logs", finish).await
 }
 
 /// A restore failed; the runtime's or CRIU's own words follow.
@@ -163,6 +182,8 @@ async fn restore_all(holder: Arc<Holder>, arrivals: Arc<Arrivals>) -> Result<()>
     }
     let pod = await_running(&holder, &dir, &arrivals).await?;
     pod.save(&holder.dir)?;
+    let held = pod.clone();
+    holder.blocking("connections", move |holder| connections::end(holder, &held)).await?;
     if let Some(began) = began {
         holder.board.took("restore", began.elapsed());
     }
@@ -232,6 +253,9 @@ async fn note_waiting(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Res
             let sandbox = Pod::find_sandbox(&cri, &holder.layout, &holder.task.pod.uid).await?;
             // From here on a holder that is started again knows what to close.
             sandbox.save(&holder.dir)?;
+            if !sandbox.network().is_closed(&nft_program(&holder.host), &sandbox.devices)? {
+                bail!("the pod's network is open: transship-cni was not called for it");
+            }
             arrivals.state().sandbox = Some(sandbox);
         }
         let mut state = arrivals.state();

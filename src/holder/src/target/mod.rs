@@ -29,7 +29,7 @@ use crate::holder::Holder;
 use crate::pod::Pod;
 use crate::reading::Reading;
 use crate::signing::Signing;
-use crate::{record, reserve, status};
+use crate::{connections, record, reserve, status};
 
 /// How long verbs of the runtime that are at work may take to end.
 const QUIESCE: Duration = Duration::from_secs(10);
@@ -255,6 +255,9 @@ impl TargetHands {
             Effect::ThawTasks(guard) => self.thaw(guard),
             Effect::OpenNetwork(guard) => {
                 let deadman = self.deadman.clone();
+                if !self.opened {
+                    connections::translate(&holder);
+                }
                 let Some(pod) = self.pod() else { return Ok(()) };
                 guarded(&deadman, guard, || pod.network().open(&nft))?
                     .map_err(|error| Failed::other("NetworkNotOpened", error))?;
@@ -325,16 +328,18 @@ impl TargetHands {
     /// frees it like any other.
     fn take_lease_home(&mut self) {
         let holder = Arc::clone(&self.holder);
+        if connections::closes(&holder) {
+            return;
+        }
         let Some(network) = &holder.task.network else { return };
         let Some(pod) = self.pod() else { return };
-        let home = network
-            .address()
-            .and_then(|ip| lease::come_home(&holder.host, ip, &pod.sandbox_id, &network.interface));
-        match home {
-            Ok(true) => tracing::info!(ip = network.ip, "the address is home again"),
-            Ok(false) => {}
-            // The agent gives back what is left when the pod is gone.
-            Err(error) => tracing::error!("the address stays lent: {}", error.chain()),
+        for ip in network.addresses().unwrap_or_default() {
+            match lease::come_home(&holder.host, ip, &pod.sandbox_id, &network.interface) {
+                Ok(true) => tracing::info!(%ip, "the address is home again"),
+                Ok(false) => {}
+                // The agent gives back what is left when the pod is gone.
+                Err(error) => tracing::error!(%ip, "the address stays lent: {}", error.chain()),
+            }
         }
     }
 

@@ -11,9 +11,9 @@ use transship_host::markers::Waiting;
 use transship_transport::{Area, Hello, Refusal, Totals};
 use transship_transport::{Handler, TreeTarget};
 
-use crate::areas;
 use crate::holder::Holder;
 use crate::pod::{Pod, moving, sandbox_shm};
+use crate::{areas, beside, connections};
 
 /// Where a tree stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +67,11 @@ impl State {
                 (!self.waiting.is_empty() && path.is_dir()).then_some(path)
             }
             Area::Shm => sandbox_shm(&holder.layout, &self.sandbox.as_ref()?.sandbox_id),
+            Area::Network => {
+                let path = holder.dir.path().join(connections::DIR);
+                files::make_dir(&path).ok().map(|()| path)
+            }
+            Area::Beside => beside::place(holder).ok(),
         }
     }
 }

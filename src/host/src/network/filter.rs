@@ -38,6 +38,12 @@ impl NetNs {
         self.apply(nft, &open_rules())
     }
 
+    /// Lets only a TCP connection's end out, with the address resolution that it needs; what else comes or
+    /// goes is dropped. Undone by [`NetNs::open`].
+    pub fn let_resets_out(&self, nft: &Path, devices: &[String]) -> Result<()> {
+        self.apply(nft, &reset_rules(devices)?)
+    }
+
     /// Drops frames that ask for a new TCP connection into the pod; everything else passes. Replaced by
     /// [`NetNs::close`] and undone by [`NetNs::open`].
     pub fn drop_new_syns(&self, nft: &Path, devices: &[String]) -> Result<()> {
@@ -94,20 +100,27 @@ fn open_rules() -> String {
 }
 
 fn closed_rules(devices: &[String]) -> Result<String> {
-    table(devices, &["ingress", "egress"], "policy drop;")
+    table(devices, &[("ingress", "policy drop;"), ("egress", "policy drop;")])
 }
 
 fn no_syn_rules(devices: &[String]) -> Result<String> {
-    let body = "policy accept; tcp flags & (syn | ack) == syn drop;";
-    table(devices, &["ingress"], body)
+    table(devices, &[("ingress", "policy accept; tcp flags & (syn | ack) == syn drop;")])
 }
 
-fn table(devices: &[String], hooks: &[&str], body: &str) -> Result<String> {
+fn reset_rules(devices: &[String]) -> Result<String> {
+    const NEIGHBOURS: &str = "policy drop; ether type arp accept; \
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept;";
+    let out = format!("{NEIGHBOURS} tcp flags & rst == rst accept;");
+    table(devices, &[("ingress", NEIGHBOURS), ("egress", &out)])
+}
+
+/// A chain for each device and hook, with the hook's rules.
+fn table(devices: &[String], hooks: &[(&str, &str)]) -> Result<String> {
     let mut text = open_rules();
     let _ = writeln!(text, "table netdev {TABLE} {{");
     for (index, device) in devices.iter().enumerate() {
         check_interface(device)?;
-        for hook in hooks {
+        for (hook, body) in hooks {
             let _ = writeln!(
                 text,
                 "  chain {hook}{index} {{ type filter hook {hook} device \"{device}\" priority -500; {body} }}"
@@ -158,6 +171,7 @@ mod tests {
     fn a_device_name_cannot_smuggle_rules_in() {
         assert!(closed_rules(&names(&["eth0\" ; }"])).is_err());
         assert!(no_syn_rules(&names(&["a b"])).is_err());
+        assert!(reset_rules(&names(&["a b"])).is_err());
     }
 
     #[test]

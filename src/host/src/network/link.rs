@@ -1,21 +1,22 @@
 //! The few requests to the kernel's rtnetlink that taking over an address needs: hardware address, addresses
-//! and routes of one interface. Spoken directly, because a host may lack the `ip` program and the CNI plugin
-//! must start quickly.
+//! and routes of one interface.
 //!
 //! [`Interface::take_over`] is the one operation with a meaning; it is made of the small ones.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::OwnedFd;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netdevice};
+use rustix::net::netdevice;
 
 use crate::error::{Error, Result};
 use crate::record::check_interface;
 
 use super::NetNs;
+use super::netlink::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, Netlink, attribute, attributes, family,
+    ip_of, octets, u32_at,
+};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
@@ -23,13 +24,6 @@ const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_REPLACE: u16 = 0x100;
-const NLM_F_CREATE: u16 = 0x400;
 const IFLA_ADDRESS: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -82,7 +76,7 @@ impl std::fmt::Display for Address {
 pub struct Interface {
     name: String,
     index: u32,
-    socket: OwnedFd,
+    netlink: Netlink,
 }
 
 impl NetNs {
@@ -103,18 +97,11 @@ impl Interface {
     /// The interface with this name.
     pub fn find(name: &str) -> Result<Self> {
         check_interface(name)?;
-        let failed = |errno: rustix::io::Errno| {
-            Error::network(format!("find interface {name}"))(errno.into())
-        };
-        let socket = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            None, // NETLINK_ROUTE is protocol 0
-        )
-        .map_err(failed)?;
-        let index = netdevice::name_to_index(&socket, name).map_err(failed)?;
-        Ok(Self { name: name.to_owned(), index, socket })
+        let failed = |error| Error::network(format!("find interface {name}"))(error);
+        let netlink = Netlink::open(None).map_err(failed)?;
+        let index = netdevice::name_to_index(&netlink.socket, name)
+            .map_err(|errno| failed(errno.into()))?;
+        Ok(Self { name: name.to_owned(), index, netlink })
     }
 
     /// Replaces address and hardware address without a word on the wire (no gratuitous ARP, no duplicate
@@ -227,87 +214,9 @@ impl Interface {
         body
     }
 
-    /// Sends a request and returns the bodies of the answers, up to the final acknowledgement.
     fn request(&self, kind: u16, flags: u16, body: &[u8]) -> std::io::Result<Vec<Vec<u8>>> {
-        let length = (16 + body.len()) as u32;
-        let mut message = Vec::with_capacity(length as usize);
-        message.extend(length.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
-        message.extend([0; 8]); // sequence and port: one request at a time on a socket of its own
-        message.extend(body);
-        let kernel = SocketAddrNetlink::new(0, 0);
-        rustix::net::sendto(&self.socket, &message, SendFlags::empty(), &kernel)?;
-        let mut answers = Vec::new();
-        let mut buffer = vec![0u8; 64 * 1024];
-        loop {
-            let (_, length) = rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::TRUNC)?;
-            let datagram = buffer.get(..length).ok_or(std::io::ErrorKind::InvalidData)?;
-            if collect(datagram, &mut answers)? {
-                return Ok(answers);
-            }
-        }
+        self.netlink.request(kind, flags, body)
     }
-}
-
-/// Takes the messages of a datagram apart; `true` after the last one of the answer.
-fn collect(mut datagram: &[u8], answers: &mut Vec<Vec<u8>>) -> std::io::Result<bool> {
-    while datagram.len() >= 16 {
-        let length = u32_at(datagram, 0) as usize;
-        let kind = u16::from_ne_bytes([datagram[4], datagram[5]]);
-        let body = datagram.get(16..length).ok_or(std::io::ErrorKind::InvalidData)?;
-        match kind {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
-                let code = body.get(..4).map_or(0, |_| u32_at(body, 0).cast_signed());
-                if code == 0 {
-                    return Ok(true);
-                }
-                return Err(std::io::Error::from_raw_os_error(-code));
-            }
-            _ => answers.push(body.to_vec()),
-        }
-        datagram = &datagram[length.next_multiple_of(4).min(datagram.len())..];
-    }
-    Ok(false)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn family(ip: IpAddr) -> u8 {
-    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    family.as_raw() as u8
-}
-
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
-fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    body.extend((4 + value.len() as u16).to_ne_bytes());
-    body.extend(kind.to_ne_bytes());
-    body.extend(value);
-    body.resize(body.len().next_multiple_of(4), 0);
-}
-
-/// The attributes after a header of `header` bytes: kind, and where the value lies in `body`.
-fn attributes(body: &[u8], header: usize) -> Vec<(u16, std::ops::Range<usize>)> {
-    let mut found = Vec::new();
-    let mut at = header;
-    while at + 4 <= body.len() {
-        let length = usize::from(u16::from_ne_bytes([body[at], body[at + 1]]));
-        if length < 4 || at + length > body.len() {
-            break;
-        }
-        found.push((u16::from_ne_bytes([body[at + 2], body[at + 3]]), at + 4..at + length));
-        at += length.next_multiple_of(4);
-    }
-    found
 }
 
 fn parse_address(body: &[u8], index: u32) -> Option<Address> {
@@ -318,10 +227,7 @@ fn parse_address(body: &[u8], index: u32) -> Option<Address> {
     // On IPv4 IFA_LOCAL is the address (IFA_ADDRESS may be a peer's); IPv6 has IFA_ADDRESS only.
     let value = |wanted: u16| attributes.iter().find(|(kind, _)| *kind == wanted);
     let (_, range) = value(IFA_LOCAL).or_else(|| value(IFA_ADDRESS))?;
-    let ip = match &body[range.clone()] {
-        v4 @ [_, _, _, _] => IpAddr::V4(Ipv4Addr::from([v4[0], v4[1], v4[2], v4[3]])),
-        v6 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(v6).ok()?)),
-    };
+    let ip = ip_of(&body[range.clone()])?;
     Some(Address { ip, prefix: body[1] })
 }
 
@@ -370,40 +276,6 @@ mod tests {
         for bad in ["10.0.0.1", "10.0.0.1/33", "fd00::1/129", "/8", "x/8"] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn attributes_are_padded_and_found_again() {
-        let mut body = vec![0; 8];
-        attribute(&mut body, 7, &[1, 2, 3, 4, 5, 6]);
-        attribute(&mut body, 9, &[8]);
-        assert_eq!(body.len(), 8 + 12 + 8);
-        assert_eq!(attributes(&body, 8), [(7, 12..18), (9, 24..25)]);
-        // A length that points beyond the message ends the walk.
-        body[20] = 200;
-        assert_eq!(attributes(&body, 8), [(7, 12..18)]);
-    }
-
-    #[test]
-    fn an_error_answer_becomes_the_system_error() {
-        let mut message = Vec::new();
-        message.extend(20u32.to_ne_bytes());
-        message.extend(NLMSG_ERROR.to_ne_bytes());
-        message.extend([0; 10]);
-        message.extend((-17i32).to_ne_bytes());
-        let error = collect(&message, &mut Vec::new()).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
-        message[16..20].copy_from_slice(&0i32.to_ne_bytes());
-        assert!(collect(&message, &mut Vec::new()).unwrap());
-    }
-
-    #[test]
-    fn a_truncated_datagram_is_an_error_and_not_a_panic() {
-        let mut message = Vec::new();
-        message.extend(64u32.to_ne_bytes());
-        message.extend([0; 12]);
-        assert!(collect(&message, &mut Vec::new()).is_err());
-        assert!(!collect(&message[..8], &mut Vec::new()).unwrap());
     }
 
     #[test]

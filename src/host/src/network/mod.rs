@@ -1,13 +1,17 @@
 //! The network namespace of a pod: closing and opening it, announcing its address, changing address and
-//! hardware address of an interface.
+//! hardware address of an interface, its sockets, and what the node tracks of its connections.
 //!
 //! Work in another network namespace is done on a thread made for it: a thread has its own namespace, and
 //! ending it is the only reliable way back. Programs started by such a thread start in the pod's namespace
 //! but in the host's mount namespace.
 
+mod alias;
 mod announce;
+pub mod conntrack;
 mod filter;
 mod link;
+mod netlink;
+mod sockets;
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -18,6 +22,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 pub use announce::ANNOUNCEMENTS;
 pub use filter::{TABLE, nft_program};
 pub use link::{Address, Interface};
+pub use sockets::Socket;
 
 use crate::error::{Error, Result};
 

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
@@ -294,7 +295,21 @@ async fn write(node: &api::Node, status: &api::NodeStatus, context: &Context) ->
     }
 }
 
+/// Removes the Lease that targets on this node have signed, if there is one. A target that still runs
+/// makes it again with its next signature.
+pub async fn remove_lease(client: &Client, namespace: &str, node: &str) -> kube::Result<()> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    match leases.delete(&names::node_lease(node), &DeleteParams::default()).await {
+        Err(kube::Error::Api(answer)) if answer.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 async fn leave(node: &api::Node, context: &Context) -> Result<(), Error> {
+    // First: without the Node nobody would look for it.
+    remove_lease(&context.client, &context.namespace, &node.name_any())
+        .await
+        .map_err(Error::api("remove the Lease of a node that has left"))?;
     let nodes: Api<api::Node> = Api::all(context.client.clone());
     let params = DeleteParams {
         preconditions: Some(Preconditions { uid: node.uid(), resource_version: None }),

@@ -1,4 +1,4 @@
-//! `POST /v1/admit/handover`: while a pod goes from one object to another, its ReplicaSet's
+//! `POST /v1/admit/handover`: while a pod goes from one object to another, its owner's
 //! controller must neither make a replacement nor write counts that lack the pod.
 //!
 //! Stateless: whether a hand-over is under way is read from the API server (a label on a
@@ -16,6 +16,7 @@ use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 use transship_api::{Migration, names};
+use transship_core::migration::owner::Kind as OwnerKind;
 
 use crate::metrics::{Kind, Metrics};
 
@@ -56,28 +57,40 @@ pub async fn handover(
     Json(response.into_review())
 }
 
-/// What a request would disturb: the kind for metrics, and the UID of the controlling ReplicaSet.
+/// What a request would disturb: the kind for metrics, and the UID of the owner.
 fn concerned(request: &AdmissionRequest<DynamicObject>) -> Option<(&'static str, String)> {
     let object = request.object.as_ref()?;
     let resource = request.resource.resource.as_str();
     match (resource, request.sub_resource.as_deref(), &request.operation) {
         ("pods", None | Some(""), Operation::Create) => {
             let owner = object.owner_references().iter().find(|o| o.controller == Some(true))?;
-            (owner.kind == "ReplicaSet").then(|| ("pod", owner.uid.clone()))
+            OwnerKind::of(owner).map(|_| ("pod", owner.uid.clone()))
         }
         ("replicasets", Some("status"), Operation::Update) => {
-            let old = request.old_object.as_ref()?;
-            let uid = object.uid().or_else(|| old.uid())?;
-            shrinks(&old.data, &object.data).then_some(("replicaset", uid))
+            shrinking("replicaset", request, &["replicas", "readyReplicas", "availableReplicas"])
+        }
+        ("jobs", Some("status"), Operation::Update) => {
+            shrinking("job", request, &["active", "ready"])
         }
         _ => None,
     }
 }
 
+/// The kind and the object's UID, if one of its counts is to become less.
+fn shrinking(
+    kind: &'static str,
+    request: &AdmissionRequest<DynamicObject>,
+    counts: &[&str],
+) -> Option<(&'static str, String)> {
+    let (object, old) = (request.object.as_ref()?, request.old_object.as_ref()?);
+    let uid = object.uid().or_else(|| old.uid())?;
+    shrinks(&old.data, &object.data, counts).then_some((kind, uid))
+}
+
 /// Whether a count of the new status is below that of the old.
-fn shrinks(old: &Value, new: &Value) -> bool {
-    ["replicas", "readyReplicas", "availableReplicas"].into_iter().any(|field| {
-        let count = |object: &Value| object["status"][field].as_i64().unwrap_or(0);
+fn shrinks(old: &Value, new: &Value, counts: &[&str]) -> bool {
+    counts.iter().any(|field| {
+        let count = |object: &Value| object["status"][*field].as_i64().unwrap_or(0);
         count(new) < count(old)
     })
 }
@@ -152,14 +165,23 @@ mod tests {
             "status": {"replicas": replicas, "readyReplicas": ready, "availableReplicas": ready}})
     }
 
+    fn job(active: i64) -> Value {
+        json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "sum", "uid": "rs"},
+            "status": {"active": active}})
+    }
+
     fn pod(kind: &str) -> Value {
+        let group = if kind == "Job" { "batch" } else { "apps" };
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "web-",
-            "ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": "web", "uid": "rs", "controller": true}]}})
+            "ownerReferences": [{"apiVersion": format!("{group}/v1"), "kind": kind, "name": "web", "uid": "rs", "controller": true}]}})
     }
 
     #[rstest]
     #[case(request("pods", "", "CREATE", pod("ReplicaSet"), Value::Null), true)]
-    #[case(request("pods", "", "CREATE", pod("Job"), Value::Null), false)]
+    #[case(request("pods", "", "CREATE", pod("Job"), Value::Null), true)]
+    #[case(request("pods", "", "CREATE", pod("DaemonSet"), Value::Null), false)]
+    #[case(request("jobs", "status", "UPDATE", job(0), job(1)), true)]
+    #[case(request("jobs", "status", "UPDATE", job(1), job(1)), false)]
     #[case(request("pods", "", "UPDATE", pod("ReplicaSet"), pod("ReplicaSet")), false)]
     #[case(request("replicasets", "status", "UPDATE", set(0, 0), set(1, 1)), true)]
     #[case(request("replicasets", "status", "UPDATE", set(2, 1), set(2, 2)), true)]

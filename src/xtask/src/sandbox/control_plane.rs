@@ -9,7 +9,7 @@ use super::{
     cmd::write_file,
     layout::{
         API_SERVER, CONTROL_PLANE, CONTROL_PLANE_ADDRESS, CONTROL_PLANE_MACS,
-        CONTROL_PLANE_POD_ADDRESS, HOST_ADDRESS, SERVICE_NETWORK, machine, pki,
+        CONTROL_PLANE_POD_ADDRESS, HOST_ADDRESS, SERVICE_NETWORK, SERVICE_NETWORK_V6, machine, pki,
     },
     machine::{Bind, Condition, Interface, Network, Service, Specification},
 };
@@ -33,13 +33,13 @@ pub fn specification(caches: &Caches, boot_id: String) -> Specification {
                 Interface {
                     cable: "eth0".into(),
                     bridge: None,
-                    address: format!("{CONTROL_PLANE_ADDRESS}/24"),
+                    addresses: vec![format!("{CONTROL_PLANE_ADDRESS}/24")],
                     mac: CONTROL_PLANE_MACS[0].to_owned(),
                 },
                 Interface {
                     cable: "eth1".into(),
                     bridge: None,
-                    address: format!("{CONTROL_PLANE_POD_ADDRESS}/16"),
+                    addresses: vec![format!("{CONTROL_PLANE_POD_ADDRESS}/16")],
                     mac: CONTROL_PLANE_MACS[1].to_owned(),
                 },
             ],
@@ -88,7 +88,7 @@ fn api_server() -> Service {
         "--enable-admission-plugins=NodeRestriction".into(),
         // Webhooks are called at their pods' addresses: there is no kube-proxy here.
         "--enable-aggregator-routing=true".into(),
-        format!("--service-cluster-ip-range={SERVICE_NETWORK}"),
+        format!("--service-cluster-ip-range={SERVICE_NETWORK},{SERVICE_NETWORK_V6}"),
         format!("--client-ca-file={PKI}/ca.crt"),
         format!("--tls-cert-file={PKI}/apiserver.crt"),
         format!("--tls-private-key-file={PKI}/apiserver.key"),

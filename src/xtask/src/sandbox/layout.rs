@@ -13,6 +13,8 @@ pub const CACHE: &str = "/var/cache/transship-sandbox";
 pub const CONTROL_PLANE: &str = "control-plane";
 /// The host in the node network.
 pub const HOST_ADDRESS: &str = "10.250.0.1";
+/// See [`HOST_ADDRESS`].
+pub const HOST_ADDRESS_V6: &str = "fd00:10:250::1";
 /// The control plane in the node network.
 pub const CONTROL_PLANE_ADDRESS: &str = "10.250.0.2";
 /// The control plane in the pod network, so that it reaches webhooks at their pods' addresses.
@@ -23,10 +25,14 @@ pub const CONTROL_PLANE_MACS: [&str; 2] = ["02:54:53:00:fe:00", "02:54:53:00:fe:
 pub const CONTROL_PLANE_SHORT: &str = "control";
 /// The API server.
 pub const API_SERVER: &str = "https://10.250.0.2:6443";
-/// All pods of all nodes: one flat layer-2 network.
+/// All pods of all nodes: one flat layer-2 network, of both families.
 pub const POD_NETWORK: &str = "10.244.0.0/16";
+/// See [`POD_NETWORK`].
+pub const POD_NETWORK_V6: &str = "fd00:10:244::/64";
 /// ClusterIPs.
 pub const SERVICE_NETWORK: &str = "10.96.0.0/16";
+/// See [`SERVICE_NETWORK`].
+pub const SERVICE_NETWORK_V6: &str = "fd00:10:96::/112";
 /// ClusterIP of the API server.
 pub const API_SERVICE: &str = "10.96.0.1";
 /// Addresses are made from one byte and names from one letter.
@@ -116,14 +122,29 @@ impl Node {
         format!("10.250.0.{}", 10 + self.0)
     }
 
+    /// See [`Self::address`].
+    pub fn address_v6(self) -> String {
+        format!("fd00:10:250::{:x}", 10 + self.0)
+    }
+
     /// Its address in the pod network, which is the gateway of its pods.
     pub fn gateway(self) -> String {
         format!("10.244.{}.1", self.0)
     }
 
+    /// See [`Self::gateway`].
+    pub fn gateway_v6(self) -> String {
+        format!("fd00:10:244::{:x}:1", self.0)
+    }
+
     /// First and last address of its pods.
     pub fn pod_range(self) -> (String, String) {
         (format!("10.244.{}.2", self.0), format!("10.244.{}.254", self.0))
+    }
+
+    /// See [`Self::pod_range`].
+    pub fn pod_range_v6(self) -> (String, String) {
+        (format!("fd00:10:244::{:x}:2", self.0), format!("fd00:10:244::{:x}:fe", self.0))
     }
 
     /// MAC in the node network.
@@ -154,6 +175,7 @@ mod tests {
         assert_eq!(nodes[1].name(), "node-b");
         assert_eq!(nodes[1].address(), "10.250.0.12");
         assert_eq!(nodes[1].pod_range().1, "10.244.2.254");
+        assert_eq!(nodes[25].pod_range_v6().1, "fd00:10:244::1a:fe");
     }
 
     #[rstest]

@@ -77,7 +77,7 @@ pub struct Interface {
     /// A bridge that the cable is plugged into, and that has the addresses instead of it.
     pub bridge: Option<String>,
     /// With prefix length.
-    pub address: String,
+    pub addresses: Vec<String>,
     /// The same at every start, since neighbours remember it.
     pub mac: String,
 }

@@ -172,6 +172,11 @@ pub fn grow(nodes: u8) -> Result<()> {
     lifecycle::up(lifecycle::Wanted { nodes: Some(nodes), no_chart: false })
 }
 
+/// Loads image archives into every node.
+pub fn load(archives: &[PathBuf]) -> Result<()> {
+    lifecycle::load(archives)
+}
+
 /// Removes the sandbox.
 pub fn down() -> Result<()> {
     lifecycle::down()

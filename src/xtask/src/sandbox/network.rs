@@ -10,7 +10,10 @@ use anyhow::{Context, Result};
 
 use super::{
     cmd::{ip, output, words},
-    layout::{CONTROL_PLANE_SHORT, HOST_ADDRESS, Node, SERVICE_NETWORK},
+    layout::{
+        CONTROL_PLANE_SHORT, HOST_ADDRESS, HOST_ADDRESS_V6, Node, SERVICE_NETWORK,
+        SERVICE_NETWORK_V6,
+    },
 };
 
 /// A network as the host sees it.
@@ -18,7 +21,7 @@ struct Network {
     bridge: &'static str,
     mac: &'static str,
     /// The host in it.
-    address: &'static str,
+    addresses: [&'static str; 2],
     /// Begins the names of the cables on the host's side.
     prefix: &'static str,
     /// The cables' other ends, in the machines.
@@ -29,7 +32,7 @@ const NETWORKS: [Network; 2] = [
     Network {
         bridge: "ts0",
         mac: "02:54:53:00:ff:00",
-        address: "10.250.0.1/24",
+        addresses: ["10.250.0.1/24", "fd00:10:250::1/64"],
         prefix: "ts-",
         end: "eth0",
     },
@@ -37,11 +40,16 @@ const NETWORKS: [Network; 2] = [
     Network {
         bridge: "ts1",
         mac: "02:54:53:00:ff:01",
-        address: "10.244.0.1/16",
+        addresses: ["10.244.0.1/16", "fd00:10:244::1/64"],
         prefix: "tp-",
         end: "eth1",
     },
 ];
+
+/// Options for an address that nobody else has: until that were proven it could not be used.
+pub fn no_probing(address: &str) -> &'static [&'static str] {
+    if address.contains(':') { &["nodad"] } else { &[] }
+}
 
 fn exists(link: &str) -> bool {
     Path::new("/sys/class/net").join(link).exists()
@@ -75,7 +83,10 @@ pub fn ensure_bridges() -> Result<()> {
         if !exists(network.bridge) {
             ip(&["link", "add", network.bridge, "address", network.mac, "type", "bridge"])?;
         }
-        ip(&["address", "replace", network.address, "dev", network.bridge])?;
+        for address in network.addresses {
+            ip(&[&["address", "replace", address, "dev", network.bridge], no_probing(address)]
+                .concat())?;
+        }
         ip(&["link", "set", network.bridge, "up"])?;
     }
     Ok(())
@@ -123,17 +134,22 @@ pub fn set_up(machine: &str, up: bool) -> Result<()> {
 
 /// Lets the host reach ClusterIPs through this node, or not at all.
 pub fn route_services(through: Option<Node>) -> Result<()> {
-    match through {
-        Some(node) => {
-            let route = [SERVICE_NETWORK, "via", &node.address(), "src", HOST_ADDRESS];
-            ip(&[&["route", "replace"], &route[..]].concat())
-        }
-        None => {
-            let route = output(&mut words("ip", &["route", "show", SERVICE_NETWORK]))?;
-            let there = !route.trim().is_empty();
-            if there { ip(&["route", "delete", SERVICE_NETWORK]) } else { Ok(()) }
+    let v4 = through.map(|node| [node.address(), HOST_ADDRESS.to_owned()]);
+    let v6 = through.map(|node| [node.address_v6(), HOST_ADDRESS_V6.to_owned()]);
+    for (family, network, way) in [("-4", SERVICE_NETWORK, v4), ("-6", SERVICE_NETWORK_V6, v6)] {
+        match way {
+            Some([node, host]) => {
+                ip(&[family, "route", "replace", network, "via", &node, "src", &host])?;
+            }
+            None => {
+                let show = [family, "route", "show", network];
+                if !output(&mut words("ip", &show))?.trim().is_empty() {
+                    ip(&[family, "route", "delete", network])?;
+                }
+            }
         }
     }
+    Ok(())
 }
 
 /// All links of the sandbox on the host.

@@ -8,7 +8,7 @@ use super::{
     caches::{Caches, PAUSE_REFERENCE},
     cmd::{fill, write_file, write_new_file},
     images,
-    layout::{self, HOST_ADDRESS, Node, POD_NETWORK},
+    layout::{self, HOST_ADDRESS, Node, POD_NETWORK, POD_NETWORK_V6},
     machine::{Bind, Condition, Interface, Network, Service, Specification, fresh_boot_id},
 };
 
@@ -23,12 +23,14 @@ const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 pub fn specification(node: Node, caches: &Caches, boot_id: String) -> Specification {
     let sysctls = [
         ("net.ipv4.ip_forward", "1"),
+        ("net.ipv6.conf.all.forwarding", "1"),
         // A node forwards between neighbours of one link (a client of a Service and its pod); told to
         // speak to each other directly, they would pass by the translation of addresses.
         ("net.ipv4.conf.all.send_redirects", "0"),
         ("net.ipv4.conf.default.send_redirects", "0"),
         // Replies of a Service over the flat network have to pass conntrack.
         ("net.bridge.bridge-nf-call-iptables", "1"),
+        ("net.bridge.bridge-nf-call-ip6tables", "1"),
     ];
     // What kubelet sets on a machine of its own; here it would decide for the host.
     let shielded = [
@@ -54,13 +56,19 @@ pub fn specification(node: Node, caches: &Caches, boot_id: String) -> Specificat
                 Interface {
                     cable: "eth0".into(),
                     bridge: None,
-                    address: format!("{}/24", node.address()),
+                    addresses: vec![
+                        format!("{}/24", node.address()),
+                        format!("{}/64", node.address_v6()),
+                    ],
                     mac: node.mac(),
                 },
                 Interface {
                     cable: "eth1".into(),
                     bridge: Some("cni0".into()),
-                    address: format!("{}/16", node.gateway()),
+                    addresses: vec![
+                        format!("{}/16", node.gateway()),
+                        format!("{}/64", node.gateway_v6()),
+                    ],
                     mac: node.bridge_mac(),
                 },
             ],
@@ -95,7 +103,7 @@ fn services(node: Node) -> Vec<Service> {
                 "/opt/kubernetes/kubelet".into(),
                 "--config=/etc/kubernetes/kubelet.yaml".into(),
                 "--kubeconfig=/etc/kubernetes/kubelet.conf".into(),
-                format!("--node-ip={}", node.address()),
+                format!("--node-ip={},{}", node.address(), node.address_v6()),
                 format!("--hostname-override={name}"),
             ],
             after: vec![Condition::File(images::IMPORTED.into()), socket()],
@@ -119,6 +127,7 @@ pub fn write_files(node: Node, directory: &Path) -> Result<()> {
     let name = node.name();
     let etc = directory.join("upper/etc");
     let (first, last) = node.pod_range();
+    let (first_v6, last_v6) = node.pod_range_v6();
     let cni = fill(
         CNI,
         &[
@@ -126,6 +135,10 @@ pub fn write_files(node: Node, directory: &Path) -> Result<()> {
             ("FIRST", &first),
             ("LAST", &last),
             ("GATEWAY", &node.gateway()),
+            ("POD_NETWORK_V6", POD_NETWORK_V6),
+            ("FIRST_V6", &first_v6),
+            ("LAST_V6", &last_v6),
+            ("GATEWAY_V6", &node.gateway_v6()),
         ],
     );
     write_new_file(&etc.join("cni/net.d/10-sandbox.conflist"), cni, 0o644)?;
@@ -143,7 +156,8 @@ pub fn write_files(node: Node, directory: &Path) -> Result<()> {
     write_file(&etc.join("resolv.conf"), "# The sandbox has no name service.\n", 0o644)?;
     let kubernetes = etc.join("kubernetes");
     write_file(&kubernetes.join("kubelet.yaml"), fill(KUBELET, &[("DNS", DNS_SERVICE)]), 0o644)?;
-    let proxy = fill(KUBE_PROXY, &[("NODE", &name), ("POD_NETWORK", POD_NETWORK)]);
+    let pods = format!("{POD_NETWORK},{POD_NETWORK_V6}");
+    let proxy = fill(KUBE_PROXY, &[("NODE", &name), ("POD_NETWORKS", &pods)]);
     write_file(&kubernetes.join("kube-proxy.yaml"), proxy, 0o644)?;
     for (from, to, mode) in [
         ("ca.crt".to_owned(), "ca.crt", 0o644),

@@ -1,5 +1,5 @@
 //! Containers that must be on the node: those whose volumes or network are used, or that are linked
-//! to.
+//! to; and volumes that are in use there and can be mounted nowhere else.
 
 use regex::Regex;
 
@@ -24,12 +24,14 @@ pub(super) fn compile(request: &Request) -> Compiled {
     if let Network::Container(name) = &request.network {
         depend("net", name, &format!("container:{name}"));
     }
+    for claim in &request.claims {
+        listing.push(format!("--volumes-from={claim}"));
+    }
     let reason =
         format!("Unable to find a node fulfilling all dependencies: {}", listing.join(" "));
-    let conditions = match wanted.is_empty() {
-        true => Vec::new(),
-        false => vec![Condition::hard(Test::Containers(wanted), reason)],
-    };
+    let containers = (!wanted.is_empty()).then_some(Test::Containers(wanted));
+    let tests = containers.into_iter().chain(request.claims.iter().cloned().map(Test::Mounted));
+    let conditions = tests.map(|test| Condition::hard(test, reason.clone())).collect();
     Compiled { conditions, listing: Ok(listing) }
 }
 

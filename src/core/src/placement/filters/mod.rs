@@ -146,6 +146,8 @@ pub(super) enum Test {
     PortNotExposed(String),
     /// All of these containers are on the node; with each, what finds words that begin like it.
     Containers(Vec<(String, Option<Regex>)>),
+    /// A container on the node mounts this volume; not asked where none does anywhere.
+    Mounted(String),
     ContainerWords(Expression),
     ImageWords(Expression),
     ContainerLabel(Expression),
@@ -169,7 +171,10 @@ impl Test {
                 let worth = |beginning| node.may_have_container(name, beginning);
                 beginning.as_ref().is_none_or(worth) && node.has_container(name)
             }),
-            Self::ContainerWords(expression) => expression.holds_for_words(node.container_words()),
+            Self::Mounted(claim) => node.mounts(claim),
+            Self::ContainerWords(expression) => {
+                expression.holds_for_words(node.container_names(), node.container_hex())
+            }
             Self::ImageWords(expression) => expression.holds_for_lists(node.images(), answers),
             Self::ContainerLabel(expression) => {
                 expression.holds_for_symbols(node.container_label(&expression.key), answers)

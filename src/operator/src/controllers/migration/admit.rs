@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -15,11 +14,14 @@ use transship_api::conditions::reasons;
 use transship_api::{Migration, MigrationStatus, Step, names};
 use transship_core::facts::PodFacts;
 use transship_core::migration::admission::{self, Admitted, Found, Screening};
+use transship_core::migration::owner::{Controller, Kind};
 use transship_core::migration::state::claimed_by;
+use transship_core::placement::volumes::{self, Volumes};
 use transship_core::placement::{self, Load};
 use transship_core::preflight::{Input, NodeView, TargetAnswer};
 use transship_core::target_pod::{self, TargetFor};
 
+use super::owner::Owners;
 use super::{Error, Next, apply, status};
 use crate::context::Context;
 
@@ -47,6 +49,10 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         return end(migration, pod.as_ref(), &status, context).await;
     }
     let owner = owner(pod.as_ref(), context).await?;
+    let volumes = match &pod {
+        Some(pod) => mounted(pod, context).await?,
+        None => Volumes::default(),
+    };
     let nodes = nodes(context);
     let policies = context.policies.state();
     let policy = pod
@@ -57,6 +63,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         pod: pod.as_ref(),
         owner: owner.as_ref(),
         policy,
+        volumes: &volumes,
         nodes: &nodes,
         target: None,
         facts: None,
@@ -118,7 +125,9 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         let status = admission::violated(migration, &target, found, now);
         return end(migration, Some(pod), &status, context).await;
     }
-    let decided = Admitted { pod, target: &target, given, bytes: facts.total_bytes() };
+    let Some(network) = admission::network(&input) else { return Ok(Next::After(ASK_AGAIN)) };
+    let bytes = facts.total_bytes();
+    let decided = Admitted { pod, target: &target, given, bytes, network: &network };
     let status = admission::admitted(migration, &decided, now);
     if migration.spec.dry_run {
         return end(migration, Some(pod), &status, context).await;
@@ -269,22 +278,38 @@ async fn claim(migration: &Migration, pod: &Pod, pods: &Api<Pod>) -> Result<(), 
     Ok(())
 }
 
-/// The pod's ReplicaSet, if that is its owner and it is there to stay.
-async fn owner(pod: Option<&Pod>, context: &Context) -> Result<Option<ReplicaSet>, Error> {
+/// The pod's controller, if it is one whose pods are handed over and it is there to stay.
+async fn owner(pod: Option<&Pod>, context: &Context) -> Result<Option<Controller>, Error> {
     let Some(pod) = pod else { return Ok(None) };
-    let claim = pod.owner_references().iter().find(|owner| {
-        owner.controller == Some(true)
-            && owner.kind == "ReplicaSet"
-            && owner.api_version.starts_with("apps/")
-    });
-    let Some(claim) = claim else { return Ok(None) };
+    let claim = pod.owner_references().iter().find(|owner| owner.controller == Some(true));
+    let Some((claim, kind)) = claim.and_then(|claim| Some((claim, Kind::of(claim)?))) else {
+        return Ok(None);
+    };
     let namespace = pod.namespace().unwrap_or_default();
-    let sets: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &namespace);
-    let found = sets.get_opt(&claim.name).await.map_err(Error::api("read the ReplicaSet"))?;
-    Ok(found.filter(|set| {
-        set.uid().as_deref() == Some(claim.uid.as_str())
-            && set.metadata.deletion_timestamp.is_none()
-    }))
+    let owners = Owners { client: &context.client, namespace: &namespace };
+    let found = owners.named(kind, &claim.name).await?;
+    Ok(found.filter(|controller| controller.uid == claim.uid))
+}
+
+/// The pod's volumes, as far as there are any yet.
+async fn mounted(pod: &Pod, context: &Context) -> Result<Volumes, Error> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace);
+    let bound: Api<PersistentVolume> = Api::all(context.client.clone());
+    let mut mounted = Volumes::default();
+    for name in volumes::claims(pod) {
+        let claim = name.rsplit('/').next().unwrap_or_default();
+        let claim = claims.get_opt(claim).await.map_err(Error::api("read the pod's claim"))?;
+        let Some(claim) = claim else { continue };
+        let volume = match Volumes::bound_to(&claim) {
+            Some(volume) => {
+                bound.get_opt(volume).await.map_err(Error::api("read the pod's volume"))?
+            }
+            None => None,
+        };
+        mounted.add(name, &claim, volume.as_ref());
+    }
+    Ok(mounted)
 }
 
 /// All nodes, as both kinds show them.
@@ -313,10 +338,20 @@ fn active(migration: &Migration, context: &Context) -> BTreeMap<String, usize> {
     active
 }
 
+/// Pods in one answer: with all of a large cluster in one the operator would need gigabytes.
+const PODS_AT_A_TIME: u32 = 500;
+
 /// The pods of each node. A list of all pods: read only where they matter.
 async fn loads(context: &Context) -> Result<BTreeMap<String, Load>, Error> {
     let pods: Api<Pod> = Api::all(context.client.clone());
-    let there = ListParams::default().fields("spec.nodeName!=");
-    let pods = pods.list(&there).await.map_err(Error::api("list the pods"))?.items;
-    Ok(Load::by_node(&pods))
+    let mut there = ListParams::default().fields("spec.nodeName!=").limit(PODS_AT_A_TIME);
+    let mut loads = BTreeMap::new();
+    loop {
+        let page = pods.list(&there).await.map_err(Error::api("list the pods"))?;
+        Load::add_all(&mut loads, &page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => there = there.continue_token(&token),
+            None => return Ok(loads),
+        }
+    }
 }

@@ -9,6 +9,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Map, Value, json};
 use transship_api::{Migration, names};
 use transship_core::migration::handover::Labels;
+use transship_core::migration::owner::{JOB_TRACKING, Kind};
 use transship_core::migration::plan::Action;
 use transship_core::migration::{Observed, Role};
 use transship_rpc as rpc;
@@ -218,7 +219,8 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Patches a pod's metadata under its UID. A pod that is gone needs no patch.
+    /// Patches a pod's metadata under its UID: lists are completed, not replaced. A pod that is gone
+    /// needs no patch.
     async fn patch_metadata(
         &self,
         what: &'static str,
@@ -237,7 +239,7 @@ impl World<'_> {
     ) -> Result<(), Error> {
         let Some(pod) = pod else { return Ok(()) };
         metadata["uid"] = json!(pod.uid());
-        let patch = Patch::Merge(json!({"metadata": metadata}));
+        let patch = Patch::Strategic(json!({"metadata": metadata}));
         match self.pods().patch(&pod.name_any(), params, &patch).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
@@ -255,7 +257,11 @@ impl World<'_> {
         let Some(source) = &self.observed.source_pod else { return Ok(()) };
         let labels: Map<String, Value> =
             source.labels().keys().map(|key| (key.clone(), Value::Null)).collect();
-        let metadata = json!({"labels": labels, "ownerReferences": null});
+        let mut metadata = json!({"labels": labels, "ownerReferences": null});
+        if source.finalizers().iter().any(|finalizer| finalizer == JOB_TRACKING) {
+            // Its Job would count it as failed.
+            metadata["$deleteFromPrimitiveList/finalizers"] = json!([JOB_TRACKING]);
+        }
         self.patch_metadata("take labels and claim off the source pod", Some(source), metadata)
             .await
     }
@@ -271,7 +277,12 @@ impl World<'_> {
         strip_source: bool,
     ) -> Result<(), Error> {
         let target = self.observed.target_pod.as_ref();
-        let metadata = json!({"labels": labels, "ownerReferences": [claim]});
+        let finalizers = Kind::of(claim).and_then(Kind::finalizer);
+        let metadata = json!({
+            "labels": labels,
+            "ownerReferences": [claim],
+            "finalizers": Vec::from_iter(finalizers),
+        });
         let trial = PatchParams { dry_run: true, ..PatchParams::default() };
         let what = "claim the target pod (on trial)";
         match self.patch_metadata_with(&trial, what, target, metadata.clone()).await {

@@ -6,6 +6,7 @@ mod admit;
 mod apply;
 mod error;
 mod observe;
+mod owner;
 mod status;
 mod task;
 pub mod watch_sides;

@@ -3,7 +3,6 @@
 
 use std::time::Instant;
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node as CoreNode, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -12,13 +11,18 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use transship_api::{Migration, names};
 use transship_core::migration::handover::selects;
+use transship_core::migration::owner::{Controller, Kind};
 use transship_core::migration::state::Owner;
 use transship_core::migration::{Observed, Role, Side};
 use transship_protocol::TargetProof;
 
 use super::Error;
+use super::owner::Owners;
 use super::watch_sides::{Places, Sides};
 use crate::context::Context;
+
+/// Annotation with a pod's place in an indexed Job.
+const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
 /// Observes an admitted (or ended) migration.
 pub async fn observe(migration: Migration, context: &Context) -> Result<Observed, Error> {
@@ -187,38 +191,76 @@ async fn all_list(
 /// Whose the pod is: by the claim on the source or the target, by the note of a hand-over under
 /// way, or, when the source is gone, by the name that its siblings' names are made of.
 async fn owner(observed: &Observed, namespace: &str, context: &Context) -> Result<Owner, Error> {
-    let sets: Api<ReplicaSet> = Api::namespaced(context.client.clone(), namespace);
+    let owners = Owners { client: &context.client, namespace };
     let claims = [&observed.source_pod, &observed.target_pod].into_iter().flatten();
     let claim =
         claims.flat_map(|pod| pod.owner_references()).find(|owner| owner.controller == Some(true));
-    let standing = |set: Option<ReplicaSet>, uid: Option<&str>| match set {
-        Some(set)
-            if set.metadata.deletion_timestamp.is_none()
-                && uid.is_none_or(|uid| set.uid().as_deref() == Some(uid)) =>
-        {
-            Owner::ReplicaSet(Box::new(set))
-        }
-        _ => Owner::Gone,
-    };
     if let Some(claim) = claim {
-        let set = sets.get_opt(&claim.name).await.map_err(Error::api("read the ReplicaSet"))?;
-        return Ok(standing(set, Some(&claim.uid)));
+        let found = match Kind::of(claim) {
+            Some(kind) => owners.named(kind, &claim.name).await?,
+            None => None,
+        };
+        return Ok(found.filter(|owner| owner.uid == claim.uid).map_or(Owner::Gone, standing));
     }
     if let Some(uid) = observed.migration.labels().get(names::HANDOVER_LABEL) {
-        let listed =
-            sets.list(&ListParams::default()).await.map_err(Error::api("list ReplicaSets"))?;
-        let set = listed.items.into_iter().find(|set| set.uid().as_deref() == Some(uid));
-        return Ok(standing(set, None));
+        return Ok(owners.with_uid(uid).await?.map_or(Owner::Gone, standing));
     }
     if observed.source_pod.is_some() {
         return Ok(Owner::None);
     }
-    let name = observed.target_pod.as_ref().and_then(|t| t.metadata.generate_name.as_deref());
-    let Some(name) = name.map(|prefix| prefix.trim_end_matches('-')).filter(|n| !n.is_empty())
-    else {
-        return Ok(Owner::None);
-    };
-    let set = sets.get_opt(name).await.map_err(Error::api("read the ReplicaSet"))?;
     // That there is none proves nothing: its pods may have been orphaned on purpose.
-    Ok(set.map_or(Owner::None, |set| standing(Some(set), None)))
+    let Some(target) = &observed.target_pod else { return Ok(Owner::None) };
+    let Some((kind, name)) = maker(target) else { return Ok(Owner::None) };
+    Ok(owners.named(kind, &name).await?.map_or(Owner::None, standing))
+}
+
+fn standing(controller: Controller) -> Owner {
+    Owner::Controller(Box::new(controller))
+}
+
+/// Who made the pod's first: told by the name that its siblings' names are made of, and by what
+/// only pods of Jobs have.
+fn maker(pod: &Pod) -> Option<(Kind, String)> {
+    let prefix = pod.metadata.generate_name.as_deref()?;
+    let name = prefix.trim_end_matches('-');
+    let (kind, name) = match pod.annotations().get(COMPLETION_INDEX) {
+        Some(index) => (Kind::Job, name.strip_suffix(&format!("-{index}"))?),
+        None if is_of_a_job(pod) => (Kind::Job, name),
+        None => (Kind::ReplicaSet, name),
+    };
+    (!name.is_empty()).then(|| (kind, name.to_owned()))
+}
+
+/// The template of a Job's pods may not say that they start again for ever.
+fn is_of_a_job(pod: &Pod) -> bool {
+    let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+    policy.is_some_and(|policy| policy != "Always")
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case("web-abc-", None, "Always", Some((Kind::ReplicaSet, "web-abc")))]
+    #[case("sum-", None, "Never", Some((Kind::Job, "sum")))]
+    #[case("sum-3-", Some("3"), "OnFailure", Some((Kind::Job, "sum")))]
+    #[case("-", None, "Always", None)]
+    fn a_pod_whose_source_is_gone_is_known_by_its_name(
+        #[case] generate_name: &str,
+        #[case] index: Option<&str>,
+        #[case] policy: &str,
+        #[case] expected: Option<(Kind, &str)>,
+    ) {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"generateName": generate_name, "annotations": {COMPLETION_INDEX: index}},
+            "spec": {"containers": [], "restartPolicy": policy},
+        }))
+        .unwrap();
+        let expected = expected.map(|(kind, name)| (kind, name.to_owned()));
+        assert_eq!(maker(&pod), expected);
+    }
 }

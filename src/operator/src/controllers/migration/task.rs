@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::ResourceExt;
 use transship_api as api;
-use transship_api::Migration;
+use transship_api::{Migration, Network};
 use transship_core::facts::NetworkFacts;
 use transship_core::migration::Role;
 use transship_core::migration::voting::frozen_limit;
@@ -57,12 +57,7 @@ pub fn task(parts: &Parts<'_>) -> Result<HolderTask, String> {
         peer: Peer { node: peer.name_any(), data_address },
         containers: containers(spec),
         empty_dirs: empty_dirs(spec),
-        network: Some(RecordNetwork {
-            mode: NetworkMode::Preserve,
-            ip: parts.network.ip.clone(),
-            mac: parts.network.mac.clone(),
-            interface: parts.network.interface.clone(),
-        }),
+        network: Some(network(parts.migration, parts.network)),
         host_name: effective_host_name(parts.source),
         max_frozen_millis: u64::try_from(frozen_limit(parts.source).as_millis())
             .unwrap_or(u64::MAX),
@@ -71,6 +66,29 @@ pub fn task(parts: &Parts<'_>) -> Result<HolderTask, String> {
         // The agent puts its own node's in.
         kubelet_root: PathBuf::from("/var/lib/kubelet"),
     })
+}
+
+fn network(migration: &Migration, facts: &NetworkFacts) -> RecordNetwork {
+    let chosen = migration.status.as_ref().and_then(|status| status.chosen_network);
+    let mode = match chosen {
+        Some(Network::Close) => NetworkMode::Close,
+        _ => NetworkMode::Preserve,
+    };
+    let mut aliases = facts.loopback_addresses.clone();
+    if mode == NetworkMode::Close {
+        aliases.push(facts.ip.clone());
+        aliases.extend(facts.other_ips().map(str::to_owned));
+        aliases.sort();
+        aliases.dedup();
+    }
+    RecordNetwork {
+        mode,
+        ip: facts.ip.clone(),
+        other_ips: facts.other_ips().map(str::to_owned).collect(),
+        mac: facts.mac.clone(),
+        interface: facts.interface.clone(),
+        aliases,
+    }
 }
 
 fn reference(object: &impl ResourceExt) -> ObjectRef {
@@ -166,13 +184,15 @@ mod tests {
         let (a, b) = (node("node-a", "1Gi"), node("node-b", "50Mi"));
         let network = NetworkFacts {
             ip: "10.244.1.5".into(),
+            other_addresses: vec!["fd00::5/64".into()],
             mac: "02:00:00:00:00:01".into(),
             interface: "eth0".into(),
+            loopback_addresses: vec!["10.244.9.9".into()],
             ..NetworkFacts::default()
         };
-        let make = |role| {
+        let make = |migration: &Migration, role| {
             let parts = Parts {
-                migration: &migration,
+                migration,
                 role,
                 source: &source,
                 target: &target,
@@ -181,7 +201,7 @@ mod tests {
             };
             task(&parts).unwrap()
         };
-        let task = make(Role::Target);
+        let task = make(&migration, Role::Target);
         task.validate().unwrap();
         assert_eq!((task.node.as_str(), task.peer.node.as_str()), ("node-b", "node-a"));
         assert_eq!((task.pod.uid.as_str(), task.pod.namespace.as_str()), ("uid-web-2", "shop"));
@@ -195,12 +215,23 @@ mod tests {
                 ("web", ContainerKind::App)
             ]
         );
+        assert_eq!(task.network.as_ref().unwrap().other_ips, ["fd00::5"]);
         assert_eq!(task.empty_dirs.len(), 1);
         assert_eq!(task.bandwidth_limit, 50 << 20);
         assert_eq!(task.max_frozen_millis, 10_000);
         assert_eq!(task.timeout_at_unix_millis, 1_767_225_600_000 + 600_000);
-        let task = make(Role::Source);
+        assert_eq!(task.network.unwrap().aliases, ["10.244.9.9"]);
+        let task = make(&migration, Role::Source);
         task.validate().unwrap();
         assert_eq!((task.node.as_str(), task.pod.name.as_str()), ("node-a", "web-1"));
+
+        migration.status.get_or_insert_default().chosen_network = Some(Network::Close);
+        let network = make(&migration, Role::Target).network.unwrap();
+        assert_eq!(network.mode, NetworkMode::Close);
+        assert_eq!(
+            network.aliases,
+            ["10.244.1.5", "10.244.9.9", "fd00::5"],
+            "what sockets are bound to"
+        );
     }
 }

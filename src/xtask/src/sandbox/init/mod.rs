@@ -20,6 +20,7 @@ use super::{
     cgroup::{Group, Hierarchy, hierarchies},
     cmd::{ip, wait_for, write_file},
     machine::{Birth, Network, Specification},
+    network::no_probing,
     process::Process,
 };
 
@@ -100,7 +101,9 @@ fn set_up_network(network: &Network) -> Result<()> {
             ip(&["link", "add", device, "address", &interface.mac, "type", "bridge"])?;
             ip(&["link", "set", cable, "master", device, "up"])?;
         }
-        ip(&["address", "add", &interface.address, "dev", device])?;
+        for address in &interface.addresses {
+            ip(&[&["address", "add", address, "dev", device], no_probing(address)].concat())?;
+        }
         ip(&["link", "set", device, "up"])?;
     }
     ip(&["route", "add", "default", "via", &network.gateway])

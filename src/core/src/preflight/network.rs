@@ -1,0 +1,360 @@
+//! What becomes of address and connections: which network is chosen and why, and what then stands in the way.
+
+use std::net::IpAddr;
+
+use transship_api::Network;
+
+use super::{Check, Input, Violation, name_some};
+use crate::facts::{CniFacts, ListenFacts, PeerFacts, PodFacts};
+
+/// The checks of the network.
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        name: "NetworkRules",
+        finds: "rules of nftables or iptables that somebody put into the pod's network namespace",
+        remedy: "run the pod without a mesh or init container that makes them",
+        look: network_rules,
+    },
+    Check {
+        name: "NetworkDevices",
+        finds: "further interfaces, routes or routing rules in the pod's network namespace",
+        remedy: "run the pod with its one interface",
+        look: network_devices,
+    },
+    Check {
+        name: "Address",
+        finds: "with `network: Preserve`, an address that cannot be used on the target node",
+        remedy: "choose a target on the same flat network, or write network: Close, which gives the pod a new address",
+        look: |input| address_can_be_kept(input).into_iter().collect(),
+    },
+    Check {
+        name: "NetworkPlugin",
+        finds: "with a new address, a target node whose CNI configuration lacks transship-cni",
+        remedy: "see 'kubectl get tn -o wide' for what keeps the agent from adding it, or choose another target",
+        look: |input| network_can_be_closed(input).into_iter().collect(),
+    },
+    Check {
+        name: "TranslatedConnections",
+        finds: "with `network: Preserve`, connections that leave with the node's own address",
+        remedy: "write network: Auto, with which they are closed for the application, or end them first",
+        look: |input| connections_can_be_kept(input).into_iter().collect(),
+    },
+];
+
+/// Types of CNI plugins whose pods share one layer-2 segment with those of other nodes, where the
+/// subnet says so.
+const FLAT_PLUGINS: [&str; 2] = ["bridge", "macvlan"];
+/// Our plugin.
+const OURS: &str = "transship-cni";
+
+/// What was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkChoice {
+    /// `Preserve` or `Close`.
+    pub network: Network,
+    /// Why, and which connections it costs; sentences without a full stop, separated by "; ".
+    pub why: String,
+}
+
+/// `Preserve` where that is possible, unless the Migration says otherwise. `None` without facts.
+pub fn choose(input: &Input<'_>) -> Option<NetworkChoice> {
+    let facts = input.facts?;
+    let (network, mut why) = match input.migration.spec.network {
+        Network::Preserve => (Network::Preserve, "network: Preserve is asked for".to_owned()),
+        Network::Close => (
+            Network::Close,
+            "network: Close is asked for, so the pod gets a new address and its connections are closed"
+                .to_owned(),
+        ),
+        Network::Auto => match why_not_preserved(facts, input.target_facts) {
+            None => (Network::Preserve, "the network is flat, so the address is kept".to_owned()),
+            Some(why) => (
+                Network::Close,
+                format!(
+                    "the address cannot be kept ({why}), so the pod gets a new one and its connections are closed"
+                ),
+            ),
+        },
+    };
+    let cost = match network {
+        Network::Close => bound_sockets(facts),
+        _ => translated(&facts.network.translated),
+    };
+    if let Some(cost) = cost {
+        why.push_str("; ");
+        why.push_str(&cost);
+    }
+    Some(NetworkChoice { network, why })
+}
+
+/// Why the pod's address cannot go to the target node; `None` when it can, as far as is known.
+fn why_not_preserved(source: &PodFacts, target: Option<&PodFacts>) -> Option<String> {
+    let network = &source.network;
+    let cni = &network.cni;
+    let kind = cni.plugins.first().map_or("none", String::as_str);
+    if !FLAT_PLUGINS.contains(&kind) {
+        return Some(format!("the network plugin {kind} of the source is not known to be flat"));
+    }
+    if cni.ipam != "host-local" {
+        return Some(format!("addresses come from {}, not from host-local", cni.ipam));
+    }
+    if !is_chained(cni) {
+        return Some(format!("{OURS} is not in the source's CNI configuration"));
+    }
+    // An agent that could not say leaves the fields empty.
+    let target = target.map(|t| &t.network.cni).filter(|t| !t.plugins.is_empty())?;
+    if target.name != cni.name {
+        return Some(format!(
+            "the nodes' networks differ ({} on the source, {} on the target)",
+            cni.name, target.name
+        ));
+    }
+    if !is_chained(target) {
+        return Some(format!("{OURS} is not in the target's CNI configuration"));
+    }
+    let is_held = |ip: &&str| target.subnets.iter().any(|subnet| contains(subnet, ip));
+    let lost = [network.ip.as_str()].into_iter().chain(network.other_ips()).find(|ip| !is_held(ip));
+    lost.map(|ip| format!("{ip} is not in the target's subnets ({})", target.subnets.join(", ")))
+}
+
+fn is_chained(cni: &CniFacts) -> bool {
+    cni.plugins.iter().any(|plugin| plugin == OURS)
+}
+
+fn network_rules(input: &Input<'_>) -> Vec<Violation> {
+    let ours = |table: &str| {
+        let name = table.split(' ').next_back().unwrap_or_default();
+        name.starts_with("transship") || name.starts_with("CRIU")
+    };
+    let tables = input.facts.into_iter().flat_map(|facts| &facts.network.rule_tables);
+    let tables: Vec<&str> = tables.map(String::as_str).filter(|table| !ours(table)).collect();
+    if tables.is_empty() {
+        return Vec::new();
+    }
+    vec![Violation::of_pod(format!(
+        "packet filter tables were put into the pod's network ({}), and they do not move",
+        tables.join(", ")
+    ))]
+}
+
+fn network_devices(input: &Input<'_>) -> Vec<Violation> {
+    let Some(network) = input.facts.map(|facts| &facts.network) else { return Vec::new() };
+    [
+        ("interfaces", &network.other_interfaces),
+        ("routes", &network.other_routes),
+        ("routing rules", &network.routing_rules),
+    ]
+    .into_iter()
+    .filter(|(_, found)| !found.is_empty())
+    .map(|(what, found)| {
+        Violation::of_pod(format!(
+            "the pod has further {what} ({}), and they do not move",
+            found.join(", ")
+        ))
+    })
+    .collect()
+}
+
+fn address_can_be_kept(input: &Input<'_>) -> Option<Violation> {
+    if input.migration.spec.network != Network::Preserve {
+        return None;
+    }
+    let why = why_not_preserved(input.facts?, input.target_facts)?;
+    Some(Violation::of_pod(format!("the pod's address cannot be kept: {why}")))
+}
+
+/// Whatever address it gets: the target's pod must come up with its network closed.
+fn network_can_be_closed(input: &Input<'_>) -> Option<Violation> {
+    if choose(input)?.network != Network::Close {
+        return None;
+    }
+    let cni = &input.target_facts?.network.cni;
+    if cni.plugins.is_empty() || is_chained(cni) {
+        return None;
+    }
+    let file = &cni.file;
+    Some(Violation::of_pod(format!("{OURS} is not in the target's CNI configuration {file}")))
+}
+
+/// With `Preserve` written down, no connection may be lost.
+fn connections_can_be_kept(input: &Input<'_>) -> Option<Violation> {
+    if input.migration.spec.network != Network::Preserve {
+        return None;
+    }
+    translated(&input.facts?.network.translated).map(Violation::of_pod)
+}
+
+/// Connections that another node cannot go on with.
+fn translated(peers: &[PeerFacts]) -> Option<String> {
+    if peers.is_empty() {
+        return None;
+    }
+    let peers: Vec<String> = peers
+        .iter()
+        .map(|peer| match peer.connections {
+            1 => peer.address.clone(),
+            many => format!("{} ({many})", peer.address),
+        })
+        .collect();
+    Some(format!(
+        "connections to {} leave with the node's own address, and cannot go on from another node",
+        name_some(peers.iter().map(String::as_str))
+    ))
+}
+
+/// Sockets that stay where nobody but the pod itself reaches them.
+fn bound_sockets(facts: &PodFacts) -> Option<String> {
+    let network = &facts.network;
+    let is_bound = |socket: &ListenFacts| {
+        let mut own = [network.ip.as_str()].into_iter().chain(network.other_ips());
+        own.any(|ip| ip == socket.address)
+    };
+    let bound: Vec<String> = network
+        .listening
+        .iter()
+        .filter(|socket| is_bound(socket))
+        .map(|socket| match socket.address.parse::<IpAddr>() {
+            Ok(IpAddr::V6(ip)) => format!("[{ip}]:{}", socket.port),
+            _ => format!("{}:{}", socket.address, socket.port),
+        })
+        .collect();
+    (!bound.is_empty()).then(|| {
+        format!(
+            "what listens on {} stays bound to the old address, and is reached from within the pod alone until it listens anew",
+            name_some(bound.iter().map(String::as_str))
+        )
+    })
+}
+
+/// Whether `subnet`, as `address/prefix`, contains `address`.
+fn contains(subnet: &str, address: &str) -> bool {
+    let Some((base, prefix)) = subnet.split_once('/') else { return false };
+    let (Ok(base), Ok(prefix), Ok(address)) =
+        (base.parse::<IpAddr>(), prefix.parse::<u32>(), address.parse::<IpAddr>())
+    else {
+        return false;
+    };
+    match (base, address) {
+        (IpAddr::V4(base), IpAddr::V4(address)) if prefix <= 32 => {
+            let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
+            u32::from(base) & mask == u32::from(address) & mask
+        }
+        (IpAddr::V6(base), IpAddr::V6(address)) if prefix <= 128 => {
+            let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
+            u128::from(base) & mask == u128::from(address) & mask
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+    use transship_api::{Migration, MigrationSpec};
+
+    use super::*;
+    use crate::placement::volumes::Volumes;
+
+    fn facts(network: Value) -> PodFacts {
+        let mut facts = json!({"network": {"interface": "eth0", "ip": "10.244.1.5",
+            "cni": {"name": "flat", "plugins": ["bridge", "transship-cni"], "ipam": "host-local",
+                "subnets": ["10.244.0.0/16"]}}});
+        for (key, value) in network.as_object().unwrap() {
+            facts["network"][key] = value.clone();
+        }
+        serde_json::from_value(facts).unwrap()
+    }
+
+    fn look<T>(
+        network: Network,
+        [source, target]: [Value; 2],
+        look: impl Fn(&Input<'_>) -> T,
+    ) -> T {
+        let mut migration = Migration::new("move", MigrationSpec::for_pod("web-1"));
+        migration.spec.network = network;
+        look(&Input {
+            migration: &migration,
+            pod: None,
+            owner: None,
+            policy: None,
+            volumes: &Volumes::default(),
+            nodes: &[],
+            target: None,
+            facts: Some(&facts(source)),
+            target_facts: Some(&facts(target)),
+            answer: None,
+        })
+    }
+
+    fn calico() -> Value {
+        json!({"cni": {"name": "k8s-pod-network", "plugins": ["calico", "portmap", "transship-cni"],
+            "ipam": "calico-ipam"}})
+    }
+
+    fn outgoing() -> Value {
+        json!({"translated": [{"address": "203.0.113.9:443", "connections": 2},
+            {"address": "203.0.113.7:443", "connections": 1}]})
+    }
+
+    #[rstest]
+    #[case(Network::Auto, json!({}), json!({}), Network::Preserve, "the network is flat")]
+    #[case(Network::Preserve, json!({}), json!({}), Network::Preserve, "asked for")]
+    #[case(Network::Close, json!({}), json!({}), Network::Close, "asked for, so the pod gets a new address")]
+    #[case(
+        Network::Auto,
+        calico(),
+        calico(),
+        Network::Close,
+        "plugin calico of the source is not known to be flat"
+    )]
+    #[case(Network::Auto, json!({}), calico(), Network::Close, "differ (flat on the source, k8s-pod-network on the target)")]
+    #[case(Network::Auto, json!({"otherAddresses": ["fd00::5/64"]}), json!({}), Network::Close, "fd00::5 is not in the target's subnets")]
+    #[case(Network::Auto, outgoing(), json!({}), Network::Preserve, "connections to 203.0.113.7:443, 203.0.113.9:443 (2) leave with the node's own address")]
+    #[case(Network::Close, json!({"listening": [{"address": "10.244.1.5", "port": 80}, {"address": "0.0.0.0", "port": 81}]}), json!({}), Network::Close, "what listens on 10.244.1.5:80 stays bound")]
+    fn the_choice_says_why(
+        #[case] asked: Network,
+        #[case] source: Value,
+        #[case] target: Value,
+        #[case] network: Network,
+        #[case] words: &str,
+    ) {
+        let choice = look(asked, [source, target], |input| choose(input).unwrap());
+        assert_eq!(choice.network, network);
+        assert!(choice.why.contains(words), "{}", choice.why);
+    }
+
+    #[rstest]
+    #[case(Network::Preserve, calico(), calico(), &["Address"])]
+    #[case(Network::Auto, calico(), calico(), &[])]
+    #[case(Network::Close, calico(), calico(), &[])]
+    #[case(Network::Preserve, outgoing(), json!({}), &["TranslatedConnections"])]
+    #[case(Network::Auto, outgoing(), json!({}), &[])]
+    #[case(Network::Close, outgoing(), json!({}), &[])]
+    #[case(Network::Close, json!({}), json!({"cni": {"plugins": ["calico"]}}), &["NetworkPlugin"])]
+    #[case(Network::Close, json!({}), json!({"cni": {}}), &[])]
+    fn what_the_choice_forbids_is_found(
+        #[case] asked: Network,
+        #[case] source: Value,
+        #[case] target: Value,
+        #[case] checks: &[&str],
+    ) {
+        let found: Vec<&str> = look(asked, [source, target], |input| {
+            CHECKS.iter().flat_map(|check| check.run(input)).map(|v| v.check).collect()
+        });
+        assert_eq!(found, checks);
+    }
+
+    #[rstest]
+    #[case("10.244.0.0/16", "10.244.9.1", true)]
+    #[case("10.244.1.0/24", "10.244.9.1", false)]
+    #[case("0.0.0.0/0", "10.244.9.1", true)]
+    #[case("10.244.9.1/32", "10.244.9.1", true)]
+    #[case("fd00::/8", "fd12::1", true)]
+    #[case("fd00::/8", "10.0.0.1", false)]
+    #[case("10.244.0.0", "10.244.0.1", false)]
+    #[case("10.244.0.0/99", "10.244.0.1", false)]
+    fn subnets_are_compared(#[case] subnet: &str, #[case] address: &str, #[case] within: bool) {
+        assert_eq!(contains(subnet, address), within);
+    }
+}

@@ -1,0 +1,243 @@
+//! What becomes of addresses and connections: with a new address, and with the old one for connections whose
+//! translation the source's node kept.
+
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use transship_tests::{
+    cluster::{Cluster, Pod, condition},
+    counter::Client,
+};
+
+use crate::counter;
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Moves a pod to the other node with this choice of network; gives its Migration and the moved pod.
+fn moved(cluster: &Cluster, before: &Pod, app: &str, network: &str) -> Result<(Value, Pod)> {
+    let name = apply(cluster, before, network)?;
+    let migration = cluster.succeeded(&name, PATIENCE)?;
+    let after = cluster.pod(&format!("app={app}"))?;
+    ensure!(after.node == before.other_node(), "still on {}", after.node);
+    Ok((migration, after))
+}
+
+fn apply(cluster: &Cluster, pod: &Pod, network: &str) -> Result<String> {
+    let (name, node) = (format!("{}-{}", pod.name, network.to_lowercase()), pod.other_node());
+    cluster.apply(&format!(
+        "apiVersion: transship.dev/v1alpha1\nkind: Migration\nmetadata: {{name: {name}}}\n\
+         spec: {{podName: {}, targetNode: {node}, network: {network}}}\n",
+        pod.name
+    ))?;
+    Ok(name)
+}
+
+fn port(pod: &Pod, port: u16) -> SocketAddr {
+    SocketAddr::new(pod.ip.parse().expect("podIP is an address"), port)
+}
+
+fn choice(migration: &Value) -> (&str, &str) {
+    let text = |key: &str| migration["status"][key].as_str().unwrap_or_default();
+    (text("chosenNetwork"), text("choiceMessage"))
+}
+
+/// The address of a Service.
+fn service(cluster: &Cluster, name: &str) -> Result<String> {
+    let service = cluster.get("service", name)?;
+    Ok(service["spec"]["clusterIP"].as_str().context("no clusterIP")?.to_owned())
+}
+
+/// Deploys the talker as `name`.
+fn deploy(cluster: &Cluster, name: &str, replicas: u8, target: &str) -> Result<()> {
+    let manifest = include_str!("talker.yaml")
+        .replace("NAME", name)
+        .replace("REPLICAS", &replicas.to_string())
+        .replace("\"TARGET\"}]", &format!("\"{target}\"}}]"));
+    cluster.apply(&manifest)?;
+    cluster.rolled_out(name)
+}
+
+/// What the talker says of its connections.
+fn ask(pod: &Pod) -> Result<Value> {
+    let mut stream = TcpStream::connect_timeout(&port(pod, 8080), Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    serde_json::from_str(&text).with_context(|| text)
+}
+
+/// All of the talker's connections have gone on for ten rounds more.
+fn all_go_on(cluster: &Cluster, pod: &Pod) -> Result<Value> {
+    let since = ask(pod)?["least"].as_u64().context("no count")?;
+    let mut state = Value::Null;
+    cluster
+        .await_that("every connection goes on", Duration::from_secs(60), || {
+            state = ask(pod)?;
+            let broken = state["broken"].as_array().is_some_and(|broken| !broken.is_empty());
+            ensure!(!broken, "{state}");
+            Ok(state["least"].as_u64().is_some_and(|least| least >= since + 10))
+        })
+        .with_context(|| format!("{state}"))?;
+    Ok(state)
+}
+
+#[test]
+fn with_a_new_address_clients_are_told_and_the_state_is_kept() -> Result<()> {
+    let cluster = Cluster::with_namespace("close")?;
+    let before = counter(&cluster)?;
+    let client = Client::connect(port(&before, 8080), Duration::from_millis(2))?;
+    let mut idle = TcpStream::connect(port(&before, 8080))?;
+    idle.set_read_timeout(Some(Duration::from_secs(60)))?;
+
+    let (migration, after) = moved(&cluster, &before, "counter", "Close")?;
+    ensure!(after.ip != before.ip, "the address is still {}", after.ip);
+    ensure!(choice(&migration).0 == "Close", "{migration:#}");
+    ensure!(migration["status"]["address"].is_null(), "{migration:#}");
+    let report = client.stop();
+    let broken = report.broken.clone().context("the connection went on")?;
+    ensure!(broken.contains("reset by peer"), "{report:?}");
+    ensure!(report.jumps.is_empty(), "{report:?}");
+    let error = idle.read(&mut [0; 8]).err().context("the idle connection is not closed")?;
+    ensure!(error.kind() == ErrorKind::ConnectionReset, "the idle client saw {error}");
+
+    let client = Client::connect(port(&after, 8080), Duration::from_millis(2))?;
+    let hosts = cluster.kubectl(&["exec", &after.name, "--", "cat", "/etc/hosts"])?;
+    ensure!(hosts.contains(&after.ip) && !hosts.contains(&before.ip), "{hosts}");
+    // Nothing is bound to the old address, so it is the pod's no longer.
+    let local = cluster.kubectl(&["exec", &after.name, "--", "cat", "/proc/net/fib_trie"])?;
+    ensure!(local.contains(&after.ip) && !local.contains(&before.ip), "{local}");
+
+    // From the new address it moves on like any pod, connections included.
+    let (migration, again) = moved(&cluster, &after, "counter", "Auto")?;
+    ensure!(again.ip == after.ip, "the address changed from {} to {}", after.ip, again.ip);
+    ensure!(choice(&migration).0 == "Preserve", "{migration:#}");
+    let second = client.stop();
+    ensure!(second.is_whole(), "{second:?}");
+    ensure!(second.first > report.last, "numbers began anew: {report:?}, then {second:?}");
+    Ok(())
+}
+
+#[test]
+fn connections_to_a_service_go_on_with_the_pod() -> Result<()> {
+    let cluster = Cluster::with_namespace("clusterip")?;
+    deploy(&cluster, "backend", 3, "none")?;
+    deploy(&cluster, "client", 1, &service(&cluster, "backend")?)?;
+    let mut pod = cluster.pod("app=client")?;
+    let state = all_go_on(&cluster, &pod)?;
+    // Else a translation made anew could be the right one by chance.
+    ensure!(state["backends"].as_u64() > Some(1), "all connections lead to one backend: {state}");
+    for _ in 0..2 {
+        let (_, after) = moved(&cluster, &pod, "client", "Preserve")?;
+        ensure!(after.ip == pod.ip);
+        pod = after;
+        all_go_on(&cluster, &pod)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_with_the_nodes_own_address_are_listed_or_ended() -> Result<()> {
+    let cluster = Cluster::with_namespace("masked")?;
+    // A pod that reaches itself through its Service sees the node as its peer.
+    cluster.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: loop}\n\
+         spec: {selector: {app: loop}, ports: [{name: tcp, port: 9000}]}\n",
+    )?;
+    let address = service(&cluster, "loop")?;
+    deploy(&cluster, "loop", 1, &address)?;
+    let before = cluster.pod("app=loop")?;
+    all_go_on(&cluster, &before)?;
+
+    let name = apply(&cluster, &before, "Preserve")?;
+    cluster.ended(&name, PATIENCE)?;
+    let refused = cluster.get("migration", &name)?;
+    let (status, reason, message) = condition(&refused, "Succeeded");
+    ensure!((status.as_str(), reason.as_str()) == ("False", "PreflightFailed"), "{refused:#}");
+    for words in ["TranslatedConnections", &format!("{address}:9000 (8)"), "network: Auto"] {
+        ensure!(message.contains(words), "{message}");
+    }
+    all_go_on(&cluster, &before)?;
+
+    let (migration, after) = moved(&cluster, &before, "loop", "Auto")?;
+    let (network, message) = choice(&migration);
+    ensure!(network == "Preserve" && message.contains(&address), "{network}: {message}");
+    ensure!(after.ip == before.ip);
+    cluster.await_that("the application knows", Duration::from_secs(20), || {
+        let state = ask(&after)?;
+        let broken = state["broken"].as_array().context("no list")?;
+        let aborted = |error: &Value| error.to_string().contains("ConnectionAborted");
+        ensure!(broken.iter().all(aborted), "{state}");
+        Ok(broken.len() == 8)
+    })
+}
+
+/// The source's CNI list names its first plugin otherwise; put back when dropped.
+struct Disguise<'a>(&'a Cluster, String);
+
+impl<'a> Disguise<'a> {
+    fn put_on(cluster: &'a Cluster, node: &str) -> Result<Self> {
+        cluster.on_node(
+            node,
+            &[
+                "sh",
+                "-c",
+                "cp /opt/cni/bin/bridge /opt/cni/bin/unheard && \
+                 sed -i 's/\"type\": \"bridge\"/\"type\": \"unheard\"/' /etc/cni/net.d/*.conflist && \
+                 grep -q unheard /etc/cni/net.d/*.conflist",
+            ],
+        )?;
+        Ok(Disguise(cluster, node.to_owned()))
+    }
+}
+
+impl Drop for Disguise<'_> {
+    fn drop(&mut self) {
+        // The program stays: pods that it connected are disconnected by it.
+        let back =
+            "sed -i 's/\"type\": \"unheard\"/\"type\": \"bridge\"/' /etc/cni/net.d/*.conflist";
+        let _ = self.0.on_node(&self.1, &["sh", "-c", back]);
+    }
+}
+
+#[test]
+fn where_the_network_is_not_known_auto_gives_a_new_address_and_says_why() -> Result<()> {
+    let cluster = Cluster::with_namespace("unknown")?;
+    deploy(&cluster, "bound", 1, "none")?;
+    let before = cluster.pod("app=bound")?;
+    let disguise = Disguise::put_on(&cluster, &before.node)?;
+
+    let name = apply(&cluster, &before, "Preserve")?;
+    cluster.ended(&name, PATIENCE)?;
+    let message = condition(&cluster.get("migration", &name)?, "Succeeded").2;
+    ensure!(message.contains("Address") && message.contains("network: Close"), "{message}");
+
+    let (migration, after) = moved(&cluster, &before, "bound", "Auto")?;
+    let (network, message) = choice(&migration);
+    ensure!(network == "Close", "{migration:#}");
+    let bound = format!("{}:9001", before.ip);
+    for words in ["network plugin unheard of the source is not known to be flat", &bound] {
+        ensure!(message.contains(words), "{message}");
+    }
+    ensure!(after.ip != before.ip);
+    ask(&after)?;
+    // What is bound to the old address is reached from within, and by nobody else.
+    let within = format!(
+        "import socket; c = socket.create_connection(('{}', 9001), 5); c.sendall(b'x\\n'); print(c.recv(99))",
+        before.ip
+    );
+    let answer = cluster.kubectl(&["exec", &after.name, "--", "python3", "-c", &within])?;
+    ensure!(answer.contains(" 1"), "{answer}");
+    let outside = TcpStream::connect_timeout(&port(&before, 9001), Duration::from_secs(3));
+    ensure!(outside.is_err(), "the old address answers outside");
+    drop(disguise);
+
+    // Bound as it is, it moves again.
+    let (_, again) = moved(&cluster, &after, "bound", "Close")?;
+    ensure!(again.ip != after.ip);
+    let answer = cluster.kubectl(&["exec", &again.name, "--", "python3", "-c", &within])?;
+    ensure!(answer.contains(" 1"), "{answer}");
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Pods of several kinds of containers: init containers, sidecars, hooks.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use transship_tests::{
+    cluster::{Cluster, Pod},
+    line::Line,
+};
+
+/// `first` and `second` are ordinary init containers around the sidecar `helper`; they and the
+/// postStart hook of `main` note each of their runs in an emptyDir. Sidecar and application count
+/// requests in memory, in /dev/shm and in a System V segment that they share.
+const MANIFEST: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: trio}
+data:
+  serve.py: |
+    import ctypes, os, socket, sys
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.shmat.restype = ctypes.c_void_p
+    segment = libc.shmget(0x5354, 4096, 0o1600)
+    assert segment >= 0, os.strerror(ctypes.get_errno())
+    shared = ctypes.c_uint64.from_address(libc.shmat(segment, None, 0))
+    posix = os.open("/dev/shm/total", os.O_RDWR | os.O_CREAT)
+    own = 0
+    server = socket.create_server(("", int(sys.argv[1])))
+    while True:
+        connection, _ = server.accept()
+        while connection.recv(64):
+            own += 1
+            shared.value += 1
+            total = int(os.pread(posix, 20, 0) or 0) + 1
+            os.pwrite(posix, b"%d" % total, 0)
+            connection.sendall(b"%d %d %d\n" % (own, shared.value, total))
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: trio}
+spec:
+  selector: {matchLabels: {app: trio}}
+  template:
+    metadata:
+      labels: {app: trio}
+      annotations: {transship.dev/post-start: skip}
+    spec:
+      terminationGracePeriodSeconds: 1
+      initContainers:
+        - name: first
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [sh, -c, "echo first >> /data/runs"]
+          volumeMounts: [{name: data, mountPath: /data}]
+        - name: helper
+          restartPolicy: Always
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [python3, -u, /code/serve.py, "8081"]
+          env: [{name: PYTHONDONTWRITEBYTECODE, value: "1"}]
+          startupProbe: {exec: {command: [cat, /dev/shm/total]}, periodSeconds: 1}
+          volumeMounts: [{name: data, mountPath: /data}, {name: code, mountPath: /code}]
+        - name: second
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [sh, -c, "echo second >> /data/runs"]
+          volumeMounts: [{name: data, mountPath: /data}]
+      containers:
+        - name: main
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [python3, -u, /code/serve.py, "8080"]
+          env: [{name: PYTHONDONTWRITEBYTECODE, value: "1"}]
+          lifecycle: {postStart: {exec: {command: [sh, -c, "echo hook >> /data/runs"]}}}
+          readinessProbe: {exec: {command: [cat, /data/runs]}, periodSeconds: 2}
+          volumeMounts: [{name: data, mountPath: /data}, {name: code, mountPath: /code}]
+      volumes: [{name: data, emptyDir: {}}, {name: code, configMap: {name: trio}}]
+"#;
+
+#[test]
+fn a_sidecar_moves_beside_its_application_and_nothing_that_ran_once_runs_again() -> Result<()> {
+    let cluster = Cluster::with_namespace("sidecar")?;
+    cluster.apply(MANIFEST)?;
+    cluster.rolled_out("trio")?;
+    let mut pod = cluster.pod("app=trio")?;
+    let runs =
+        |pod: &Pod| cluster.kubectl(&["exec", &pod.name, "-c", "main", "--", "cat", "/data/runs"]);
+    let once = "first\nsecond\nhook\n";
+    ensure!(runs(&pod)? == once, "{}", runs(&pod)?);
+    let (mut main, mut helper) = (Line::connect(&pod, 8080)?, Line::connect(&pod, 8081)?);
+    let (mut own, mut total) = (0, 0);
+    let mut ask = || -> Result<()> {
+        own += 1;
+        for line in [&mut main, &mut helper] {
+            total += 1;
+            let answer = line.ask()?;
+            ensure!(answer == format!("{own} {total} {total}"), "{own}, {total}: {answer}");
+        }
+        Ok(())
+    };
+    ask()?;
+    for _ in 0..2 {
+        let migration = cluster.migrate(&pod.name, pod.other_node())?;
+        cluster.succeeded(&migration, Duration::from_secs(120))?;
+        let after = cluster.pod("app=trio")?;
+        ensure!(after.node == pod.other_node() && after.ip == pod.ip, "{pod:?} → {after:?}");
+        ask()?;
+        ensure!(runs(&after)? == once, "ran again: {}", runs(&after)?);
+        let object = cluster.get("pod", &after.name)?;
+        for status in object["status"]["initContainerStatuses"].as_array().into_iter().flatten() {
+            let state = &status["state"];
+            let good = match status["name"].as_str() {
+                Some("helper") => !state["running"].is_null() && status["ready"] == true,
+                _ => state["terminated"]["exitCode"] == 0,
+            };
+            ensure!(good && status["restartCount"] == 0, "{status:#}");
+        }
+        pod = after;
+    }
+
+    // A sidecar that crashes starts anew, and the application stays.
+    cluster.on_node(&pod.node, &["sh", "-c", "kill -9 $(pgrep -f 'serve.py 8081')"])?;
+    cluster.await_that("the sidecar is restarted", Duration::from_secs(60), || {
+        let object = cluster.get("pod", &pod.name)?;
+        let statuses = object["status"]["initContainerStatuses"].clone();
+        let helper = statuses.as_array().into_iter().flatten().find(|s| s["name"] == "helper");
+        Ok(helper.is_some_and(|s| s["restartCount"] == 1 && s["ready"] == true))
+    })?;
+    let mut line = Line::connect(&pod, 8081)?;
+    ensure!(line.ask()?.starts_with("1 "), "the restarted sidecar went on with old memory");
+    ensure!(Line::connect(&pod, 8080).is_ok());
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! The chart is upgraded or rolled back in the middle of a migration: operators and agents are replaced
+//! one after another.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cluster::Cluster;
+
+const NAMESPACE: &str = "--namespace=transship-system";
+const RELEASE: &str = "transship";
+/// What differs between the two revisions; everything else of a pod's template stays.
+const MARK: &str = "transship.test/revision";
+
+/// From which revision to which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Chart {
+    /// To a new one.
+    Upgrade,
+    /// Back to the former one.
+    Rollback,
+}
+
+impl Chart {
+    /// How it stands in a test's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Upgrade => "upgrade_the_chart",
+            Self::Rollback => "roll_the_chart_back",
+        }
+    }
+
+    /// Brings the release to where this starts from.
+    pub fn prepare(self, cluster: &Cluster) -> Result<()> {
+        let (upgraded, wanted) = (is_upgraded(cluster)?, self == Self::Rollback);
+        match (upgraded, wanted) {
+            (false, true) => Self::Upgrade.apply(cluster)?,
+            (true, false) => Self::Rollback.apply(cluster)?,
+            _ => return Ok(()),
+        }
+        Self::settled(cluster)
+    }
+
+    /// Asks for it; the pods are replaced from now on.
+    pub fn apply(self, cluster: &Cluster) -> Result<()> {
+        match self {
+            Self::Upgrade => {
+                let checkout =
+                    std::env::var("TRANSSHIP_CHECKOUT").context("TRANSSHIP_CHECKOUT is not set")?;
+                let mark = MARK.replace('.', "\\.");
+                let marks = ["operator", "agent"].map(|of| format!("{of}.podAnnotations.{mark}=2"));
+                helm(&[
+                    "upgrade",
+                    RELEASE,
+                    &format!("{checkout}/charts/transship"),
+                    "--reuse-values",
+                    "--set-string",
+                    &marks.join(","),
+                ])
+            }
+            Self::Rollback if is_upgraded(cluster)? => helm(&["rollback", RELEASE]),
+            Self::Rollback => bail!("there is nothing to roll back"),
+        }
+    }
+
+    /// Waits until every pod is of the one revision.
+    pub fn settled(cluster: &Cluster) -> Result<()> {
+        for what in ["daemonset/transship-agent", "deployment/transship-operator"] {
+            cluster.kubectl(&[NAMESPACE, "rollout", "status", what, "--timeout=120s"])?;
+        }
+        Ok(())
+    }
+}
+
+fn is_upgraded(cluster: &Cluster) -> Result<bool> {
+    let path =
+        format!("jsonpath={{.spec.template.metadata.annotations.{}}}", MARK.replace('.', "\\."));
+    let mark = cluster.kubectl(&[NAMESPACE, "get", "daemonset", "transship-agent", "-o", &path])?;
+    Ok(!mark.is_empty())
+}
+
+fn helm(args: &[&str]) -> Result<()> {
+    let program = std::env::var("TRANSSHIP_HELM").context("TRANSSHIP_HELM is not set")?;
+    let output =
+        Command::new(program).arg(NAMESPACE).args(args).output().context("running helm")?;
+    if !output.status.success() {
+        bail!("helm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}

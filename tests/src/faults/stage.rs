@@ -1,0 +1,197 @@
+//! What stays from cell to cell: a namespace with the example application, which is moved to and
+//! fro and made again only where a cell has ended it or its connections; and what lies on the nodes
+//! beside it when all is well.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::{
+    gate::Gate,
+    link,
+    nodes::{self, NODES},
+};
+use crate::{
+    cluster::{Cluster, Pod},
+    residue::{self, Kinds},
+};
+
+/// The application's name.
+pub const NAME: &str = "counter";
+const APPLICATION: &str = include_str!("../../../examples/counter.yaml");
+/// Everybody who takes something away between two cells does so within seconds, but not all at once.
+const SOON: Duration = Duration::from_secs(45);
+/// kubelet takes ended containers away once a minute.
+const IN_THE_END: Duration = Duration::from_secs(150);
+
+/// The application and its surroundings.
+pub struct Stage {
+    /// The cluster, in the application's namespace.
+    pub cluster: Cluster,
+    /// What lies on the nodes without the application.
+    empty: Kinds,
+    /// What the application adds to the node it is on, its address apart.
+    application: Kinds,
+}
+
+impl Stage {
+    /// Puts everything in order, whatever an earlier run has left, and starts the application.
+    pub fn set() -> Result<Stage> {
+        let cluster = Cluster::with_namespace("faults")?;
+        // After a run that was broken off, too.
+        Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster))?;
+        NODES.iter().try_for_each(|node| link::mend(&cluster, node))?;
+        nodes::healthy(&cluster)?;
+        let quiet = cluster.await_that("nothing of an earlier run is left", SOON, || {
+            let all = residue::both_nodes(&cluster)?;
+            let ours = |thing: &String| {
+                ["record", "journal", "lent"]
+                    .iter()
+                    .any(|kind| thing.contains(&format!(": {kind} ")))
+            };
+            Ok(!all.iter().any(ours))
+        });
+        if let Err(error) = quiet {
+            // Who left it has failed already; the others are to be tried all the same.
+            eprintln!("{error:#}");
+        }
+        let empty = present(&cluster, None)?;
+        let mut stage = Stage { cluster, empty, application: Kinds::new() };
+        let pod = stage.start()?;
+        let with = present(&stage.cluster, Some(&pod))?;
+        stage.application = difference(&with, &stage.empty, &pod.node);
+        Ok(stage)
+    }
+
+    fn start(&self) -> Result<Pod> {
+        self.cluster.apply(APPLICATION)?;
+        self.cluster.rolled_out(NAME)?;
+        self.cluster.pod("app=counter")
+    }
+
+    /// The application's pod, running as if nothing had ever happened to it.
+    pub fn pod(&self) -> Result<Pod> {
+        nodes::healthy(&self.cluster)?;
+        let pods = self.cluster.list("pods", "app=counter")?;
+        if let [pod] = pods.as_slice()
+            && nodes::is_ready(pod)
+            && nodes::restarts(pod) == 0
+            && !self.cluster.get("deployment", NAME)?.is_null()
+        {
+            return Ok(Pod::of(pod));
+        }
+        self.clear()?;
+        self.start()
+    }
+
+    /// Removes the application.
+    fn clear(&self) -> Result<()> {
+        let cluster = &self.cluster;
+        cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
+        cluster.kubectl(&["delete", "deployment", NAME, "--ignore-not-found", "--timeout=60s"])?;
+        cluster.kubectl(&["delete", "service", NAME, "--ignore-not-found"])?;
+        cluster.await_that("the application's pods are gone", SOON, || {
+            Ok(cluster.list("pods", "app=counter")?.is_empty())
+        })
+    }
+
+    /// Between two cells: nothing of the last one is left, on any node, beside the application.
+    pub fn nothing_is_left(&self) -> Result<()> {
+        let live = self.cluster.list("pods", "app=counter")?;
+        let pod = match live.as_slice() {
+            [pod] => Some(Pod::of(pod)),
+            _ => {
+                // Ended, replaced or doubled: what is looked for is seen best without it.
+                self.clear()?;
+                None
+            }
+        };
+        let mut allowed = self.empty.clone();
+        if let Some(pod) = &pod {
+            for (kind, count) in &self.application {
+                *allowed.entry(format!("{}: {kind}", pod.node)).or_default() += count;
+            }
+        }
+        let counts = |thing: &str| counts(thing, pod.as_ref());
+        residue::no_more_than(&self.cluster, &allowed, SOON, counts).map_err(|(error, after)| {
+            error.context(format!("there is: {after:#?}\nallowed: {allowed:#?}"))
+        })
+    }
+
+    /// After the last cell: without the application all is as it was before it.
+    pub fn strike(self) -> Result<()> {
+        self.clear()?;
+        residue::no_more_than(&self.cluster, &self.empty, IN_THE_END, |_| true).map_err(
+            |(error, after)| {
+                error.context(format!("there is: {after:#?}\nallowed: {:#?}", self.empty))
+            },
+        )
+    }
+}
+
+/// What lies on the nodes.
+fn present(cluster: &Cluster, pod: Option<&Pod>) -> Result<Kinds> {
+    let all = residue::both_nodes(cluster).context("looking at the nodes")?;
+    Ok(residue::kinds(all.iter().filter(|thing| counts(thing, pod))))
+}
+
+/// Whether a thing counts between two cells.
+fn counts(thing: &str, pod: Option<&Pod>) -> bool {
+    // kubelet's own to remove, in its own time; looked at in the end.
+    if thing.contains(": ended ") {
+        return false;
+    }
+    // The address stays with the pod: reserved on the node it came from, wherever the pod is.
+    let is_address = thing.contains(": lent address ") || thing.contains(": IP lease ");
+    let of_pod = |pod: &Pod| {
+        let name = thing.rsplit(['/', ' ']).next().unwrap_or_default();
+        name.strip_suffix(".json").unwrap_or(name) == pod.ip
+    };
+    !(is_address && pod.is_some_and(of_pod))
+}
+
+/// What there is more on a node, by kind without the node's name.
+fn difference(with: &Kinds, without: &Kinds, node: &str) -> Kinds {
+    let prefix = format!("{node}: ");
+    with.iter()
+        .filter_map(|(kind, count)| {
+            let more = count.saturating_sub(without.get(kind).copied().unwrap_or(0));
+            Some((kind.strip_prefix(&prefix)?.to_owned(), more)).filter(|(_, more)| *more > 0)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod() -> Pod {
+        Pod { name: "p".into(), uid: "u".into(), node: "node-b".into(), ip: "10.0.0.4".into() }
+    }
+
+    #[test]
+    fn the_address_of_the_living_pod_does_not_count_and_every_other_does() {
+        let pod = pod();
+        for (thing, counted) in [
+            ("node-a: lent address 10.0.0.4.json", false),
+            ("node-a: IP lease /var/lib/cni/networks/n/10.0.0.4", false),
+            ("node-a: lent address 10.0.0.42.json", true),
+            ("node-a: IP lease /var/lib/cni/networks/n/10.0.0.14", true),
+            ("node-a: link veth10.0.0.4", true),
+            ("node-a: ended container 10.0.0.4", false),
+        ] {
+            assert_eq!(counts(thing, Some(&pod)), counted, "{thing}");
+        }
+        assert!(counts("node-a: lent address 10.0.0.4.json", None));
+    }
+
+    #[test]
+    fn what_the_application_adds_is_counted_on_its_own_node() {
+        let kinds = |list: &[(&str, usize)]| -> Kinds {
+            list.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect()
+        };
+        let without = kinds(&[("node-b: link", 2), ("node-a: link", 1)]);
+        let with = kinds(&[("node-b: link", 3), ("node-b: mount", 2), ("node-a: link", 2)]);
+        assert_eq!(difference(&with, &without, "node-b"), kinds(&[("link", 1), ("mount", 2)]));
+    }
+}
