@@ -116,7 +116,10 @@ fn next_numbers(pod: &Pod, written: &[u64], path: fn(usize) -> String) -> Result
 pub fn apache() -> Application {
     Application {
         name: "apache",
-        script: "mkdir /tmp/apache /tmp/sessions; exec apache2 -f /code/apache.conf -DFOREGROUND",
+        // PHP remembers for two minutes where links led, and the links of a ConfigMap lead elsewhere
+        // after every change of it, and after a move.
+        script: "mkdir /tmp/apache /tmp/sessions /tmp/www; cp /code/count.php /tmp/www
+            exec apache2 -f /code/apache.conf -DFOREGROUND",
         port: Some(PORT),
         files: &[
             ("apache.conf", include_str!("files/apache.conf")),
