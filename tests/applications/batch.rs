@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use transship_tests::cluster::Pod;
 
 use crate::frame::{Application, World};
@@ -26,7 +26,8 @@ pub fn compression() -> Application {
         script: SCRIPT,
         port: None,
         files: &[],
-        container: Value::Null,
+        // It takes what it gets, and others are tested beside it.
+        container: json!({"resources": {"limits": {"cpu": "500m"}}}),
         pod: Value::Null,
         sessions: 0,
         prepare: |world, pod| {

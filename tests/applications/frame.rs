@@ -260,6 +260,8 @@ pub fn moves_to_and_fro(world: &World, application: &Application) -> Result<()> 
     (application.verify)(world, &pod, &counts)?;
     let status = cluster.get("pod", &pod.name)?["status"]["containerStatuses"][0].clone();
     ensure!(status["restartCount"] == 0, "the container was restarted: {status:#}");
+    // The others need the machine.
+    cluster.kubectl(&["delete", "deployment", name, "--wait=false"])?;
     eprintln!(
         "{name}: {} acknowledged writes on {} connections",
         counts.iter().sum::<u64>(),

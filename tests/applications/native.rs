@@ -1,5 +1,7 @@
 //! A program of our own in C: threads, and timers of every kind.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -8,34 +10,36 @@ use crate::{
     wire::Wire,
 };
 
-/// Writes of a session within which every timer must have gone on.
-const STILL: u64 = 40;
+/// How long a timer of 10 ms may stand still, and its connection answer all the same.
+const STILL: Duration = Duration::from_secs(20);
 
 /// What turns on, by its own clock, from one write to the next.
 pub struct Wheels {
     names: &'static [&'static str],
-    /// Position of each, and the write at which it was first seen there.
-    seen: Vec<(u64, u64)>,
+    seen: Vec<u64>,
 }
 
 impl Wheels {
     /// Such wheels, not yet seen.
     pub fn new(names: &'static [&'static str]) -> Wheels {
-        Wheels { names, seen: vec![(0, 0); names.len()] }
+        Wheels { names, seen: vec![0; names.len()] }
     }
 
-    /// Their positions, as text, at the n-th write: none may go back or stand still.
-    pub fn turn<'a>(&mut self, n: u64, positions: impl Iterator<Item = &'a str>) -> Result<()> {
-        let positions: Vec<u64> = positions.map(str::parse).collect::<Result<_, _>>()?;
-        ensure!(positions.len() == self.names.len(), "{} positions", positions.len());
-        for ((name, seen), now) in self.names.iter().zip(&mut self.seen).zip(positions) {
-            ensure!(now >= seen.0, "{name} went back from {} to {now}", seen.0);
-            if now > seen.0 {
-                *seen = (now, n);
-            }
-            ensure!(n - seen.1 < STILL, "{name} has stood at {now} since write {}", seen.1);
+    /// Looks, by a function that reads their positions, until every one has turned on.
+    pub fn turn(&mut self, mut look: impl FnMut() -> Result<Vec<u64>>) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let now = look()?;
+            ensure!(now.len() == self.names.len(), "{} positions", now.len());
+            let wheels = self.names.iter().zip(&self.seen).zip(&now);
+            let mut standing = wheels.filter(|((_, seen), now)| now <= seen);
+            let Some(((name, seen), now_at)) = standing.next() else {
+                self.seen = now;
+                return Ok(());
+            };
+            ensure!(now_at == seen, "{name} went back from {seen} to {now_at}");
+            ensure!(begun.elapsed() < STILL, "{name} has stood at {seen} for {STILL:?}");
         }
-        Ok(())
     }
 }
 
@@ -53,7 +57,8 @@ pub fn threads() -> Application {
         prepare: nothing,
         open: |_, pod, _| {
             let names = &["the timerfd", "the eventfd", "the condition", "the timer", "the itimer"];
-            Ok(Box::new(Threads { wire: Wire::connect(pod, 8080)?, wheels: Wheels::new(names) }))
+            let wire = Wire::connect(pod, 8080)?;
+            Ok(Box::new(Threads { wire, wheels: Wheels::new(names), asked: 0 }))
         },
         // What a session was told was the program's whole state.
         verify: |_, _, _| Ok(()),
@@ -63,15 +68,20 @@ pub fn threads() -> Application {
 struct Threads {
     wire: Wire,
     wheels: Wheels,
+    asked: u64,
 }
 
 impl Session for Threads {
-    fn write(&mut self, n: u64) -> Result<()> {
-        self.wire.send("x")?;
-        let line = self.wire.line()?;
-        let mut words = line.split(' ');
-        let number = words.next().context("an empty answer")?;
-        ensure!(number == n.to_string(), "the number is {number}");
-        self.wheels.turn(n, words)
+    fn write(&mut self, _: u64) -> Result<()> {
+        let Threads { wire, wheels, asked } = self;
+        wheels.turn(|| {
+            *asked += 1;
+            wire.send("x")?;
+            let line = wire.line()?;
+            let numbers: Vec<u64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+            let (number, positions) = numbers.split_first().context("an empty answer")?;
+            ensure!(number == asked, "answer {asked} has the number {number}");
+            Ok(positions.to_vec())
+        })
     }
 }

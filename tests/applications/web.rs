@@ -83,18 +83,18 @@ struct Counter {
 }
 
 impl Counter {
-    /// The whole answer, if its number is the n-th.
-    fn next(&mut self, n: u64) -> Result<String> {
+    /// Asks for a number, which is to be the n-th.
+    fn next(&mut self, n: u64) -> Result<()> {
         let answer = self.http.get(&self.path)?;
         let number = answer.split_whitespace().next().context("an empty answer")?;
         ensure!(number == n.to_string(), "the number is {number}");
-        Ok(answer)
+        Ok(())
     }
 }
 
 impl Session for Counter {
     fn write(&mut self, n: u64) -> Result<()> {
-        self.next(n).map(drop)
+        self.next(n)
     }
 }
 
@@ -116,7 +116,10 @@ fn next_numbers(pod: &Pod, written: &[u64], path: fn(usize) -> String) -> Result
 pub fn apache() -> Application {
     Application {
         name: "apache",
-        script: "mkdir /tmp/apache /tmp/sessions; exec apache2 -f /code/apache.conf -DFOREGROUND",
+        // PHP remembers for two minutes where links led, and the links of a ConfigMap lead elsewhere
+        // after every change of it, and after a move.
+        script: "mkdir /tmp/apache /tmp/sessions /tmp/www; cp /code/count.php /tmp/www
+            exec apache2 -f /code/apache.conf -DFOREGROUND",
         port: Some(PORT),
         files: &[
             ("apache.conf", include_str!("files/apache.conf")),
@@ -188,8 +191,13 @@ struct Ticking {
 
 impl Session for Ticking {
     fn write(&mut self, n: u64) -> Result<()> {
-        let answer = self.counter.next(n)?;
-        self.wheels.turn(n, answer.split_whitespace().skip(1))
+        let Ticking { counter, wheels } = self;
+        counter.next(n)?;
+        wheels.turn(|| {
+            let answer = counter.http.get("/ticks")?;
+            let ticks = answer.split_whitespace().nth(1).context("no ticks")?;
+            Ok(vec![ticks.parse()?])
+        })
     }
 }
 

@@ -141,26 +141,33 @@ pub fn build(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the image of the applications, and returns its archive. It is large, so only the tests
-/// that need it call for it.
+/// Builds the image of the applications, where it is not there yet, and returns its archive. It is
+/// large and lies beside the others, so that only the tests that need it load it.
 pub fn applications(root: &Path) -> Result<PathBuf> {
-    let out = root.join("target/images");
+    let out = root.join("target/applications");
+    let archive = out.join("applications.tar");
+    let source = root.join("tests/applications/files/threads.c");
+    let made_of = format!(
+        "{SUITE} {} {}",
+        APPLICATION_PACKAGES.join(","),
+        oci::digest(&fs::read(&source).with_context(|| format!("reading {}", source.display()))?)
+    );
+    let stamp = archive.with_extension("made-of");
+    if archive.is_file() && fs::read_to_string(&stamp).is_ok_and(|was| was == made_of) {
+        return Ok(archive);
+    }
     fs::create_dir_all(&out)?;
-    let packages = debian(&out.join("applications-base"), &APPLICATION_PACKAGES)?;
-    let own = fresh(&out.join("applications-root"))?;
+    let packages = debian(&out.join("base"), &APPLICATION_PACKAGES)?;
+    let own = fresh(&out.join("root"))?;
     fs::create_dir_all(own.join("usr/bin"))?;
     cmd::run(
         Command::new("gcc")
             .args(["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-o"])
-            .arg(own.join("usr/bin/threads"))
-            .arg(root.join("tests/applications/files/threads.c")),
+            .args([&own.join("usr/bin/threads"), &source]),
     )?;
-    let archive = out.join("applications.tar");
-    oci::write_archive(
-        &archive,
-        &Image { name: APPLICATIONS.into(), ..Image::default() },
-        &[&packages, &own],
-    )?;
+    let image = Image { name: APPLICATIONS.into(), ..Image::default() };
+    oci::write_archive(&archive, &image, &[&packages, &own])?;
+    fs::write(stamp, made_of)?;
     Ok(archive)
 }
 

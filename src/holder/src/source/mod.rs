@@ -380,7 +380,7 @@ impl SourceHands {
         }
         let began = Instant::now();
         let frozen_at = self.closed_at.unwrap_or_else(status::now_micros);
-        pod.freeze().map_err(|error| Failed::other("NotFrozen", error))?;
+        freeze::freeze(pod).map_err(|error| Failed::other("NotFrozen", error))?;
         self.freeze_began = Some(began);
         holder.board.took("freeze", began.elapsed());
         holder.board.update(|status| {
