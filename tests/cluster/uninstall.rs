@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use transship_tests::{cluster::Cluster, counter::Client};
 
 use crate::counter;
@@ -33,15 +33,29 @@ fn helm_uninstall_leaves_nodes_as_they_were_and_running_pods_alone() -> Result<(
     let pod = cluster.pod("app=counter")?;
     let client = Client::connect(format!("{}:8080", pod.ip).parse()?, Duration::from_millis(2))?;
 
-    helm(&[
-        "uninstall",
-        "transship",
-        "--namespace",
-        "transship-system",
-        "--wait",
-        "--timeout",
-        "3m",
-    ])?;
+    let uninstalling = std::thread::spawn(|| {
+        helm(&[
+            "uninstall",
+            "transship",
+            "--namespace",
+            "transship-system",
+            "--wait",
+            "--timeout",
+            "3m",
+        ])
+    });
+    // Operators that start again in the middle of it do not take the request back; nor does the Job end
+    // with its first pod.
+    cluster.await_that("the nodes are asked", Duration::from_secs(60), || {
+        let path = r"jsonpath={.items[*].metadata.annotations.transship\.dev/uninstall}";
+        Ok(cluster.kubectl(&["get", "nodes.transship.dev", "-o", path])?.contains("true"))
+    })?;
+    for node in ["node-a", "node-b"] {
+        cluster.try_on_node(node, &["transship-probe", "kill", &cluster.namespace, "operator"])?;
+    }
+    uninstalling.join().map_err(|_| anyhow!("helm panicked"))??;
+    let leases = cluster.kubectl(&["--namespace=transship-system", "get", "leases", "-o", "name"])?;
+    ensure!(!leases.contains("transship-node-"), "left behind: {leases}");
 
     // The moved pod and everything else runs on, can be looked into, and can be stopped.
     ensure!(cluster.kubectl(&["exec", &pod.name, "--", "echo", "alive"])? == "alive\n");

@@ -185,8 +185,13 @@ impl Fault {
     /// Removes what [`Fault::prepare`] has made.
     pub fn clear(self, scene: &Scene) -> Result<()> {
         let Self::FillDisk(role) = self else { return Ok(()) };
-        // Lazily: whoever has a file open there is about to close it.
-        let script = format!("! mountpoint -q {STATE} || umount --lazy {STATE}");
+        // With what it holds by now. Lazily: whoever has a file open there is about to close it.
+        let (parent, name) = STATE.rsplit_once('/').unwrap_or_default();
+        let script = format!(
+            "mountpoint -q {STATE} || exit 0; set -e; under=/var/tmp/under; mkdir -p $under; \
+             mount --bind {parent} $under; find $under/{name} -mindepth 1 -delete; \
+             cp -a {STATE}/. $under/{name}; umount $under; rmdir $under; umount --lazy {STATE}"
+        );
         scene.cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
     }
 }

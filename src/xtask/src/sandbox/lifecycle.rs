@@ -286,7 +286,8 @@ fn mounts_below(directory: &str) -> Result<Vec<PathBuf>> {
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .map(PathBuf::from)
-        .filter(|mount| mount.starts_with(directory))
+        // The directory itself may be a mount of whoever prepared the machine.
+        .filter(|mount| mount.starts_with(directory) && mount != Path::new(directory))
         .collect())
 }
 
@@ -302,6 +303,7 @@ fn remove_state() -> Result<()> {
             Ok(()) => Ok(Some(())),
             Err(error) => match error.kind() {
                 std::io::ErrorKind::NotFound => Ok(Some(())),
+                std::io::ErrorKind::ResourceBusy if is_empty(layout::STATE) => Ok(Some(())),
                 // The last mounts go a moment after the last process.
                 std::io::ErrorKind::ResourceBusy | std::io::ErrorKind::DirectoryNotEmpty => {
                     Ok(None)
@@ -310,6 +312,10 @@ fn remove_state() -> Result<()> {
             },
         }
     })
+}
+
+fn is_empty(directory: &str) -> bool {
+    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn check_nothing_left(group: &Group) -> Result<()> {
