@@ -176,6 +176,7 @@ fn is_final(state: HolderState) -> bool {
             | HolderState::SourceResumed
             | HolderState::Moved
             | HolderState::Aborted
+            | HolderState::Kept
     )
 }
 

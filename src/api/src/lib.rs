@@ -22,7 +22,7 @@ mod validation;
 pub use checkpoint::{Checkpoint, CheckpointSpec, CheckpointStatus};
 pub use conditions::{ConditionStatus, set_condition};
 pub use migration::{
-    Decision, Migration, MigrationSpec, MigrationStatus, Mode, Network, Phase, Placement, PodRef,
+    Decision, HandOver, Migration, MigrationSpec, MigrationStatus, Mode, Network, Phase, Placement, PodRef,
     Resolution, Step, Strategy, Violation,
 };
 pub use names::{GROUP, VERSION};

@@ -6,6 +6,7 @@ mod control;
 mod deadman;
 mod decision;
 mod dirwatch;
+mod durable;
 mod engine;
 mod holder;
 mod pod;

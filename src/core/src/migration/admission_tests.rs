@@ -46,6 +46,7 @@ fn screen_with(
         migration,
         pod: Some(pod),
         owner: Some(&owner),
+        claims: &[],
         policy: None,
         nodes,
         target: None,

@@ -7,6 +7,7 @@ pub mod events;
 pub mod handover;
 pub mod plan;
 pub mod rollback;
+pub mod sequential;
 pub mod state;
 mod status;
 pub mod takeover;

@@ -8,6 +8,7 @@
 //!
 //! Nothing here chooses a target node (`placement` does) or reads anything.
 
+mod claims;
 mod facts;
 mod pod;
 mod request;
@@ -25,6 +26,7 @@ use transship_api as api;
 
 use crate::facts::PodFacts;
 
+pub use claims::Claim;
 pub use facts::CHECKS as FACT_CHECKS;
 pub use pod::CHECKS as POD_CHECKS;
 pub use request::{CHECKS as REQUEST_CHECKS, asked};
@@ -68,6 +70,8 @@ pub struct Input<'a> {
     pub pod: Option<&'a Pod>,
     /// The pod's controller, where it is a ReplicaSet that exists.
     pub owner: Option<&'a ReplicaSet>,
+    /// The claims of the pod's persistent volumes.
+    pub claims: &'a [Claim],
     /// The MigrationPolicy that applies to the pod.
     pub policy: Option<&'a api::MigrationPolicy>,
     /// All cluster nodes.

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
 
 use super::{Check, Input, Violation};
 use crate::migration::handover;
+use crate::sequential_pod::is_exclusive;
 use crate::target_pod;
 
 /// The checks of the manifest.
@@ -13,6 +14,7 @@ pub const CHECKS: &[Check] = &[
     shared_process_namespace,
     runtime_class,
     volumes,
+    super::claims::claims,
     block_devices,
     devices,
     terminals,
@@ -118,7 +120,7 @@ fn unmoved(volume: &Volume) -> Option<&'static str> {
     Some(if volume.host_path.is_some() {
         "a directory of the node (hostPath)"
     } else if volume.persistent_volume_claim.is_some() {
-        "a persistent volume, which cannot be handed over in this version"
+        "a persistent volume, which is handed over only with pods of a StatefulSet and pods without an owner"
     } else if volume.ephemeral.is_some() {
         "an ephemeral persistent volume, which belongs to this one pod"
     } else if volume.csi.is_some() {
@@ -136,6 +138,8 @@ fn volumes(input: &Input<'_>) -> Option<Violation> {
         .volumes
         .iter()
         .flatten()
+        // Handed over with a pod of an exclusive name, as long as both nodes can attach it.
+        .filter(|v| v.persistent_volume_claim.is_none() || !input.pod.is_some_and(is_exclusive))
         .filter_map(|v| unmoved(v).map(|what| format!("volume {} is {what}", v.name)))
         .collect();
     if found.is_empty() {

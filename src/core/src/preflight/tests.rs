@@ -99,6 +99,7 @@ impl World {
             migration: &self.migration,
             pod: pod.as_ref(),
             owner: self.owner.then_some(&owner),
+            claims: &[],
             policy: None,
             nodes: &nodes,
             target: nodes.iter().find(|n| n.name == wanted),

@@ -3,6 +3,7 @@
 
 mod dump;
 mod freeze;
+mod keep;
 mod send;
 mod sockets;
 
@@ -30,6 +31,7 @@ use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::{Pod, runc_program};
 use crate::reading::Reading;
+use crate::durable::durable;
 use crate::{record, reserve, status};
 
 use dump::Dumper;
@@ -65,7 +67,7 @@ pub async fn run(
         tasks: pod.as_ref().is_some_and(|pod| pod.is_alive(&holder.layout)),
         lapsed: false,
     };
-    let (machine, effects) = SourceMachine::recover(&entries, facts);
+    let (machine, effects) = SourceMachine::recover_as(holder.task.part, &entries, facts);
     tracing::info!(phase = ?machine.phase(), ?facts, "source");
     let fresh = machine.phase() == SourcePhase::Idle;
     if !fresh {
@@ -347,6 +349,10 @@ impl SourceHands {
                 holder.asker.peer();
                 Ok(())
             }
+            Effect::SyncState => holder
+                .blocking("sync", |holder| durable(&holder.dir))
+                .await
+                .map_err(|error| Failed::other("StateNotDurable", error)),
             // A source has no dead-man: it stays frozen until it has read the decision.
             Effect::ArmDeadman | Effect::CheckDeadman | Effect::DisarmDeadman => Ok(()),
         }

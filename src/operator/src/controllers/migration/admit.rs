@@ -18,7 +18,7 @@ use transship_core::migration::state::claimed_by;
 use transship_core::placement::{self, Load};
 use transship_core::preflight::{Input, NodeView};
 
-use super::{Error, Next, apply, status};
+use super::{Error, Next, apply, claims, status};
 use crate::context::Context;
 
 /// How soon a Migration that waits for its turn is looked at again.
@@ -47,10 +47,12 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let policy = pod
         .as_ref()
         .and_then(|pod| placement::policy::applying(policies.iter().map(Arc::as_ref), pod));
+    let claims = claims::of(pod.as_ref(), context).await?;
     let mut input = Input {
         migration,
         pod: pod.as_ref(),
         owner: owner.as_ref(),
+        claims: &claims,
         policy,
         nodes: &nodes,
         target: None,

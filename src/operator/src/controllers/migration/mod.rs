@@ -4,8 +4,10 @@
 
 mod admit;
 mod apply;
+mod claims;
 mod error;
 mod observe;
+mod sequential;
 mod status;
 mod task;
 pub mod watch_sides;
