@@ -176,10 +176,16 @@ impl World {
             h.word.outcome == Some(TargetOutcome::Resumed) && h.tasks != Tasks::Frozen
         });
         let trial_gone = self.trial.tasks == Tasks::Absent;
+        // Without its Migration nobody makes the pod again; its state stays on both disks.
+        let orphaned = !self.exists
+            && self.s.word.outcome == Some(SourceOutcome::Released)
+            && self.again.is_none()
+            && self.s.durable
+            && self.trial.durable;
         s_over
             && closed(&self.trial)
             && trial_gone
-            && (s_runs != again_runs || self.s.rebooted)
+            && (s_runs != again_runs || self.s.rebooted || orphaned)
     }
 }
 
@@ -388,7 +394,7 @@ fn targets(world: &World, place: Place, push: &mut impl FnMut(&'static str, Opti
         push("T's holder dies", with(Some(next)).map(|w| World { crashes: w.crashes - 1, ..w }));
     }
     if host.holder.is_none() && !host.word.closed {
-        let (machine, effects) = TargetMachine::recover_as(part_of(host, part), &host.journal, facts(host));
+        let (machine, effects) = TargetMachine::recover_as(part, &host.journal, facts(host));
         let next = Host { holder: Some(Driver::new(machine, effects)), ..host.clone() };
         push("T's holder starts", with(Some(next)));
     }
@@ -402,11 +408,6 @@ fn targets(world: &World, place: Place, push: &mut impl FnMut(&'static str, Opti
         };
         push("T's node reboots", with(Some(next)).map(|w| World { reboots: w.reboots - 1, ..w }));
     }
-}
-
-/// The part stands in the task, which outlives the holder; here it is known from the word.
-fn part_of(_: &Host<TargetMachine>, part: Part) -> Part {
-    part
 }
 
 fn operator(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
@@ -432,7 +433,9 @@ fn operator(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
             }
         }
         let word = again.map_or(TargetWord::default(), |host| host.word);
-        if may_record_resumed(world.recorded, word, false) && again.is_some() {
+        // Only a pod that the operator has made itself is asked, and it makes one after the release.
+        let released = world.s.word.outcome == Some(SourceOutcome::Released);
+        if released && may_record_resumed(world.recorded, word, false) {
             let mut next = world.clone();
             next.recorded.resumed_at = true;
             next.resumed = true;
@@ -626,7 +629,7 @@ each_rule_of_the_order_matters! {
     votes_without_durable_state: StateIsDurable NOTHING;
     a_trial_that_thaws: TrialNeverThaws NOTHING;
     a_source_that_ends_before_the_commit: YieldsOnlyAfterCommit NOTHING;
-    a_pod_made_again_beside_its_source: AgainOnlyAfterReleased NOTHING;
+    a_pod_made_again_beside_its_source: AgainOnlyAfterReleased Bounds { strips: 1, ..NOTHING };
     a_second_try_beside_the_first: AgainOnlyAfterLastWord NOTHING;
     a_pod_made_again_that_asks_nobody: AgainNeedsCommit Bounds { forged: 1, ..NOTHING };
 }

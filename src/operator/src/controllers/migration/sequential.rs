@@ -158,6 +158,15 @@ pub async fn delete_manifest(observed: &Observed, context: &Context) -> Result<(
     }
 }
 
+/// Frees the name that a Migration held which has vanished.
+pub async fn free_name_of(migration: &Migration, context: &Context) -> Result<(), Error> {
+    let was_sequential = migration.status.as_ref().is_some_and(|s| s.is_sequential());
+    match was_sequential {
+        true => hold_name(&Observed::of(migration.clone()), false, context).await,
+        false => Ok(()),
+    }
+}
+
 /// Holds the source's name back in its namespace, or frees it. The label goes with the last name.
 pub async fn hold_name(observed: &Observed, held: bool, context: &Context) -> Result<(), Error> {
     let namespaces: Api<Namespace> = Api::all(context.client.clone());
@@ -165,6 +174,9 @@ pub async fn hold_name(observed: &Observed, held: bool, context: &Context) -> Re
     let found = namespaces.get_opt(&name).await.map_err(Error::api("read the namespace"))?;
     let Some(found) = found else { return Ok(()) };
     let key = names::held_name(observed.uid());
+    if !held && !found.annotations().contains_key(&key) {
+        return Ok(());
+    }
     let others = found
         .annotations()
         .keys()
