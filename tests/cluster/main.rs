@@ -8,6 +8,7 @@ mod migration;
 mod placement;
 mod policies;
 mod redis;
+mod sequential;
 mod service;
 mod states;
 mod uninstall;

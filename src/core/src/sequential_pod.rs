@@ -130,7 +130,9 @@ mod tests {
     fn a_trial_has_empty_directories_in_the_place_of_claims_and_belongs_to_nobody() {
         let trial = trial_pod(&source(), &target()).unwrap();
         let volumes = trial.spec.as_ref().unwrap().volumes.as_ref().unwrap();
-        assert!(volumes.iter().all(|v| v.empty_dir.is_some() && v.persistent_volume_claim.is_none()));
+        assert!(
+            volumes.iter().all(|v| v.empty_dir.is_some() && v.persistent_volume_claim.is_none())
+        );
         assert_ne!(trial.metadata.name.as_deref(), Some("web-0"));
         assert!(trial.metadata.owner_references.is_none());
         assert_eq!(trial.metadata.labels.unwrap().len(), 1);
@@ -151,7 +153,10 @@ mod tests {
         assert_eq!(labels[names::MIGRATION_LABEL], "m");
         assert_eq!(meta.annotations.as_ref().unwrap()["transship.dev/lease"], "10.0.0.7@node-a");
         let spec = again.spec.unwrap();
-        assert_eq!((spec.hostname.as_deref(), spec.subdomain.as_deref()), (Some("web-0"), Some("web")));
+        assert_eq!(
+            (spec.hostname.as_deref(), spec.subdomain.as_deref()),
+            (Some("web-0"), Some("web"))
+        );
         assert!(spec.node_name.is_none() && spec.scheduling_gates.is_some());
         assert!(spec.volumes.unwrap().iter().any(|v| v.persistent_volume_claim.is_some()));
     }

@@ -109,9 +109,9 @@ fn finish(observed: &Observed, mut draft: Draft, next: Next) -> Plan {
         }
         Next::Announce => {
             let node = observed.node(Role::Source);
-            draft
-                .waiting(reasons::IN_PROGRESS, format!("the source pod goes from {node}"))
-                .with(|status| status.source_deletion_time = Some(Time(status::whole_seconds(now))));
+            draft.waiting(reasons::IN_PROGRESS, format!("the source pod goes from {node}")).with(
+                |status| status.source_deletion_time = Some(Time(status::whole_seconds(now))),
+            );
             plan(draft, None, vec![Action::DeleteSource], Duration::ZERO)
         }
         Next::Adopt { uid } => {
@@ -212,9 +212,7 @@ fn source_ends(observed: &Observed) -> Option<Next> {
         return None;
     }
     let trial = observed.target_word();
-    if on_trial(observed)
-        && !may_yield(observed.recorded(), trial, observed.target_node_gone)
-    {
+    if on_trial(observed) && !may_yield(observed.recorded(), trial, observed.target_node_gone) {
         let hints = voting::hints(observed, |_, read| read.is_none());
         return Some(act(hints, format!("{target} is to end the restore on trial")));
     }
@@ -229,9 +227,8 @@ fn source_ends(observed: &Observed) -> Option<Next> {
     if !is_released(observed) {
         // The address must not be freed with the source's sandbox, which can go from now on.
         let mut actions: Vec<Action> = takeover::move_lease(observed).into_iter().collect();
-        actions.extend(voting::hints(observed, |role, read| {
-            role == Role::Source && read.is_none()
-        }));
+        actions
+            .extend(voting::hints(observed, |role, read| role == Role::Source && read.is_none()));
         actions.push(Action::Release);
         return Some(act(actions, format!("{node} ends the source's containers")));
     }
@@ -312,10 +309,7 @@ fn make_again(observed: &Observed) -> Next {
         return Next::GoBack;
     }
     if !observed.name_is_held {
-        return at_once(
-            vec![Action::HoldName],
-            "creating a pod of the source's name is held back",
-        );
+        return at_once(vec![Action::HoldName], "creating a pod of the source's name is held back");
     }
     let allowed = may_make_again(
         recorded,
@@ -367,7 +361,8 @@ fn restore_again(observed: &Observed, now: Timestamp) -> Next {
             && (tries >= TRIES_ON_TARGET || observed.target_node_gone);
         return Next::Failed { uid: uid.to_owned(), why, goes_back };
     }
-    let Some(pod) = observed.target_pod.as_ref().filter(|_| observed.target_seen() == PodSeen::Alive)
+    let Some(pod) =
+        observed.target_pod.as_ref().filter(|_| observed.target_seen() == PodSeen::Alive)
     else {
         return deleted_again(observed, report);
     };

@@ -12,9 +12,9 @@ use transship_protocol::{
 };
 
 use super::plan::{Action, LOOK_AGAIN, Plan, Record};
+use super::sequential;
 use super::state::{Observed, Role, Side, Stage, liveness_patience};
 use super::status::{self, Draft};
-use super::sequential;
 use crate::target_pod::{TargetFor, changes_by_admission, target_pod};
 
 /// How long an agent may be silent before the votes are in. The sides give up by themselves.

@@ -83,9 +83,10 @@ mod tests {
         #[case] volume: Value,
         #[case] objection: Option<&str>,
     ) {
-        let bound = (!volume.is_null())
-            .then(|| serde_json::from_value(json!({"spec": volume})).unwrap());
-        let claims = [Claim { volume: "data".into(), name: "data-web-0".into(), claim: None, bound }];
+        let bound =
+            (!volume.is_null()).then(|| serde_json::from_value(json!({"spec": volume})).unwrap());
+        let claims =
+            [Claim { volume: "data".into(), name: "data-web-0".into(), claim: None, bound }];
         let migration = Migration::new("m", MigrationSpec::for_pod("web-0"));
         let pod = serde_json::from_value(json!({"metadata": {"name": "web-0"}})).unwrap();
         let node = NodeView {

@@ -14,6 +14,9 @@ use transship_transport::Area;
 
 use crate::areas;
 
+/// Written even where cgroups are ignored; the runtime makes its own.
+const NOT_SENT: &str = "cgroup.img";
+
 /// Where it lies, until the agent moves it to the pod that is made again.
 #[derive(Debug, Clone)]
 pub struct Keep(PathBuf);
@@ -38,12 +41,12 @@ impl Keep {
         Ok(Tee { local: PageImages::new(dir), remote })
     }
 
-    /// The small images of a dump. Linked, not copied: CRIU is done with them, and nobody here
-    /// writes them again.
+    /// The small images of a dump, those that are sent. Linked, not copied: CRIU is done with them,
+    /// and nobody here writes them again.
     pub fn link_images(&self, container: &str, images: &Path) -> Result<()> {
         let dir = self.images(container);
-        for name in files::list(images)? {
-            std::fs::hard_link(images.join(&name), dir.join(&name))
+        for name in files::list(images)?.iter().filter(|name| *name != NOT_SENT) {
+            std::fs::hard_link(images.join(name), dir.join(name))
                 .with_context(|| format!("image {name} cannot be kept"))?;
         }
         Ok(())
@@ -180,7 +183,9 @@ mod tests {
         let images = root.path().join("images/web");
         std::fs::create_dir_all(&images).unwrap();
         std::fs::write(images.join("files.img"), "x").unwrap();
+        std::fs::write(images.join(NOT_SENT), "x").unwrap();
         keep.link_images("web", &images).unwrap();
         assert!(dir.kept().join("images/web/files.img").exists());
+        assert!(!dir.kept().join("images/web").join(NOT_SENT).exists());
     }
 }

@@ -27,11 +27,11 @@ use transship_rpc::Stage;
 use transship_runtime::cri::Cri;
 
 use crate::control::Command;
+use crate::durable::durable;
 use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::{Pod, runc_program};
 use crate::reading::Reading;
-use crate::durable::durable;
 use crate::{record, reserve, status};
 
 use dump::Dumper;

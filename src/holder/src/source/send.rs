@@ -236,9 +236,8 @@ fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender, keep: Option<&Keep>) 
     type Capture = fn(&Path, &mut dyn Write) -> Result<TreeSummary, TreeError>;
     let send = |area: &Area, capture: Capture, path: &Path| -> Result<TreeSummary> {
         let mut near = keep.map(|keep| keep.tree(area)).transpose()?;
-        let summary = sender.send_tree(area, |far| {
-            capture(path, &mut Both { near: near.as_mut(), far })
-        })?;
+        let summary =
+            sender.send_tree(area, |far| capture(path, &mut Both { near: near.as_mut(), far }))?;
         Ok(summary)
     };
     match &sandbox_shm(&holder.layout, &pod.sandbox_id) {

@@ -25,12 +25,12 @@ use transship_rpc::Stage;
 
 use crate::control::Command;
 use crate::deadman::Deadman;
+use crate::durable::durable;
 use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::Pod;
 use crate::reading::Reading;
 use crate::signing::Signing;
-use crate::durable::durable;
 use crate::{record, reserve, status};
 
 /// How long verbs of the runtime that are at work may take to end.
@@ -98,10 +98,14 @@ pub async fn run(
 /// Whether the dead-man must count: it may run, or be about to, and has not read `resumedAt`. In the
 /// sequential order nothing runs beside it, and nothing is concluded from its silence.
 fn is_guarded(machine: &TargetMachine) -> bool {
-    !machine.part().is_sequential() && matches!(
-        machine.phase(),
-        TargetPhase::Voted | TargetPhase::Committed | TargetPhase::Thawing | TargetPhase::Thawed
-    )
+    !machine.part().is_sequential()
+        && matches!(
+            machine.phase(),
+            TargetPhase::Voted
+                | TargetPhase::Committed
+                | TargetPhase::Thawing
+                | TargetPhase::Thawed
+        )
 }
 
 /// Turns the operator's commands into events.

@@ -163,9 +163,8 @@ impl Handler for Receiver {
 
     fn all_done(&mut self, totals: &Totals) -> Result<(), Refusal> {
         let state = self.arrivals.state();
-        let missing = areas::all(&self.holder.task)
-            .into_iter()
-            .find(|area| !state.trees.contains_key(area));
+        let missing =
+            areas::all(&self.holder.task).into_iter().find(|area| !state.trees.contains_key(area));
         if let Some(area) = missing {
             return Err(Refusal::new("FilesMissing", format!("{area} was not sent")));
         }

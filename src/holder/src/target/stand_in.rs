@@ -96,13 +96,8 @@ fn make(root: &Path, below: &Path, file: &NamedFile) -> Result<()> {
         }
         FIFO => {
             let mode = rustix::fs::Mode::from_raw_mode(file.mode & 0o7777);
-            let made = rustix::fs::mknodat(
-                rustix::fs::CWD,
-                &path,
-                rustix::fs::FileType::Fifo,
-                mode,
-                0,
-            );
+            let made =
+                rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0);
             Ok(there(made.map_err(Into::into))?)
         }
         _ => bail!("it is neither a file, a directory nor a FIFO"),

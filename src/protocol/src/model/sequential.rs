@@ -12,9 +12,9 @@ use std::collections::{HashMap, VecDeque};
 use crate::effect::{Effect, Facts, Failure, Machine};
 use crate::rules::{Rule, break_rule, holds};
 use crate::{
-    Decision, DecisionInput, Driver, Part, PodSeen, RecordState, Recorded, Resolution,
-    SourceEntry, SourceEvent, SourceMachine, SourceOutcome, SourcePhase, SourceWord, TargetEntry,
-    TargetEvent, TargetMachine, TargetOutcome, TargetWord, decide, has_failed, may_make_again,
+    Decision, DecisionInput, Driver, Part, PodSeen, RecordState, Recorded, Resolution, SourceEntry,
+    SourceEvent, SourceMachine, SourceOutcome, SourcePhase, SourceWord, TargetEntry, TargetEvent,
+    TargetMachine, TargetOutcome, TargetWord, decide, has_failed, may_make_again,
     may_record_resumed, may_return, may_yield,
 };
 
@@ -143,7 +143,11 @@ impl World {
     fn invariant(&self) -> Result<(), &'static str> {
         let running = |tasks: Tasks| usize::from(tasks == Tasks::Running);
         let copies = running(self.s.tasks)
-            + TARGETS.into_iter().filter_map(|p| self.target(p)).map(|h| running(h.tasks)).sum::<usize>();
+            + TARGETS
+                .into_iter()
+                .filter_map(|p| self.target(p))
+                .map(|h| running(h.tasks))
+                .sum::<usize>();
         if copies > 1 {
             return Err("two copies run");
         }
@@ -171,7 +175,8 @@ impl World {
     fn is_end(&self) -> bool {
         let closed = |host: &Host<TargetMachine>| host.word.closed || host.journal.is_empty();
         let s_over = self.s.word.outcome.is_some() || self.s.journal.is_empty();
-        let s_runs = self.s.tasks == Tasks::Running && self.s.word.outcome != Some(SourceOutcome::Released);
+        let s_runs =
+            self.s.tasks == Tasks::Running && self.s.word.outcome != Some(SourceOutcome::Released);
         let again_runs = self.again.as_ref().is_some_and(|h| {
             h.word.outcome == Some(TargetOutcome::Resumed) && h.tasks != Tasks::Frozen
         });
@@ -288,7 +293,8 @@ fn sources(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
         push("S begins", source(world, SourceEvent::Begin));
     }
     push("S is told to freeze", source(world, SourceEvent::FreezeNow));
-    let freezing = |d: &Driver<SourceMachine>| d.is_idle() && d.machine().phase() == SourcePhase::Freezing;
+    let freezing =
+        |d: &Driver<SourceMachine>| d.is_idle() && d.machine().phase() == SourcePhase::Freezing;
     let is_freezing = world.s.holder.as_ref().is_some_and(freezing);
     let receives = world.trial.holder.is_some() && !world.trial.journal.is_empty();
     if is_freezing && receives && !world.s.stored {
@@ -363,7 +369,8 @@ fn targets(world: &World, place: Place, push: &mut impl FnMut(&'static str, Opti
     };
     push("T works", with(work(host, false)));
     if world.failures > 0 {
-        let failed = with(work(host, true)).or_else(|| target(world, place, TargetEvent::LocalFailure));
+        let failed =
+            with(work(host, true)).or_else(|| target(world, place, TargetEvent::LocalFailure));
         push("T fails", failed.map(|w| World { failures: w.failures - 1, ..w }));
     }
     if host.journal.is_empty() && (world.exists || place != Place::Trial) {
@@ -452,8 +459,8 @@ fn operator(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
         }
         make(world, push);
     }
-    let asked = may_yield(world.recorded, world.trial.word, false)
-        || !holds(Rule::YieldsOnlyAfterCommit);
+    let asked =
+        may_yield(world.recorded, world.trial.word, false) || !holds(Rule::YieldsOnlyAfterCommit);
     if world.exists && asked {
         push("the operator asks for the release", source(world, SourceEvent::ReleaseRequested));
     }
@@ -482,21 +489,24 @@ fn forge(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
 
 /// The pod is made again.
 fn make(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
-    let seen = if world.s_object && holds(Rule::AgainOnlyAfterReleased) { PodSeen::Alive } else { PodSeen::Gone };
+    let seen = if world.s_object && holds(Rule::AgainOnlyAfterReleased) {
+        PodSeen::Alive
+    } else {
+        PodSeen::Gone
+    };
     let free = match &world.again {
         None => true,
         Some(host) => has_failed(host.word, false) && world.former.is_none(),
     };
     let resolved = world.recorded.resolution.is_some();
-    if !free
-        || world.tries >= 3
-        || !may_make_again(world.recorded, world.s.word, false, seen)
-    {
+    if !free || world.tries >= 3 || !may_make_again(world.recorded, world.s.word, false, seen) {
         return;
     }
     let mut next = world.clone();
     // The former one stays in sight, in case that it lives against its word.
-    if let Some(former) = next.again.take().filter(|host| host.tasks != Tasks::Absent || !host.word.closed) {
+    if let Some(former) =
+        next.again.take().filter(|host| host.tasks != Tasks::Absent || !host.word.closed)
+    {
         next.former = Some(former);
     }
     let part = if resolved { Part::AgainAtSource } else { Part::Again };
@@ -549,7 +559,10 @@ fn explore(bounds: Bounds) -> Found {
                 queue.push_back(next);
                 came.len() - 1
             });
-            let fault = what.contains("dies") || what.contains("reboots") || what.contains("fails") || what.contains("vanishes");
+            let fault = what.contains("dies")
+                || what.contains("reboots")
+                || what.contains("fails")
+                || what.contains("vanishes");
             if !fault {
                 back[to].push(at);
             }
@@ -587,7 +600,8 @@ fn fails(rule: Rule, bounds: Bounds) {
     break_rule(Some(rule));
     let found = explore(bounds);
     break_rule(None);
-    let (why, steps) = found.broken.unwrap_or_else(|| panic!("{rule:?} can be broken and nobody notices"));
+    let (why, steps) =
+        found.broken.unwrap_or_else(|| panic!("{rule:?} can be broken and nobody notices"));
     println!("{rule:?} broken: {why}\n{}", steps.join("\n"));
 }
 

@@ -105,7 +105,9 @@ impl World<'_> {
                 let facts = self.facts().await?;
                 sequential::store_manifest(self.observed, &facts.network, self.context).await
             }
-            Action::DeleteManifest => sequential::delete_manifest(self.observed, self.context).await,
+            Action::DeleteManifest => {
+                sequential::delete_manifest(self.observed, self.context).await
+            }
             Action::HoldName => sequential::hold_name(self.observed, true, self.context).await,
             Action::FreeName => sequential::hold_name(self.observed, false, self.context).await,
             Action::DeleteTrial => self.delete(self.observed.trial_pod.as_ref()).await,

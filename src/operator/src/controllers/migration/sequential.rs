@@ -68,8 +68,10 @@ pub async fn observe(observed: &mut Observed, context: &Context) -> Result<(), E
     let Some(manifest) = observed.manifest.clone() else { return Ok(()) };
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace(observed));
     let trial = target_name(&manifest, observed.uid());
-    let (trial, again) =
-        tokio::join!(pods.get_opt(&trial), pods.get_opt(manifest.metadata.name.as_deref().unwrap_or_default()));
+    let (trial, again) = tokio::join!(
+        pods.get_opt(&trial),
+        pods.get_opt(manifest.metadata.name.as_deref().unwrap_or_default())
+    );
     let label = |pod: &Pod| pod.labels().get(names::MIGRATION_LABEL).cloned();
     observed.trial_pod = trial
         .map_err(Error::api("read the pod of the restore on trial"))?
