@@ -132,14 +132,14 @@ fn finish(observed: &Observed, mut draft: Draft, next: Next) -> Plan {
                 false => format!("{message}; it is tried again"),
             };
             let reason = if goes_back { reasons::TARGET_LOST } else { reasons::RESTORE_FAILED };
-            draft
-                .set(c::RESTORED, ConditionStatus::False, reasons::RESTORE_FAILED, &message)
-                .waiting(reason, what)
-                .with(|status| {
-                    status.failed_restores = Some(status.failed_restores.unwrap_or(0) + 1);
-                    status.failed_pod_uid = Some(uid);
-                    forget_target(status, goes_back.then_some(source_node));
-                });
+            if observed.recorded().resolution.is_none() {
+                draft.set(c::RESTORED, ConditionStatus::False, reasons::RESTORE_FAILED, &message);
+            }
+            draft.waiting(reason, what).with(|status| {
+                status.failed_restores = Some(status.failed_restores.unwrap_or(0) + 1);
+                status.failed_pod_uid = Some(uid);
+                forget_target(status, goes_back.then_some(source_node));
+            });
             let record = goes_back.then_some(Record::Resolution(Resolution::SourceResumes));
             plan(draft, record, vec![], Duration::ZERO)
         }
@@ -350,6 +350,12 @@ fn restore_again(observed: &Observed, now: Timestamp) -> Next {
     if recorded.resolution.is_some() && word.outcome == Some(TargetOutcome::Resumed) {
         return back_on_source(observed, now);
     }
+    let seen = observed.target_seen();
+    let evicted = observed.target_pod.as_ref().is_some_and(is_disrupted);
+    if seen != PodSeen::Alive && !observed.target_node_gone && !evicted {
+        // We delete no pod that is recorded as the one that was made again.
+        return deleted_again(observed, report);
+    }
     if has_failed(word, observed.target_node_gone) {
         let why = match report.map_or("", |r| r.message.as_str()) {
             "" if observed.target_node_gone => "the node is gone".to_owned(),
@@ -361,11 +367,13 @@ fn restore_again(observed: &Observed, now: Timestamp) -> Next {
             && (tries >= TRIES_ON_TARGET || observed.target_node_gone);
         return Next::Failed { uid: uid.to_owned(), why, goes_back };
     }
-    let Some(pod) =
-        observed.target_pod.as_ref().filter(|_| observed.target_seen() == PodSeen::Alive)
-    else {
-        return deleted_again(observed, report);
+    let Some(pod) = observed.target_pod.as_ref() else {
+        return wait(format!("{node} restores the pod"));
     };
+    if seen != PodSeen::Alive {
+        let actions = vec![Action::GiveUp(Role::Target)];
+        return act(actions, format!("the pod was evicted from {node} before it ran"));
+    }
     if voting::has_gate(pod) {
         return prepare_again(observed, report);
     }

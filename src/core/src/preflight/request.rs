@@ -131,20 +131,22 @@ fn owner_is_supported(input: &Input<'_>) -> Option<Refusal> {
                 .into(),
         );
     }
-    // It is made again under its own name.
-    let Some(owner) = controller(pod) else { return None };
+    let Some(owner) = controller(pod) else {
+        return not_supported(
+            "the pod has no owner, and such pods cannot be moved in this version; run it in a Deployment with one replica".into(),
+        );
+    };
     let (kind, name) = (owner.kind.as_str(), owner.name.as_str());
     match (kind, owner.api_version.split('/').next()) {
         ("ReplicaSet", Some("apps")) if input.owner.is_some() => None,
         ("ReplicaSet", Some("apps")) => not_supported(format!(
             "the pod's owner, ReplicaSet {name}, is gone or being deleted; move a pod that is to stay"
         )),
-        ("StatefulSet", Some("apps")) => None,
         ("DaemonSet", Some("apps")) => not_supported(format!(
             "the pod belongs to DaemonSet {name}, which runs one on each node and cannot be moved; move a pod of a Deployment"
         )),
         _ => not_supported(format!(
-            "the pod belongs to {kind} {name}, whose pods cannot be moved in this version; move a pod of a Deployment, ReplicaSet or StatefulSet, or one without an owner"
+            "the pod belongs to {kind} {name}, whose pods cannot be moved in this version; move a pod of a Deployment or ReplicaSet"
         )),
     }
 }
