@@ -8,7 +8,6 @@ mod migration;
 mod placement;
 mod policies;
 mod redis;
-mod sequential;
 mod service;
 mod states;
 mod uninstall;

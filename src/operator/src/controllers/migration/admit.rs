@@ -47,12 +47,12 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let policy = pod
         .as_ref()
         .and_then(|pod| placement::policy::applying(policies.iter().map(Arc::as_ref), pod));
-    let claims = claims::of(pod.as_ref(), context).await?;
+    let claims;
     let mut input = Input {
         migration,
         pod: pod.as_ref(),
         owner: owner.as_ref(),
-        claims: &claims,
+        claims: &[],
         policy,
         nodes: &nodes,
         target: None,
@@ -94,6 +94,8 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let target_facts = target_facts.inspect_err(|error| {
         tracing::info!(target, %error, "the target node could not be inspected");
     });
+    claims = claims::of(pod, context).await?;
+    input.claims = &claims;
     input.target = nodes.iter().find(|node| node.name == target);
     input.facts = Some(&facts);
     input.target_facts = target_facts.as_ref().ok();

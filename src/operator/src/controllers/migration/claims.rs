@@ -9,8 +9,10 @@ use super::Error;
 use crate::context::Context;
 
 /// Reads them, where they can be handed over at all.
-pub async fn of(pod: Option<&Pod>, context: &Context) -> Result<Vec<Claim>, Error> {
-    let Some(pod) = pod.filter(|pod| is_exclusive(pod)) else { return Ok(Vec::new()) };
+pub async fn of(pod: &Pod, context: &Context) -> Result<Vec<Claim>, Error> {
+    if !is_exclusive(pod) {
+        return Ok(Vec::new());
+    }
     let namespace = pod.namespace().unwrap_or_default();
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace);
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
