@@ -166,6 +166,7 @@ fn is_final(state: HolderState) -> bool {
             | HolderState::SourceResumed
             | HolderState::Moved
             | HolderState::Aborted
+            | HolderState::Kept
     )
 }
 

@@ -168,6 +168,7 @@ impl Service {
         task.kubelet_root = self.kubelet_root.clone();
         let dir = self.host.migration(&task.migration.uid, role).map_err(invalid)?;
         match dir.read_task().map_err(failed)? {
+            _ if task.part.is_again() => {}
             Some(taken) if taken.pod.uid == task.pod.uid => return Ok(None),
             Some(taken) => {
                 return Err(Status::already_exists(format!(
@@ -192,6 +193,14 @@ impl Service {
 
     fn start_target(&self, task_json: &str) -> Result<()> {
         let Some((task, dir)) = self.admit(task_json, Role::Target)? else { return Ok(()) };
+        if task.part.is_again() {
+            return crate::again::start(&self.host, &dir, &task, || self.write_record(&task));
+        }
+        self.write_record(&task)?;
+        dir.write_task(&task).map_err(failed)
+    }
+
+    fn write_record(&self, task: &HolderTask) -> Result<()> {
         let pod = self.host.pod(&task.pod.uid).map_err(invalid)?;
         // The record comes before the task, and the task before the answer: when the operator lets
         // kubelet see the pod, the wrapper knows it.
@@ -222,7 +231,7 @@ impl Service {
                 pod.write_record(&record).map_err(failed)?;
             }
         }
-        dir.write_task(&task).map_err(failed)
+        Ok(())
     }
 
     fn start_source(&self, task_json: &str) -> Result<()> {

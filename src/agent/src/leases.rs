@@ -13,6 +13,7 @@ use tonic::Status;
 use transship_host::HostRoot;
 use transship_host::lease::{self, Lease, LeaseOwner};
 use transship_host::paths::Role;
+use transship_host::record::RecordState;
 use transship_rpc::LeaseMovedRequest;
 
 use crate::cluster::Cluster;
@@ -52,7 +53,7 @@ impl Leases {
             pod_name: request.pod_name.clone(),
             node: request.node.clone(),
         };
-        if owner.node == self.node {
+        if owner.node == self.node && !self.is_not_the_pod_yet(&owner.pod_uid)? {
             return self.home(ip, &owner.pod_uid).await;
         }
         if lease::pass_on(&self.host, ip, &owner).map_err(refused)? {
@@ -66,6 +67,14 @@ impl Leases {
             tracing::warn!(%ip, pod = owner.pod_name, "an address that moved is not reserved here: no file of host-local names it for the source's sandbox");
         }
         Ok(())
+    }
+
+    /// A restore on trial, or a pod that is about to be restored: the address is kept for it, and comes
+    /// home when it runs. Its sandbox must not free it by then.
+    fn is_not_the_pod_yet(&self, pod_uid: &str) -> Result<bool, Status> {
+        let pod = self.host.pod(pod_uid).map_err(refused)?;
+        let record = pod.read_record().map_err(refused)?;
+        Ok(record.is_some_and(|r| matches!(r.state, RecordState::Restore | RecordState::Aborted)))
     }
 
     /// Back on this node, where its sandbox's own DEL frees it.

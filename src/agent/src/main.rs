@@ -2,6 +2,7 @@
 //! looks at pods, starts holders and carries calls and data for them. It decides nothing about a
 //! migration, and a migration does not notice its end.
 
+mod again;
 mod args;
 mod certs;
 mod cluster;

@@ -126,6 +126,8 @@ pub mod tests {
                 ContainerRef { name: "web".into(), kind: ContainerKind::App },
             ],
             empty_dirs: Vec::new(),
+            part: Default::default(),
+            stand_ins: Vec::new(),
             network: None,
             host_name: None,
             max_frozen_millis: 8000,

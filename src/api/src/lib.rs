@@ -22,8 +22,8 @@ mod validation;
 pub use checkpoint::{Checkpoint, CheckpointSpec, CheckpointStatus};
 pub use conditions::{ConditionStatus, set_condition};
 pub use migration::{
-    Decision, Migration, MigrationSpec, MigrationStatus, Mode, Network, Phase, Placement, PodRef,
-    Resolution, Step, Strategy, Violation,
+    Decision, HandOver, Migration, MigrationSpec, MigrationStatus, Mode, Network, Phase, Placement,
+    PodRef, Resolution, Step, Strategy, Violation,
 };
 pub use names::{GROUP, VERSION};
 pub use node::{ActiveMigration, HolderState, Node, NodeSpec, NodeStatus, Role};

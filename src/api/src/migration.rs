@@ -237,6 +237,16 @@ pub enum Resolution {
     SourceResumes,
 }
 
+/// In which order a pod goes from one node to the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum HandOver {
+    /// The target pod is restored beside the source pod, under another name.
+    Overlap,
+    /// The source pod ends before the pod is made again under its own name, from its state on disk:
+    /// for pods whose name or volume is exclusive.
+    Sequential,
+}
+
 /// One side of a migration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -341,6 +351,24 @@ pub struct MigrationStatus {
     /// What becomes of address and connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen_network: Option<Network>,
+    /// In which order the pod goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hand_over: Option<HandOver>,
+    /// Sequential: what the restore on trial covered, and what it could not, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub trial: Option<String>,
+    /// Sequential: when the operator recorded that it deletes the source pod. A deletion that is not
+    /// preceded by it is somebody else's wish, and the pod is not made again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_deletion_time: Option<Time>,
+    /// Sequential: how often the pod was made again and could not be restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_restores: Option<i32>,
+    /// Sequential: UID of the pod that was made again last and could not be restored.
+    #[serde(rename = "failedPodUID", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub failed_pod_uid: Option<String>,
     /// Why mode and network were chosen, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
@@ -397,6 +425,11 @@ pub const MAX_CHOICE_MESSAGE: usize = 1024;
 pub const MAX_VIOLATIONS: usize = 32;
 
 impl MigrationStatus {
+    /// The source ends before the pod is made again.
+    pub fn is_sequential(&self) -> bool {
+        self.hand_over == Some(HandOver::Sequential)
+    }
+
     /// Sets `step`, and `phase` with it.
     pub fn set_step(&mut self, step: Step) {
         self.step = Some(step);

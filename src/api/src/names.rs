@@ -83,8 +83,12 @@ pub const PAUSED: &str = "transship.dev/paused";
 pub const UNINSTALL: &str = "transship.dev/uninstall";
 /// Label on a Node: `"true"` puts it onto the static list of nodes that ought to be there.
 pub const STATIC_LABEL: &str = "transship.dev/static";
-/// Label on a namespace in which re-creation of exclusive pods is held back during a hand-over.
+/// Label on a namespace in which creating pods of certain names is held back during a sequential
+/// hand-over. Operator only.
 pub const HANDOVER_NAMESPACE_LABEL: &str = "transship.dev/handover";
+
+/// How annotations on a namespace begin that name a pod whose creation is held back.
+pub const HELD_NAME_PREFIX: &str = "handover.transship.dev/";
 
 // --- Fixed names -------------------------------------------------------------------------------
 
@@ -115,6 +119,17 @@ pub const AGENT_MANAGER: &str = "transship-agent";
 /// because the operator's own election shares the namespace and a node may have any name.
 pub fn node_lease(node: &str) -> String {
     format!("transship-node-{node}")
+}
+
+/// Annotation on a namespace with [`HANDOVER_NAMESPACE_LABEL`]: the name of the pod that nobody but
+/// the operator may create while this Migration hands it over.
+pub fn held_name(migration_uid: &str) -> String {
+    format!("{HELD_NAME_PREFIX}{migration_uid}")
+}
+
+/// Secret with the manifest of a pod that is handed over sequentially, in its namespace.
+pub fn manifest_secret(migration_uid: &str) -> String {
+    format!("transship-manifest-{migration_uid}")
 }
 
 /// Annotation on a node's Lease by which the target of a Migration signs: when, by its node's clock.

@@ -221,6 +221,8 @@ pub enum HolderState {
     Moved,
     /// Target: the tasks were ended, and it is not known that none of them ran. Final.
     Aborted,
+    /// Target of a sequential hand-over: restored on trial and ended; the state is kept. Final.
+    Kept,
     /// The node restarted while tasks were frozen: they are gone.
     Rebooted,
 }

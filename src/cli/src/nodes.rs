@@ -151,6 +151,7 @@ fn containers(active: &ActiveMigration) -> &'static str {
         (HolderState::Thawing, _) => "resuming, voted",
         (HolderState::Resumed | HolderState::SourceResumed, _) => "running",
         (HolderState::NeverThawed | HolderState::Aborted | HolderState::Moved, _) => "ended",
+        (HolderState::Kept, _) => "ended, kept on disk",
         (HolderState::Rebooted, _) => "lost in a restart of the node",
     }
 }

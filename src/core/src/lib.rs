@@ -9,5 +9,6 @@ pub mod liveness;
 pub mod migration;
 pub mod placement;
 pub mod preflight;
+pub mod sequential_pod;
 pub mod static_list;
 pub mod target_pod;

@@ -21,6 +21,8 @@ pub const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 pub const INVENTORY_MAGIC: u32 = 0x5831_3116;
 /// Type of `files.img`.
 pub const FILES_MAGIC: u32 = 0x5630_3138;
+/// Type of `remap-fpath.img`.
+pub const REMAP_FPATH_MAGIC: u32 = 0x5913_3954;
 /// Type of `timerfd.img` (images older than CRIU 3.0).
 pub const TIMERFD_MAGIC: u32 = 0x5049_3712;
 /// Type of `stats-dump` and `stats-restore`.

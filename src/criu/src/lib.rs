@@ -17,6 +17,7 @@
 
 pub mod dump_socket;
 pub mod image;
+pub mod named_files;
 pub mod page_server;
 pub mod pagemap;
 pub mod pages;

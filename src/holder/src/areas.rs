@@ -23,6 +23,17 @@ pub fn shared(task: &HolderTask) -> Vec<Area> {
     areas
 }
 
+/// The name of the file in which a tree is kept.
+pub fn file_name(area: &Area) -> String {
+    area.to_string().replace('/', ".")
+}
+
+/// All trees of the pod.
+pub fn all(task: &HolderTask) -> Vec<Area> {
+    let rootfs = moving(task).map(|name| Area::Rootfs(name.to_owned()));
+    shared(task).into_iter().chain(rootfs).collect()
+}
+
 /// Whether a tree belongs to the pod at all.
 pub fn is_expected(task: &HolderTask, area: &Area) -> bool {
     match area {
@@ -61,6 +72,8 @@ pub(crate) mod tests {
                 container("aux", ContainerKind::App),
             ],
             empty_dirs: vec![volume("data", ""), volume("mem", "Memory"), volume("h", "HugePages")],
+            part: Default::default(),
+            stand_ins: Vec::new(),
             network: None,
             host_name: None,
             max_frozen_millis: 1000,

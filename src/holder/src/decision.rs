@@ -149,6 +149,7 @@ fn published(status: &transship_api::NodeStatus, uid: &str) -> TargetWord {
         HolderState::NeverThawed => Some(TargetOutcome::NeverThawed),
         HolderState::Resumed => Some(TargetOutcome::Resumed),
         HolderState::Aborted => Some(TargetOutcome::Stopped),
+        HolderState::Kept => Some(TargetOutcome::Kept),
         _ => None,
     };
     TargetWord {

@@ -8,6 +8,7 @@ mod control;
 mod deadman;
 mod decision;
 mod dirwatch;
+mod durable;
 mod engine;
 mod holder;
 mod logs;

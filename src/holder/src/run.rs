@@ -17,6 +17,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use transship_host::HostRoot;
 use transship_host::journal::{Journal, Line};
 use transship_host::paths::{MigrationDir, Role};
+use transship_host::record::RecordState;
+use transship_host::task::Part;
 use transship_runtime::Layout;
 
 use crate::holder::Holder;
@@ -137,15 +139,31 @@ fn ignore_termination(holder: Arc<Holder>) {
 /// Removes what only this migration needed: sockets, images, trees.
 fn clean(holder: &Holder) {
     reserve::give_up(&holder.dir);
+    // The source goes on: nobody will be made of its copy.
+    let record = holder.host.pod(&holder.task.pod.uid).and_then(|pod| pod.read_record());
+    if holder.task.role == Role::Source
+        && matches!(record, Ok(Some(record)) if record.state == RecordState::Open)
+        && let Err(error) = transship_host::files::remove_tree(&holder.dir.kept())
+    {
+        tracing::warn!("{}", error.chain());
+    }
     let run = holder.host.holder(&holder.task.migration.uid, holder.task.role);
-    let directories = run.map(|run| run.path().to_path_buf()).into_iter().chain(
-        ["images", "trees", "empty", crate::connections::DIR]
-            .map(|name| holder.dir.path().join(name)),
-    );
+    let directories = run
+        .map(|run| run.path().to_path_buf())
+        .into_iter()
+        .chain(worthless(holder.task.part).iter().map(|name| holder.dir.path().join(name)));
     for directory in directories {
         if let Err(error) = transship_host::files::remove_tree(&directory) {
             tracing::warn!("{}", error.chain());
         }
+    }
+}
+
+/// In the sequential order the pod may be made of its state again until the migration is forgotten.
+fn worthless(part: Part) -> &'static [&'static str] {
+    match part.is_sequential() {
+        true => &["empty"],
+        false => &["images", "trees", "empty", crate::connections::DIR],
     }
 }
 

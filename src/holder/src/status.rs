@@ -185,6 +185,7 @@ fn of_target(phase: TargetPhase) -> (Option<Stage>, HolderState) {
             (Some(Stage::Aborted), HolderState::NeverThawed)
         }
         TargetPhase::Closed(TargetOutcome::Stopped) => (Some(Stage::Aborted), HolderState::Aborted),
+        TargetPhase::Closed(TargetOutcome::Kept) => (Some(Stage::Voted), HolderState::Kept),
     }
 }
 

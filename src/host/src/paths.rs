@@ -282,6 +282,11 @@ impl MigrationDir {
         Ok(self.0.join("work").join(container))
     }
 
+    /// The source's own copy of the state, in a sequential hand-over.
+    pub fn kept(&self) -> PathBuf {
+        self.0.join("kept")
+    }
+
     /// Marker: finished, nothing to supervise.
     pub fn closed(&self) -> PathBuf {
         self.0.join("closed")

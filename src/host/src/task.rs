@@ -10,6 +10,8 @@ use crate::files;
 use crate::paths::{MigrationDir, Role, check_name, check_uid};
 use crate::record::{ContainerRef, RecordNetwork};
 
+pub use transship_protocol::Part;
+
 /// The version that this program writes and understands.
 pub const TASK_VERSION: u32 = 1;
 
@@ -65,6 +67,12 @@ pub struct HolderTask {
     /// The pod's emptyDir volumes.
     #[serde(default)]
     pub empty_dirs: Vec<EmptyDir>,
+    /// Which part this side plays.
+    #[serde(default)]
+    pub part: Part,
+    /// Volumes in whose place a restore on trial has an empty directory.
+    #[serde(default)]
+    pub stand_ins: Vec<String>,
     /// The address that moves along.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<RecordNetwork>,
@@ -127,6 +135,9 @@ impl HolderTask {
         }
         for volume in &self.empty_dirs {
             check_name("emptyDir name", &volume.name)?;
+        }
+        for volume in &self.stand_ins {
+            check_name("stand-in name", volume)?;
         }
         if let Some(network) = &self.network {
             network.validate()?;
@@ -215,6 +226,8 @@ mod tests {
             peer: Peer { node: "node-b".into(), data_address: "10.250.0.12:9441".into() },
             containers: vec![ContainerRef { name: "web".into(), kind: ContainerKind::App }],
             empty_dirs: vec![EmptyDir { name: "cache".into(), medium: String::new() }],
+            part: Default::default(),
+            stand_ins: Vec::new(),
             network: Some(RecordNetwork {
                 mode: NetworkMode::Preserve,
                 ip: "10.244.1.5".into(),

@@ -46,6 +46,8 @@ pub enum Effect<E, W> {
     CheckDeadman,
     /// Ends [`Effect::ArmDeadman`].
     DisarmDeadman,
+    /// Sequential order: the whole state of the pod on this node's disk is durable.
+    SyncState,
     /// Destroy the pod's established connections (the peer may have been served elsewhere).
     DestroySockets,
     /// Let frames pass again.

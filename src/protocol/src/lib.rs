@@ -6,6 +6,8 @@
 //!   state is the journal; `recover` rebuilds it after a crash or reboot.
 //! * [`decide`] and the `may_…` functions: the operator.
 //! * [`judge_read`]: what a quorum read of the Migration means to a holder.
+//! * [`Part`], [`may_yield`], [`may_make_again`], [`may_return`]: the sequential order, for pods whose
+//!   name or volume is exclusive.
 //!
 //! # Orders
 //!
@@ -80,6 +82,7 @@ mod operator;
 mod record;
 mod recorded;
 mod rules;
+mod sequential;
 mod source;
 mod target;
 mod word;
@@ -97,6 +100,7 @@ pub use operator::{
 };
 pub use record::{RecordState, Verb, Verdict, sandbox_verdict, wrapper_verdict};
 pub use recorded::{Decision, Read, Recorded, Resolution, judge_read};
+pub use sequential::{Part, has_failed, may_make_again, may_return, may_yield};
 pub use source::{
     Sockets, SourceEffect, SourceEntry, SourceEvent, SourceMachine, SourcePhase, may_begin,
 };

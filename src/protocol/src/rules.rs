@@ -95,6 +95,18 @@ pub(crate) enum Rule {
     OneHolder,
     /// One migration per pod: none begins while another's journal is open.
     OneMigration,
+    /// Sequential: a side votes only when the whole state is durable on its disk.
+    StateIsDurable,
+    /// Sequential: a trial has no way to a thaw.
+    TrialNeverThaws,
+    /// Sequential: the source ends only after it has itself read Commit.
+    YieldsOnlyAfterCommit,
+    /// Sequential: the pod is made again only after the source's word `Released`.
+    AgainOnlyAfterReleased,
+    /// Sequential: a further try is made only after the last word of the one before.
+    AgainOnlyAfterLastWord,
+    /// Sequential: a pod made again runs only when it has itself read what calls for it.
+    AgainNeedsCommit,
 }
 
 /// Whether the rule holds: always, but in the model checker's own thread.
@@ -170,5 +182,11 @@ impl Rule {
         Rule::GateUntilRecord,
         Rule::OneHolder,
         Rule::OneMigration,
+        Rule::StateIsDurable,
+        Rule::TrialNeverThaws,
+        Rule::YieldsOnlyAfterCommit,
+        Rule::AgainOnlyAfterReleased,
+        Rule::AgainOnlyAfterLastWord,
+        Rule::AgainNeedsCommit,
     ];
 }

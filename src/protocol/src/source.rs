@@ -13,6 +13,7 @@ use crate::effect::{Effect, Facts, Failure, Guard, Machine};
 use crate::record::RecordState;
 use crate::recorded::{Decision, Read, Recorded};
 use crate::rules::{Rule, holds};
+use crate::sequential::Part;
 use crate::word::{SourceOutcome, SourceWord, TargetOutcome, TargetWord};
 
 /// What becomes of established connections when the source goes on after a Commit.
@@ -48,6 +49,8 @@ pub enum SourceEntry {
         /// What becomes of established connections.
         sockets: Sockets,
     },
+    /// Sequential order: Commit was read and the release asked for; the tasks end, the state stays.
+    Yielded,
     /// `resumedAt` was read, and the target's last word `resumed`: the pod runs elsewhere.
     PeerResumed,
     /// Last entry: an ordinary pod again.
@@ -140,6 +143,7 @@ pub struct SourceMachine {
     resumed: bool,
     /// A release was asked for before it was allowed: it follows as soon as it is.
     release_wanted: bool,
+    part: Part,
 }
 
 /// Whether a pod may be taken on by a (further) migration: no journal of another migration of the
@@ -195,6 +199,14 @@ impl Plan {
         self.journal(SourceEntry::Opened { memory_lost }).publish()
     }
 
+    /// Sequential order: the pod is made again elsewhere once this has ended.
+    fn yield_to_images(self) -> Self {
+        self.journal(SourceEntry::Yielded)
+            .with(Effect::WriteRecord(RecordState::Moved))
+            .publish()
+            .release()
+    }
+
     fn release(self) -> Self {
         self.with(Effect::KillTasksFrozen).journal(SourceEntry::Released).publish()
     }
@@ -206,10 +218,24 @@ impl SourceMachine {
         Self::default()
     }
 
+    /// As [`SourceMachine::new`], for this part.
+    pub fn of(part: Part) -> Self {
+        Self { part, ..Self::default() }
+    }
+
     /// Rebuilds the machine after a restart of the holder (or the node) and returns what may be
     /// left to do. Before the vote that is always to give up.
     pub fn recover(entries: &[SourceEntry], facts: Facts) -> (Self, Vec<SourceEffect>) {
-        let mut machine = Self::new();
+        Self::recover_as(Part::Overlap, entries, facts)
+    }
+
+    /// As [`SourceMachine::recover`], for this part.
+    pub fn recover_as(
+        part: Part,
+        entries: &[SourceEntry],
+        facts: Facts,
+    ) -> (Self, Vec<SourceEffect>) {
+        let mut machine = Self::of(part);
         for entry in entries {
             machine.apply(*entry);
         }
@@ -275,6 +301,9 @@ impl SourceMachine {
         if holds(Rule::VotesOnlyWhenVerified) {
             plan = plan.with(Effect::VerifyTasks);
         }
+        if self.part.is_sequential() && holds(Rule::StateIsDurable) {
+            plan = plan.with(Effect::SyncState);
+        }
         if holds(Rule::VoteIsJournalledFirst) {
             plan.journal(SourceEntry::Voted).publish()
         } else {
@@ -297,6 +326,10 @@ impl SourceMachine {
                 } else {
                     plan
                 };
+                if self.part.is_sequential() {
+                    // What follows is between the images and the pod that is made of them.
+                    return if self.release_wanted { plan.yield_to_images() } else { plan };
+                }
                 if recorded.resumed_at && !holds(Rule::KilledOnlyAfterLastWord) {
                     Self::moved(plan)
                 } else if recorded.resumed_at {
@@ -335,6 +368,8 @@ impl SourceMachine {
             }
             _ if self.resolved => go_on(plan, unknown),
             Some(TargetOutcome::Stopped) if self.gone => go_on(plan, unknown),
+            // A trial: nothing ran there, and nobody makes the pod again.
+            Some(TargetOutcome::Kept) if self.gone => go_on(plan, Sockets::Keep),
             Some(TargetOutcome::Resumed) if self.gone && !self.release_wanted => {
                 Self::moved(plan).release()
             }
@@ -385,6 +420,14 @@ impl Machine for SourceMachine {
                 self.give_up()
             }
             (P::Voted, E::ObjectGone) if !holds(Rule::VanishedIsNotAbort) => self.give_up(),
+            (P::Committed, E::ReleaseRequested) if self.part.is_sequential() => {
+                plan.yield_to_images()
+            }
+            (P::Voted, E::ReleaseRequested)
+                if self.part.is_sequential() && !holds(Rule::YieldsOnlyAfterCommit) =>
+            {
+                plan.yield_to_images()
+            }
             (P::Committed, E::ReleaseRequested) if !holds(Rule::KilledOnlyAfterResumed) => {
                 plan.release()
             }
@@ -427,7 +470,7 @@ impl Machine for SourceMachine {
             SourceEntry::Decided { decision: Decision::Commit } if self.voted => P::Committed,
             SourceEntry::AbortedBeforeVote | SourceEntry::Decided { .. } => P::Aborting,
             SourceEntry::Resolved { sockets } => P::Resuming(sockets),
-            SourceEntry::PeerResumed => P::Moved,
+            SourceEntry::PeerResumed | SourceEntry::Yielded => P::Moved,
             SourceEntry::Opened { memory_lost } => {
                 self.memory_lost |= memory_lost;
                 P::Opened

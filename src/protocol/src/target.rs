@@ -16,6 +16,7 @@ use crate::effect::{Effect, Facts, Failure, Guard, Machine};
 use crate::record::RecordState;
 use crate::recorded::{Decision, Read, Recorded};
 use crate::rules::{Rule, holds};
+use crate::sequential::Part;
 use crate::word::{TargetOutcome, TargetWord};
 
 /// The target's journal. The host crate adds version, boot id and time to each.
@@ -125,36 +126,41 @@ pub struct TargetMachine {
     /// The dead-man has expired since the vote. Sticky: the operator may be about to record a
     /// resolution on the strength of it, at any later time.
     lapsed: bool,
+    part: Part,
+    /// A pod made again: everything is restored and frozen.
+    pub(crate) held: bool,
+    /// A pod made again: the Migration has vanished.
+    pub(crate) vanished: bool,
 }
 
-struct Plan {
+pub(crate) struct Plan {
     ahead: TargetMachine,
-    effects: Vec<TargetEffect>,
+    pub(crate) effects: Vec<TargetEffect>,
 }
 
 impl Plan {
-    fn of(machine: &TargetMachine) -> Self {
+    pub(crate) fn of(machine: &TargetMachine) -> Self {
         Self { ahead: *machine, effects: Vec::new() }
     }
 
-    fn journal(mut self, entry: TargetEntry) -> Self {
+    pub(crate) fn journal(mut self, entry: TargetEntry) -> Self {
         self.ahead.apply(entry);
         self.with(Effect::Journal(entry))
     }
 
-    fn with(mut self, effect: TargetEffect) -> Self {
+    pub(crate) fn with(mut self, effect: TargetEffect) -> Self {
         self.effects.push(effect);
         self
     }
 
-    fn publish(self) -> Self {
+    pub(crate) fn publish(self) -> Self {
         let word = self.ahead.word();
         self.with(Effect::Publish(word))
     }
 
     /// After `NeverThawed`: the word goes out first (nothing can run here any more, so the source
     /// need not wait), then everything ends.
-    fn never(self) -> Self {
+    pub(crate) fn never(self) -> Self {
         let mut plan = self
             .publish()
             .with(Effect::WriteRecord(RecordState::Aborted))
@@ -168,7 +174,7 @@ impl Plan {
     }
 
     /// After `Stopping`: the source goes on, so nothing is published before the tasks are dead.
-    fn stop(self) -> Self {
+    pub(crate) fn stop(self) -> Self {
         self.with(Effect::FreezeTasks)
             .with(Effect::CloseNetwork)
             .with(Effect::WriteRecord(RecordState::Aborted))
@@ -186,7 +192,7 @@ impl Plan {
     }
 
     /// After `Confirmed`: an ordinary pod. The thaw is for one that the dead-man had frozen.
-    fn open(self) -> Self {
+    pub(crate) fn open(self) -> Self {
         self.with(Effect::DisarmDeadman)
             .with(Effect::ThawTasks(Guard::None))
             .with(Effect::OpenNetwork(Guard::None))
@@ -219,12 +225,34 @@ impl TargetMachine {
         Self::default()
     }
 
+    /// As [`TargetMachine::new`], for this part.
+    pub fn of(part: Part) -> Self {
+        Self { part, ..Self::default() }
+    }
+
     /// Rebuilds the machine after a restart of the holder (or the node) and returns what may be
     /// left to do. Before the vote that is always to give up.
     pub fn recover(entries: &[TargetEntry], facts: Facts) -> (Self, Vec<TargetEffect>) {
-        let mut machine = Self::new();
+        Self::recover_as(Part::Overlap, entries, facts)
+    }
+
+    /// As [`TargetMachine::recover`], for this part.
+    pub fn recover_as(
+        part: Part,
+        entries: &[TargetEntry],
+        facts: Facts,
+    ) -> (Self, Vec<TargetEffect>) {
+        let mut machine = Self::of(part);
         for entry in entries {
             machine.apply(*entry);
+        }
+        let sequential = match part {
+            Part::Overlap => None,
+            Part::Trial => Some(machine.recover_trial()),
+            Part::Again | Part::AgainAtSource => Some(machine.recover_again(facts)),
+        };
+        if let Some(plan) = sequential {
+            return (machine, plan.effects);
         }
         let alive = facts.same_boot && facts.tasks;
         machine.lapsed = facts.lapsed && facts.same_boot && holds(Rule::LapseIsSticky);
@@ -262,6 +290,11 @@ impl TargetMachine {
         self.phase
     }
 
+    /// Its part.
+    pub fn part(&self) -> Part {
+        self.part
+    }
+
     /// Nothing is left to do but to keep the last word published.
     pub fn is_closed(&self) -> bool {
         matches!(self.phase, TargetPhase::Closed(_))
@@ -292,15 +325,15 @@ impl TargetMachine {
         }
     }
 
-    fn give_up(&self) -> Plan {
+    pub(crate) fn give_up(&self) -> Plan {
         Plan::of(self).journal(TargetEntry::AbortedBeforeVote).never()
     }
 
-    fn never(&self) -> Plan {
+    pub(crate) fn never(&self) -> Plan {
         Plan::of(self).journal(TargetEntry::NeverThawed).never()
     }
 
-    fn stop(&self) -> Plan {
+    pub(crate) fn stop(&self) -> Plan {
         Plan::of(self).journal(TargetEntry::Stopping).stop()
     }
 
@@ -394,7 +427,8 @@ impl Machine for TargetMachine {
                 .journal(TargetEntry::Begun)
                 .with(Effect::WriteRecord(RecordState::Restore))
                 .publish(),
-            (P::Begun, E::AllRestoredAndFrozen) => self.vote(),
+            _ if self.part.is_again() => self.step_again(event),
+            (P::Begun, E::AllRestoredAndFrozen) if self.part == Part::Overlap => self.vote(),
             (P::Begun, E::LocalFailure | E::DeadlinePassed | E::TasksLost | E::ObjectGone) => {
                 self.give_up()
             }
@@ -406,6 +440,7 @@ impl Machine for TargetMachine {
                     self.give_up()
                 }
             }
+            _ if self.part == Part::Trial => self.step_trial(event),
             (P::Voted | P::Committed | P::Thawing | P::Thawed | P::Lost, E::DecisionRead(r)) => {
                 self.decided(r)
             }

@@ -24,6 +24,8 @@ pub enum TargetOutcome {
     Resumed,
     /// It may have run here; it has stopped and will never run here again.
     Stopped,
+    /// A restore on trial: nothing ran here, and the state is kept for the pod that is made again.
+    Kept,
 }
 
 /// The source's word.

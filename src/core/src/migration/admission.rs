@@ -9,11 +9,12 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
 use transship_api::migration::{Forecast, MAX_CHOICE_MESSAGE, MAX_VIOLATIONS};
-use transship_api::{Migration, MigrationStatus, Mode, Network, PodRef, Step, duration};
+use transship_api::{HandOver, Migration, MigrationStatus, Mode, Network, PodRef, Step, duration};
 
 use super::status::{Draft, for_people, whole_seconds};
 use crate::placement::{self, Candidate, Choice, Load, NO_LOAD};
 use crate::preflight::{self, Input, NetworkChoice, NodeView, Refusal, Violation};
+use crate::sequential_pod::{claims, is_exclusive};
 use crate::target_pod;
 
 /// What the API server's knowledge says.
@@ -283,6 +284,17 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
                 node: target.to_owned(),
                 pod_name: target_pod::target_name(pod, uid),
                 pod_uid: String::new(),
+            });
+            status.hand_over = Some(match is_exclusive(pod) {
+                true => HandOver::Sequential,
+                false => HandOver::Overlap,
+            });
+            status.trial = is_exclusive(pod).then(|| {
+                let claims = claims(pod);
+                match claims.as_slice() {
+                    [] => "the pod is restored on trial before the commit, with all of its files".to_owned(),
+                    names => format!("the pod is restored on trial before the commit; files of the same names and sizes without content stand in for volume {}", names.join(", ")),
+                }
             });
             status.chosen_mode = Some(Mode::StopAndCopy);
             status.chosen_network = Some(network.network);

@@ -47,6 +47,7 @@ fn screen_with(
         migration,
         pod: Some(pod),
         owner: Some(&owner),
+        claims: &[],
         policy: None,
         volumes: &Volumes::default(),
         nodes,

@@ -8,6 +8,7 @@ pub mod handover;
 pub mod owner;
 pub mod plan;
 pub mod rollback;
+pub mod sequential;
 pub mod state;
 mod status;
 pub mod takeover;
@@ -18,5 +19,7 @@ pub use state::{Observed, Report, Role, Side, Stage};
 
 #[cfg(test)]
 mod plan_tests;
+#[cfg(test)]
+mod sequential_tests;
 #[cfg(test)]
 mod testing;

@@ -15,7 +15,7 @@ use transship_protocol::{Decision, Resolution};
 
 use super::handover::Labels;
 use super::state::{Observed, Role};
-use super::{rollback, takeover, voting};
+use super::{rollback, sequential, takeover, voting};
 
 /// A write-once field to be written now, by `replaceStatus` with the resourceVersion of the very
 /// read that the plan was made of.
@@ -69,6 +69,13 @@ pub enum Action {
         /// The home node.
         home: String,
     },
+    /// The same before the target runs: what cannot be done now is done then.
+    NoteLease {
+        /// The address.
+        address: String,
+        /// The home node.
+        home: String,
+    },
     /// Delete the source pod (with its UID as a precondition).
     DeleteSource,
     /// Delete the target pod (with its UID as a precondition).
@@ -79,6 +86,20 @@ pub enum Action {
     UnclaimTarget,
     /// Let an agent forget a finished side.
     Forget(Role),
+    /// Sequential: store the source pod's manifest in a Secret that the Migration owns.
+    StoreManifest,
+    /// Sequential: the Secret is needed no longer.
+    DeleteManifest,
+    /// Sequential: nobody else may create a pod of the source's name from now on.
+    HoldName,
+    /// Sequential: the end of it.
+    FreeName,
+    /// Sequential: delete the pod of the restore on trial (with its UID as a precondition).
+    DeleteTrial,
+    /// Sequential: delete the pod that took the source's name (with its UID as a precondition).
+    DeleteAgain,
+    /// Tell a side to give up.
+    GiveUp(Role),
     /// Take the finalizer off the Migration.
     RemoveFinalizer,
 }
@@ -111,6 +132,9 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         (None, ..) => voting::plan(observed, now),
         (Some(Decision::Abort), ..) => rollback::abort(observed, now),
         (Some(Decision::Commit), true, _) => takeover::plan(observed, now),
+        (Some(Decision::Commit), false, _) if observed.is_sequential() => {
+            sequential::plan(observed, now)
+        }
         (Some(Decision::Commit), false, None) => voting::committed(observed, now),
         (Some(Decision::Commit), false, Some(Resolution::SourceResumes)) => {
             rollback::source_resumes(observed, now)

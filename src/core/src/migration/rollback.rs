@@ -230,6 +230,14 @@ pub fn clean_up(observed: &Observed) -> Plan {
         observed.source_node_gone,
         observed.target_node_gone,
     );
+    if observed.manifest.is_some() {
+        actions.push(Action::DeleteManifest);
+        done = false;
+    }
+    if observed.name_is_held {
+        actions.push(Action::FreeName);
+        done = false;
+    }
     if done && lawful {
         actions.push(Action::RemoveFinalizer);
         return Plan { status, record: None, actions, again: None };
@@ -243,5 +251,8 @@ pub fn clean_up(observed: &Observed) -> Plan {
 
 /// It ended without the target.
 fn loses(observed: &Observed) -> bool {
-    observed.status().step != Some(Step::Succeeded)
+    // After the Commit of a sequential hand-over the pod that was made again is the pod, wherever.
+    let made_again =
+        observed.is_sequential() && observed.recorded().decision == Some(Decision::Commit);
+    observed.status().step != Some(Step::Succeeded) && !made_again
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use transship_api::{self as api, Migration, names};
 use transship_protocol::{
@@ -70,6 +71,8 @@ pub enum Stage {
 /// What a holder last said of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// UID of the pod that it speaks of.
+    pub pod_uid: String,
     /// How far it is.
     pub stage: Stage,
     /// It has promised to obey the decision.
@@ -162,6 +165,8 @@ pub enum Owner {
     None,
     /// This controller's: the one that claims the source, or that the hand-over remembers.
     Controller(Box<Controller>),
+    /// This StatefulSet's.
+    StatefulSet(Box<StatefulSet>),
     /// It had one, which is gone or being deleted.
     Gone,
 }
@@ -171,7 +176,7 @@ impl Owner {
     pub fn controller(&self) -> Option<&Controller> {
         match self {
             Self::Controller(controller) => Some(controller),
-            Self::None | Self::Gone => None,
+            Self::None | Self::StatefulSet(_) | Self::Gone => None,
         }
     }
 }
@@ -198,6 +203,16 @@ pub struct Observed {
     pub target_proof: TargetProof,
     /// The pod's owner.
     pub owner: Owner,
+    /// Sequential: the source pod's manifest, as it was stored before the freeze.
+    pub manifest: Option<Pod>,
+    /// Sequential: the source pod's network, stored with its manifest.
+    pub network: Option<crate::facts::NetworkFacts>,
+    /// Sequential, after the commit: the pod of the restore on trial.
+    pub trial_pod: Option<Pod>,
+    /// Sequential, after the commit: the pod with the source's name that is not the source.
+    pub again_pod: Option<Pod>,
+    /// Sequential: creating a pod of the source's name is held back.
+    pub name_is_held: bool,
     /// Selectors of the namespace's Services.
     pub services: Vec<BTreeMap<String, String>>,
     /// Every Service that selects the target lists it as an endpoint.
@@ -221,6 +236,11 @@ impl Observed {
             target_node_gone: false,
             target_proof: TargetProof::None,
             owner: Owner::None,
+            manifest: None,
+            network: None,
+            trial_pod: None,
+            again_pod: None,
+            name_is_held: false,
             services: Vec::new(),
             endpoints_know_target: false,
             frozen_seen: None,
@@ -267,6 +287,11 @@ impl Observed {
             Role::Target => status.and_then(|s| s.target.as_ref()),
         };
         side.map_or("", |s| s.node.as_str())
+    }
+
+    /// The source ends before the pod is made again.
+    pub fn is_sequential(&self) -> bool {
+        self.migration.status.as_ref().is_some_and(api::MigrationStatus::is_sequential)
     }
 
     /// The Migration is being deleted.

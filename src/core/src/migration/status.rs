@@ -123,7 +123,11 @@ impl Draft {
             && (Stage::Restored..=Stage::Voted).contains(&target.stage)
         {
             let node = observed.node(Role::Target);
-            let message = format!("{containers} restored on {node} and held");
+            let on_trial = observed.is_sequential() && target.pod_uid != made_again(&self.status);
+            let message = match on_trial {
+                true => format!("{containers} restored on {node} on trial and held"),
+                false => format!("{containers} restored on {node} and held"),
+            };
             self.set(c::RESTORED, ConditionStatus::True, reasons::CONTAINERS_HELD, message);
         }
         self
@@ -148,6 +152,14 @@ impl Draft {
     /// The finished status.
     pub(crate) fn done(self) -> MigrationStatus {
         self.status
+    }
+}
+
+/// UID of the pod that was made again under the source's name; empty if there is none.
+fn made_again(status: &MigrationStatus) -> &str {
+    match (&status.source, &status.target) {
+        (Some(source), Some(target)) if source.pod_name == target.pod_name => &target.pod_uid,
+        _ => "",
     }
 }
 

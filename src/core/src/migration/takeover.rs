@@ -74,6 +74,11 @@ fn becomes_available(observed: &Observed, now: Timestamp) -> Option<Next> {
     resumed(vec![], left)
 }
 
+/// What to do until the pod is available, and when to look again; `None` when it is, or late.
+pub(super) fn awaits_ready(observed: &Observed, now: Timestamp) -> Option<(Vec<Action>, Duration)> {
+    becomes_available(observed, now).map(|next| (next.actions, next.again))
+}
+
 /// Nothing of the source's place is taken away before the target's holder has read `resumedAt`
 /// and said so, or its node has been removed from the cluster.
 fn confirms(observed: &Observed) -> Option<Next> {
@@ -230,7 +235,7 @@ fn hands_over(observed: &Observed) -> bool {
 
 /// The target says whose address it has; without a note it is its own node's.
 /// All addresses of a pod come from the same node.
-fn move_leases(observed: &Observed) -> Vec<Action> {
+pub(super) fn move_leases(observed: &Observed) -> Vec<Action> {
     let status = observed.status();
     let Some(target) = &observed.target_pod else { return vec![] };
     if status.chosen_network != Some(Network::Preserve) {

@@ -309,6 +309,14 @@ impl World {
                 assert!(self.seen.side(*role).report().unwrap().closed);
                 *self.side(*role) = Side::NotStarted;
             }
+            Action::StoreManifest
+            | Action::DeleteManifest
+            | Action::HoldName
+            | Action::FreeName
+            | Action::DeleteTrial
+            | Action::DeleteAgain
+            | Action::NoteLease { .. }
+            | Action::GiveUp(_) => panic!("{action:?} is not of the overlapping order"),
             Action::RemoveFinalizer => {
                 assert!(self.step().is_final());
                 self.note("remove finalizer");

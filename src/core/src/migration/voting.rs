@@ -12,6 +12,7 @@ use transship_protocol::{
 };
 
 use super::plan::{Action, LOOK_AGAIN, Plan, Record};
+use super::sequential;
 use super::state::{Observed, Role, Side, Stage, liveness_patience};
 use super::status::{self, Draft};
 use crate::target_pod::{TargetFor, changes_by_admission, target_pod};
@@ -214,7 +215,7 @@ const HOPELESS: [&str; 6] = [
     "ImageInspectError",
 ];
 
-fn target_pod_failed(observed: &Observed, now: Timestamp) -> Option<GiveUp> {
+pub(super) fn target_pod_failed(observed: &Observed, now: Timestamp) -> Option<GiveUp> {
     let failed = |message: String| Some((reasons::TARGET_POD_FAILED.to_owned(), message));
     let pod = observed.target_pod.as_ref()?;
     let node = observed.node(Role::Target);
@@ -250,6 +251,9 @@ fn target_pod_failed(observed: &Observed, now: Timestamp) -> Option<GiveUp> {
 
 /// The next step towards the votes.
 fn progress(observed: &Observed, mut draft: Draft) -> Plan {
+    if observed.is_sequential() && observed.manifest.is_none() {
+        return sequential::store_manifest(draft);
+    }
     let node = observed.node(Role::Target).to_owned();
     let (actions, step, message) = match &observed.target_pod {
         None => return make_target(observed, draft),
@@ -304,7 +308,7 @@ fn next(observed: &Observed, pod: &Pod, node: &str) -> (Vec<Action>, Step, Strin
     (vec![], Step::WaitingForTarget, format!("the target pod starts on {node}"))
 }
 
-fn has_gate(pod: &Pod) -> bool {
+pub(super) fn has_gate(pod: &Pod) -> bool {
     let gates = pod.spec.as_ref().and_then(|s| s.scheduling_gates.as_deref()).unwrap_or_default();
     gates.iter().any(|gate| gate.name == names::PREPARE_GATE)
 }
@@ -320,7 +324,11 @@ fn wanted_target(observed: &Observed) -> Option<Pod> {
         node: observed.node(Role::Target),
         preserve_address: chosen == Some(Network::Preserve),
     };
-    target_pod(observed.source_pod.as_ref()?, &target).ok()
+    let source = observed.source_pod.as_ref()?;
+    if observed.is_sequential() {
+        return sequential::trial_pod(source, &target).ok();
+    }
+    target_pod(source, &target).ok()
 }
 
 fn make_target(observed: &Observed, mut draft: Draft) -> Plan {
@@ -388,20 +396,7 @@ pub fn committed(observed: &Observed, now: Timestamp) -> Plan {
     let report = observed.target.report();
     let silent = observed.target_proof == TargetProof::NodeDead;
     if may_record_resumed(recorded_fields, target, silent) {
-        let at = report.and_then(|r| r.thawed_at).unwrap_or(now);
-        let frozen_for = draft.downtime(Some(at));
-        let node = observed.node(Role::Target);
-        let message = match frozen_for {
-            Some(time) => {
-                format!("froze {} for {time} and resumed them on {node}", status::count(observed))
-            }
-            None => format!("resumed {} on {node}", status::count(observed)),
-        };
-        draft
-            .step(Step::Resumed)
-            .set(c::RESTORED, ConditionStatus::True, reasons::CONTAINERS_RESUMED, message)
-            .waiting(reasons::IN_PROGRESS, format!("the pod runs on {node}; it is awaited Ready"));
-        return recorded(draft, Record::ResumedAt(at));
+        return resumed(observed, draft);
     }
     if may_resolve_source_resumes(recorded_fields, target, observed.target_proof) {
         let why = match report.map_or("", |r| r.message.as_str()) {
@@ -425,6 +420,24 @@ pub fn committed(observed: &Observed, now: Timestamp) -> Plan {
     let actions =
         hints(observed, |role, read| role == Role::Target && read != Some(Decision::Commit));
     Plan { status: draft.done(), record: None, actions, again: Some(Duration::from_secs(1)) }
+}
+
+/// The target runs: that is recorded.
+pub(super) fn resumed(observed: &Observed, mut draft: Draft) -> Plan {
+    let at = observed.target.report().and_then(|r| r.thawed_at).unwrap_or(draft.now());
+    let frozen_for = draft.downtime(Some(at));
+    let node = observed.node(Role::Target);
+    let message = match frozen_for {
+        Some(time) => {
+            format!("froze {} for {time} and resumed them on {node}", status::count(observed))
+        }
+        None => format!("resumed {} on {node}", status::count(observed)),
+    };
+    draft
+        .step(Step::Resumed)
+        .set(c::RESTORED, ConditionStatus::True, reasons::CONTAINERS_RESUMED, message)
+        .waiting(reasons::IN_PROGRESS, format!("the pod runs on {node}; it is awaited Ready"));
+    recorded(draft, Record::ResumedAt(at))
 }
 
 /// Hints for the sides that are not done and that `needs` them.

@@ -300,6 +300,12 @@ fn affinity_matches(pod: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<S
     (!fits).then(|| format!("{name} does not match the pod's node affinity"))
 }
 
+/// Whether a node matches one of the terms.
+pub fn node_terms_fit(terms: &[NodeSelectorTerm], node: &NodeView) -> bool {
+    let labels = labels(node);
+    terms.iter().any(|term| term_fits(term, &node.name, &labels, false))
+}
+
 fn term_fits(term: &NodeSelectorTerm, name: &str, labels: &Labels, ignore_pin: bool) -> bool {
     let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();

@@ -10,6 +10,7 @@
 //!
 //! docs/preflight.md lists the checks; a test compares it with the tables.
 
+mod claims;
 mod network;
 mod nodes;
 mod pod;
@@ -31,6 +32,7 @@ use crate::facts::PodFacts;
 use crate::migration::owner::Controller;
 use crate::placement::volumes::Volumes;
 
+pub use claims::Claim;
 pub use network::{NetworkChoice, choose as choose_network};
 pub use process::GHOST_LIMIT;
 pub use request::{CHECKS as REQUEST_CHECKS, asked};
@@ -75,6 +77,8 @@ pub struct Input<'a> {
     pub pod: Option<&'a Pod>,
     /// The pod's controller, where it is one whose pods are handed over and it is there to stay.
     pub owner: Option<&'a Controller>,
+    /// The claims of the pod's persistent volumes.
+    pub claims: &'a [Claim],
     /// The MigrationPolicy that applies to the pod.
     pub policy: Option<&'a api::MigrationPolicy>,
     /// The pod's volumes.
@@ -217,6 +221,7 @@ pub fn between(source: &NodeView, target: &NodeView) -> Vec<Violation> {
         pod: Some(&pod),
         owner: None,
         policy: None,
+        claims: &[],
         volumes: &Volumes::default(),
         nodes: std::slice::from_ref(source),
         target: Some(target),

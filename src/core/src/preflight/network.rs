@@ -278,6 +278,7 @@ mod tests {
             pod: None,
             owner: None,
             policy: None,
+            claims: &[],
             volumes: &Volumes::default(),
             nodes: &[],
             target: None,

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
 
 use super::{Check, Input, TargetAnswer, Violation};
 use crate::migration::handover;
+use crate::sequential_pod::is_exclusive;
 use crate::target_pod;
 
 /// The checks of the manifest.
@@ -38,6 +39,7 @@ pub(super) const CHECKS: &[Check] = &[
         remedy: "use emptyDir, ConfigMap, Secret or projected volumes",
         look: volumes,
     },
+    super::claims::CHECK,
     Check {
         name: "BlockDevices",
         finds: "`volumeDevices`",
@@ -184,7 +186,7 @@ fn unmoved(volume: &Volume) -> Option<&'static str> {
     Some(if volume.host_path.is_some() {
         "a directory of the node (hostPath)"
     } else if volume.persistent_volume_claim.is_some() {
-        "a persistent volume, which cannot be handed over in this version"
+        "a persistent volume, which is handed over only with pods of a StatefulSet and pods without an owner"
     } else if volume.ephemeral.is_some() {
         "an ephemeral persistent volume, which belongs to this one pod"
     } else if volume.csi.is_some() {
@@ -198,7 +200,11 @@ fn unmoved(volume: &Volume) -> Option<&'static str> {
 
 fn volumes(input: &Input<'_>) -> Vec<Violation> {
     let volumes = spec(input).into_iter().flat_map(|spec| spec.volumes.iter().flatten());
+    // Handed over with a pod of an exclusive name, as long as both nodes can attach it.
+    let handed_over =
+        |v: &&Volume| v.persistent_volume_claim.is_some() && input.pod.is_some_and(is_exclusive);
     volumes
+        .filter(|v| !handed_over(v))
         .filter_map(|v| Some(format!("volume {} is {}", v.name, unmoved(v)?)))
         .map(Violation::of_pod)
         .collect()

@@ -105,6 +105,7 @@ impl World {
             migration: &self.migration,
             pod: pod.as_ref(),
             owner: self.owner.then_some(&owner),
+            claims: &[],
             policy: None,
             volumes: &Volumes::default(),
             nodes: &nodes,

@@ -37,6 +37,7 @@ pub fn warnings(pod: &Pod) -> Vec<String> {
         pod: Some(pod),
         owner: None,
         policy: None,
+        claims: &[],
         volumes: &Default::default(),
         nodes: &[],
         target: None,

@@ -3,6 +3,7 @@
 
 mod dump;
 mod freeze;
+mod keep;
 mod send;
 
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use transship_rpc::Stage;
 use transship_runtime::cri::Cri;
 
 use crate::control::Command;
+use crate::durable::durable;
 use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::{Pod, runc_program};
@@ -64,7 +66,7 @@ pub async fn run(
         tasks: pod.as_ref().is_some_and(|pod| pod.is_alive(&holder.layout)),
         lapsed: false,
     };
-    let (machine, effects) = SourceMachine::recover(&entries, facts);
+    let (machine, effects) = SourceMachine::recover_as(holder.task.part, &entries, facts);
     tracing::info!(phase = ?machine.phase(), ?facts, "source");
     let fresh = machine.phase() == SourcePhase::Idle;
     if !fresh {
@@ -361,6 +363,10 @@ impl SourceHands {
                 holder.asker.peer();
                 Ok(())
             }
+            Effect::SyncState => holder
+                .blocking("sync", |holder| durable(&holder.dir))
+                .await
+                .map_err(|error| Failed::other("StateNotDurable", error)),
             // A source has no dead-man: it stays frozen until it has read the decision.
             Effect::ArmDeadman | Effect::CheckDeadman | Effect::DisarmDeadman => Ok(()),
         }

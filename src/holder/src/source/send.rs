@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 use transship_host::record::ContainerKind;
 use transship_protocol::SourceEvent;
 use transship_rpc::Stage;
-use transship_transport::tree::{capture_dir, capture_upper};
+use transship_transport::tree::{TreeError, TreeSummary, capture_dir, capture_upper};
 use transship_transport::{Area, Closer, Hello, Link, Sender, SenderOptions};
 
 use super::dump::Dumper;
+use super::keep::{Both, Keep};
 use crate::holder::Holder;
 use crate::pod::{Pod, moving, sandbox_shm};
 
@@ -176,21 +178,33 @@ async fn transfer(
     // Dumps and trees alike must see the names.
     let named = pod.clone();
     holder.blocking("names", move |holder| crate::names::give(holder, &named)).await?;
+    let keep = match holder.task.part.is_sequential() {
+        true => Some(Keep::new(&holder.dir)?),
+        false => None,
+    };
     let trees = {
-        let (pod, sender) = (pod.clone(), Arc::clone(sender));
+        let (pod, sender, keep) = (pod.clone(), Arc::clone(sender), keep.clone());
         let holder = Arc::clone(holder);
         tokio::spawn(async move {
-            holder.blocking("files", move |holder| send_trees(holder, &pod, &sender)).await
+            holder
+                .blocking("files", move |holder| send_trees(holder, &pod, &sender, keep.as_ref()))
+                .await
         })
     };
     let dumps = async {
         for container in &pod.containers {
             let name = container.name.clone();
             let began = Instant::now();
-            let received = dumper
-                .dump(container, sender.pages(&name)?, stop)
-                .await
-                .with_context(|| format!("container {name} cannot be dumped"))?;
+            let pages = sender.pages(&name)?;
+            let received = match &keep {
+                Some(keep) => dumper.dump(container, keep.pages(&name, pages)?, stop).await,
+                None => dumper.dump(container, pages, stop).await,
+            };
+            let received =
+                received.with_context(|| format!("container {name} cannot be dumped"))?;
+            if let Some(keep) = &keep {
+                keep.link_images(&name, &dumper.images(&name)?)?;
+            }
             tracing::info!(container = name, ?received, "dumped");
             holder.board.took(&format!("dump/{name}"), began.elapsed());
             let (sender, images) = (Arc::clone(sender), dumper.images(&name)?);
@@ -221,21 +235,27 @@ async fn transfer(
 
 /// Sends every tree that the target expects: each container's changes to its image, each
 /// emptyDir, the sandbox's shared memory (empty if it has none), what is beside.
-fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender) -> Result<()> {
-    let shm = sandbox_shm(&holder.layout, &pod.sandbox_id);
-    match &shm {
-        Some(shm) => sender.send_tree(&Area::Shm, |out| capture_dir(shm, out))?,
+fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender, keep: Option<&Keep>) -> Result<()> {
+    type Capture = fn(&Path, &mut dyn Write) -> Result<TreeSummary, TreeError>;
+    let send = |area: &Area, capture: Capture, path: &Path| -> Result<TreeSummary> {
+        let mut near = keep.map(|keep| keep.tree(area)).transpose()?;
+        let summary =
+            sender.send_tree(area, |far| capture(path, &mut Both { near: near.as_mut(), far }))?;
+        Ok(summary)
+    };
+    match &sandbox_shm(&holder.layout, &pod.sandbox_id) {
+        Some(shm) => send(&Area::Shm, capture_dir, shm)?,
         None => {
             let empty = holder.dir.path().join("empty");
             transship_host::files::make_dir(&empty)?;
-            sender.send_tree(&Area::Shm, |out| capture_dir(&empty, out))?
+            send(&Area::Shm, capture_dir, &empty)?
         }
     };
     let noted = crate::connections::note(holder)?;
-    sender.send_tree(&Area::Network, |out| capture_dir(&noted, out))?;
+    send(&Area::Network, capture_dir, &noted)?;
     for volume in crate::areas::volumes(&holder.task) {
         let path = holder.task.empty_dir_path(&volume)?;
-        let summary = sender.send_tree(&Area::EmptyDir(volume), |out| capture_dir(&path, out))?;
+        let summary = send(&Area::EmptyDir(volume), capture_dir, &path)?;
         tracing::info!(path = %path.display(), ?summary, "sent");
     }
     for container in &pod.containers {
@@ -244,12 +264,12 @@ fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender) -> Result<()> {
             &container.rootfs,
         )?;
         let area = Area::Rootfs(container.name.clone());
-        let summary = sender.send_tree(&area, |out| capture_upper(&upper, out))?;
+        let summary = send(&area, capture_upper, &upper)?;
         tracing::info!(path = %upper.display(), ?summary, "sent");
     }
     crate::logs::collect(holder, pod)?;
     let beside = crate::beside::place(holder)?;
-    sender.send_tree(&Area::Beside, |out| capture_dir(&beside, out))?;
+    send(&Area::Beside, capture_dir, &beside)?;
     debug_assert!(
         holder.task.containers.iter().filter(|c| c.kind != ContainerKind::Init).count()
             == pod.containers.len()

@@ -11,6 +11,7 @@ use transship_transport::Area;
 use transship_transport::tree::apply_spool;
 
 use super::receive::{Arrivals, Tree};
+use super::stand_in;
 use crate::areas;
 use crate::holder::Holder;
 use crate::pod::moving;
@@ -30,8 +31,10 @@ pub fn apply_trees(holder: &Holder, arrivals: &Arrivals) -> Result<()> {
         let Some((area, spool, place)) = next else { return Ok(()) };
         apply_spool(&spool, &place)
             .with_context(|| format!("{area} cannot be applied to {}", place.display()))?;
-        // It is only a copy; a leftover goes with the migration's directory.
-        let _ = std::fs::remove_file(&spool);
+        if !holder.task.part.is_sequential() {
+            // It is only a copy; a leftover goes with the migration's directory.
+            let _ = std::fs::remove_file(&spool);
+        }
         arrivals.state().trees.insert(area, Tree::Applied);
     }
 }
@@ -59,6 +62,7 @@ pub fn prepare(holder: &Holder, arrivals: &Arrivals, container: &str) -> Result<
     let images = holder.dir.images(container)?;
     let work = holder.dir.work(container)?;
     files::make_dir(&work)?;
+    stand_in::prepare(holder, &waiting.bundle, &images)?;
     mend(&images, moving(&holder.task).next() == Some(container))?;
     crate::names::mend(holder, container, &images).context("files cannot be renamed")?;
     let ready = Ready { container_id: waiting.container_id, images, work };

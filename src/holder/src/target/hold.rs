@@ -49,14 +49,26 @@ pub fn start(
     events: mpsc::Sender<TargetEvent>,
 ) -> Result<()> {
     let run = holder.host.holder(&holder.task.migration.uid, holder.task.role)?;
-    let listener = crate::control::bind(&run.data())?;
-    let arrivals = Arc::new(Arrivals::default());
+    let listener = match holder.task.part.is_again() {
+        true => None,
+        false => Some(crate::control::bind(&run.data())?),
+    };
+    let arrivals = match holder.task.part.is_again() {
+        true => Arc::new(Arrivals::kept(&holder)?),
+        false => Arc::default(),
+    };
     tokio::spawn(async move {
         let both = async {
-            tokio::try_join!(
-                receive_all(Arc::clone(&holder), listener, Arc::clone(&arrivals), stop.clone()),
-                restore_all(Arc::clone(&holder), Arc::clone(&arrivals)),
-            )
+            let receiving = async {
+                match listener {
+                    Some(listener) => {
+                        let (holder, arrivals) = (Arc::clone(&holder), Arc::clone(&arrivals));
+                        receive_all(holder, listener, arrivals, stop.clone()).await
+                    }
+                    None => Ok(()),
+                }
+            };
+            tokio::try_join!(receiving, restore_all(Arc::clone(&holder), Arc::clone(&arrivals)))
         };
         let outcome = tokio::select! {
             outcome = both => outcome,

@@ -5,6 +5,7 @@
 mod apply;
 mod hold;
 mod receive;
+mod stand_in;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use transship_rpc::Stage;
 
 use crate::control::Command;
 use crate::deadman::Deadman;
+use crate::durable::durable;
 use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::Pod;
@@ -52,8 +54,8 @@ pub async fn run(
         lapsed: deadman.has_lapsed()?
             || (entries.contains(&TargetEntry::Voted) && !deadman.is_armed()?),
     };
-    let (machine, effects) = TargetMachine::recover(&entries, facts);
-    if is_guarded(machine.phase()) {
+    let (machine, effects) = TargetMachine::recover_as(holder.task.part, &entries, facts);
+    if is_guarded(&machine) {
         deadman.arm_expired()?;
     }
     tracing::info!(phase = ?machine.phase(), ?facts, "target");
@@ -71,8 +73,9 @@ pub async fn run(
         if let Err(error) = reserve::keep(&holder.dir) {
             holder.board.failed("DiskFull", &format!("{error:#}"));
             events.send(TargetEvent::LocalFailure).await.context("no events")?;
-        } else {
-            hold::start(Arc::clone(&holder), stop.clone(), events.clone())?;
+        } else if let Err(error) = hold::start(Arc::clone(&holder), stop.clone(), events.clone()) {
+            holder.board.failed("TargetFailed", &format!("{error:#}"));
+            events.send(TargetEvent::LocalFailure).await.context("no events")?;
         }
     }
     let mut hands = TargetHands {
@@ -92,12 +95,17 @@ pub async fn run(
     Ok(())
 }
 
-/// Whether the dead-man must count: it may run, or be about to, and has not read `resumedAt`.
-fn is_guarded(phase: TargetPhase) -> bool {
-    matches!(
-        phase,
-        TargetPhase::Voted | TargetPhase::Committed | TargetPhase::Thawing | TargetPhase::Thawed
-    )
+/// Whether the dead-man must count: it may run, or be about to, and has not read `resumedAt`. In the
+/// sequential order nothing runs beside it, and nothing is concluded from its silence.
+fn is_guarded(machine: &TargetMachine) -> bool {
+    !machine.part().is_sequential()
+        && matches!(
+            machine.phase(),
+            TargetPhase::Voted
+                | TargetPhase::Committed
+                | TargetPhase::Thawing
+                | TargetPhase::Thawed
+        )
 }
 
 /// Turns the operator's commands into events.
@@ -188,7 +196,7 @@ impl Hands for TargetHands {
         if self.ending {
             self.stop.cancel();
         }
-        if is_guarded(phase) && !self.watching && self.pod().is_some() {
+        if is_guarded(machine) && !self.watching && self.pod().is_some() {
             self.watching = true;
             self.watch();
         }
@@ -249,6 +257,10 @@ impl TargetHands {
                 self.deadman.arm().map_err(|error| Failed::other("DeadmanNotArmed", error))
             }
             Effect::CheckDeadman => guarded(&self.deadman, Guard::Deadman, || ()),
+            Effect::SyncState => holder
+                .blocking("sync", |holder| durable(&holder.dir))
+                .await
+                .map_err(|error| Failed::other("StateNotDurable", error)),
             Effect::DisarmDeadman => {
                 self.deadman.disarm().map_err(|error| Failed::other("DeadmanNotDisarmed", error))
             }
@@ -383,7 +395,7 @@ mod tests {
         for (index, (entry, guarded)) in entries.iter().enumerate() {
             let journal: Vec<_> = entries[..=index].iter().map(|(entry, _)| *entry).collect();
             let (machine, _) = TargetMachine::recover(&journal, facts);
-            assert_eq!(is_guarded(machine.phase()), *guarded, "after {entry:?}");
+            assert_eq!(is_guarded(&machine), *guarded, "after {entry:?}");
         }
     }
 }

@@ -57,6 +57,30 @@ impl Arrivals {
     }
 }
 
+impl Arrivals {
+    /// For a pod that is made again: everything has arrived before, and lies in files.
+    pub fn kept(holder: &Holder) -> anyhow::Result<Self> {
+        let trees = kept_trees(holder);
+        let mut state = State::default();
+        for area in areas::all(&holder.task) {
+            let file = trees.join(areas::file_name(&area));
+            anyhow::ensure!(file.is_file(), "{area} is not kept here");
+            state.trees.insert(area, Tree::Spooled(file));
+        }
+        for container in moving(&holder.task) {
+            let images = holder.dir.images(container)?;
+            anyhow::ensure!(images.is_dir(), "images of container {container} are not kept here");
+            state.images.insert(container.to_owned());
+        }
+        Ok(Self { state: Mutex::new(state), changed: Notify::new() })
+    }
+}
+
+/// Where trees wait in files.
+fn kept_trees(holder: &Holder) -> PathBuf {
+    holder.dir.path().join("trees")
+}
+
 impl State {
     /// Where a tree belongs, if that place exists already.
     pub fn place(&self, holder: &Holder, area: &Area) -> Option<PathBuf> {
@@ -104,13 +128,16 @@ impl Handler for Receiver {
             return Err(Refusal::new("UnexpectedFiles", format!("the pod has no {area}")));
         }
         let mut state = self.arrivals.state();
-        if let Some(place) = state.place(&self.holder, area) {
+        // What the pod may be made of again stays in a file.
+        if let Some(place) = state.place(&self.holder, area)
+            && !self.holder.task.part.is_sequential()
+        {
             state.trees.insert(area.clone(), Tree::Arriving);
             return Ok(TreeTarget::Apply(place));
         }
-        let spool = self.holder.dir.path().join("trees");
+        let spool = kept_trees(&self.holder);
         files::make_dir(&spool).map_err(refuse)?;
-        let spool = spool.join(area.to_string().replace('/', "."));
+        let spool = spool.join(areas::file_name(area));
         state.trees.insert(area.clone(), Tree::Spooling(spool.clone()));
         Ok(TreeTarget::Spool(spool))
     }
@@ -141,10 +168,8 @@ impl Handler for Receiver {
 
     fn all_done(&mut self, totals: &Totals) -> Result<(), Refusal> {
         let state = self.arrivals.state();
-        let missing = areas::shared(&self.holder.task)
-            .into_iter()
-            .chain(moving(&self.holder.task).map(|name| Area::Rootfs(name.to_owned())))
-            .find(|area| !state.trees.contains_key(area));
+        let missing =
+            areas::all(&self.holder.task).into_iter().find(|area| !state.trees.contains_key(area));
         if let Some(area) = missing {
             return Err(Refusal::new("FilesMissing", format!("{area} was not sent")));
         }

@@ -21,5 +21,6 @@ mod actors;
 mod faults;
 mod host;
 mod search;
+mod sequential;
 mod tests;
 mod world;

@@ -17,6 +17,8 @@ const CONTAINERD: &str = include_str!("../../sandbox-assets/containerd.toml");
 const KUBELET: &str = include_str!("../../sandbox-assets/kubelet.yaml");
 const KUBE_PROXY: &str = include_str!("../../sandbox-assets/kube-proxy.yaml");
 const DNS_SERVICE: &str = "10.96.0.10";
+/// Where each node sees the directory that all of them share.
+const SHARED_DIRECTORY: &str = "/var/lib/transship-shared";
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// What the machine is.
@@ -50,6 +52,8 @@ pub fn specification(node: Node, caches: &Caches, boot_id: String) -> Specificat
             Bind { source: caches.kubernetes.clone(), target: "/opt/kubernetes".into() },
             Bind { source: layout::state("bin"), target: images::PROGRAM_DIRECTORY.into() },
             Bind { source: layout::images(), target: images::DIRECTORY.into() },
+            // In the place of network storage: what `local` volumes of both nodes lie in.
+            Bind { source: layout::state("shared"), target: SHARED_DIRECTORY.into() },
         ],
         network: Network {
             interfaces: vec![
@@ -125,6 +129,8 @@ fn services(node: Node) -> Vec<Service> {
 /// containerd) is written once and survives every later start; the rest belongs to the sandbox.
 pub fn write_files(node: Node, directory: &Path) -> Result<()> {
     let name = node.name();
+    let shared = layout::state("shared");
+    fs::create_dir_all(&shared).with_context(|| format!("making {}", shared.display()))?;
     let etc = directory.join("upper/etc");
     let (first, last) = node.pod_range();
     let (first_v6, last_v6) = node.pod_range_v6();

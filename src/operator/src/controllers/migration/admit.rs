@@ -22,7 +22,7 @@ use transship_core::preflight::{Input, NodeView, TargetAnswer};
 use transship_core::target_pod::{self, TargetFor};
 
 use super::owner::Owners;
-use super::{Error, Next, apply, status};
+use super::{Error, Next, apply, claims, status};
 use crate::context::Context;
 
 /// How soon a Migration that waits for its turn is looked at again.
@@ -58,10 +58,12 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let policy = pod
         .as_ref()
         .and_then(|pod| placement::policy::applying(policies.iter().map(Arc::as_ref), pod));
+    let claims;
     let mut input = Input {
         migration,
         pod: pod.as_ref(),
         owner: owner.as_ref(),
+        claims: &[],
         policy,
         volumes: &volumes,
         nodes: &nodes,
@@ -115,6 +117,8 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let target_facts = target_facts.inspect_err(|error| {
         tracing::info!(target, %error, "the target node could not be inspected");
     });
+    claims = claims::of(pod, context).await?;
+    input.claims = &claims;
     input.target = nodes.iter().find(|node| node.name == target);
     input.facts = Some(&facts);
     input.target_facts = target_facts.as_ref().ok();

@@ -8,6 +8,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use serde_json::{Map, Value, json};
 use transship_api::{Migration, names};
+use transship_core::facts::PodFacts;
 use transship_core::migration::handover::Labels;
 use transship_core::migration::owner::{JOB_TRACKING, Kind};
 use transship_core::migration::plan::Action;
@@ -16,6 +17,7 @@ use transship_rpc as rpc;
 
 use super::Error;
 use super::observe::node_gone;
+use super::sequential;
 use super::task::{Parts, task};
 use crate::context::Context;
 
@@ -42,6 +44,15 @@ pub fn name(action: &Action) -> &'static str {
         Action::UnclaimTarget => "UnclaimTarget",
         Action::Forget(Role::Source) => "ForgetSource",
         Action::Forget(Role::Target) => "ForgetTarget",
+        Action::StoreManifest => "StoreManifest",
+        Action::DeleteManifest => "DeleteManifest",
+        Action::HoldName => "HoldName",
+        Action::FreeName => "FreeName",
+        Action::DeleteTrial => "DeleteTrial",
+        Action::DeleteAgain => "DeleteAgain",
+        Action::NoteLease { .. } => "NoteLease",
+        Action::GiveUp(Role::Source) => "GiveUpSource",
+        Action::GiveUp(Role::Target) => "GiveUpTarget",
         Action::RemoveFinalizer => "RemoveFinalizer",
     }
 }
@@ -91,6 +102,24 @@ impl World<'_> {
             Action::UnclaimSource => self.unclaim_source().await,
             Action::UnclaimTarget => self.unclaim_target().await,
             Action::Forget(role) => self.forget(*role).await,
+            Action::StoreManifest => {
+                let facts = self.facts().await?;
+                sequential::store_manifest(self.observed, &facts.network, self.context).await
+            }
+            Action::DeleteManifest => {
+                sequential::delete_manifest(self.observed, self.context).await
+            }
+            Action::HoldName => sequential::hold_name(self.observed, true, self.context).await,
+            Action::FreeName => sequential::hold_name(self.observed, false, self.context).await,
+            Action::DeleteTrial => self.delete(self.observed.trial_pod.as_ref()).await,
+            Action::DeleteAgain => self.delete(self.observed.again_pod.as_ref()).await,
+            Action::NoteLease { address, home } => {
+                if let Err(error) = self.move_lease(address, home).await {
+                    tracing::warn!(home, error = error.chain(), "the address is noted later");
+                }
+                Ok(())
+            }
+            Action::GiveUp(role) => self.command(*role, rpc::Verb::Abort).await,
             Action::RemoveFinalizer => self.remove_finalizer().await,
         }
     }
@@ -146,6 +175,8 @@ impl World<'_> {
                     pod.name_any()
                 )))
             }
+            // After the Commit there is no way back: it is tried until it succeeds.
+            Err(error) if self.is_committed() => Err(Error::api("make the pod again")(error)),
             Err(error) => Err(Error::TargetRefused(Box::new(error))),
         }
     }
@@ -153,34 +184,58 @@ impl World<'_> {
     async fn start(&self, role: Role) -> Result<(), Error> {
         let uid = self.observed.uid();
         let missing = |what: &str| Error::Incomplete(format!("{what} is not known"));
-        let source = self.observed.source_pod.as_ref().ok_or_else(|| missing("the source pod"))?;
+        let source = self.observed.source_pod.as_ref().or(self.observed.manifest.as_ref());
+        let source = source.ok_or_else(|| missing("the source pod"))?;
         let target = self.observed.target_pod.as_ref().ok_or_else(|| missing("the target pod"))?;
         let agents = &self.context.agents;
         let node = |role| agents.node(self.node(role)).ok_or_else(|| missing(self.node(role)));
-        let (source_node, target_node) = (node(Role::Source)?, node(Role::Target)?);
-        let facts = match self.context.memory.get(uid).facts {
-            Some(facts) => facts,
-            None => {
-                let pod_uid = source.uid().unwrap_or_default();
-                let facts = agents.inspect(self.node(Role::Source), &pod_uid).await?;
-                let facts = std::sync::Arc::new(facts);
-                self.context.memory.note(uid, |notes| notes.facts = Some(facts.clone()));
-                facts
-            }
+        let target_node = node(Role::Target)?;
+        let part = sequential::part(self.observed, role);
+        let source_node = match part.is_again() {
+            // It has no peer to talk to, and need not wait for one.
+            true => node(Role::Source).unwrap_or_else(|_| target_node.clone()),
+            false => node(Role::Source)?,
+        };
+        let network = match &self.observed.network {
+            Some(network) => network.clone(),
+            None => self.facts().await?.network.clone(),
         };
         let task = task(&Parts {
             migration: &self.observed.migration,
             role,
+            part,
             source,
             target,
             nodes: [&source_node, &target_node],
-            network: &facts.network,
+            network: &network,
         })
         .map_err(Error::Incomplete)?;
         let task = serde_json::to_string(&task)?;
-        agents.start(self.node(role), role, task).await.map_err(Error::StartRefused)?;
+        let refused = |error| match self.is_committed() {
+            true => Error::Agent(error),
+            false => Error::StartRefused(error),
+        };
+        agents.start(self.node(role), role, task).await.map_err(refused)?;
         self.context.sides.kick(uid, role);
         Ok(())
+    }
+
+    fn is_committed(&self) -> bool {
+        self.observed.recorded().decision == Some(transship_protocol::Decision::Commit)
+    }
+
+    /// What the source's agent found out about the pod.
+    async fn facts(&self) -> Result<std::sync::Arc<PodFacts>, Error> {
+        let uid = self.observed.uid();
+        if let Some(facts) = self.context.memory.get(uid).facts {
+            return Ok(facts);
+        }
+        let source = self.observed.source_pod.as_ref().and_then(ResourceExt::uid);
+        let source = source.ok_or_else(|| Error::Incomplete("the source pod is gone".into()))?;
+        let facts = self.context.agents.inspect(self.node(Role::Source), &source).await?;
+        let facts = std::sync::Arc::new(facts);
+        self.context.memory.note(uid, |notes| notes.facts = Some(facts.clone()));
+        Ok(facts)
     }
 
     async fn remove_gate(&self) -> Result<(), Error> {

@@ -4,9 +4,11 @@
 
 mod admit;
 mod apply;
+mod claims;
 mod error;
 mod observe;
 mod owner;
+mod sequential;
 mod status;
 mod task;
 pub mod watch_sides;
@@ -104,6 +106,8 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
     // Uncached, and before the pods: what is recorded is written with this read's version.
     let found = api.get_opt(&cached.name_any()).await.map_err(Error::api("read the Migration"))?;
     let Some(migration) = found.filter(|m| m.uid().as_deref() == Some(uid.as_str())) else {
+        // Somebody took its finalizer off: a name must not stay held back for it.
+        sequential::free_name_of(cached, context).await?;
         context.sides.drop_migration(&uid);
         context.memory.forget(&uid);
         return Ok(Next::WhenChanged);

@@ -18,6 +18,7 @@ use transship_protocol::TargetProof;
 
 use super::Error;
 use super::owner::Owners;
+use super::sequential;
 use super::watch_sides::{Places, Sides};
 use crate::context::Context;
 
@@ -43,6 +44,9 @@ pub async fn observe(migration: Migration, context: &Context) -> Result<Observed
     observed.source_node_gone = node_gone(observed.node(Role::Source), context).await?;
     observed.target_node_gone = node_gone(observed.node(Role::Target), context).await?;
     observed.failure = context.memory.get(&uid).failure;
+    if observed.is_sequential() {
+        sequential::observe(&mut observed, context).await?;
+    }
     if observed.recorded().resumed_at && !is_final(&observed.migration) {
         observe_owner(&mut observed, context).await?;
     }
@@ -88,7 +92,8 @@ async fn target_pod(observed: &Observed, context: &Context) -> Result<Option<Pod
 /// Whether the target's silence is a proof: from reads of its node's Lease that follow one of the
 /// open Commit.
 async fn target_proof(observed: &Observed, context: &Context) -> TargetProof {
-    if !observed.recorded().is_open_commit() {
+    // In the sequential order nothing runs beside the target: its silence is no proof, and needs none.
+    if !observed.recorded().is_open_commit() || observed.is_sequential() {
         return TargetProof::None;
     }
     let leases: Api<Lease> = Api::namespaced(context.client.clone(), &context.namespace);
@@ -120,7 +125,11 @@ fn sides(observed: &Observed, context: &Context) -> Sides {
     else {
         return not_started;
     };
-    if target.pod_uid.is_empty() {
+    // A pod that is to be made again has no UID yet, and the source has a word.
+    if target.pod_uid.is_empty() && !observed.is_sequential() {
+        return not_started;
+    }
+    if observed.recorded().decision.is_none() && target.pod_uid.is_empty() {
         return not_started;
     }
     let places = Places {
@@ -145,7 +154,9 @@ pub async fn node_gone(name: &str, context: &Context) -> Result<bool, Error> {
 /// Owner, Services and endpoints: needed for the hand-over only.
 async fn observe_owner(observed: &mut Observed, context: &Context) -> Result<(), Error> {
     let namespace = observed.migration.namespace().unwrap_or_default();
-    observed.owner = owner(observed, &namespace, context).await?;
+    if !observed.is_sequential() {
+        observed.owner = owner(observed, &namespace, context).await?;
+    }
     let services: Api<Service> = Api::namespaced(context.client.clone(), &namespace);
     let listed =
         services.list(&ListParams::default()).await.map_err(Error::api("list the Services"))?;

@@ -9,10 +9,11 @@ use transship_api::{Migration, Network};
 use transship_core::facts::NetworkFacts;
 use transship_core::migration::Role;
 use transship_core::migration::voting::frozen_limit;
+use transship_core::sequential_pod::claims;
 use transship_core::target_pod::{effective_host_name, is_sidecar};
 use transship_host::paths;
 use transship_host::record::{ContainerKind, ContainerRef, NetworkMode, RecordNetwork};
-use transship_host::task::{EmptyDir, HolderTask, ObjectRef, Peer, TASK_VERSION};
+use transship_host::task::{EmptyDir, HolderTask, ObjectRef, Part, Peer, TASK_VERSION};
 
 /// Everything that a task is made of.
 pub struct Parts<'a> {
@@ -20,6 +21,8 @@ pub struct Parts<'a> {
     pub migration: &'a Migration,
     /// The side.
     pub role: Role,
+    /// Which part the side plays.
+    pub part: Part,
     /// The source pod, whose manifest counts on both sides.
     pub source: &'a Pod,
     /// The target pod.
@@ -57,6 +60,8 @@ pub fn task(parts: &Parts<'_>) -> Result<HolderTask, String> {
         peer: Peer { node: peer.name_any(), data_address },
         containers: containers(spec),
         empty_dirs: empty_dirs(spec),
+        part: parts.part,
+        stand_ins: claims(parts.source),
         network: Some(network(parts.migration, parts.network)),
         host_name: effective_host_name(parts.source),
         max_frozen_millis: u64::try_from(frozen_limit(parts.source).as_millis())
@@ -194,6 +199,7 @@ mod tests {
             let parts = Parts {
                 migration,
                 role,
+                part: Part::Overlap,
                 source: &source,
                 target: &target,
                 nodes: [&a, &b],

@@ -55,6 +55,7 @@ pub struct Places {
 }
 
 struct Watched {
+    places: Places,
     sides: Arc<Mutex<Sides>>,
     kicks: [Arc<Notify>; 2],
     stop: CancellationToken,
@@ -93,6 +94,20 @@ impl Registry {
     /// What the sides said last; begins to watch them if nobody does.
     pub fn look(&self, object: &ObjectRef<Migration>, places: &Places) -> Sides {
         let mut watched = locked(&self.watched);
+        // Where the pod was made again its name is another, and perhaps its node.
+        if let Some(known) = watched.get(&places.uid)
+            && known.places != *places
+        {
+            let before = locked(&known.sides).clone();
+            let moved = self.begin(object.clone(), places.clone());
+            if known.places.nodes == places.nodes {
+                *locked(&moved.sides) = before;
+            } else {
+                locked(&moved.sides).source = before.source;
+                locked(&moved.sides).frozen_seen = before.frozen_seen;
+            }
+            watched.insert(places.uid.clone(), moved);
+        }
         let entry = watched
             .entry(places.uid.clone())
             .or_insert_with(|| self.begin(object.clone(), places.clone()));
@@ -113,6 +128,7 @@ impl Registry {
 
     fn begin(&self, object: ObjectRef<Migration>, places: Places) -> Watched {
         let watched = Watched {
+            places: places.clone(),
             sides: Arc::default(),
             kicks: [Arc::default(), Arc::default()],
             stop: CancellationToken::new(),
@@ -263,6 +279,7 @@ fn word<W: serde::de::DeserializeOwned>(status: &rpc::SideStatus, role: rpc::Rol
 fn report(status: &rpc::SideStatus) -> Report {
     let at = |micros: i64| Timestamp::from_microsecond(micros).ok().filter(|_| micros > 0);
     Report {
+        pod_uid: status.pod_uid.clone(),
         stage: match status.stage() {
             rpc::Stage::Unspecified | rpc::Stage::Started => Stage::Started,
             rpc::Stage::Connected => Stage::Connected,

@@ -1,0 +1,163 @@
+//! The pods of a sequential hand-over: whose order is sequential, the pod of the restore on trial, and
+//! the pod that is made again under its own name.
+
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use transship_api::names;
+
+use crate::target_pod::{TargetFor, TargetPodError, target_pod};
+
+/// Whether the pod's name is exclusive, so that no other can stand beside it: it belongs to a
+/// StatefulSet, or to nobody.
+pub fn is_exclusive(pod: &Pod) -> bool {
+    controller(pod).is_none_or(|owner| owner.kind == "StatefulSet")
+}
+
+/// The pod's controlling owner.
+pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
+    pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
+/// Names of the volumes that are handed over, and cannot be mounted before.
+pub fn claims(pod: &Pod) -> Vec<String> {
+    volumes(pod).filter(|v| is_claim(v)).map(|v| v.name.clone()).collect()
+}
+
+fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
+}
+
+fn is_claim(volume: &Volume) -> bool {
+    volume.persistent_volume_claim.is_some()
+}
+
+/// The pod in which the state is restored on trial: like a target pod beside the source, with an
+/// empty directory in the place of each volume that is handed over.
+pub fn trial_pod(source: &Pod, target: &TargetFor<'_>) -> Result<Pod, TargetPodError> {
+    let mut trial = target_pod(source, target)?;
+    let volumes = trial.spec.iter_mut().flat_map(|spec| spec.volumes.iter_mut().flatten());
+    for volume in volumes.filter(|v| is_claim(v)) {
+        volume.persistent_volume_claim = None;
+        volume.empty_dir = Some(EmptyDirVolumeSource::default());
+    }
+    Ok(trial)
+}
+
+/// What a restore on trial shows, in one sentence.
+pub fn trial_covers(source: &Pod) -> String {
+    let all = "every container was restored on trial from the images that are kept";
+    match claims(source).as_slice() {
+        [] => format!("{all}, with all of its files"),
+        names => format!(
+            "{all}; volume {} stays with the source until it has ended, so files of the same names and sizes without content stood in",
+            names.join(", ")
+        ),
+    }
+}
+
+/// The pod that is made again of the source's stored manifest: its own name, labels, owner and
+/// finalizers.
+pub fn again_pod(manifest: &Pod, target: &TargetFor<'_>) -> Result<Pod, TargetPodError> {
+    let mut again = target_pod(manifest, target)?;
+    let (meta, source) = (&mut again.metadata, &manifest.metadata);
+    meta.name.clone_from(&source.name);
+    meta.owner_references.clone_from(&source.owner_references);
+    meta.finalizers.clone_from(&source.finalizers);
+    let mut labels = source.labels.clone().unwrap_or_default();
+    labels.insert(names::MIGRATION_LABEL.into(), target.migration_uid.into());
+    meta.labels = Some(labels);
+    Ok(again)
+}
+
+/// What of the source is stored: everything but what the API server alone writes.
+pub fn manifest(source: &Pod) -> Pod {
+    let mut manifest = source.clone();
+    manifest.metadata.managed_fields = None;
+    manifest
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(json: Value) -> Pod {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn source() -> Pod {
+        pod(json!({
+            "metadata": {"name": "web-0", "namespace": "shop", "uid": "s", "generateName": "web-",
+                "labels": {"app": "web", "statefulset.kubernetes.io/pod-name": "web-0"},
+                "annotations": {"transship.dev/claim": "m", "team": "a"},
+                "managedFields": [{"manager": "x"}],
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web",
+                    "uid": "sts", "controller": true, "blockOwnerDeletion": true}]},
+            "spec": {"nodeName": "node-a", "hostname": "web-0", "subdomain": "web",
+                "containers": [{"name": "web", "image": "x"}],
+                "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data-web-0"}},
+                    {"name": "tmp", "emptyDir": {"medium": "Memory"}}]},
+            "status": {"podIP": "10.0.0.7"}
+        }))
+    }
+
+    fn target() -> TargetFor<'static> {
+        TargetFor {
+            migration_namespace: "shop",
+            migration_name: "move",
+            migration_uid: "m",
+            node: "node-b",
+            preserve_address: true,
+        }
+    }
+
+    #[rstest]
+    #[case(json!([]), true)]
+    #[case(json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "w", "uid": "u", "controller": true}]), true)]
+    #[case(json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "w", "uid": "u", "controller": true}]), false)]
+    #[case(json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "w", "uid": "u", "controller": true}]), false)]
+    #[case(json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "w", "uid": "u"}]), true)]
+    fn names_of_statefulsets_and_of_nobody_are_exclusive(
+        #[case] owners: Value,
+        #[case] exclusive: bool,
+    ) {
+        assert_eq!(is_exclusive(&pod(json!({"metadata": {"ownerReferences": owners}}))), exclusive);
+    }
+
+    #[test]
+    fn a_trial_has_empty_directories_in_the_place_of_claims_and_belongs_to_nobody() {
+        let trial = trial_pod(&source(), &target()).unwrap();
+        let volumes = trial.spec.as_ref().unwrap().volumes.as_ref().unwrap();
+        assert!(
+            volumes.iter().all(|v| v.empty_dir.is_some() && v.persistent_volume_claim.is_none())
+        );
+        assert_ne!(trial.metadata.name.as_deref(), Some("web-0"));
+        assert!(trial.metadata.owner_references.is_none());
+        assert_eq!(trial.metadata.labels.unwrap().len(), 1);
+        assert_eq!(claims(&source()), ["data"]);
+        assert!(trial_covers(&source()).contains("volume data stays with the source"));
+    }
+
+    #[test]
+    fn the_pod_that_is_made_again_is_the_source_in_everything_that_others_know_it_by() {
+        let stored = manifest(&source());
+        assert!(stored.metadata.managed_fields.is_none());
+        let again = again_pod(&stored, &target()).unwrap();
+        let (meta, was) = (&again.metadata, &stored.metadata);
+        assert_eq!(meta.name, was.name);
+        assert_eq!(meta.owner_references, was.owner_references);
+        let labels = meta.labels.as_ref().unwrap();
+        assert!(was.labels.as_ref().unwrap().iter().all(|(k, v)| labels.get(k) == Some(v)));
+        assert_eq!(labels[names::MIGRATION_LABEL], "m");
+        assert_eq!(meta.annotations.as_ref().unwrap()["transship.dev/lease"], "10.0.0.7@node-a");
+        let spec = again.spec.unwrap();
+        assert_eq!(
+            (spec.hostname.as_deref(), spec.subdomain.as_deref()),
+            (Some("web-0"), Some("web"))
+        );
+        assert!(spec.node_name.is_none() && spec.scheduling_gates.is_some());
+        assert!(spec.volumes.unwrap().iter().any(|v| v.persistent_volume_claim.is_some()));
+    }
+}

@@ -1,0 +1,199 @@
+//! What a sequential hand-over reads and does beside the rest: the stored manifest, the name that is
+//! held back, the pods on trial and made again.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+use transship_api::{Migration, names};
+use transship_core::facts::NetworkFacts;
+use transship_core::migration::state::Owner;
+use transship_core::migration::{Observed, Role};
+use transship_core::sequential_pod::{self, controller};
+use transship_core::target_pod::target_name;
+use transship_host::task::Part;
+use transship_protocol::Decision;
+
+use super::Error;
+use crate::context::Context;
+
+/// Keys in the Secret.
+const POD: &str = "pod.json";
+const NETWORK: &str = "network.json";
+
+fn namespace(observed: &Observed) -> String {
+    observed.migration.namespace().unwrap_or_default()
+}
+
+fn secrets(observed: &Observed, context: &Context) -> Api<Secret> {
+    Api::namespaced(context.client.clone(), &namespace(observed))
+}
+
+/// Which part a side plays.
+pub fn part(observed: &Observed, role: Role) -> Part {
+    let status = observed.status();
+    let made_again = match (&status.source, &status.target) {
+        (Some(source), Some(target)) => source.pod_name == target.pod_name,
+        _ => false,
+    };
+    match role {
+        _ if !status.is_sequential() => Part::Overlap,
+        Role::Target if made_again && status.resolution.is_some() => Part::AgainAtSource,
+        Role::Target if made_again => Part::Again,
+        Role::Source | Role::Target => Part::Trial,
+    }
+}
+
+/// Reads what only this order needs.
+pub async fn observe(observed: &mut Observed, context: &Context) -> Result<(), Error> {
+    read_manifest(observed, context).await?;
+    let committed = observed.recorded().decision == Some(Decision::Commit);
+    let ended = observed.status().step.is_some_and(|s| s.is_final());
+    if !committed && !ended {
+        return Ok(());
+    }
+    let namespaces: Api<Namespace> = Api::all(context.client.clone());
+    let found = namespaces.get_opt(&namespace(observed)).await;
+    let found = found.map_err(Error::api("read the namespace"))?;
+    let key = names::held_name(observed.uid());
+    observed.name_is_held = found.is_some_and(|n| n.annotations().contains_key(&key));
+    if ended {
+        return Ok(());
+    }
+    let Some(manifest) = observed.manifest.clone() else { return Ok(()) };
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace(observed));
+    let trial = target_name(&manifest, observed.uid());
+    let (trial, again) = tokio::join!(
+        pods.get_opt(&trial),
+        pods.get_opt(manifest.metadata.name.as_deref().unwrap_or_default())
+    );
+    let label = |pod: &Pod| pod.labels().get(names::MIGRATION_LABEL).cloned();
+    observed.trial_pod = trial
+        .map_err(Error::api("read the pod of the restore on trial"))?
+        .filter(|pod| label(pod).as_deref() == Some(observed.uid()));
+    observed.again_pod = again
+        .map_err(Error::api("read the pod that is made again"))?
+        .filter(|pod| pod.uid() != manifest.uid());
+    observed.owner = owner(&manifest, &namespace(observed), context).await?;
+    Ok(())
+}
+
+async fn read_manifest(observed: &mut Observed, context: &Context) -> Result<(), Error> {
+    let name = names::manifest_secret(observed.uid());
+    let found = secrets(observed, context).get_opt(&name).await;
+    let found = found.map_err(Error::api("read the Secret with the manifest"))?;
+    let Some(mut data) = found.and_then(|secret| secret.data) else { return Ok(()) };
+    let mut take = |key| data.remove(key).map(|ByteString(bytes)| bytes);
+    if let Some(bytes) = take(POD) {
+        observed.manifest = Some(serde_json::from_slice(&bytes)?);
+    }
+    if let Some(bytes) = take(NETWORK) {
+        observed.network = Some(serde_json::from_slice(&bytes)?);
+    }
+    Ok(())
+}
+
+/// The pod's StatefulSet, as it is now.
+async fn owner(manifest: &Pod, namespace: &str, context: &Context) -> Result<Owner, Error> {
+    let Some(claim) = controller(manifest) else { return Ok(Owner::None) };
+    let sets: Api<StatefulSet> = Api::namespaced(context.client.clone(), namespace);
+    let found = sets.get_opt(&claim.name).await.map_err(Error::api("read the StatefulSet"))?;
+    Ok(match found {
+        Some(set)
+            if set.uid().as_deref() == Some(claim.uid.as_str())
+                && set.metadata.deletion_timestamp.is_none() =>
+        {
+            Owner::StatefulSet(Box::new(set))
+        }
+        _ => Owner::Gone,
+    })
+}
+
+/// Stores what the pod is made of again; written once, before anything is frozen.
+pub async fn store_manifest(
+    observed: &Observed,
+    network: &NetworkFacts,
+    context: &Context,
+) -> Result<(), Error> {
+    let Some(source) = &observed.source_pod else { return Ok(()) };
+    let data = BTreeMap::from([
+        (POD.to_owned(), ByteString(serde_json::to_vec(&sequential_pod::manifest(source))?)),
+        (NETWORK.to_owned(), ByteString(serde_json::to_vec(network)?)),
+    ]);
+    let migration = &observed.migration;
+    let secret = Secret {
+        metadata: ObjectMeta {
+            name: Some(names::manifest_secret(observed.uid())),
+            owner_references: Some(vec![OwnerReference {
+                api_version: Migration::api_version(&()).into_owned(),
+                kind: Migration::kind(&()).into_owned(),
+                name: migration.name_any(),
+                uid: observed.uid().to_owned(),
+                controller: Some(true),
+                block_owner_deletion: None,
+            }]),
+            ..ObjectMeta::default()
+        },
+        data: Some(data),
+        immutable: Some(true),
+        ..Secret::default()
+    };
+    match secrets(observed, context).create(&PostParams::default(), &secret).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(error) => Err(Error::api("store the pod's manifest")(error)),
+    }
+}
+
+/// Removes it.
+pub async fn delete_manifest(observed: &Observed, context: &Context) -> Result<(), Error> {
+    let name = names::manifest_secret(observed.uid());
+    match secrets(observed, context).delete(&name, &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(Error::api("delete the Secret with the manifest")(error)),
+    }
+}
+
+/// Frees the name that a Migration held which has vanished.
+pub async fn free_name_of(migration: &Migration, context: &Context) -> Result<(), Error> {
+    let was_sequential = migration.status.as_ref().is_some_and(|s| s.is_sequential());
+    match was_sequential {
+        true => hold_name(&Observed::of(migration.clone()), false, context).await,
+        false => Ok(()),
+    }
+}
+
+/// Holds the source's name back in its namespace, or frees it. The label goes with the last name.
+pub async fn hold_name(observed: &Observed, held: bool, context: &Context) -> Result<(), Error> {
+    let namespaces: Api<Namespace> = Api::all(context.client.clone());
+    let name = namespace(observed);
+    let found = namespaces.get_opt(&name).await.map_err(Error::api("read the namespace"))?;
+    let Some(found) = found else { return Ok(()) };
+    let key = names::held_name(observed.uid());
+    if !held && !found.annotations().contains_key(&key) {
+        return Ok(());
+    }
+    let others = found
+        .annotations()
+        .keys()
+        .any(|other| other.starts_with(names::HELD_NAME_PREFIX) && *other != key);
+    let source = observed.status().source.map(|source| source.pod_name);
+    let patch = json!({"metadata": {
+        "uid": found.uid(),
+        // Somebody else may hold or free another name at this moment.
+        "resourceVersion": found.resource_version(),
+        "labels": {names::HANDOVER_NAMESPACE_LABEL: (held || others).then_some("true")},
+        "annotations": {key: source.filter(|_| held)},
+    }});
+    namespaces
+        .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .map_err(Error::api("mark the namespace"))?;
+    Ok(())
+}
