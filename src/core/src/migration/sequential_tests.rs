@@ -53,7 +53,13 @@ impl World {
         migration.metadata.creation_timestamp = Some(Time(now));
         let pod = source(json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web",
             "uid": "uid-sts", "controller": true}]));
-        let decided = Admitted { pod: &pod, target: "node-b", given: true, bytes: 1 << 20 };
+        let decided = Admitted {
+            pod: &pod,
+            target: "node-b",
+            given: true,
+            bytes: 1 << 20,
+            network: &crate::migration::testing::preserved(),
+        };
         migration.status = Some(admission::admitted(&migration, &decided, now));
         let mut seen = Observed::of(migration);
         seen.source_pod = Some(pod);
