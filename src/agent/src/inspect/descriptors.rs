@@ -113,7 +113,7 @@ pub fn of_process(proc: &Path, pid: i32, around: &Surroundings) -> Seen {
                     let path = info.watches.iter().find_map(held).unwrap_or_default();
                     format!("a watch of {path}")
                 }
-                _ => link.strip_prefix("anon_inode:").unwrap_or(&link).to_owned(),
+                _ => name_of(kind, &link),
             };
             seen.resources.push(Resource { kind, fd, detail, bytes });
         }
@@ -297,6 +297,15 @@ fn anonymous(name: &str) -> Option<ResourceKind> {
     }
 }
 
+/// What a person would recognise it by; nothing where the kind says it all.
+fn name_of(kind: ResourceKind, link: &str) -> String {
+    use ResourceKind as K;
+    match kind {
+        K::IoUring | K::Userfaultfd | K::PerfEvent | K::Fanotify | K::SecretMemory => String::new(),
+        _ => link.strip_prefix("anon_inode:").unwrap_or(link).to_owned(),
+    }
+}
+
 /// The working directory.
 fn directories(dir: &Path, around: &Surroundings) -> Option<Resource> {
     let path = dir.join("cwd");
@@ -323,10 +332,8 @@ fn mapped(dir: &Path, mapping: &Mapping, around: &Surroundings) -> Option<Resour
     /// Memory that only looks like a file.
     const MEMORY: [&str; 6] = ["/dev/zero", "/SYSV", "/memfd:", "/dev/shm/", "/[aio]", "/drm"];
     let path = mapping.path.as_str();
-    let resource = |kind, bytes| {
-        let detail = path.strip_prefix("anon_inode:").unwrap_or(path).to_owned();
-        Some(Resource { kind, fd: -1, detail, bytes })
-    };
+    let resource =
+        |kind, bytes| Some(Resource { kind, fd: -1, detail: name_of(kind, path), bytes });
     if let Some(name) = path.strip_prefix("anon_inode:") {
         return resource(anonymous(name)?, 0);
     }

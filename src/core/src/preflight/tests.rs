@@ -214,7 +214,7 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "MessageQueue", "detail": "/q"}]), "MessageQueue", "/q")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "AnonymousInode", "detail": "[landlock-ruleset]"}]), "KernelObject", "landlock")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "ForeignProcess", "detail": "pid 3"}]), "ForeignProcess", "pid 3")]
-#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "UnlinkedFile", "detail": "/big", "bytes": (256 << 20) + 4096}]), "UnlinkedFile", "/big")]
+#[case(|w: &mut World| { w.facts["node"]["freeBytes"] = json!(1u64 << 40); w.process()["resources"] = json!([{"kind": "UnlinkedFile", "detail": "/big", "bytes": (256 << 20) + 4096}]); }, "UnlinkedFile", "/big")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "RemovedName", "detail": "/usr/lib/libx.so"}]), "RemovedName", "libx.so")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "ProjectedFile", "detail": "/etc/c/..2026_x/k"}]), "ProjectedFile", "..2026_x")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "HugePages", "bytes": 2 << 20}]), "HugePages", "2.00 MiB")]

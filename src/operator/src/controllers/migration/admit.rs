@@ -30,6 +30,8 @@ const BUSY_PAUSE: Duration = Duration::from_secs(2);
 /// How soon an agent that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long the API server, with its webhooks, may take to say what it thinks of the target pod.
+const TRY_LIMIT: Duration = Duration::from_secs(5);
 /// Annotation of a mirror pod: the UID of its static pod.
 const STATIC_UID: &str = "kubernetes.io/config.hash";
 
@@ -183,7 +185,12 @@ async fn ask_about_target(
     let wanted = target_pod::target_pod(pod, &target).ok()?;
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    match pods.create(&dry_run, &wanted).await {
+    let asked = tokio::time::timeout(TRY_LIMIT, pods.create(&dry_run, &wanted));
+    let Ok(answer) = asked.await else {
+        tracing::info!(node, "the target pod was not tried in time");
+        return None;
+    };
+    match answer {
         Ok(stored) => Some(TargetAnswer::Taken(target_pod::changes_by_admission(&wanted, &stored))),
         Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) => {
             Some(TargetAnswer::Refused(status.message.clone()))
