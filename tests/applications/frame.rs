@@ -59,7 +59,7 @@ pub fn nothing(_: &World, _: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Where the applications run.
+/// Where the applications run. Dropping it removes them.
 pub struct World {
     /// The cluster, in the applications' namespace.
     pub cluster: Cluster,
@@ -76,15 +76,6 @@ impl World {
         }
         cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
         Ok(World { cluster })
-    }
-
-    /// Removes them.
-    pub fn remove(&self) {
-        if let Err(error) =
-            self.cluster.kubectl(&["delete", "namespace", &self.cluster.namespace, "--wait=false"])
-        {
-            eprintln!("{error:#}");
-        }
     }
 
     /// The pod with client programs, once it runs.
