@@ -54,7 +54,8 @@ fn helm_uninstall_leaves_nodes_as_they_were_and_running_pods_alone() -> Result<(
         cluster.try_on_node(node, &["transship-probe", "kill", &cluster.namespace, "operator"])?;
     }
     uninstalling.join().map_err(|_| anyhow!("helm panicked"))??;
-    let leases = cluster.kubectl(&["--namespace=transship-system", "get", "leases", "-o", "name"])?;
+    let leases =
+        cluster.kubectl(&["--namespace=transship-system", "get", "leases", "-o", "name"])?;
     ensure!(!leases.contains("transship-node-"), "left behind: {leases}");
 
     // The moved pod and everything else runs on, can be looked into, and can be stopped.
