@@ -21,8 +21,6 @@ pub const NAME: &str = "counter";
 const APPLICATION: &str = include_str!("../../../examples/counter.yaml");
 /// Everybody who takes something away between two cells does so within seconds, but not all at once.
 const SOON: Duration = Duration::from_secs(45);
-/// kubelet takes ended containers away once a minute.
-const IN_THE_END: Duration = Duration::from_secs(150);
 
 /// The application and its surroundings.
 pub struct Stage {
@@ -112,20 +110,27 @@ impl Stage {
                 *allowed.entry(format!("{}: {kind}", pod.node)).or_default() += count;
             }
         }
-        let counts = |thing: &str| counts(thing, pod.as_ref());
-        residue::no_more_than(&self.cluster, &allowed, SOON, counts).map_err(|(error, after)| {
-            error.context(format!("there is: {after:#?}\nallowed: {allowed:#?}"))
+        self.no_more_than(&allowed, pod.as_ref())
+    }
+
+    fn no_more_than(&self, allowed: &Kinds, pod: Option<&Pod>) -> Result<()> {
+        let counts = |thing: &str| counts(thing, pod);
+        residue::no_more_than(&self.cluster, allowed, SOON, counts).map_err(|(error, after)| {
+            let too_many = |thing: &&String| {
+                residue::kinds([*thing]).into_keys().any(|kind| {
+                    let there = after.iter().filter(|other| other.starts_with(&kind)).count();
+                    there > allowed.get(&kind).copied().unwrap_or(0)
+                })
+            };
+            let too_many: Vec<&String> = after.iter().filter(too_many).collect();
+            error.context(format!("more than {allowed:?}: {too_many:#?}"))
         })
     }
 
     /// After the last cell: without the application all is as it was before it.
     pub fn strike(self) -> Result<()> {
         self.clear()?;
-        residue::no_more_than(&self.cluster, &self.empty, IN_THE_END, |_| true).map_err(
-            |(error, after)| {
-                error.context(format!("there is: {after:#?}\nallowed: {:#?}", self.empty))
-            },
-        )
+        self.no_more_than(&self.empty, None)
     }
 }
 
@@ -137,7 +142,7 @@ fn present(cluster: &Cluster, pod: Option<&Pod>) -> Result<Kinds> {
 
 /// Whether a thing counts between two cells.
 fn counts(thing: &str, pod: Option<&Pod>) -> bool {
-    // kubelet's own to remove, in its own time; looked at in the end.
+    // kubelet's own to remove, in its own time; it keeps one of each container of a living pod.
     if thing.contains(": ended ") {
         return false;
     }
