@@ -85,8 +85,6 @@ pub mod reasons {
     pub const CHECKS_PASSED: &str = "ChecksPassed";
     /// The chosen mode does not exist in this version.
     pub const MODE_NOT_AVAILABLE: &str = "ModeNotAvailable";
-    /// The chosen way to keep the network does not exist in this version or on this network.
-    pub const NETWORK_NOT_AVAILABLE: &str = "NetworkNotAvailable";
     /// No pod of this name exists.
     pub const POD_NOT_FOUND: &str = "PodNotFound";
     /// The pod is not running, or it is being deleted.

@@ -2,7 +2,8 @@
 //!
 //! * Where the address moves along ([`NetworkMode::Preserve`]) they go on. The source's node knows where the
 //!   translated ones really lead (a Service's address stands for one of its pods), and so must the target's
-//!   before it opens. One that left with the source node's own address cannot go on from another node; it is
+//!   before it opens. The source's must have forgotten it by then: it would take the packets that come by from
+//!   the moved pod for others and change their port. If the source goes on it learns it again. One that left with the source node's own address cannot go on from another node; it is
 //!   ended, so that the application sees it now and does not wait for an answer.
 //! * With a new address ([`NetworkMode::Close`]) all are ended. The target's side is ended while it is held; the
 //!   peers get their reset from the source, which alone has the address that they know.
@@ -35,7 +36,8 @@ struct Noted {
     translated: Vec<Tracked>,
 }
 
-/// Notes what the source's node knows of the frozen pod's connections, in the directory that is returned.
+/// Notes what the source's node knows of the frozen and closed pod's connections, in the directory that is
+/// returned, and makes it forget what the target's node is to know; [`translate`] undoes that.
 pub fn note(holder: &Holder) -> Result<PathBuf> {
     let dir = holder.dir.path().join(DIR);
     files::make_dir(&dir)?;
@@ -50,6 +52,9 @@ pub fn note(holder: &Holder) -> Result<PathBuf> {
     }
     tracing::info!(translated = noted.translated.len(), "connections");
     files::write_json(&dir.join(FILE), &noted)?;
+    for tracked in noted.translated.iter().filter(|tracked| !tracked.changes_source()) {
+        conntrack::forget(tracked)?;
+    }
     Ok(dir)
 }
 
@@ -84,8 +89,8 @@ pub fn end(holder: &Holder, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Lets the target's node translate as the source's did: before the network opens. One that it refuses is a
-/// connection lost, and no reason to keep the pod from running.
+/// Lets this node translate as the source's did when it was frozen: before the network of the pod opens, on
+/// either side. One that it refuses is a connection lost, and no reason to keep the pod from running.
 pub fn translate(holder: &Holder) {
     let Some(network) = preserved(holder) else { return };
     let translated = match noted(&holder.dir, network) {
@@ -139,7 +144,12 @@ fn preserved(holder: &Holder) -> Option<&RecordNetwork> {
 /// What the source has noted. It comes from another node: only what concerns the pod counts.
 fn noted(dir: &MigrationDir, network: &RecordNetwork) -> Result<Vec<Tracked>> {
     let path = dir.path().join(DIR).join(FILE);
-    let text = files::read_bounded(&path, MAX_BYTES)?;
+    let text = match files::read_bounded(&path, MAX_BYTES) {
+        Ok(text) => text,
+        // It has not come to that.
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
     let Noted { mut translated } =
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
     let own = network.addresses()?;
@@ -208,7 +218,7 @@ mod tests {
             interface: "eth0".into(),
             aliases: vec![],
         };
-        assert!(noted(&dir, &network).is_err(), "nothing has come");
+        assert_eq!(noted(&dir, &network).unwrap(), [], "nothing has come");
         let own = tracked("10.244.1.5:4000", "10.96.0.7:80", "10.244.2.8:80", "10.244.1.5:4000");
         let foreign =
             tracked("10.244.1.6:4000", "10.96.0.7:80", "10.244.2.8:80", "10.244.1.6:4000");

@@ -209,6 +209,11 @@ fn a_translation_that_was_brought_along_is_carried_out() {
     assert_eq!((length, from), (5, own));
     service.send_to(b"answer", from).unwrap();
     assert_eq!(client.recv_from(&mut buffer).unwrap(), (6, asked), "the answer is translated back");
+
+    for _ in 0..2 {
+        node.enter(|| conntrack::forget(&tracked)).unwrap();
+    }
+    assert_eq!(node.enter(|| conntrack::opened_from(&[own.ip()])).unwrap(), []);
 }
 
 #[test]

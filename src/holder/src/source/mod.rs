@@ -317,10 +317,12 @@ impl SourceHands {
                 None => Ok(()),
             },
             Effect::OpenNetwork(_) => match &self.pod {
-                Some(pod) => pod
-                    .network()
-                    .open(&nft)
-                    .map_err(|error| Failed::other("NetworkNotOpened", error)),
+                Some(pod) => {
+                    connections::translate(&holder);
+                    pod.network()
+                        .open(&nft)
+                        .map_err(|error| Failed::other("NetworkNotOpened", error))
+                }
                 None => Ok(()),
             },
             Effect::Announce => {

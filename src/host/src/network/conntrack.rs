@@ -127,24 +127,29 @@ pub fn opened_from(ips: &[IpAddr]) -> Result<Vec<Tracked>> {
 /// Makes this the entry for its connection, whatever was there. The target's address is translated as it
 /// was; the source's never is.
 pub fn replace(tracked: &Tracked) -> Result<()> {
-    let original = tracked.original;
-    let failed =
-        || Error::network(format!("track the connection {} → {}", original.from, original.to));
+    forget(tracked)?;
+    let Direction { from, to } = tracked.original;
+    let failed = || Error::network(format!("track the connection {from} → {to}"));
     let socket = Netlink::open(Some(netlink::NETFILTER)).map_err(failed())?;
-    for (kind, direction) in [(CTA_TUPLE_ORIG, tracked.original), (CTA_TUPLE_REPLY, tracked.reply)]
-    {
-        let mut body = header(direction.from.ip());
-        nested(&mut body, kind, |body| tuple(body, tracked.protocol, direction));
-        match socket.request(DELETE, NLM_F_ACK, &body) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed()(error));
-            }
-            _ => {}
-        }
-    }
     socket
         .request(NEW, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &new_request(tracked))
         .map_err(failed())?;
+    Ok(())
+}
+
+/// Removes every entry that speaks of the connection, in whichever direction.
+pub fn forget(tracked: &Tracked) -> Result<()> {
+    let Direction { from, to } = tracked.original;
+    let failed = || Error::network(format!("forget the connection {from} → {to}"));
+    let socket = Netlink::open(Some(netlink::NETFILTER)).map_err(failed())?;
+    for direction in [tracked.original, tracked.reply] {
+        let mut body = header(direction.from.ip());
+        nested(&mut body, CTA_TUPLE_ORIG, |body| tuple(body, tracked.protocol, direction));
+        match socket.request(DELETE, NLM_F_ACK, &body) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
+            _ => {}
+        }
+    }
     Ok(())
 }
 
