@@ -93,7 +93,6 @@ type Outcome = Result<World, &'static str>;
 /// Which of the hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    S,
     Trial,
     Again,
     Former,
@@ -127,7 +126,6 @@ impl World {
             Place::Trial => Some(&self.trial),
             Place::Again => self.again.as_ref(),
             Place::Former => self.former.as_ref(),
-            Place::S => None,
         }
     }
 
@@ -136,7 +134,6 @@ impl World {
             Place::Trial => Some(&mut self.trial),
             Place::Again => self.again.as_mut(),
             Place::Former => self.former.as_mut(),
-            Place::S => None,
         }
     }
 

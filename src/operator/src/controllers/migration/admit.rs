@@ -55,17 +55,20 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         Some(pod) => mounted(pod, context).await?,
         None => Volumes::default(),
     };
+    let claims = match &pod {
+        Some(pod) => claims::of(pod, context).await?,
+        None => Vec::new(),
+    };
     let nodes = nodes(context);
     let policies = context.policies.state();
     let policy = pod
         .as_ref()
         .and_then(|pod| placement::policy::applying(policies.iter().map(Arc::as_ref), pod));
-    let claims;
     let mut input = Input {
         migration,
         pod: pod.as_ref(),
         owner: owner.as_ref(),
-        claims: &[],
+        claims: &claims,
         policy,
         volumes: &volumes,
         nodes: &nodes,
@@ -119,8 +122,6 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let target_facts = target_facts.inspect_err(|error| {
         tracing::info!(target, %error, "the target node could not be inspected");
     });
-    claims = claims::of(pod, context).await?;
-    input.claims = &claims;
     input.target = nodes.iter().find(|node| node.name == target);
     input.facts = Some(&facts);
     input.target_facts = target_facts.as_ref().ok();
