@@ -178,8 +178,8 @@ pub(crate) async fn connect(files: &Path) -> Result<Client> {
     let mut config = Config::new(url);
     config.root_cert = Some(authorities);
     config.connect_timeout = Some(READ_TIMEOUT);
-    // No limit for a connection's reads: it would count while the connection is idle, and end the one
-    // over which a request has just been sent. Each caller bounds its whole request instead.
+    // No limit for a connection's reads: it would count while the connection is idle, and end it
+    // when a request has just been sent over it. Each caller bounds its whole request instead.
     config.auth_info = AuthInfo {
         // The client reads the file again as the agent renews it.
         token_file: Some(files.join("token").to_string_lossy().into_owned()),
