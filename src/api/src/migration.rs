@@ -379,7 +379,7 @@ pub struct MigrationStatus {
     pub address: Option<String>,
     /// Its further addresses: that of the other family in a dual-stack cluster. They move with it, too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8))]
+    #[schemars(length(max = 8), inner(length(max = 64)))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub other_addresses: Vec<String>,
     /// When work on it began.

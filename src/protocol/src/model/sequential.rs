@@ -633,6 +633,9 @@ fn the_sequential_order_is_safe_when_the_migration_vanishes() {
 macro_rules! each_rule_of_the_order_matters {
     ($($name:ident: $rule:ident $bounds:expr;)*) => {
         $(#[test] fn $name() { fails(Rule::$rule, $bounds); })*
+
+        /// The rules that are broken here.
+        pub(super) const BROKEN: &[Rule] = &[$(Rule::$rule),*];
     };
 }
 

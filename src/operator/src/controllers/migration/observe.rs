@@ -266,8 +266,10 @@ mod tests {
         #[case] policy: &str,
         #[case] expected: Option<(Kind, &str)>,
     ) {
+        let annotations: std::collections::BTreeMap<&str, &str> =
+            index.map(|index| (COMPLETION_INDEX, index)).into_iter().collect();
         let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"generateName": generate_name, "annotations": {COMPLETION_INDEX: index}},
+            "metadata": {"generateName": generate_name, "annotations": annotations},
             "spec": {"containers": [], "restartPolicy": policy},
         }))
         .unwrap();
