@@ -20,7 +20,8 @@ const POD: &str = "cni-test-pod";
 struct Namespace(String);
 
 impl Namespace {
-    fn make() -> Option<Self> {
+    /// `of` tells the tests of this program apart.
+    fn make(of: &str) -> Option<Self> {
         let can = rustix::process::geteuid().is_root()
             && Command::new("ip").arg("-V").output().is_ok()
             && Command::new("nft").arg("-V").output().is_ok();
@@ -28,7 +29,7 @@ impl Namespace {
             eprintln!("skipped: needs root, ip and nft");
             return None;
         }
-        let name = format!("tscni{}", std::process::id());
+        let name = format!("tscni{}-{of}", std::process::id());
         let namespace = Self(name.clone());
         for line in [
             format!("netns add {name}"),
@@ -111,7 +112,7 @@ fn record(state: RecordState) -> Record {
 
 #[test]
 fn a_target_comes_up_closed_with_the_old_identity() {
-    let Some(namespace) = Namespace::make() else { return };
+    let Some(namespace) = Namespace::make("kept") else { return };
     let netns = namespace.path();
     let dir = tempfile::tempdir().unwrap();
     let host = HostRoot::at(dir.path());
@@ -153,7 +154,7 @@ fn a_target_comes_up_closed_with_the_old_identity() {
 
 #[test]
 fn a_target_with_a_new_address_keeps_the_old_one_for_sockets_alone() {
-    let Some(namespace) = Namespace::make() else { return };
+    let Some(namespace) = Namespace::make("closed") else { return };
     let netns = namespace.path();
     let dir = tempfile::tempdir().unwrap();
     let host = HostRoot::at(dir.path());
