@@ -184,7 +184,7 @@ impl<'a> Disguise<'a> {
             &[
                 "sh",
                 "-c",
-                "cp /opt/cni/bin/bridge /opt/cni/bin/unheard && \
+                "cp /usr/lib/cni/bridge /usr/lib/cni/unheard && \
                  sed -i 's/\"type\": \"bridge\"/\"type\": \"unheard\"/' /etc/cni/net.d/*.conflist && \
                  grep -q unheard /etc/cni/net.d/*.conflist",
             ],

@@ -119,7 +119,7 @@ fn a_sidecar_moves_beside_its_application_and_nothing_that_ran_once_runs_again()
     }
 
     // A sidecar that crashes starts anew, and the application stays.
-    cluster.on_node(&pod.node, &["sh", "-c", "kill -9 $(pgrep -f 'serve.py 8081')"])?;
+    cluster.on_node(&pod.node, &["sh", "-c", "kill -9 $(pgrep -f '[s]erve.py 8081')"])?;
     cluster.await_that("the sidecar is restarted", Duration::from_secs(60), || {
         let object = cluster.get("pod", &pod.name)?;
         let statuses = object["status"]["initContainerStatuses"].clone();

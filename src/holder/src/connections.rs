@@ -62,27 +62,23 @@ pub fn note(holder: &Holder) -> Result<PathBuf> {
 pub fn end(holder: &Holder, pod: &Pod) -> Result<()> {
     let Some(network) = &holder.task.network else { return Ok(()) };
     let namespace = pod.network();
-    let ended = match network.mode {
-        NetworkMode::Close => namespace.destroy_connections(outside(network)?)?,
+    let cannot_go_on: Box<dyn Fn(&Socket) -> bool + Send> = match network.mode {
+        NetworkMode::Close => Box::new(outside(network)?),
         NetworkMode::Preserve => {
             let mut lost = noted(&holder.dir, network)?;
             lost.retain(Tracked::changes_source);
-            match lost.is_empty() {
-                true => 0,
-                false => namespace.destroy_connections(move |socket| is_among(socket, &lost))?,
-            }
+            Box::new(move |socket| is_among(socket, &lost))
         }
     };
+    // Looked at before: a connection that was ended still passes for a socket that is bound.
+    let mut staying = namespace.sockets()?;
+    staying.retain(|socket| !cannot_go_on(socket));
+    let ended = namespace.destroy_connections(cannot_go_on)?;
     if ended > 0 {
         tracing::info!(ended, "connections that cannot go on from here");
     }
-    let aliases = network.aliases()?;
-    if aliases.is_empty() {
-        return Ok(());
-    }
-    let sockets = namespace.sockets()?;
-    for ip in aliases {
-        if !sockets.iter().any(|socket| socket.local.ip() == ip) {
+    for ip in network.aliases()? {
+        if !staying.iter().any(|socket| socket.local.ip() == ip) {
             namespace.remove_alias(ip)?;
         }
     }
