@@ -133,7 +133,10 @@ pub fn etcd() -> Application {
                 let found: Value =
                     serde_json::from_str(&http.request("POST", "/v3/kv/range", &range)?)?;
                 let found = &found["kvs"][0];
-                ensure!(found["version"] == *n, "key {client}, {n} writes: {found}");
+                ensure!(
+                    found["version"].as_str() == Some(n.to_string().as_str()),
+                    "key {client}, {n} writes: {found}"
+                );
                 ensure!(found["value"] == base64(&n.to_string()), "key {client}: {found}");
             }
             Ok(())

@@ -158,7 +158,7 @@ fn a_kill_in_the_hold_is_rolled_back(victim: &str) -> Result<()> {
     let object = cluster.get("migration", &migration)?;
     ensure!(object["status"]["phase"] == "RolledBack", "{:#}", object["status"]);
     cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
-    source_goes_on(&cluster, &before, client)?;
+    source_goes_on(&cluster, &before, client).with_context(|| format!("{:#}", object["status"]))?;
     no_record_is_left(&cluster, target)
 }
 

@@ -217,17 +217,17 @@ fn an_http_pre_stop_hook_does_not_reach_the_moved_application() -> Result<()> {
 #[test]
 fn a_node_that_has_left_the_cluster_leaves_neither_its_node_nor_its_lease() -> Result<()> {
     let cluster = Cluster::with_namespace("left")?;
+    let mut system = cluster.view();
+    system.namespace = "transship-system".into();
     // Never in the cluster: to the operator it is the same.
-    cluster.apply(
+    system.apply(
         "apiVersion: transship.dev/v1alpha1\nkind: Node\nmetadata: {name: node-left}\nspec: {}\n---\n\
          apiVersion: coordination.k8s.io/v1\nkind: Lease\n\
-         metadata: {name: transship-node-node-left, namespace: transship-system}\n\
-         spec: {holderIdentity: node-left}\n",
+         metadata: {name: transship-node-node-left}\nspec: {holderIdentity: node-left}\n",
     )?;
     cluster.await_that("node and Lease are gone", Duration::from_secs(90), || {
         let nodes = cluster.kubectl(&["get", "nodes.transship.dev", "-o", "name"])?;
-        let leases =
-            cluster.kubectl(&["--namespace=transship-system", "get", "leases", "-o", "name"])?;
+        let leases = system.kubectl(&["get", "leases", "-o", "name"])?;
         Ok(!nodes.contains("node-left") && !leases.contains("node-left"))
     })
 }
