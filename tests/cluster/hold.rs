@@ -76,8 +76,7 @@ fn undecided(cluster: &Cluster) -> Result<(Pod, Pod, String, Client)> {
         let record = format!("/var/lib/transship/pods/{uid}/record.json");
         let record = cluster.on_node(source.other_node(), &["cat", &record])?;
         let name = object["status"]["target"]["podName"].as_str().unwrap_or_default().to_owned();
-        target =
-            Some(Pod { name, uid, node: source.other_node().to_owned(), ip: source.ip.clone() });
+        target = Some(Pod { name, uid, node: source.other_node().to_owned(), ..source.clone() });
         Ok(record.contains("\"held\""))
     })?;
     Ok((source, target.context("no target")?, migration, client))

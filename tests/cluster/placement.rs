@@ -228,7 +228,8 @@ fn pods_follow_a_volume_that_one_node_alone_can_mount() -> Result<()> {
     let landed = trial.landed("app=guest", 4)?;
     ensure!(landed.keys().eq(["node-c"]), "landed on {landed:?}");
     trial.cluster.apply(&pod("stray", user("stray", Some("node-b"))).to_string())?;
-    let names_it = |text: &str| text.contains("--volumes-from=placement-volume/data");
+    let named = format!("--volumes-from={}/data", trial.cluster.namespace);
+    let names_it = |text: &str| text.contains(&named);
     trial.cluster.await_that("its events name the volume", PATIENCE, || {
         Ok(names_it(&trial.events("stray")?))
     })?;

@@ -260,17 +260,21 @@ pub struct Pod {
     pub node: String,
     /// Its address.
     pub ip: String,
+    /// All its addresses, the first one included.
+    pub ips: Vec<String>,
 }
 
 impl Pod {
     /// From its JSON.
     pub fn of(pod: &Value) -> Pod {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let ips = pod["status"]["podIPs"].as_array().into_iter().flatten();
         Pod {
             name: text(&pod["metadata"]["name"]),
             uid: text(&pod["metadata"]["uid"]),
             node: text(&pod["spec"]["nodeName"]),
             ip: text(&pod["status"]["podIP"]),
+            ips: ips.map(|ip| text(&ip["ip"])).collect(),
         }
     }
 

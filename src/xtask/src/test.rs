@@ -21,18 +21,21 @@ use crate::{
 /// The tests that need a third node; the others are written for two.
 const PLACEMENT: &str = "placement::";
 
-/// The tests of real applications: a program of its own, and an image of its own.
-const APPLICATIONS: &str = "applications::";
-
 /// Runs all tests.
 #[derive(ClapArgs)]
 pub struct Args {
     /// Only the tests on the cluster whose names contain this.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
-    /// Only the faults, all of them instead of a few, and write docs/faults.md if all of them hold.
+    /// Only the faults, and write docs/faults.md if all of them hold.
     #[arg(long, conflicts_with = "quick")]
     faults: bool,
+    /// A few of the faults instead of all.
+    #[arg(long, requires = "faults")]
+    some: bool,
+    /// Only the real applications under load.
+    #[arg(long, conflicts_with_all = ["quick", "faults"])]
+    applications: bool,
     /// Leave the sandbox up afterwards.
     #[arg(long)]
     keep: bool,
@@ -83,7 +86,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
-    let everything = args.only.is_none() && !args.faults;
+    let everything = args.only.is_none() && !args.faults && !args.applications;
     stages.run("tools", 120, sandbox::ensure_tools)?;
     if everything {
         stages.run("format", 10, || cargo(root, &["fmt", "--all", "--check"], &[]))?;
@@ -130,25 +133,20 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         return stages
             .run("all faults", 4 * 3600, || on_cluster(root, "faults", &all_faults(args, root)));
     }
-    let only = args.only.as_deref().unwrap_or_default();
-    if !only.contains(PLACEMENT) && !only.contains(APPLICATIONS) {
-        let mut filter = options(args);
-        filter.arguments.extend(["--skip".to_owned(), PLACEMENT.to_owned()]);
-        stages.run("cluster tests", 900, || on_cluster(root, "cluster", &filter))?;
-    }
-    if only.is_empty() || only.contains(APPLICATIONS) {
+    if args.applications {
         stages.run("the applications' image", 240, || {
             sandbox::load(&[images::applications(root)?])
         })?;
-        stages
-            .run("real applications", 480, || on_cluster(root, "applications", &options(args)))?;
+        return stages
+            .run("real applications", 480, || on_cluster(root, "applications", &options(args)));
+    }
+    let only = args.only.as_deref().unwrap_or_default();
+    if !only.contains(PLACEMENT) {
+        let mut filter = options(args);
+        filter.arguments.extend(["--skip".to_owned(), PLACEMENT.to_owned()]);
+        stages.run("cluster tests", 1500, || on_cluster(root, "cluster", &filter))?;
     }
     if everything {
-        let some = Options {
-            environment: vec![("TRANSSHIP_FAULTS_SOME", "1".into())],
-            ..Options::default()
-        };
-        stages.run("some faults", 420, || on_cluster(root, "faults", &some))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {
@@ -234,7 +232,12 @@ fn options(args: &Args) -> Options {
 /// The table is written from a run of all.
 fn all_faults(args: &Args, root: &Path) -> Options {
     let mut options = options(args);
-    options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()));
+    match args.some {
+        true => options.environment.push(("TRANSSHIP_FAULTS_SOME", "1".into())),
+        false => {
+            options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()))
+        }
+    }
     options
 }
 

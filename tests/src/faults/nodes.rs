@@ -15,7 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A node's address in the network of the nodes.
 pub fn address(cluster: &Cluster, node: &str) -> Result<String> {
     let path = r#"jsonpath={.status.addresses[?(@.type=="InternalIP")].address}"#;
-    cluster.kubectl(&["get", "node", node, "-o", path])
+    let addresses = cluster.kubectl(&["get", "node", node, "-o", path])?;
+    // One of each family; everything that is cut speaks the first.
+    Ok(addresses.split(' ').next().unwrap_or_default().to_owned())
 }
 
 /// The API server's address, as the nodes reach it.

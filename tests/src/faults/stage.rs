@@ -150,7 +150,7 @@ fn counts(thing: &str, pod: Option<&Pod>) -> bool {
     let is_address = thing.contains(": lent address ") || thing.contains(": IP lease ");
     let of_pod = |pod: &Pod| {
         let name = thing.rsplit(['/', ' ']).next().unwrap_or_default();
-        name.strip_suffix(".json").unwrap_or(name) == pod.ip
+        pod.ips.iter().any(|ip| name.strip_suffix(".json").unwrap_or(name) == ip)
     };
     !(is_address && pod.is_some_and(of_pod))
 }
@@ -171,7 +171,8 @@ mod tests {
     use super::*;
 
     fn pod() -> Pod {
-        Pod { name: "p".into(), uid: "u".into(), node: "node-b".into(), ip: "10.0.0.4".into() }
+        let ip = "10.0.0.4".to_owned();
+        Pod { name: "p".into(), uid: "u".into(), node: "node-b".into(), ips: vec![ip.clone()], ip }
     }
 
     #[test]
