@@ -16,7 +16,8 @@ pub fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result
     let now = cluster.pod("app=counter")?;
     ensure!(&now == before, "{before:?} became {now:?}");
     let so_far = client.replies();
-    cluster.await_that("the connection goes on", Duration::from_secs(30), || {
+    // The pod may stand still for half a minute here, and TCP's next try comes within twice that time.
+    cluster.await_that("the connection goes on", Duration::from_secs(60), || {
         Ok(client.replies() > so_far + 50)
     })?;
     let report = client.stop();
