@@ -6,6 +6,7 @@ use transship_api::{Mode, names};
 
 use crate::migration::owner::Kind;
 use crate::placement::kubernetes::{self, Asked};
+use crate::sequential_pod::controller;
 
 use super::{Input, NodeView, Refusal, RequestCheck, name_some};
 
@@ -154,13 +155,6 @@ pub(super) fn never_moved(pod: &Pod) -> Option<String> {
     }
     let owner = controller(pod).filter(|owner| owner.kind == "DaemonSet")?;
     Some(format!("pods of DaemonSet {} run one on each node and are not moved", owner.name))
-}
-
-/// The pod's controlling owner.
-pub(crate) fn controller(
-    pod: &Pod,
-) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference> {
-    pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))
 }
 
 fn is_static(pod: &Pod) -> bool {

@@ -19,6 +19,7 @@ use transship_core::migration::state::claimed_by;
 use transship_core::placement::volumes::{self, Volumes};
 use transship_core::placement::{self, Load};
 use transship_core::preflight::{Input, NodeView, TargetAnswer};
+use transship_core::sequential_pod::controller;
 use transship_core::target_pod::{self, TargetFor};
 
 use super::owner::Owners;
@@ -293,8 +294,8 @@ async fn claim(migration: &Migration, pod: &Pod, pods: &Api<Pod>) -> Result<(), 
 /// The pod's controller, if it is one whose pods are handed over and it is there to stay.
 async fn owner(pod: Option<&Pod>, context: &Context) -> Result<Option<Controller>, Error> {
     let Some(pod) = pod else { return Ok(None) };
-    let claim = pod.owner_references().iter().find(|owner| owner.controller == Some(true));
-    let Some((claim, kind)) = claim.and_then(|claim| Some((claim, Kind::of(claim)?))) else {
+    let Some((claim, kind)) = controller(pod).and_then(|claim| Some((claim, Kind::of(claim)?)))
+    else {
         return Ok(None);
     };
     let namespace = pod.namespace().unwrap_or_default();
