@@ -295,3 +295,46 @@ fn marks_on_pods_are_the_operators_alone_and_other_pods_are_free() -> Result<()>
         ],
     )
 }
+
+/// RBAC cannot say which Secrets and which marks: the policy does.
+#[test]
+fn the_operator_marks_namespaces_and_stores_manifests_only() -> Result<()> {
+    let cluster = Cluster::with_namespace("operator-policy")?;
+    let operator: &[&str] = &[OPERATOR];
+    let namespace = cluster.namespace.as_str();
+    let label = |label| ["label", "namespace", namespace, "--overwrite", label];
+    let annotate = |mark| ["annotate", "namespace", namespace, mark];
+    let enforce = "pod-security.kubernetes.io/enforce=privileged";
+    let secret = |name| ["create", "secret", "generic", name, "--from-literal=a=b"];
+    cluster.kubectl(&secret("password"))?;
+    check(
+        &cluster,
+        &[
+            ("our label", operator, &label("transship.dev/handover=true"), None),
+            ("its end", operator, &label("transship.dev/handover-"), None),
+            ("another label", operator, &label(enforce), Some("sets no label")),
+            ("our annotation", operator, &annotate("handover.transship.dev/uid=web-0"), None),
+            ("another annotation", operator, &annotate("a=b"), Some("sets no annotation")),
+            (
+                "a namespace's end",
+                operator,
+                &["delete", "namespace", namespace, "--wait=false"],
+                Some("forbidden"),
+            ),
+            ("a manifest", operator, &secret("transship-manifest-uid"), None),
+            (
+                "a manifest's end",
+                operator,
+                &["delete", "secret", "transship-manifest-uid", "--wait=false"],
+                None,
+            ),
+            ("a Secret", operator, &secret("other"), Some("transship-manifest-*")),
+            (
+                "a Secret's end",
+                operator,
+                &["delete", "secret", "password", "--wait=false"],
+                Some("transship-manifest-*"),
+            ),
+        ],
+    )
+}

@@ -11,10 +11,11 @@ use transship_tests::cluster::{Cluster, Pod, condition};
 use crate::counter;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const IMAGE: &str = "localhost/transship-examples:1";
+/// The image of the examples.
+pub const IMAGE: &str = "localhost/transship-examples:1";
 
 /// A Deployment with one pod.
-fn deployment(name: &str, pod_spec: &Value) -> String {
+pub fn deployment(name: &str, pod_spec: &Value) -> String {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
         "spec": {
@@ -26,7 +27,8 @@ fn deployment(name: &str, pod_spec: &Value) -> String {
     .to_string()
 }
 
-fn sleeper(extra: &Value) -> Value {
+/// A container that waits, with what else it is to have.
+pub fn sleeper(extra: &Value) -> Value {
     let mut container = json!({
         "name": "main", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
         "command": ["sleep", "infinity"],
@@ -59,12 +61,13 @@ fn violations(migration: &Value) -> Vec<(String, String, String)> {
     found.iter().map(|v| (text(&v["check"]), text(&v["container"]), text(&v["message"]))).collect()
 }
 
-fn checks(migration: &Value) -> BTreeSet<String> {
+/// The checks that found something.
+pub fn checks(migration: &Value) -> BTreeSet<String> {
     violations(migration).into_iter().map(|(check, _, _)| check).collect()
 }
 
 /// Everything of a pod that a look must leave alone: its containers, and each process with its state.
-fn state(cluster: &Cluster, pod: &str) -> Result<BTreeMap<String, String>> {
+pub fn state(cluster: &Cluster, pod: &str) -> Result<BTreeMap<String, String>> {
     const LIST: &str = "
 import os
 for pid in sorted(filter(str.isdigit, os.listdir('/proc')), key=int):
@@ -83,6 +86,9 @@ for pid in sorted(filter(str.isdigit, os.listdir('/proc')), key=int):
         let name = status["name"].as_str().unwrap_or_default();
         ensure!(status["restartCount"] == 0, "{name} was restarted: {status:#}");
         found.insert(format!("{name} id"), status["containerID"].to_string());
+        if status["state"]["running"].is_null() {
+            continue;
+        }
         let list = cluster.kubectl(&["exec", pod, "-c", name, "--", "python3", "-c", LIST])?;
         found.insert(format!("{name} processes"), list);
     }
@@ -294,11 +300,16 @@ fn dump(cluster: &Cluster, node: &str, id: &str) -> Result<std::result::Result<(
     Ok(if output.status.success() { Ok(()) } else { Err(errors) })
 }
 
-/// Runs a program of the node in the network namespace of a pod.
-fn in_network(cluster: &Cluster, pod: &Pod, command: &[&str]) -> Result<()> {
+/// The runtime's id of a pod's first container.
+pub fn container_id(cluster: &Cluster, pod: &Pod) -> Result<String> {
     let object = cluster.get("pod", &pod.name)?;
     let id = object["status"]["containerStatuses"][0]["containerID"].as_str().unwrap_or_default();
-    let id = id.rsplit('/').next().unwrap_or_default().to_owned();
+    Ok(id.rsplit('/').next().unwrap_or_default().to_owned())
+}
+
+/// Runs a program of the node in the network namespace of a pod.
+pub fn in_network(cluster: &Cluster, pod: &Pod, command: &[&str]) -> Result<()> {
+    let id = container_id(cluster, pod)?;
     let script = format!(
         "exec nsenter --net=/proc/$(cat /run/containerd/io.containerd.runtime.v2.task/k8s.io/{id}/init.pid)/ns/net -- {}",
         command.join(" ")

@@ -23,6 +23,8 @@ ls /run/transship/holders 2>/dev/null | sed 's/^/holder directory /'
 for f in /var/lib/cni/networks/*/[0-9]*; do [ -e "$f" ] && echo "IP lease $f"; done
 nft list tables 2>/dev/null | grep transship | sed 's/^/nft /'
 awk '$5 ~ "transship|/kubelet/pods/|k8s.io" {print "mount " $5}' /proc/self/mountinfo
+# Of its own kind: one mount more is not seen where there is another one less.
+for d in /run/containerd/runc/k8s.io/*/criu-root; do [ -e $d ] && echo "restore $d"; done
 for c in freezer memory pids; do find /sys/fs/cgroup/$c/kubepods -mindepth 2 -type d 2>/dev/null | sed 's/^/cgroup /'; done
 # What has no task any more is only a name and a directory: kubelet removes it, once a minute.
 tasks=$(ctr -n k8s.io tasks ls -q)

@@ -10,7 +10,10 @@ use crate::target_pod::{TargetFor, TargetPodError, target_pod};
 /// Whether the pod's name is exclusive, so that no other can stand beside it: it belongs to a
 /// StatefulSet, or to nobody.
 pub fn is_exclusive(pod: &Pod) -> bool {
-    controller(pod).is_none_or(|owner| owner.kind == "StatefulSet")
+    controller(pod).is_none_or(|owner| {
+        // Other groups have kinds of this name, whose controllers are not ours to know.
+        owner.kind == "StatefulSet" && owner.api_version.starts_with("apps/")
+    })
 }
 
 /// The pod's controlling owner.
@@ -116,6 +119,7 @@ mod tests {
     #[rstest]
     #[case(json!([]), true)]
     #[case(json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "w", "uid": "u", "controller": true}]), true)]
+    #[case(json!([{"apiVersion": "example.com/v1", "kind": "StatefulSet", "name": "w", "uid": "u", "controller": true}]), false)]
     #[case(json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "w", "uid": "u", "controller": true}]), false)]
     #[case(json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "w", "uid": "u", "controller": true}]), false)]
     #[case(json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "w", "uid": "u"}]), true)]

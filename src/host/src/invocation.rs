@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use transship_protocol::Verb;
 
@@ -130,13 +130,18 @@ impl Invocation {
 
     /// runc's state directory of the container.
     pub fn state_dir(&self) -> Option<PathBuf> {
-        let id = self.id.as_deref()?;
-        // runc refuses such ids; do not follow them into other directories.
-        if id.is_empty() || id.contains('/') || id.starts_with('.') {
-            return None;
-        }
-        Some(self.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into()).join(id))
+        state_dir(self.root.as_deref().unwrap_or(Path::new("")), self.id.as_deref()?)
     }
+}
+
+/// runc's state directory of a container; an empty `root` stands for the default.
+pub(crate) fn state_dir(root: &Path, id: &str) -> Option<PathBuf> {
+    // runc refuses such ids; do not follow them into other directories.
+    if id.is_empty() || id.contains('/') || id.starts_with('.') {
+        return None;
+    }
+    let root = if root.as_os_str().is_empty() { Path::new(DEFAULT_ROOT) } else { root };
+    Some(root.join(id))
 }
 
 /// Name and attached value of an option; `None` for anything else.

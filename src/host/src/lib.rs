@@ -24,6 +24,7 @@ pub mod paths;
 pub mod quiesce;
 pub mod record;
 pub mod task;
+pub mod unfinished;
 
 pub use error::{Error, Result};
 pub use paths::HostRoot;

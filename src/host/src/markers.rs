@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::freezer::Freezer;
+use crate::invocation;
 use crate::paths::PodDir;
 
 /// `waiting/<container>.json`: the wrapper in `create` waits.
@@ -35,6 +36,13 @@ pub struct Waiting {
     pub runc_root: PathBuf,
     /// The wrapper's process.
     pub pid: u32,
+}
+
+impl Waiting {
+    /// The runtime's state directory of the container.
+    pub fn state_dir(&self) -> Option<PathBuf> {
+        invocation::state_dir(&self.runc_root, &self.container_id)
+    }
 }
 
 /// `ready/<container>.json`: the restore may start.
@@ -219,6 +227,25 @@ mod tests {
             serde_json::to_string(&held).unwrap(),
             r#"{"pid":7,"freezer":"/c","version":2}"#
         );
+    }
+
+    #[test]
+    fn a_waiting_container_tells_its_state_directory_and_no_other() {
+        let state_dir = |root: &str, id: &str| {
+            let waiting = Waiting {
+                container_id: id.into(),
+                bundle: "/b".into(),
+                rootfs: "/b/rootfs".into(),
+                runc_root: root.into(),
+                pid: 7,
+            };
+            waiting.state_dir()
+        };
+        assert_eq!(state_dir("/r", "c1"), Some("/r/c1".into()));
+        assert_eq!(state_dir("", "c1"), Some("/run/runc/c1".into()));
+        for id in ["", ".", "..", "../c2", "c1/x"] {
+            assert_eq!(state_dir("/r", id), None, "{id}");
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Freezer and network against the running kernel: cgroups and network namespaces made for each test.
+//! Freezer, mounts and network against the running kernel: cgroups, mounts and network namespaces made for
+//! each test.
 //!
 //! Needs root, a cgroup file system, and the programs `ip` and `nft`; without them a test says so and passes.
 
@@ -11,10 +12,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use transship_host::Error;
 use transship_host::freezer::{CgroupVersion, Freezer, FreezerState};
 use transship_host::markers::wait_for;
 use transship_host::network::{Address, NetNs};
+use transship_host::{Error, unfinished};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const A_WHILE: Duration = Duration::from_millis(100);
@@ -165,6 +166,40 @@ fn the_cgroup_of_a_process_is_found_and_left() {
         outside.admit(pid).unwrap();
         assert!(inner.tasks().unwrap().is_empty());
     }
+}
+
+// ---- mounts
+
+#[test]
+fn what_a_killed_restore_has_mounted_is_detached_and_keeps_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let [rootfs, state, other] = ["rootfs", "c1", "other"].map(|name| dir.path().join(name));
+    let criu_root = state.join("criu-root");
+    for path in [&rootfs, &criu_root, &other] {
+        fs::create_dir_all(path).unwrap();
+    }
+    fs::write(rootfs.join("file"), "").unwrap();
+    if rustix::mount::mount_bind(&rootfs, &criu_root).is_err() {
+        return skipped("nothing can be mounted");
+    }
+    unfinished::detach(&state).unwrap();
+    assert!(state.exists() && !criu_root.exists());
+    fs::create_dir(&criu_root).unwrap();
+    unfinished::detach(&state).unwrap();
+    fs::create_dir(&criu_root).unwrap();
+    rustix::mount::mount_bind(&rootfs, &criu_root).unwrap();
+    unfinished::remove(&state).unwrap();
+    assert!(!state.exists());
+    assert!(rootfs.join("file").exists(), "the container's files were removed");
+
+    // A link in its place leads nowhere.
+    rustix::mount::mount_bind(&rootfs, &other).unwrap();
+    fs::create_dir(&state).unwrap();
+    std::os::unix::fs::symlink(&other, &criu_root).unwrap();
+    let refused = unfinished::remove(&state);
+    let still_there = other.join("file").exists();
+    rustix::mount::unmount(&other, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert!(refused.is_err() && still_there, "{refused:?}");
 }
 
 // ---- network

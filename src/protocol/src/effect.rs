@@ -58,7 +58,8 @@ pub enum Effect<E, W> {
     /// Thaw all containers together.
     ThawTasks(Guard),
     /// SIGKILL every task while it is frozen (freezing first what runs), then thaw what is dead.
-    /// No instruction runs. Includes tasks of a half-done restore (by cgroup).
+    /// No instruction runs. Includes tasks of a half-done restore (by cgroup), and whatever else that
+    /// has left on the node.
     KillTasksFrozen,
     /// From now on publish this word: Node status (retried until it is there) and RPC. Does not
     /// wait for the API. Publish nothing that this effect did not hand out.

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! If anything fails after runc was started, every task of the container is killed while frozen before the
-//! wrapper ends, so kubelet never sees a failed `create` that left something alive. The standard streams are
-//! not touched: runc, and through it the restored tasks, inherit them.
+//! wrapper ends, so kubelet never sees a failed `create` that left something alive; and what runc was kept from
+//! removing is removed. The standard streams are not touched: runc, and through it the restored tasks, inherit
+//! them.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -25,7 +26,7 @@ use transship_host::freezer::{Freezer, FreezerState};
 use transship_host::invocation::Invocation;
 use transship_host::markers::{Failed, Held, Ready, Restored, Waiting, wait_for};
 use transship_host::record::RecordState;
-use transship_host::{HostRoot, files};
+use transship_host::{HostRoot, files, unfinished};
 
 use crate::wrapper::Subject;
 use crate::{hold, limits, noop};
@@ -68,11 +69,12 @@ pub(crate) fn run(
             subject.pod.lifted_limits(&subject.container).and_then(|memory| limits::reset(&memory));
         // Restored or not: nothing may be left alive behind an error.
         let killed = subject.bundle.freezer().and_then(|f| f.kill_all_frozen(KILL_LIMIT));
-        let message = match killed {
+        // No `delete` follows a `create` that failed.
+        let state = invocation.state_dir();
+        let removed = killed.and_then(|()| state.as_deref().map_or(Ok(()), unfinished::remove));
+        let message = match removed {
             Ok(()) => message.clone(),
-            Err(error) => {
-                format!("{message}; and its tasks could not be killed: {}", error.chain())
-            }
+            Err(error) => format!("{message}; and something of it is left: {}", error.chain()),
         };
         let failed = Failed { message, log: log_tail(&ready.work) };
         // The holder sees a wrapper that ended without a marker, too.

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use transship_host::HostRoot;
 use transship_host::bundle::Bundle;
 use transship_host::invocation::Invocation;
 use transship_host::markers::Restored;
 use transship_host::paths::PodDir;
 use transship_host::record::{ContainerKind, Record, RecordState};
+use transship_host::{HostRoot, unfinished};
 use transship_protocol::{Verb, Verdict, sandbox_verdict, wrapper_verdict};
 
 use crate::{log, noop, restore, runc};
@@ -99,7 +99,10 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
             }
         },
         Act::KillFrozen(bundle) => {
-            match bundle.freezer().and_then(|freezer| freezer.kill_all_frozen(KILL_LIMIT)) {
+            let killed = bundle.freezer().and_then(|freezer| freezer.kill_all_frozen(KILL_LIMIT));
+            // runc's `delete` would go through the root of a killed restore and empty it.
+            let state = invocation.state_dir();
+            match killed.and_then(|()| state.as_deref().map_or(Ok(()), unfinished::detach)) {
                 Ok(()) => hand_over(),
                 Err(error) => {
                     log::error(&invocation, &error.chain());

@@ -14,12 +14,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use transship_host::HostRoot;
 use transship_host::cgroup::{CgroupVersion, cgroup_at};
 use transship_host::freezer::{Freezer, FreezerState};
 use transship_host::markers::{Failed, Held, Ready, Restored, Waiting, wait_for};
 use transship_host::paths::{PodDir, Role};
 use transship_host::record::{ContainerKind, ContainerRef, RECORD_VERSION, Record, RecordState};
+use transship_host::{HostRoot, unfinished};
 
 const POD: &str = "restore-test-pod";
 const LIMIT: Duration = Duration::from_secs(20);
@@ -390,11 +390,20 @@ fn find_process(program: &Path) -> Option<(u32, u32)> {
         if String::from_utf8_lossy(&line).split('\0').next() != Some(program) {
             continue;
         }
-        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-        return Some((pid, parent.trim().parse().ok()?));
+        return Some((pid, parent_of(pid)?));
     }
     None
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok()
+}
+
+fn is_mounted(point: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.lines().any(|line| line.split(' ').nth(4) == point.to_str())
 }
 
 fn kill(pid: u32) {
@@ -402,8 +411,8 @@ fn kill(pid: u32) {
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
-/// Kills one of the processes that take part (CRIU, script, wrapper) while the tasks are held in
-/// `pre-resume`, and looks whether an instruction runs.
+/// Kills one of the processes that take part (CRIU, script, wrapper, runc) while the tasks are held in
+/// `pre-resume`, and looks whether an instruction runs and what is left.
 fn killed_while_held(victim: impl Fn(u32, u32, u32) -> u32) {
     let Some(scene) = Scene::set() else { return };
     let mut create = scene.create();
@@ -417,8 +426,12 @@ fn killed_while_held(victim: impl Fn(u32, u32, u32) -> u32) {
     let (script, criu) = find_process(&scene.host.bin("transship-hold")).expect("the script waits");
     assert!(!freezer.tasks().unwrap().is_empty());
     assert_eq!(scene.pod.marked::<Held>("web").unwrap(), None);
+    let state = scene.pod.marked::<Waiting>("web").unwrap().unwrap().state_dir().unwrap();
+    let criu_root = state.join("criu-root");
+    assert!(is_mounted(&criu_root), "runc shows CRIU the root elsewhere");
 
-    kill(victim(criu, script, create.id()));
+    let killed = victim(criu, script, create.id());
+    kill(killed);
     assert!(!scene.has_run(), "an instruction ran");
     if freezer.exists() && !freezer.tasks().unwrap().is_empty() {
         assert_eq!(freezer.state().unwrap(), FreezerState::Frozen);
@@ -431,10 +444,14 @@ fn killed_while_held(victim: impl Fn(u32, u32, u32) -> u32) {
     });
     let status = ended.unwrap().expect("the wrapper ends");
     assert!(!status.success());
-    // What a killed wrapper leaves, the holder reaps by cgroup.
+    // What a killed wrapper leaves, the holder reaps by cgroup, and removes.
     record.release();
     freezer.kill_all_frozen(LIMIT).unwrap();
     assert!(scene.tasks().is_empty());
+    if killed == create.id() {
+        unfinished::remove(&state).unwrap();
+    }
+    assert!(!is_mounted(&criu_root) && !state.exists(), "{} is left", state.display());
     assert!(!scene.has_run(), "an instruction ran at the end");
     kill(script);
     kill(criu);
@@ -453,4 +470,9 @@ fn nothing_runs_when_the_script_is_killed_while_the_container_is_held() {
 #[test]
 fn nothing_runs_when_the_wrapper_is_killed_while_the_container_is_held() {
     killed_while_held(|_, _, wrapper| wrapper);
+}
+
+#[test]
+fn nothing_runs_and_nothing_stays_mounted_when_runc_is_killed_while_the_container_is_held() {
+    killed_while_held(|criu, _, _| parent_of(criu).expect("runc waits for CRIU"));
 }

@@ -16,12 +16,20 @@ use k8s_openapi::api::core::v1::{NodeSelectorTerm, PersistentVolume, PersistentV
 /// The claims of a pod, as `namespace/name`; those that it makes for itself included.
 pub fn claims(pod: &Pod) -> impl Iterator<Item = String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    claimed(pod).map(move |(_, claim)| format!("{namespace}/{claim}"))
+}
+
+/// The pod's volumes that have a claim, with its name; claims that it makes for itself included.
+pub fn claimed(pod: &Pod) -> impl Iterator<Item = (&str, String)> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.filter_map(move |volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => Some(format!("{namespace}/{}", claim.claim_name)),
-        (None, Some(_)) => Some(format!("{namespace}/{name}-{}", volume.name)),
-        (None, None) => None,
+    volumes.filter_map(move |volume| {
+        let claim = match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(claim), _) => claim.claim_name.clone(),
+            (None, Some(_)) => format!("{name}-{}", volume.name),
+            (None, None) => return None,
+        };
+        Some((volume.name.as_str(), claim))
     })
 }
 

@@ -6,7 +6,7 @@ use transship_api::{Mode, names};
 
 use crate::migration::owner::Kind;
 use crate::placement::kubernetes::{self, Asked};
-use crate::sequential_pod::controller;
+use crate::sequential_pod::{controller, is_exclusive};
 
 use super::{Input, NodeView, Refusal, RequestCheck, name_some};
 
@@ -114,7 +114,8 @@ fn pod_is_free(input: &Input<'_>) -> Option<Refusal> {
     )
 }
 
-/// What the pod's controller is: the next two columns of this table come with other owners.
+/// What the pod's controller is: one whose pods stand side by side, one that gives each pod a name of
+/// its own, or none.
 fn owner_is_supported(input: &Input<'_>) -> Option<Refusal> {
     let pod = input.pod?;
     let not_supported = |message: String| refuse(reasons::OWNER_NOT_SUPPORTED, message);
@@ -124,11 +125,10 @@ fn owner_is_supported(input: &Input<'_>) -> Option<Refusal> {
                 .into(),
         );
     }
-    let Some(owner) = controller(pod) else {
-        return not_supported(
-            "the pod has no owner, and such pods cannot be moved in this version; run it in a Deployment with one replica".into(),
-        );
-    };
+    if is_exclusive(pod) {
+        return None;
+    }
+    let owner = controller(pod)?;
     let (kind, name) = (owner.kind.as_str(), owner.name.as_str());
     if Kind::of(owner).is_some() {
         if input.owner.is_some() {
@@ -143,7 +143,7 @@ fn owner_is_supported(input: &Input<'_>) -> Option<Refusal> {
             "the pod belongs to DaemonSet {name}, which runs one on each node and cannot be moved; move a pod of a Deployment"
         )),
         _ => not_supported(format!(
-            "the pod belongs to {kind} {name}, whose pods cannot be moved in this version; move a pod of a Deployment, ReplicaSet or Job"
+            "the pod belongs to {kind} {name}, whose pods cannot be moved in this version; move a pod of a Deployment, ReplicaSet, StatefulSet or Job, or one without an owner"
         )),
     }
 }

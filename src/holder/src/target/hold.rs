@@ -19,7 +19,7 @@ use transship_host::freezer::{Freezer, FreezerState};
 use transship_host::markers::{Failed, Held, Restored, Waiting};
 use transship_host::network::nft_program;
 use transship_host::paths::PodDir;
-use transship_host::{files, quiesce};
+use transship_host::{files, quiesce, unfinished};
 use transship_protocol::{TargetEvent, Verb};
 use transship_rpc::Stage;
 use transship_runtime::container::Container;
@@ -367,10 +367,26 @@ fn kill(pid: u32) {
     }
 }
 
-/// Kills every task that a restore of this pod can have made, while it is frozen.
+/// Kills every task that a restore of this pod can have made, while it is frozen, and removes what a killed
+/// restore has left besides.
 pub fn kill_frozen(holder: &Holder) -> Result<()> {
     for freezer in freezers(holder)? {
         freezer.kill_all_frozen(FREEZER_LIMIT)?;
+    }
+    remove_unfinished(holder)
+}
+
+/// What the runtime's wrapper would have removed, had it not been killed. A container that was restored is
+/// containerd's, which has it deleted.
+fn remove_unfinished(holder: &Holder) -> Result<()> {
+    let dir = holder.host.pod(&holder.task.pod.uid)?;
+    for name in moving(&holder.task) {
+        if dir.marked::<Restored>(name)?.is_none()
+            && let Some(waiting) = dir.marked::<Waiting>(name)?
+            && let Some(state_dir) = waiting.state_dir()
+        {
+            unfinished::remove(&state_dir)?;
+        }
     }
     Ok(())
 }
@@ -453,6 +469,45 @@ mod tests {
         wrappers.check(&dir).unwrap();
         wrappers.add(wrapper.id(), "gone-before");
         assert!(wrappers.check(&dir).is_err());
+    }
+
+    #[test]
+    fn what_a_killed_restore_has_left_goes_with_its_tasks_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let (host, task) = (transship_host::HostRoot::at(root.path()), crate::areas::tests::task());
+        let migration = host.migration(&task.migration.uid, task.role).unwrap();
+        std::fs::create_dir_all(migration.path()).unwrap();
+        let runc_root = root.path().join("runc");
+        for id in ["killed", "restored", "foreign"] {
+            std::fs::create_dir_all(runc_root.join(id)).unwrap();
+            std::fs::write(runc_root.join(id).join("state.json"), "{}").unwrap();
+        }
+        let pod = host.pod(&task.pod.uid).unwrap();
+        for (container, id) in [("web", "killed"), ("aux", "restored")] {
+            let waiting = Waiting {
+                container_id: id.into(),
+                bundle: "/nonexistent".into(),
+                rootfs: "/nonexistent/rootfs".into(),
+                runc_root: runc_root.clone(),
+                pid: 1,
+            };
+            pod.mark(container, &waiting).unwrap();
+        }
+        let restored = Restored {
+            container_id: "restored".into(),
+            pid: 1,
+            freezer: Freezer {
+                dir: "/nonexistent".into(),
+                version: transship_host::freezer::CgroupVersion::V1,
+            },
+            runc_root: runc_root.clone(),
+            bundle: "/nonexistent".into(),
+        };
+        pod.mark("aux", &restored).unwrap();
+        let holder = Holder::new(host, transship_runtime::Layout::default(), migration, task);
+        kill_frozen(&holder).unwrap();
+        kill_frozen(&holder).unwrap();
+        assert_eq!(files::list(&runc_root).unwrap(), ["foreign", "restored"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -16,10 +16,10 @@ use transship_core::facts::PodFacts;
 use transship_core::migration::admission::{self, Admitted, Found, Screening};
 use transship_core::migration::owner::{Controller, Kind};
 use transship_core::migration::state::claimed_by;
-use transship_core::placement::volumes::{self, Volumes};
+use transship_core::placement::volumes::Volumes;
 use transship_core::placement::{self, Load};
-use transship_core::preflight::{Input, NodeView, TargetAnswer};
-use transship_core::sequential_pod::controller;
+use transship_core::preflight::{Claim, Input, NodeView, TargetAnswer};
+use transship_core::sequential_pod::{controller, is_exclusive, trial_pod};
 use transship_core::target_pod::{self, TargetFor};
 
 use super::owner::Owners;
@@ -52,14 +52,11 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         return end(migration, pod.as_ref(), &status, context).await;
     }
     let owner = owner(pod.as_ref(), context).await?;
-    let volumes = match &pod {
-        Some(pod) => mounted(pod, context).await?,
-        None => Volumes::default(),
-    };
     let claims = match &pod {
         Some(pod) => claims::of(pod, context).await?,
         None => Vec::new(),
     };
+    let volumes = mounted(pod.as_ref(), &claims);
     let nodes = nodes(context);
     let policies = context.policies.state();
     let policy = pod
@@ -184,7 +181,8 @@ async fn ask_about_target(
         node,
         preserve_address: false,
     };
-    let wanted = target_pod::target_pod(pod, &target).ok()?;
+    let make = if is_exclusive(pod) { trial_pod } else { target_pod::target_pod };
+    let wanted = make(pod, &target).ok()?;
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
     let asked = tokio::time::timeout(TRY_LIMIT, pods.create(&dry_run, &wanted));
@@ -304,25 +302,16 @@ async fn owner(pod: Option<&Pod>, context: &Context) -> Result<Option<Controller
     Ok(found.filter(|controller| controller.uid == claim.uid))
 }
 
-/// The pod's volumes, as far as there are any yet.
-async fn mounted(pod: &Pod, context: &Context) -> Result<Volumes, Error> {
-    let namespace = pod.namespace().unwrap_or_default();
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace);
-    let bound: Api<PersistentVolume> = Api::all(context.client.clone());
+/// Which nodes the claims leave, as far as they are bound yet.
+fn mounted(pod: Option<&Pod>, claims: &[Claim]) -> Volumes {
+    let namespace = pod.and_then(ResourceExt::namespace).unwrap_or_default();
     let mut mounted = Volumes::default();
-    for name in volumes::claims(pod) {
-        let claim = name.rsplit('/').next().unwrap_or_default();
-        let claim = claims.get_opt(claim).await.map_err(Error::api("read the pod's claim"))?;
-        let Some(claim) = claim else { continue };
-        let volume = match Volumes::bound_to(&claim) {
-            Some(volume) => {
-                bound.get_opt(volume).await.map_err(Error::api("read the pod's volume"))?
-            }
-            None => None,
-        };
-        mounted.add(name, &claim, volume.as_ref());
+    for Claim { name, claim, bound, .. } in claims {
+        if let Some(claim) = claim {
+            mounted.add(format!("{namespace}/{name}"), claim, bound.as_ref());
+        }
     }
-    Ok(mounted)
+    mounted
 }
 
 /// All nodes, as both kinds show them.

@@ -1,0 +1,220 @@
+//! What stands in the manifest of a pod that runs, or what the API server says of its successor, keeps
+//! the pod where it is, and leaves it alone. Each check with a pod that really has what is refused.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use transship_tests::cluster::Cluster;
+
+use crate::{
+    preflight::{IMAGE, deployment},
+    refusal::{Serving, Undo, refused, server},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn what_the_manifest_of_a_running_pod_has_keeps_it_where_it_is() -> Result<()> {
+    const CLASS: &str = "transship-test";
+    let cluster = Cluster::with_namespace("manifest-refusals")?;
+    let _undo = Undo(|| {
+        drop(cluster.kubectl(&["delete", "runtimeclass", CLASS, "--ignore-not-found"]));
+    });
+    // Another name for the runtime that is there.
+    let class = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+        "metadata": {"name": CLASS}, "handler": "runc"});
+    cluster.apply(&class.to_string())?;
+    // No node advertises the device, so the pod is bound by hand; kubelet lets pass what it has not
+    // heard of.
+    let limits = json!({"resources": {"limits": {"example.com/gpu": "1"}}});
+    cluster.apply(&deployment(
+        "odd.v2",
+        &json!({
+            "nodeName": "node-a", "runtimeClassName": CLASS, "shareProcessNamespace": true,
+            "terminationGracePeriodSeconds": 0, "containers": [server("", &limits)],
+        }),
+    ))?;
+    // `hostUsers: false` needs more of a node than the sandbox's have; this is what it makes of a
+    // container.
+    let user = server("import os; os.unshare(os.CLONE_NEWUSER)", &Value::Null);
+    cluster.apply(&deployment(
+        "user",
+        &json!({"terminationGracePeriodSeconds": 0, "containers": [user]}),
+    ))?;
+    // One of its two containers has done its work.
+    let short = json!({"name": "short", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+        "command": ["true"]});
+    let half = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "half"},
+        "spec": {"template": {"metadata": {"labels": {"app": "half"}}, "spec": {
+            "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
+            "containers": [server("", &Value::Null), short]}}}});
+    cluster.apply(&half.to_string())?;
+    // It would take the target pod, which bears no label of its owner's, for one of its own.
+    let anyone = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "anyone"},
+        "spec": {"replicas": 1,
+            "selector": {"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]},
+            "template": {"metadata": {"labels": {"app": "anyone"}}, "spec": {
+                "terminationGracePeriodSeconds": 0, "containers": [server("", &Value::Null)]}}}});
+    cluster.apply(&anyone.to_string())?;
+    cluster.await_that("one container has ended and one runs", PATIENCE, || {
+        let pod = cluster.get("pod", &cluster.pod("app=half")?.name)?;
+        let statuses = pod["status"]["containerStatuses"].as_array().context("no statuses")?;
+        let has_ended = |s: &Value| s["name"] == "short" && s["state"]["terminated"].is_object();
+        Ok(pod["status"]["phase"] == "Running" && statuses.iter().any(has_ended))
+    })?;
+
+    for (label, expected) in [
+        (
+            "app=odd.v2",
+            &[
+                ("SharedProcessNamespace", "one process namespace"),
+                ("RuntimeClass", CLASS),
+                ("Devices", "example.com/gpu"),
+                ("HostName", "odd.v2-"),
+            ][..],
+        ),
+        ("app=user", &[("UserNamespace", "user namespace of its own")][..]),
+        ("app=half", &[("ContainerNotRunning", "does not run")][..]),
+        ("app=anyone", &[("OwnerSelector", "ReplicaSet")][..]),
+    ] {
+        let mut serving = Serving::of(&cluster, label)?;
+        refused(&cluster, &serving.pod, &Value::Null, expected).context(label)?;
+        serving.is_untouched(&cluster).context(label)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_api_server_would_refuse_or_change_is_not_begun() -> Result<()> {
+    let cluster = Cluster::with_namespace("admission-refusals")?;
+    let mut web = Serving::deploy(&cluster, "")?;
+    let pod = web.pod.clone();
+
+    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one-pod"},
+        "spec": {"hard": {"pods": "1"}}});
+    cluster.apply(&quota.to_string())?;
+    cluster.await_that("the quota counts the pod", PATIENCE, || {
+        Ok(cluster.get("resourcequota", "one-pod")?["status"]["used"]["pods"] == "1")
+    })?;
+    let expected = [("TargetPod", "exceeded quota: one-pod")];
+    refused(&cluster, &pod, &Value::Null, &expected)?;
+    web.is_untouched(&cluster)?;
+    cluster.kubectl(&["delete", "resourcequota", "one-pod"])?;
+
+    // Defaults are written into each new pod, as a mutating webhook would do it.
+    let defaults = json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "defaults"},
+        "spec": {"limits": [{"type": "Container", "defaultRequest": {"memory": "16Mi"}}]}});
+    cluster.apply(&defaults.to_string())?;
+    let expected = [("TargetPodChanged", "spec.containers[main].resources")];
+    refused(&cluster, &pod, &Value::Null, &expected)?;
+    web.is_untouched(&cluster)
+}
+
+#[test]
+fn a_pod_with_a_resource_claim_is_refused() -> Result<()> {
+    let cluster = Cluster::with_namespace("claim-refusals")?;
+    // A claim without requests is allocated without a driver, and its pod runs.
+    let claim = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
+        "metadata": {"name": "nothing"}, "spec": {"devices": {}}});
+    cluster.apply(&claim.to_string())?;
+    cluster.apply(&deployment(
+        "web",
+        &json!({
+            "resourceClaims": [{"name": "device", "resourceClaimName": "nothing"}],
+            "terminationGracePeriodSeconds": 0, "containers": [server("", &Value::Null)],
+        }),
+    ))?;
+    let mut web = Serving::of(&cluster, "app=web")?;
+    let expected = [("Devices", "resource claims (device)")];
+    refused(&cluster, &web.pod, &Value::Null, &expected)?;
+    web.is_untouched(&cluster)
+}
+
+#[test]
+fn a_pod_with_a_block_device_is_refused() -> Result<()> {
+    const VOLUME: &str = "transship-test-block";
+    const FILE: &str = "/var/tmp/transship-test-block";
+    let cluster = Cluster::with_namespace("block-refusals")?;
+    let on_node = |script: &str| cluster.on_node("node-a", &["sh", "-c", script]);
+    let clean = || {
+        // kubelet lets go of the device before the pod is gone.
+        let all: [&[&str]; 3] =
+            [&["deployment", "block", "--cascade=foreground"], &["pvc", "block"], &["pv", VOLUME]];
+        for what in all {
+            let options = ["--ignore-not-found", "--timeout=60s"];
+            drop(cluster.kubectl(&[&["delete"], what, &options].concat()));
+        }
+        drop(on_node(&format!(
+            "for device in $(losetup --associated {FILE} --noheadings --output NAME); do \
+             losetup --detach $device; done; rm -f {FILE}"
+        )));
+    };
+    clean();
+    let _undo = Undo(clean);
+    let device = on_node(&format!("truncate --size=1M {FILE} && losetup --find --show {FILE}"))?;
+
+    let node = json!({"key": "kubernetes.io/hostname", "operator": "In",
+        "values": ["node-a", "node-b"]});
+    // That both nodes have the device is not true; else the volume alone would decide.
+    let terms = json!([{"matchExpressions": [node]}]);
+    let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": VOLUME},
+        "spec": {"capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"],
+            "volumeMode": "Block", "local": {"path": device.trim()},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": terms}}}});
+    cluster.apply(&volume.to_string())?;
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "block"}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "volumeMode": "Block", "resources": {"requests": {"storage": "1Mi"}},
+            "storageClassName": "", "volumeName": VOLUME}});
+    cluster.apply(&claim.to_string())?;
+    let devices = json!({"volumeDevices": [{"name": "block", "devicePath": "/dev/xvda"}]});
+    cluster.apply(&deployment(
+        "block",
+        &json!({
+            "nodeName": "node-a", "terminationGracePeriodSeconds": 0,
+            "containers": [server("", &devices)],
+            "volumes": [{"name": "block", "persistentVolumeClaim": {"claimName": "block"}}],
+        }),
+    ))?;
+    let mut block = Serving::of(&cluster, "app=block")?;
+    let there =
+        cluster.kubectl(&["exec", &block.pod.name, "--", "stat", "-c", "%F", "/dev/xvda"])?;
+    ensure!(there.contains("block special"), "{there}");
+    let expected = [("Volumes", "a persistent volume"), ("BlockDevices", "/dev/xvda")];
+    refused(&cluster, &block.pod, &Value::Null, &expected)?;
+    block.is_untouched(&cluster)
+}
+
+#[test]
+fn a_pod_of_its_own_name_with_a_directory_of_its_node_is_refused() -> Result<()> {
+    const VOLUME: &str = "transship-test-directory";
+    let cluster = Cluster::with_namespace("volume-refusals")?;
+    let clean = || {
+        for what in [["pod", "alone"], ["pvc", "data"], ["pv", VOLUME]] {
+            let options = ["--ignore-not-found", "--timeout=60s"];
+            drop(cluster.kubectl(&[&["delete"], &what[..], &options].concat()));
+        }
+    };
+    clean();
+    let _undo = Undo(clean);
+    let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": VOLUME},
+        "spec": {"capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"],
+            "hostPath": {"path": "/run/transship-test", "type": "DirectoryOrCreate"}}});
+    cluster.apply(&volume.to_string())?;
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Mi"}}, "storageClassName": "",
+            "volumeName": VOLUME}});
+    cluster.apply(&claim.to_string())?;
+    let mounts = json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]});
+    let alone = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "alone", "labels": {"app": "alone"}},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [server("", &mounts)],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]}});
+    cluster.apply(&alone.to_string())?;
+    let mut alone = Serving::of(&cluster, "app=alone")?;
+    let expected = [("PersistentVolumes", "a directory of one node (hostPath)")];
+    refused(&cluster, &alone.pod, &Value::Null, &expected)?;
+    alone.is_untouched(&cluster)
+}

@@ -1,0 +1,167 @@
+//! What was done to a pod from its node, and what stands between the two nodes, is found beforehand.
+//! The pods are real; of the nodes, what two on one machine cannot differ in is made up.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use transship_tests::cluster::Cluster;
+
+use crate::{
+    preflight::{container_id, in_network},
+    refusal::{Serving, Undo, refused},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where runc keeps what it knows of containers.
+const RUNC: &str = "/run/containerd/runc/k8s.io";
+
+#[test]
+fn what_was_done_to_a_pod_from_its_node_is_found() -> Result<()> {
+    let cluster = Cluster::with_namespace("node-refusals")?;
+    let mut web = Serving::deploy(&cluster, "")?;
+    let pod = web.pod.clone();
+    let id = container_id(&cluster, &pod)?;
+    let on_node = |command: &[&str]| cluster.on_node(&pod.node, command);
+
+    // Somebody has paused it.
+    let runc = |verb: &str| on_node(&["runc", "--root", RUNC, verb, &id]);
+    let resume = Undo(|| drop(runc("resume")));
+    runc("pause")?;
+    refused(&cluster, &pod, &Value::Null, &[("FrozenContainer", "paused already")])?;
+    drop(resume);
+    web.is_untouched(&cluster)?;
+
+    // As runc notes it of a container whose runtime lets such an annotation through, which the
+    // sandbox's does not.
+    let note = r#""org.criu.config=/etc/criu/mine.conf","#;
+    let file = format!("{RUNC}/{id}/state.json");
+    let edit = |expression: &str| on_node(&["sed", "-i", expression, &file]);
+    let forget = Undo(|| drop(edit(&format!("s|{note}||"))));
+    edit(&format!(r#"s|"labels":\["|"labels":[{note}"|"#))?;
+    refused(&cluster, &pod, &Value::Null, &[("CriuConfiguration", "/etc/criu/mine.conf")])?;
+    drop(forget);
+    web.is_untouched(&cluster)?;
+
+    // Its network was added to.
+    const FAR: &str = "10.9.0.0/16";
+    let within = |command: &[&str]| in_network(&cluster, &pod, command);
+    let restore = Undo(|| {
+        drop(within(&["ip", "rule", "del", "from", FAR, "lookup", "7"]));
+        drop(within(&["ip", "route", "del", FAR]));
+        drop(within(&["ip", "link", "del", "odd0"]));
+    });
+    within(&["ip", "link", "add", "odd0", "type", "veth", "peer", "name", "odd1"])?;
+    within(&["ip", "route", "add", FAR, "dev", "eth0"])?;
+    within(&["ip", "rule", "add", "from", FAR, "lookup", "7"])?;
+    let expected = [
+        ("NetworkDevices", "further interfaces (odd"),
+        ("NetworkDevices", "further routes (10.9.0.0/16)"),
+        ("NetworkDevices", "further routing rules ("),
+    ];
+    refused(&cluster, &pod, &Value::Null, &expected)?;
+    drop(restore);
+    web.is_untouched(&cluster)
+}
+
+#[test]
+fn a_pod_that_is_too_large_for_the_target_is_refused() -> Result<()> {
+    let cluster = Cluster::with_namespace("size-refusals")?;
+    // A System V segment of which no page is there yet: larger than any node, and it costs none anything.
+    let mut web = Serving::deploy(
+        &cluster,
+        "import ctypes; assert ctypes.CDLL(None).shmget(0, ctypes.c_size_t(1 << 50), 0o11600) >= 0",
+    )?;
+    let expected =
+        [("Space", "1.00 PiB of memory and files"), ("Memory", "needs 1.00 PiB of memory")];
+    refused(&cluster, &web.pod, &Value::Null, &expected)?;
+    web.is_untouched(&cluster)
+}
+
+/// All nodes of the sandbox are one machine, so the target is made up: a cluster node without kubelet,
+/// and of our Node what its agent would write.
+#[test]
+fn a_target_that_is_another_machine_is_refused() -> Result<()> {
+    const UNLIKE: &str = "node-unlike";
+    let cluster = Cluster::with_namespace("machine-refusals")?;
+    let mut web = Serving::deploy(&cluster, "")?;
+    let source = cluster.get("nodes.transship.dev", &web.pod.node)?["status"].clone();
+    let mut cpu = source["cpu"].clone();
+    let lost = cpu["features"].as_array_mut().and_then(Vec::pop);
+    let lost = lost.as_ref().and_then(Value::as_str).context("the source has no CPU features")?;
+    let cgroups = source["runtime"]["cgroupVersion"].as_i64().context("no version of cgroups")?;
+    let cgroups = 3 - cgroups;
+
+    let clean = || {
+        for kind in ["nodes.transship.dev", "node"] {
+            let options = ["--ignore-not-found", "--timeout=30s"];
+            drop(cluster.kubectl(&[&["delete", kind, UNLIKE], &options[..]].concat()));
+        }
+    };
+    clean();
+    let _undo = Undo(clean);
+    let patch = |kind: &str, status: Value, user: &[&str]| -> Result<String> {
+        let patch = json!({"status": status}).to_string();
+        let what = ["patch", kind, UNLIKE, "--subresource=status", "--type=merge", "--patch"];
+        cluster.kubectl(&[&what[..], &[patch.as_str()], user].concat())
+    };
+    // Without labels and room, so that no DaemonSet and no scheduler puts anything there.
+    let core = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": UNLIKE}});
+    cluster.apply(&core.to_string())?;
+    let ready =
+        json!({"type": "Ready", "status": "True", "reason": "MadeUp", "message": "made up"});
+    patch("node", json!({"conditions": [ready]}), &[])?;
+    cluster.await_that("the node takes pods", PATIENCE, || {
+        let taints = cluster.get("node", UNLIKE)?["spec"]["taints"].clone();
+        Ok(taints.as_array().is_none_or(Vec::is_empty))
+    })?;
+    let ours = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "Node",
+        "metadata": {"name": UNLIKE}, "spec": {}});
+    cluster.apply(&ours.to_string())?;
+    let status = json!({
+        "arch": "arm64", "cpu": cpu, "criu": {"version": "1.0", "features": ["kcmp"]},
+        "runtime": {"cgroupVersion": cgroups},
+        "conditions": [{"type": "Ready", "status": "True", "reason": "Available",
+            "message": "made up", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+    });
+    // Only the agent of a node may write this.
+    let agent = "--as=system:serviceaccount:transship-system:transship-agent";
+    let of_node = format!("--as-user-extra=authentication.kubernetes.io/node-name={UNLIKE}");
+    patch("nodes.transship.dev", status, &[agent, &of_node])?;
+    cluster.await_that("the operator has seen the node", PATIENCE, || {
+        let node = cluster.get("nodes.transship.dev", UNLIKE)?;
+        Ok(node["status"]["healthIndicator"] == 100)
+    })?;
+
+    let (lacks, version) = (format!("CPU lacks {lost}"), format!("the target version {cgroups}"));
+    let expected = [
+        ("Architecture", "the target arm64"),
+        ("CpuFeatures", lacks.as_str()),
+        ("KernelFeatures", "the target's kernel lacks"),
+        ("CriuVersion", "and 1.0 on the target"),
+        ("CgroupVersion", version.as_str()),
+    ];
+    refused(&cluster, &web.pod, &json!({"targetNode": UNLIKE}), &expected)?;
+    web.is_untouched(&cluster)
+}
+
+#[test]
+fn a_target_without_our_cni_plugin_takes_no_pod_with_a_new_address() -> Result<()> {
+    const LIST: &str = "/etc/cni/net.d/10-sandbox.conflist";
+    let cluster = Cluster::with_namespace("plugin-refusals")?;
+    let mut web = Serving::deploy(&cluster, "")?;
+    let on_target = |command: &[&str]| cluster.on_node(web.pod.other_node(), command);
+    let saved = format!("{LIST}.saved");
+    let take_out = || on_target(&["sed", "-i.saved", r#"s/,{"type":"transship-cni"}//"#, LIST]);
+    let restore = Undo(|| drop(on_target(&["mv", "-f", &saved, LIST])));
+    take_out()?;
+    // The agent looks every 15 seconds. What is taken out right after a look is missing for long enough.
+    cluster.await_that("the agent has put it back", PATIENCE, || {
+        Ok(on_target(&["cat", LIST])?.contains("transship-cni"))
+    })?;
+    take_out()?;
+    let expected = [("NetworkPlugin", "10-sandbox.conflist")];
+    refused(&cluster, &web.pod, &json!({"network": "Close"}), &expected)?;
+    drop(restore);
+    web.is_untouched(&cluster)
+}

@@ -1,0 +1,403 @@
+//! The sequential hand-over: a pod with a name of its own ends before it is made again on the other
+//! node, with its memory, its connections, its files and everything that others know it by.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value, json};
+use transship_api::names;
+use transship_tests::{
+    cluster::{Cluster, Pod, condition},
+    counter::Client,
+    faults::{
+        judge::no_record_is_left,
+        nodes::{NODES, healthy, is_ready, restarts},
+        sentry::{Sentry, doubles, ran},
+    },
+    prober::unix_ms,
+};
+
+/// How long a move may take, with a node that starts anew in its middle.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// TCP tries again after twice the time that it has waited so far.
+const RETRANSMISSION: Duration = Duration::from_secs(150);
+const SOON: Duration = Duration::from_secs(90);
+
+/// Counts requests in memory, answers each with its number and appends it to a file. Keeps the files
+/// among its arguments open. The sentry knows it by its first line.
+const SCRIPT: &str = r#"import mmap, socket, threading, os, sys
+memory = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+numbers = os.open("/data/numbers", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+others = [open(path) for path in sys.argv[1:]]
+def serve(connection):
+    while data := connection.recv(64):
+        for _ in data:
+            number = int.from_bytes(memory[:8], "little") + 1
+            memory[:8] = number.to_bytes(8, "little")
+            os.write(numbers, b"%d\n" % number)
+            connection.sendall(b"%d\n" % number)
+server = socket.create_server(("", 8080))
+while True:
+    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+"#;
+
+/// In one line, as it stands in manifests of pods and of what makes pods.
+const SPEC: &str = "{terminationGracePeriodSeconds: 1, volumes: [VOLUMES], containers: [{name: main, \
+    image: 'localhost/transship-examples:1', imagePullPolicy: IfNotPresent, \
+    command: [python3, -u, -c, SCRIPT, FILES], \
+    volumeMounts: [{name: data, mountPath: /data}, MOUNTS], \
+    readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}}]}";
+const EMPTY_DIR: &str = "{name: data, emptyDir: {}}";
+
+const STATEFUL: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: None, selector: {app: web}, ports: [{port: 8080}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: web}
+spec:
+  serviceName: web
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: SPEC
+  volumeClaimTemplates: [CLAIM]
+"#;
+
+const BARE: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: lone
+  labels: {app: lone, team: a}
+  annotations: {example.com/note: kept}
+  finalizers: [example.com/kept]
+spec: SPEC
+"#;
+
+/// What network storage would be: a directory that both nodes have.
+const DIRECTORY: &str = "/var/lib/transship-shared/exclusive";
+const VOLUME: &str = r#"
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: test-exclusive}
+spec:
+  capacity: {storage: 16Mi}
+  accessModes: [ReadWriteOncePod]
+  storageClassName: test-exclusive
+  persistentVolumeReclaimPolicy: Retain
+  local: {path: DIRECTORY}
+  nodeAffinity:
+    required:
+      nodeSelectorTerms:
+        - matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node-a, node-b]}]
+"#;
+const CLAIM: &str = "{metadata: {name: data}, spec: {accessModes: [ReadWriteOncePod], \
+    storageClassName: test-exclusive, resources: {requests: {storage: 16Mi}}}}";
+
+fn spec(volumes: &str, mounts: &str, files: &str) -> String {
+    // JSON's quoted text is YAML's.
+    let script = Value::from(SCRIPT).to_string();
+    SPEC.replace("VOLUMES", volumes)
+        .replace("MOUNTS", mounts)
+        .replace("FILES", files)
+        .replace("SCRIPT", &script)
+}
+
+fn stateful(spec: &str, claim: &str) -> String {
+    STATEFUL.replace("CLAIM", claim).replace("SPEC", spec)
+}
+
+/// The pod, once it is Ready.
+fn running(cluster: &Cluster, name: &str) -> Result<Pod> {
+    let mut pod = Value::Null;
+    cluster.await_that(&format!("pod {name} is Ready"), SOON, || {
+        pod = cluster.get("pod", name)?;
+        Ok(is_ready(&pod))
+    })?;
+    Ok(Pod::of(&pod))
+}
+
+fn connect(pod: &Pod) -> Result<Client> {
+    let address = format!("{}:8080", pod.ip).parse()?;
+    Client::with_patience(address, Duration::from_millis(5), PATIENCE)
+}
+
+fn goes_on(cluster: &Cluster, client: &Client) -> Result<()> {
+    let so_far = client.replies();
+    cluster
+        .await_that("the connection goes on", RETRANSMISSION, || Ok(client.replies() > so_far + 50))
+}
+
+/// Every number came once over the one connection and stands once in the file, which is returned.
+fn all_is_there(cluster: &Cluster, pod: &Pod, client: Client) -> Result<String> {
+    let report = client.stop();
+    ensure!(report.is_whole() && report.first == 1, "{report:?}");
+    let numbers = cluster.kubectl(&["exec", &pod.name, "--", "cat", "/data/numbers"])?;
+    let expected: String = (1..=report.last).map(|number| format!("{number}\n")).collect();
+    let lines = numbers.lines().count();
+    ensure!(numbers == expected, "{lines} lines for numbers up to {}", report.last);
+    Ok(numbers)
+}
+
+/// What of a pod others rely on.
+fn known_by(pod: &Value) -> Value {
+    let metadata = &pod["metadata"];
+    let annotations: Map<String, Value> = metadata["annotations"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(key, _)| !key.starts_with("transship.dev/"))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    json!({
+        "labels": metadata["labels"],
+        "annotations": annotations,
+        "ownerReferences": metadata["ownerReferences"],
+        "finalizers": metadata["finalizers"],
+    })
+}
+
+/// Moves a pod to the other node, where it is another object and to everybody the same pod.
+fn moved(
+    cluster: &Cluster,
+    before: &Pod,
+    client: &Client,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<Pod> {
+    let known = known_by(&cluster.get("pod", &before.name)?);
+    let migration = cluster.migrate(&before.name, before.other_node())?;
+    meanwhile().with_context(|| {
+        let object = cluster.get("migration", &migration).unwrap_or_default();
+        format!("meanwhile; status: {:#}", object["status"])
+    })?;
+    let object = cluster.succeeded(&migration, PATIENCE)?;
+    let status = &object["status"];
+    ensure!(status["handOver"] == "Sequential", "{status:#}");
+    ensure!(status["failedRestores"].is_null(), "not at the first try: {status:#}");
+    let after = running(cluster, &before.name)?;
+    ensure!(
+        after.uid != before.uid && after.node == before.other_node() && after.ips == before.ips,
+        "{before:?} → {after:?}"
+    );
+    nothing_is_left(cluster, &object, &before.name)?;
+    let pod = cluster.get("pod", &before.name)?;
+    ensure!(known_by(&pod) == known, "{known:#} became {:#}", known_by(&pod));
+    ensure!(restarts(&pod) == 0, "{:#}", pod["status"]);
+    goes_on(cluster, client)?;
+    Ok(after)
+}
+
+/// Nothing of a migration is left in the namespace and on the nodes but its pod.
+fn nothing_is_left(cluster: &Cluster, migration: &Value, pod: &str) -> Result<()> {
+    let name = migration["metadata"]["name"].as_str().context("no name")?;
+    let uid = migration["metadata"]["uid"].as_str().context("no UID")?;
+    cluster.await_that("nothing of the migration is left", SOON, || {
+        let object = cluster.get("migration", name)?;
+        let finalizers = object["metadata"]["finalizers"].as_array();
+        ensure!(finalizers.is_none_or(Vec::is_empty), "it is not forgotten: {finalizers:?}");
+        let secret = cluster.get("secret", &names::manifest_secret(uid))?;
+        ensure!(secret.is_null(), "the manifest is still stored");
+        let namespace = cluster.get("namespace", &cluster.namespace)?["metadata"].clone();
+        let mut marks = namespace["annotations"].as_object().into_iter().flatten();
+        ensure!(
+            namespace["labels"][names::HANDOVER_NAMESPACE_LABEL].is_null()
+                && !marks.any(|(key, _)| key.starts_with(names::HELD_NAME_PREFIX)),
+            "the name is still held back: {namespace:#}"
+        );
+        let pods = cluster.list("pods", "")?;
+        let found: Vec<String> = pods.iter().map(|pod| Pod::of(pod).name).collect();
+        ensure!(found == [pod], "there are pods {found:?}");
+        let metadata = &pods[0]["metadata"];
+        ensure!(
+            metadata["labels"][names::MIGRATION_LABEL].is_null()
+                && metadata["annotations"][names::CLAIM].is_null(),
+            "{pod} is still marked: {metadata:#}"
+        );
+        Ok(true)
+    })?;
+    NODES.iter().try_for_each(|node| no_record_is_left(cluster, node))
+}
+
+/// The StatefulSet counts the pod, and the Service leads to it.
+fn owner_and_service_have(cluster: &Cluster, pod: &Pod) -> Result<()> {
+    cluster.await_that("StatefulSet and Service have the pod", SOON, || {
+        let status = cluster.get("statefulset", "web")?["status"].clone();
+        ensure!(status["replicas"] == 1 && status["readyReplicas"] == 1, "{status:#}");
+        let slices = cluster.list("endpointslices", "kubernetes.io/service-name=web")?;
+        let mut endpoints = slices.iter().flat_map(|s| s["endpoints"].as_array()).flatten();
+        let is_it = |endpoint: &Value| {
+            endpoint["targetRef"]["uid"] == pod.uid
+                && endpoint["hostname"] == pod.name
+                && endpoint["nodeName"] == pod.node
+                && endpoint["conditions"]["ready"] == true
+        };
+        ensure!(endpoints.any(is_it), "{slices:?}");
+        Ok(true)
+    })
+}
+
+/// How often the StatefulSet's controller has made a pod.
+fn made_by_the_controller(cluster: &Cluster) -> Result<u64> {
+    let fields = "reason=SuccessfulCreate,involvedObject.name=web";
+    let events = cluster.kubectl(&["get", "events", "--field-selector", fields, "-o", "json"])?;
+    let events: Value = serde_json::from_str(&events)?;
+    let events = events["items"].as_array().into_iter().flatten();
+    Ok(events.map(|event| event["count"].as_u64().unwrap_or(1)).sum())
+}
+
+#[test]
+fn a_stateful_set_pod_moves_to_and_fro_with_its_name_memory_and_connections() -> Result<()> {
+    let cluster = Cluster::with_namespace("stateful")?;
+    cluster.apply(&stateful(&spec(EMPTY_DIR, "", ""), ""))?;
+    let mut pod = running(&cluster, "web-0")?;
+    let client = connect(&pod)?;
+    for _ in 0..2 {
+        pod = moved(&cluster, &pod, &client, || Ok(()))?;
+        owner_and_service_have(&cluster, &pod)?;
+    }
+    all_is_there(&cluster, &pod, client)?;
+    // Whatever the controller tried while the name was free was refused.
+    let made = made_by_the_controller(&cluster)?;
+    ensure!(made == 1, "the StatefulSet's controller made {made} pods");
+
+    // And it is in charge as before.
+    cluster.kubectl(&["scale", "statefulset/web", "--replicas=2"])?;
+    running(&cluster, "web-1")?;
+    let now = running(&cluster, "web-0")?;
+    ensure!(now == pod, "{pod:?} became {now:?}");
+    cluster.kubectl(&["scale", "statefulset/web", "--replicas=0"])?;
+    cluster.await_that("both pods are gone", SOON, || Ok(cluster.list("pods", "")?.is_empty()))
+}
+
+#[test]
+fn a_bare_pod_moves_to_and_fro_with_all_that_its_user_wrote_on_it() -> Result<()> {
+    let cluster = Cluster::with_namespace("bare")?;
+    let result = bare_pod_moves(&cluster);
+    // Neither the pod nor the namespace could go.
+    let patch = r#"{"metadata":{"finalizers":null}}"#;
+    cluster.try_kubectl(&["patch", "pod", "lone", "--type=merge", "-p", patch])?;
+    result
+}
+
+fn bare_pod_moves(cluster: &Cluster) -> Result<()> {
+    cluster.apply(&BARE.replace("SPEC", &spec(EMPTY_DIR, "", "")))?;
+    let mut pod = running(cluster, "lone")?;
+    let client = connect(&pod)?;
+    for _ in 0..2 {
+        // Whoever has put the finalizer there takes it off the object that goes.
+        pod = moved(cluster, &pod, &client, || {
+            cluster.await_that("the source pod is being deleted", PATIENCE, || {
+                let metadata = cluster.get("pod", &pod.name)?["metadata"].clone();
+                Ok(metadata["uid"] == pod.uid && !metadata["deletionTimestamp"].is_null())
+            })?;
+            let patch = json!({"metadata": {"uid": pod.uid, "finalizers": null}}).to_string();
+            cluster.kubectl(&["patch", "pod", &pod.name, "--type=merge", "-p", &patch]).map(drop)
+        })?;
+    }
+    all_is_there(cluster, &pod, client).map(drop)
+}
+
+#[test]
+fn a_refused_restore_on_trial_leaves_the_source_running() -> Result<()> {
+    let cluster = Cluster::with_namespace("trial")?;
+    // A pod that is made for a move has other labels, so the file that tells them has another length
+    // there: CRIU refuses to open it in the place of the one that the source has open.
+    let labels = "{name: info, downwardAPI: {items: [{path: labels, \
+                  fieldRef: {fieldPath: metadata.labels}}]}}";
+    let volumes = format!("{EMPTY_DIR}, {labels}");
+    let mount = "{name: info, mountPath: /labels, subPath: labels}";
+    cluster.apply(&stateful(&spec(&volumes, mount, "/labels"), ""))?;
+    let before = running(&cluster, "web-0")?;
+    let client = connect(&before)?;
+    let known = known_by(&cluster.get("pod", "web-0")?);
+
+    let migration = cluster.migrate(&before.name, before.other_node())?;
+    cluster.ended(&migration, PATIENCE)?;
+    let object = cluster.get("migration", &migration)?;
+    let status = &object["status"];
+    let (succeeded, reason, message) = condition(&object, "Succeeded");
+    ensure!(succeeded == "False" && reason == "RestoreFailed", "{status:#}");
+    ensure!(message.contains("bad size"), "it failed for another reason: {message}");
+    ensure!(status["phase"] == "RolledBack" && !status["frozenAt"].is_null(), "{status:#}");
+    ensure!(status["sourceDeletionTime"].is_null(), "{status:#}");
+
+    nothing_is_left(&cluster, &object, "web-0")?;
+    let now = running(&cluster, "web-0")?;
+    ensure!(now == before, "{before:?} became {now:?}");
+    let pod = cluster.get("pod", "web-0")?;
+    ensure!(known_by(&pod) == known && restarts(&pod) == 0, "{pod:#}");
+    goes_on(&cluster, &client)?;
+    all_is_there(&cluster, &before, client).map(drop)
+}
+
+#[test]
+fn a_source_node_that_restarts_after_the_commit_does_not_start_the_pod_again() -> Result<()> {
+    let cluster = Cluster::with_namespace("restarted")?;
+    cluster.apply(&stateful(&spec(EMPTY_DIR, "", ""), ""))?;
+    let before = running(&cluster, "web-0")?;
+    let client = connect(&before)?;
+    let sentry = Sentry::start(&cluster, &NODES);
+    cluster.await_that("both nodes are looked at", SOON, || Ok(sentry.stands(&NODES)))?;
+
+    let mut lost_at = 0;
+    let outcome = moved(&cluster, &before, &client, || {
+        let decided = ["transship-probe", "await", &cluster.namespace, "decided", "90"];
+        cluster.on_node(&before.node, &decided)?;
+        lost_at = unix_ms();
+        let lost = cluster.sandbox(&["kill", &before.node]);
+        // Whatever came of it: others need the node.
+        cluster.sandbox(&["start", &before.node])?;
+        lost.map(drop)
+    });
+    let looks = sentry.stop();
+    healthy(&cluster)?;
+    let after = outcome?;
+    owner_and_service_have(&cluster, &after)?;
+    all_is_there(&cluster, &after, client)?;
+
+    ensure!(ran(&looks, &before.uid) && ran(&looks, &after.uid), "nobody looked: {looks:?}");
+    if let Some(double) = doubles(&looks, |_| true) {
+        bail!("two copies ran: {double}");
+    }
+    for (node, look) in &looks {
+        let again = look.at > lost_at && look.running.contains(&before.uid);
+        ensure!(!again, "the source ran again on {node} at {}", look.at);
+        let of_the_pod = |uid: &String| *uid == before.uid || *uid == after.uid;
+        ensure!(look.running.iter().all(of_the_pod), "another pod ran on {node}: {look:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_volume_that_one_pod_alone_may_use_moves_with_its_pod() -> Result<()> {
+    let cluster = Cluster::with_namespace("exclusive")?;
+    // Neither belongs to the namespace.
+    cluster.kubectl(&["delete", "pv", "test-exclusive", "--ignore-not-found", "--timeout=60s"])?;
+    cluster
+        .on_node("node-a", &["sh", "-c", &format!("rm -rf {DIRECTORY} && mkdir {DIRECTORY}")])?;
+    let result = volume_moves(&cluster);
+    // The volume goes as soon as its claim has gone with the namespace.
+    cluster.kubectl(&["delete", "pv", "test-exclusive", "--ignore-not-found", "--wait=false"])?;
+    cluster.on_node("node-a", &["rm", "-rf", DIRECTORY])?;
+    result
+}
+
+fn volume_moves(cluster: &Cluster) -> Result<()> {
+    cluster.apply(&VOLUME.replace("DIRECTORY", DIRECTORY))?;
+    cluster.apply(&stateful(&spec("", "", ""), CLAIM))?;
+    let before = running(cluster, "web-0")?;
+    let client = connect(&before)?;
+    let after = moved(cluster, &before, &client, || Ok(()))?;
+    let migrations = cluster.list("migrations", "")?;
+    let trial = migrations.first().and_then(|migration| migration["status"]["trial"].as_str());
+    ensure!(trial.is_some_and(|told| told.contains("volume data")), "{trial:?}");
+    let numbers = all_is_there(cluster, &after, client)?;
+    // The volume itself, and not what stood in for it.
+    let shared = cluster.on_node(&before.node, &["cat", &format!("{DIRECTORY}/numbers")])?;
+    ensure!(shared == numbers, "the pod has left its volume");
+    Ok(())
+}
