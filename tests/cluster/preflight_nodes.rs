@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use transship_tests::cluster::Cluster;
+use transship_tests::cluster::{Cluster, condition};
 
 use crate::{
     preflight::{container_id, in_network},
-    refusal::{Serving, Undo, refused},
+    refusal::{Serving, Undo, refused, server},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -164,4 +164,27 @@ fn a_target_without_our_cni_plugin_takes_no_pod_with_a_new_address() -> Result<(
     refused(&cluster, &web.pod, &json!({"network": "Close"}), &expected)?;
     drop(restore);
     web.is_untouched(&cluster)
+}
+
+#[test]
+fn a_static_pod_stays_on_its_node() -> Result<()> {
+    const FILE: &str = "/etc/kubernetes/manifests/transship-test.json";
+    let cluster = Cluster::with_namespace("static-refusals")?;
+    let manifest = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "fixed", "namespace": cluster.namespace, "labels": {"app": "fixed"}},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [server("", &Value::Null)]}});
+    let on_node = |script: &str| cluster.on_node("node-a", &["sh", "-c", script]);
+    let _undo = Undo(|| drop(on_node(&format!("rm -f {FILE}"))));
+    // kubelet reads a file as soon as it has its name.
+    on_node(&format!(
+        "cat > /etc/kubernetes/fixed <<'END'\n{manifest}\nEND\nmv /etc/kubernetes/fixed {FILE}"
+    ))?;
+    let mut fixed = Serving::of(&cluster, "app=fixed")?;
+    let migration = cluster.migrate(&fixed.pod.name, "node-b")?;
+    cluster.ended(&migration, PATIENCE)?;
+    let object = cluster.get("migration", &migration)?;
+    let (succeeded, reason, message) = condition(&object, "Succeeded");
+    ensure!(succeeded == "False" && reason == "OwnerNotSupported", "{:#}", object["status"]);
+    ensure!(message.contains("a static pod of its node"), "{message}");
+    fixed.is_untouched(&cluster)
 }

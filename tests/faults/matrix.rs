@@ -86,7 +86,6 @@ const GROUPS: &[Group] = &[
             Cut(Nodes, Briefly),
             Cut(Nodes, Long),
             Cut(Api(Source), Long),
-            Cut(Api(Target), Long),
             Cut(Operators, Long),
             PauseApi(Briefly),
             PauseApi(Long),
@@ -127,7 +126,8 @@ const GROUPS: &[Group] = &[
         &[Moved, Stayed],
     ),
     // The sides vote meanwhile, and the target's dead-man ends it for good.
-    (&[Dumping], &[Cut(Api(Target), Long), PauseApi(Long)], &[Moved, Stayed, TargetLost]),
+    (&[TargetStarts, Dumping], &[Cut(Api(Target), Long)], &[Moved, Stayed, TargetLost]),
+    (&[Dumping], &[PauseApi(Long)], &[Moved, Stayed, TargetLost]),
     (&[Freezing], &[FillDisk(Source), FillDisk(Target)], &[Moved, Stayed]),
     (&[TargetStarts, Dumping], &[TakeMemory(Target)], &[Moved, Stayed]),
     // The target's container is restored and held, in the hands of CRIU and its callers.

@@ -13,6 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use transship_api::names;
@@ -24,6 +25,9 @@ use crate::holder::Holder;
 
 /// How long one signature may take.
 const LIMIT: Duration = Duration::from_secs(3);
+/// How old the last good signature of a target may be that promises to obey the decision: it will have to
+/// read it. One renewal may have failed.
+const RECENT: Duration = Duration::from_secs(5);
 /// How long taking the signature off may keep the holder from its end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -31,6 +35,24 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct Signing {
     stop: CancellationToken,
     task: JoinHandle<()>,
+    contact: Contact,
+}
+
+/// Whether the API server can be reached from here: when the last good signature was sent, see
+/// [`deadman::now`]; 0 before the first.
+#[derive(Clone)]
+pub struct Contact(watch::Receiver<u64>);
+
+impl Contact {
+    /// Waits until the API server has taken a signature a moment ago.
+    pub async fn is_made(&mut self) {
+        let recent = u64::try_from(RECENT.as_millis()).unwrap_or(u64::MAX);
+        let is_recent = |sent: &u64| *sent > 0 && deadman::now().saturating_sub(*sent) < recent;
+        if self.0.wait_for(is_recent).await.is_err() {
+            // Nobody signs any more: the holder ends.
+            std::future::pending().await
+        }
+    }
 }
 
 impl Signing {
@@ -43,8 +65,14 @@ impl Signing {
             uid: holder.task.migration.uid.clone(),
             client: None,
         };
-        let task = tokio::spawn(run(signer, deadman, stop.clone()));
-        Signing { stop, task }
+        let (signed, contact) = watch::channel(0);
+        let task = tokio::spawn(run(signer, deadman, signed, stop.clone()));
+        Signing { stop, task, contact: Contact(contact) }
+    }
+
+    /// What is known of the way to the API server.
+    pub fn contact(&self) -> Contact {
+        self.contact.clone()
     }
 
     /// Takes the signature off: nothing runs here unconfirmed. One that stays behind harms nobody,
@@ -57,7 +85,12 @@ impl Signing {
     }
 }
 
-async fn run(mut signer: Signer, deadman: Deadman, stop: CancellationToken) {
+async fn run(
+    mut signer: Signer,
+    deadman: Deadman,
+    contact: watch::Sender<u64>,
+    stop: CancellationToken,
+) {
     let mut tick = tokio::time::interval(RENEWAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -69,7 +102,7 @@ async fn run(mut signer: Signer, deadman: Deadman, stop: CancellationToken) {
         let sent = deadman::now();
         let signed = signer.write(json!(MicroTime(Timestamp::now()))).await;
         match signed.and_then(|()| deadman.signed(sent)) {
-            Ok(()) => {}
+            Ok(()) => drop(contact.send(sent)),
             Err(error) => tracing::warn!("this target's signature was not renewed: {error:#}"),
         }
     }
@@ -168,6 +201,19 @@ mod tests {
         let lease = lease("node-b", "uid-m", &Value::Null);
         assert_eq!(lease["metadata"]["annotations"], json!({"transship.dev/target-uid-m": null}));
         assert!(lease.get("spec").is_none());
+    }
+
+    #[tokio::test]
+    async fn contact_is_made_by_a_signature_of_a_moment_ago() {
+        let (signed, contact) = watch::channel(0);
+        let mut contact = Contact(contact);
+        let now = deadman::now();
+        let old = now.saturating_sub(u64::try_from(RECENT.as_millis()).unwrap());
+        for (sent, is_made) in [(0, false), (old, false), (now, true)] {
+            signed.send(sent).unwrap();
+            let made = tokio::time::timeout(Duration::from_millis(50), contact.is_made()).await;
+            assert_eq!(made.is_ok(), is_made, "{sent}");
+        }
     }
 
     fn signer(files: &std::path::Path) -> Signer {

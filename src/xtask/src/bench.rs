@@ -90,12 +90,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
 /// Runs a program that measures the extender. It is none of this crate's: the tasks that build
 /// everything should not have to build a Kubernetes client first.
 fn example(name: &str, arguments: &[(&str, Option<usize>)]) -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(layout::checkout()?)
-        .env("KUBECONFIG", layout::kubeconfig())
-        .args(["run", "--quiet", "--locked", "--release", "-p", "transship-extender"])
-        .args(["--example", name, "--"]);
+    let root = layout::checkout()?;
+    let mut build = images::static_cargo(&root);
+    build.arg("build").args(images::STATIC_BUILD).args(images::PRODUCT);
+    build.args(["-p", "transship-extender", "--example", name]);
+    ensure!(build.status()?.success(), "{name} could not be built");
+    let mut command = Command::new(images::release_dir(&root).join("examples").join(name));
+    command.current_dir(root).env("KUBECONFIG", layout::kubeconfig());
     for (argument, value) in arguments {
         command.arg(argument).args(value.map(|value| value.to_string()));
     }

@@ -187,8 +187,7 @@ pub fn binaries(root: &Path) -> Result<PathBuf> {
     let status = static_cargo(root)
         .arg("build")
         .args(STATIC_BUILD)
-        .args(["-p", "transship-operator", "-p", "transship-agent", "-p", "transship-holder"])
-        .args(["-p", "transship-shim", "-p", "kubectl-transship", "-p", "transship-tests"])
+        .args(PRODUCT)
         .status()
         .context("running cargo build")?;
     if !status.success() {
@@ -196,6 +195,23 @@ pub fn binaries(root: &Path) -> Result<PathBuf> {
     }
     Ok(release_dir(root))
 }
+
+/// What is compiled. Further programs are built together with it: cargo would choose other features of
+/// their dependencies otherwise, and compile these once more.
+pub const PRODUCT: [&str; 12] = [
+    "-p",
+    "transship-operator",
+    "-p",
+    "transship-agent",
+    "-p",
+    "transship-holder",
+    "-p",
+    "transship-shim",
+    "-p",
+    "kubectl-transship",
+    "-p",
+    "transship-tests",
+];
 
 /// How cargo builds what runs on any node, whatever libraries it has.
 pub const STATIC_BUILD: [&str; 4] = ["--locked", "--release", "--target", TARGET];
@@ -210,7 +226,9 @@ pub fn static_cargo(root: &Path) -> Command {
 
 /// Where [`binaries`] leaves them.
 pub fn release_dir(root: &Path) -> PathBuf {
-    root.join("target").join(TARGET).join("release")
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    root.join(target).join(TARGET).join("release")
 }
 
 /// A root file system of Debian packages, unpacked but not configured; kept as long as the list of

@@ -144,9 +144,10 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     if !only.contains(PLACEMENT) {
         let mut filter = options(args);
         filter.arguments.extend(["--skip".to_owned(), PLACEMENT.to_owned()]);
-        stages.run("cluster tests", 1500, || on_cluster(root, "cluster", &filter))?;
+        stages.run("cluster tests", 1800, || on_cluster(root, "cluster", &filter))?;
     }
     if everything {
+        stages.run("a few of the faults", 400, || on_cluster(root, "faults", &some_faults()))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {
@@ -231,14 +232,16 @@ fn options(args: &Args) -> Options {
 
 /// The table is written from a run of all.
 fn all_faults(args: &Args, root: &Path) -> Options {
-    let mut options = options(args);
-    match args.some {
-        true => options.environment.push(("TRANSSHIP_FAULTS_SOME", "1".into())),
-        false => {
-            options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()))
-        }
+    if args.some {
+        return some_faults();
     }
+    let mut options = options(args);
+    options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()));
     options
+}
+
+fn some_faults() -> Options {
+    Options { environment: vec![("TRANSSHIP_FAULTS_SOME", "1".into())], ..Options::default() }
 }
 
 /// The end-to-end tests of a program, one after another, with what they need named in the

@@ -1,6 +1,12 @@
 //! Finds the processes that take part in a migration, and kills them.
 
-use std::{fs, path::Path, str::FromStr};
+use std::{
+    fs,
+    path::Path,
+    str::FromStr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -103,10 +109,20 @@ impl FromStr for Victim {
     }
 }
 
+/// How long a victim may take to come: at some moments the pod's shim is only about to start.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Sends SIGKILL; an error if there is nobody to get it.
 pub fn kill(victim: Victim, side: Option<&Side>) -> Result<()> {
-    let found = victim.find(side)?;
-    ensure!(!found.is_empty(), "there is no {} here", victim.as_str());
+    let end = Instant::now() + PATIENCE;
+    let found = loop {
+        let found = victim.find(side)?;
+        if !found.is_empty() {
+            break found;
+        }
+        ensure!(Instant::now() < end, "there is no {} here", victim.as_str());
+        thread::sleep(Duration::from_millis(5));
+    };
     for pid in found {
         let Some(pid) = Pid::from_raw(pid.cast_signed()) else { bail!("{pid} is no process") };
         kill_process(pid, Signal::KILL).with_context(|| format!("killing {}", victim.as_str()))?;

@@ -38,8 +38,7 @@ mod words;
 
 pub use annotations::{AnnotationError, validate};
 pub use cluster::{
-    Candidate, Choice, Fate, Load, NO_LOAD, choose, looks_at_pods, node_terms_fit, objection,
-    requests,
+    Candidate, Choice, Fate, Load, NO_LOAD, choose, looks_at_pods, objection, requests,
 };
 pub use decision::{By, Decision, Prepared, Verdict, prepare};
 pub use expression::ExpressionError;

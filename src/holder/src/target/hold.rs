@@ -32,6 +32,7 @@ use crate::connections;
 use crate::dirwatch::DirWatch;
 use crate::holder::Holder;
 use crate::pod::{FREEZER_LIMIT, Pod, PodContainer, moving};
+use crate::signing::Contact;
 use crate::{logs, names};
 
 /// How often markers are looked at without any event.
@@ -43,8 +44,12 @@ const MARKERS: [&str; 4] = ["waiting", "held", "restored", "failed"];
 
 /// Starts receiving and preparing. What comes of it is an event: all restored and frozen, or a
 /// failure of this side. `stop` ends it without any.
+///
+/// A target that cannot reach the API server does not come to its vote: it could not read the decision
+/// that it would promise to obey, and after a Commit the source would wait for nothing, frozen.
 pub fn start(
     holder: Arc<Holder>,
+    mut contact: Contact,
     stop: CancellationToken,
     events: mpsc::Sender<TargetEvent>,
 ) -> Result<()> {
@@ -70,13 +75,14 @@ pub fn start(
             };
             tokio::try_join!(receiving, restore_all(Arc::clone(&holder), Arc::clone(&arrivals)))
         };
-        let outcome = tokio::select! {
-            outcome = both => outcome,
-            () = stop.cancelled() => return,
+        let all = async {
+            both.await?;
+            contact.is_made().await;
+            finish(&holder).await
         };
-        let outcome = match outcome {
-            Ok(_) => finish(&holder).await,
-            Err(error) => Err(error),
+        let outcome = tokio::select! {
+            outcome = all => outcome,
+            () = stop.cancelled() => return,
         };
         let event = match outcome {
             Ok(()) => TargetEvent::AllRestoredAndFrozen,

@@ -73,7 +73,9 @@ pub async fn run(
         if let Err(error) = reserve::keep(&holder.dir) {
             holder.board.failed("DiskFull", &format!("{error:#}"));
             events.send(TargetEvent::LocalFailure).await.context("no events")?;
-        } else if let Err(error) = hold::start(Arc::clone(&holder), stop.clone(), events.clone()) {
+        } else if let Err(error) =
+            hold::start(Arc::clone(&holder), signing.contact(), stop.clone(), events.clone())
+        {
             holder.board.failed("TargetFailed", &format!("{error:#}"));
             events.send(TargetEvent::LocalFailure).await.context("no events")?;
         }

@@ -161,6 +161,9 @@ pub fn write_files(node: Node, directory: &Path) -> Result<()> {
     )?;
     write_file(&etc.join("resolv.conf"), "# The sandbox has no name service.\n", 0o644)?;
     let kubernetes = etc.join("kubernetes");
+    let static_pods = kubernetes.join("manifests");
+    fs::create_dir_all(&static_pods)
+        .with_context(|| format!("creating {}", static_pods.display()))?;
     write_file(&kubernetes.join("kubelet.yaml"), fill(KUBELET, &[("DNS", DNS_SERVICE)]), 0o644)?;
     let pods = format!("{POD_NETWORK},{POD_NETWORK_V6}");
     let proxy = fill(KUBE_PROXY, &[("NODE", &name), ("POD_NETWORKS", &pods)]);

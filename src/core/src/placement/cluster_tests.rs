@@ -1,0 +1,213 @@
+//! Hard conditions of cluster nodes, and the choice among those that are left.
+
+use k8s_openapi::api::core::v1 as corev1;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::placement::volumes::Volumes;
+
+fn node(name: &str, extra: Value) -> NodeView {
+    let mut core = json!({
+        "metadata": {"name": name, "labels": {"disk": "ssd", "gen": "3"}},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}],
+            "allocatable": {"cpu": "2", "memory": "1Gi", "pods": "10"}}
+    });
+    merge(&mut core, extra);
+    let agent = json!({
+        "apiVersion": "transship.dev/v1alpha1", "kind": "Node", "metadata": {"name": name},
+        "spec": {},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Available",
+            "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+    });
+    NodeView {
+        name: name.into(),
+        core: Some(serde_json::from_value(core).unwrap()),
+        agent: Some(serde_json::from_value(agent).unwrap()),
+    }
+}
+
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+fn pod(spec: Value) -> Pod {
+    let mut pod = json!({"metadata": {"name": "p"},
+        "spec": {"nodeName": "node-a", "containers": [{"name": "c"}]}});
+    merge(&mut pod["spec"], spec);
+    serde_json::from_value(pod).unwrap()
+}
+
+fn loaded(node: NodeView, pods: usize) -> (NodeView, Load) {
+    let mut load = Load::default();
+    (0..pods).for_each(|_| load.add(&pod(json!({}))));
+    (node, load)
+}
+
+fn chosen(pod: &Pod, nodes: &[(NodeView, Load)]) -> Choice {
+    let candidates: Vec<Candidate<'_>> =
+        nodes.iter().map(|(node, load)| Candidate { node, load }).collect();
+    choose(pod, &kubernetes::asked(pod, None, None).unwrap(), &candidates)
+}
+
+#[test]
+fn the_node_with_the_fewest_pods_is_chosen_and_never_the_pods_own() {
+    let nodes = [
+        loaded(node("node-a", json!({})), 0),
+        loaded(node("node-d", json!({})), 2),
+        loaded(node("node-c", json!({})), 1),
+        loaded(node("node-b", json!({})), 1),
+    ];
+    let choice = chosen(&pod(json!({})), &nodes);
+    assert_eq!(choice.order, ["node-b", "node-c", "node-d"]);
+    assert_eq!(choice.fates[0], ("node-d".into(), Fate::Ranked { weight: -800, rank: 3 }));
+    assert_eq!(choice.fates[2], ("node-b".into(), Fate::Ranked { weight: -800, rank: 1 }));
+}
+
+#[test]
+fn each_filter_objects_with_a_sentence_of_its_own() {
+    let taint = json!({"spec": {"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}});
+    let required = |terms: Value| {
+        json!({"affinity": {"nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}})
+    };
+    for (node_extra, pod_spec, words) in [
+        (
+            json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}),
+            json!({}),
+            "not Ready",
+        ),
+        (json!({"spec": {"unschedulable": true}}), json!({}), "cordoned"),
+        (json!({}), json!({"nodeSelector": {"disk": "hdd"}}), "disk=hdd"),
+        (
+            json!({}),
+            required(
+                json!([{"matchExpressions": [{"key": "gen", "operator": "Gt", "values": ["3"]}]}]),
+            ),
+            "affinity",
+        ),
+        (json!({}), required(json!([{}])), "affinity"),
+        (taint.clone(), json!({}), "k:NoSchedule"),
+        (
+            taint.clone(),
+            json!({"tolerations": [{"key": "k", "value": "w", "effect": "NoSchedule"}]}),
+            "k:NoSchedule",
+        ),
+        (
+            json!({}),
+            json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "2001m"}}}]}),
+            "CPU",
+        ),
+        (
+            json!({}),
+            json!({"containers": [{"name": "c", "resources": {"requests": {"memory": "2Gi"}}}]}),
+            "memory",
+        ),
+        (json!({"status": {"allocatable": {"pods": "0"}}}), json!({}), "pods"),
+    ] {
+        let choice = chosen(&pod(pod_spec), &[loaded(node("node-b", node_extra), 0)]);
+        assert!(choice.order.is_empty());
+        let (name, why) = choice.against().next().unwrap();
+        assert!(name == "node-b" && why.contains(words), "{words}: {choice:?}");
+    }
+    for (node_extra, pod_spec) in [
+        (taint.clone(), json!({"tolerations": [{"operator": "Exists"}]})),
+        (taint, json!({"tolerations": [{"key": "k", "value": "v", "effect": "NoSchedule"}]})),
+        (
+            json!({}),
+            required(
+                json!([{}, {"matchExpressions": [{"key": "gen", "operator": "Lt", "values": ["4"]}]}]),
+            ),
+        ),
+        (
+            json!({}),
+            json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1.5", "memory": "512Mi"}}}]}),
+        ),
+    ] {
+        let choice = chosen(&pod(pod_spec), &[loaded(node("node-b", node_extra), 0)]);
+        assert_eq!(choice.order, ["node-b"]);
+    }
+}
+
+#[test]
+fn a_volume_in_use_or_out_of_reach_decides() {
+    let user = |name: &str, node: &str| -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "shop", "uid": name},
+            "spec": {"nodeName": node, "containers": [{"name": "c"}], "volumes": [
+                {"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]},
+        }))
+        .unwrap()
+    };
+    let volumes = |mode: &str, disk: &str| {
+        let claim = json!({"spec": {"accessModes": [mode], "volumeName": "pv"}});
+        let volume = json!({"spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "disk", "operator": "In", "values": [disk]}]}]}}}});
+        let mut volumes = Volumes::default();
+        let volume: corev1::PersistentVolume = serde_json::from_value(volume).unwrap();
+        volumes.add("shop/data".into(), &serde_json::from_value(claim).unwrap(), Some(&volume));
+        volumes
+    };
+    let pod = user("mine", "node-a");
+    let nodes = ["node-a", "node-b", "node-c"].map(|name| node(name, json!({})));
+    // Who else mounts it, what it can do, where it is; and which nodes are left.
+    for (other, mode, disk, wanted) in [
+        (None, "ReadWriteOnce", "ssd", &["node-b", "node-c"][..]),
+        (None, "ReadWriteOnce", "hdd", &[]),
+        (Some("node-a"), "ReadWriteOnce", "ssd", &[]),
+        (Some("node-c"), "ReadWriteOnce", "ssd", &["node-c"]),
+        (Some("node-c"), "ReadWriteMany", "ssd", &["node-b", "node-c"]),
+    ] {
+        let other = other.map(|node| user("other", node));
+        let loads = Load::by_node([&pod].into_iter().chain(&other));
+        let load = |name: &str| loads.get(name).unwrap_or(&NO_LOAD);
+        let candidates = nodes.iter().map(|node| Candidate { node, load: load(&node.name) });
+        let candidates: Vec<Candidate<'_>> = candidates.collect();
+        let asked = kubernetes::asked(&pod, None, None).unwrap();
+        let asked = asked.with_volumes(volumes(mode, disk));
+        let mut order = choose(&pod, &asked, &candidates).order;
+        order.sort();
+        assert_eq!(order, wanted, "{other:?} {mode} {disk}");
+        assert_eq!(looks_at_pods(&asked), mode == "ReadWriteOnce");
+        for candidate in &candidates[1..] {
+            let objection = objection(&pod, &asked, candidate, &candidates);
+            let fits = wanted.contains(&candidate.node.name.as_str());
+            assert_eq!(objection.is_none(), fits, "{objection:?}");
+            assert!(objection.is_none_or(|why| why.contains("shop/data")));
+        }
+    }
+}
+
+#[test]
+fn the_pin_of_an_earlier_migration_is_not_obeyed() {
+    let pinned = json!({"affinity": {"nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-a"]}]}]}}}});
+    let mut pod = pod(pinned);
+    let nodes = [loaded(node("node-b", json!({})), 0)];
+    assert!(chosen(&pod, &nodes).order.is_empty(), "a pin by the user counts");
+    pod.metadata.annotations = Some([(names::MOVED_FROM.into(), "node-b".into())].into());
+    assert_eq!(chosen(&pod, &nodes).order, ["node-b"]);
+}
+
+#[test]
+fn requests_are_counted_as_the_scheduler_counts_them() {
+    let container = |name: &str, cpu: &str, always: bool| {
+        let mut c = json!({"name": name, "resources": {"requests": {"cpu": cpu, "memory": "1Mi"}}});
+        if always {
+            c["restartPolicy"] = json!("Always");
+        }
+        c
+    };
+    let pod = pod(json!({
+        "containers": [container("a", "100m", false), container("b", "0.2", false)],
+        "initContainers": [container("i", "500m", false), container("s", "50m", true)],
+    }));
+    assert_eq!(requests(&pod), (550, 3 << 20));
+}
