@@ -407,6 +407,10 @@ pub struct MigrationStatus {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub rounds: Vec<Round>,
+    /// Sequential: SHA-256 of the stored manifest; a Secret with another content is not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub manifest_digest: Option<String>,
     /// What was expected before the freeze.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forecast: Option<Forecast>,

@@ -70,7 +70,7 @@ pub struct HolderTask {
     /// Which part this side plays.
     #[serde(default)]
     pub part: Part,
-    /// Volumes in whose place a restore on trial has an empty directory.
+    /// Persistent volumes, in whose place a restore on trial has an empty directory.
     #[serde(default)]
     pub stand_ins: Vec<String>,
     /// The address that moves along.

@@ -29,15 +29,22 @@ pub(crate) use crate::sequential_pod::trial_pod;
 
 /// How often the pod is restored on the target before it goes back to its source's node.
 pub const TRIES_ON_TARGET: i32 = 2;
-/// How long a pod that was made again may take to be restored, volumes included.
-pub const RESTORE_LIMIT: Duration = Duration::from_secs(300);
+/// How long a pod that was made again may take to be restored. Kubernetes takes a volume off a node that
+/// is lost after six minutes, and only then can another have it.
+pub const RESTORE_LIMIT: Duration = Duration::from_secs(600);
 
 /// The first thing of all: what the pod is made of again must be stored before anything can be lost.
 pub(super) fn store_manifest(mut draft: Draft) -> Plan {
     draft
-        .step(Step::PreparingTarget)
         .waiting(reasons::IN_PROGRESS, "the pod's manifest is stored, to make the pod again of it");
     let actions = vec![Action::StoreManifest];
+    Plan { status: draft.done(), record: None, actions, again: Some(Duration::ZERO) }
+}
+
+/// The second: when the source has gone nobody else may make a pod of its name.
+pub(super) fn hold_name(mut draft: Draft) -> Plan {
+    draft.waiting(reasons::IN_PROGRESS, "creating a pod of the source's name is held back");
+    let actions = vec![Action::HoldName];
     Plan { status: draft.done(), record: None, actions, again: Some(Duration::ZERO) }
 }
 
@@ -53,6 +60,8 @@ enum Next {
     Adopt { uid: String },
     /// The pod that was made again cannot be restored.
     Failed { uid: String, why: String, goes_back: bool },
+    /// Somebody deletes the pod that was made again.
+    Unwanted,
     /// The target's node is gone: the pod goes back without another try.
     GoBack,
     /// The application runs on the target.
@@ -143,6 +152,14 @@ fn finish(observed: &Observed, mut draft: Draft, next: Next) -> Plan {
             let record = goes_back.then_some(Record::Resolution(Resolution::SourceResumes));
             plan(draft, record, vec![], Duration::ZERO)
         }
+        Next::Unwanted => {
+            let node = observed.node(Role::Target);
+            let message = format!("the pod was deleted on {node} by somebody before it ran again");
+            draft
+                .set(c::RESTORED, ConditionStatus::False, reasons::TARGET_GONE, &message)
+                .waiting(reasons::TARGET_GONE, message);
+            plan(draft, None, vec![], Duration::ZERO)
+        }
         Next::GoBack => {
             let source_node = observed.node(Role::Source).to_owned();
             let node = observed.node(Role::Target);
@@ -198,10 +215,30 @@ fn somebody_deleted(observed: &Observed) -> bool {
     observed.status().source_deletion_time.is_none() && observed.source_seen() != PodSeen::Alive
 }
 
-/// An eviction, a drain or a taint: it means the node, not the pod.
+/// The manifest is stored, with the labels and annotations of this moment: people and their operators
+/// may change them as long as the source is there.
+fn manifest_is_current(observed: &Observed) -> bool {
+    let (Some(stored), Some(source)) = (&observed.manifest, &observed.source_pod) else {
+        return observed.manifest.is_some();
+    };
+    stored.metadata.labels == source.metadata.labels
+        && stored.metadata.annotations == source.metadata.annotations
+        && stored.metadata.finalizers == source.metadata.finalizers
+}
+
+/// An eviction, a drain or a taint: it means the node, not the pod. So does a pod that kubelet has
+/// refused or ended.
 fn is_disrupted(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    conditions.iter().any(|c| c.type_ == "DisruptionTarget" && c.status == "True")
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    phase == Some("Failed")
+        || conditions.iter().any(|c| c.type_ == "DisruptionTarget" && c.status == "True")
+}
+
+/// No node is left that has the pod's state.
+fn nowhere(observed: &Observed) -> bool {
+    observed.target_node_gone
+        && (observed.source_node_gone || observed.recorded().resolution.is_some())
 }
 
 /// Until the source has ended and its object is gone; then `None`.
@@ -223,6 +260,10 @@ fn source_ends(observed: &Observed) -> Option<Next> {
     if !somebody_deleted(observed) && !observed.name_is_held {
         let message = "creating a pod of the source's name is held back";
         return Some(at_once(vec![Action::HoldName], message));
+    }
+    if seen == PodSeen::Alive && !manifest_is_current(observed) {
+        let message = "the pod's manifest is stored as it is now";
+        return Some(at_once(vec![Action::StoreManifest], message));
     }
     if !is_released(observed) {
         // The address must not be freed with the source's sandbox, which can go from now on.
@@ -251,6 +292,8 @@ fn source_ends(observed: &Observed) -> Option<Next> {
 fn trial_goes(observed: &Observed) -> Option<Next> {
     let why = if somebody_deleted(observed) {
         (reasons::SOURCE_GONE, "the pod was deleted by somebody after the commit")
+    } else if observed.is_deleting() && (observed.manifest.is_none() || nowhere(observed)) {
+        (reasons::CANCELLED, "the Migration was deleted and the pod cannot be made again")
     } else if observed.owner == Owner::Gone {
         (reasons::SOURCE_GONE, "the pod's owner was deleted after the commit")
     } else {
@@ -294,7 +337,8 @@ fn make_again(observed: &Observed) -> Next {
         }
         let owner = observed.manifest.as_ref().and_then(controller).map(|o| &o.uid);
         let same_owner = owner.is_some() && controller(pod).map(|o| &o.uid) == owner;
-        if going || ours || same_owner {
+        // What has run under its name may have written to its volumes: the kept state is older.
+        if going || ours || (same_owner && !any_container_runs(pod)) {
             let actions = if going { vec![] } else { vec![Action::DeleteAgain] };
             let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("its node");
             return act(actions, format!("pod {name} that was made before goes from {node}"));
@@ -305,7 +349,15 @@ fn make_again(observed: &Observed) -> Next {
             ),
         };
     }
-    if observed.target_node_gone && recorded.resolution.is_none() {
+    if nowhere(observed) {
+        return Next::Stuck {
+            message: format!(
+                "no node is left that has the pod's state, {} being gone; delete the Migration to give the state up",
+                observed.node(Role::Target)
+            ),
+        };
+    }
+    if observed.target_node_gone {
         return Next::GoBack;
     }
     if !observed.name_is_held {
@@ -326,7 +378,7 @@ fn make_again(observed: &Observed) -> Next {
         Some(_) => wait("the source's end is awaited"),
         None => Next::Stuck {
             message: format!(
-                "the Secret {} with the pod's manifest cannot be read; the pod's state is kept on both nodes",
+                "the Secret {} is not there or was changed, so the pod cannot be made again; its state is kept on both nodes until the Migration is deleted",
                 names::manifest_secret(observed.uid())
             ),
         },
@@ -350,30 +402,26 @@ fn restore_again(observed: &Observed, now: Timestamp) -> Next {
     if recorded.resolution.is_some() && word.outcome == Some(TargetOutcome::Resumed) {
         return back_on_source(observed, now);
     }
-    let seen = observed.target_seen();
-    let evicted = observed.target_pod.as_ref().is_some_and(is_disrupted);
-    if seen != PodSeen::Alive && !observed.target_node_gone && !evicted {
-        // We delete no pod that is recorded as the one that was made again.
-        return deleted_again(observed, report);
+    let goes = observed.target_seen() != PodSeen::Alive && !observed.target_node_gone;
+    if goes && let Some(next) = pod_goes(observed, report) {
+        return next;
     }
-    if has_failed(word, observed.target_node_gone) {
+    if goes || has_failed(word, observed.target_node_gone) {
         let why = match report.map_or("", |r| r.message.as_str()) {
             "" if observed.target_node_gone => "the node is gone".to_owned(),
+            "" if goes => "the pod went from there before it ran".to_owned(),
             "" => "it gave up".to_owned(),
             why => why.to_owned(),
         };
         let tries = observed.status().failed_restores.unwrap_or(0) + 1;
         let goes_back = may_return(recorded, word, observed.target_node_gone)
-            && (tries >= TRIES_ON_TARGET || observed.target_node_gone);
+            && (tries >= TRIES_ON_TARGET || observed.target_node_gone)
+            && !observed.source_node_gone;
         return Next::Failed { uid: uid.to_owned(), why, goes_back };
     }
     let Some(pod) = observed.target_pod.as_ref() else {
         return wait(format!("{node} restores the pod"));
     };
-    if seen != PodSeen::Alive {
-        let actions = vec![Action::GiveUp(Role::Target)];
-        return act(actions, format!("the pod was evicted from {node} before it ran"));
-    }
     if voting::has_gate(pod) {
         return prepare_again(observed, report);
     }
@@ -388,22 +436,44 @@ fn restore_again(observed: &Observed, now: Timestamp) -> Next {
     wait(format!("{node} restores the pod"))
 }
 
-/// The pod that was made again was deleted before it ran.
-fn deleted_again(observed: &Observed, report: Option<&Report>) -> Next {
+/// The pod that was made again goes, or has gone, before it ran. Somebody who deletes it means it; an
+/// eviction, a loss of power or a refusal by kubelet means the node, and leads to another try (`None`).
+/// Which one it is can be told only while the object is there, so it is noted then.
+fn pod_goes(observed: &Observed, report: Option<&Report>) -> Option<Next> {
     let node = observed.node(Role::Target);
-    if observed.target_seen() == PodSeen::Deleting {
-        return wait(format!("the pod was deleted meanwhile and goes from {node}"));
+    let noted = deletion_is_noted(observed);
+    let there = observed.target_pod.as_ref();
+    let meant = there.is_some_and(|pod| !is_disrupted(pod));
+    if observed.target_seen() == PodSeen::Deleting && meant && !noted {
+        return Some(Next::Unwanted);
     }
-    if report.is_some_and(|report| !report.closed) {
+    let has_ended = match (report, observed.side(Role::Target)) {
+        (Some(report), _) => report.closed,
+        (None, Side::NotStarted | Side::Reporting(_)) => true,
+        (None, Side::Unknown | Side::Unreachable { .. }) => false,
+    };
+    if !has_ended {
         let actions = vec![Action::GiveUp(Role::Target)];
-        return act(actions, format!("{node} is to close its side"));
+        return Some(act(actions, format!("{node} is to close its side")));
     }
-    Next::End {
+    if !noted {
+        return None;
+    }
+    if observed.target_seen() == PodSeen::Deleting {
+        return Some(wait(format!("the pod was deleted meanwhile and goes from {node}")));
+    }
+    Some(Next::End {
         succeeded: false,
         reason: reasons::TARGET_GONE,
         message: format!("the pod was deleted on {node} by somebody before it ran again"),
         actions: vec![],
-    }
+    })
+}
+
+fn deletion_is_noted(observed: &Observed) -> bool {
+    let conditions = observed.status().conditions;
+    c::find(&conditions, c::RESTORED)
+        .is_some_and(|c| c.status == "False" && c.reason == reasons::TARGET_GONE)
 }
 
 /// Address, record and holder come before the gate goes; the trial's pod makes room.

@@ -262,7 +262,9 @@ fn succeeded(observed: &Observed, mut draft: Draft, mut actions: Vec<Action>) ->
     let alive = observed.target_seen() == PodSeen::Alive;
     let message = match (&observed.owner, alive) {
         (_, false) => format!("the pod ran on {node} as {name} and has been deleted there{still}"),
-        (Owner::Gone, true) => {
+        // The reference to its owner is on a pod that was made again: what becomes of it then is for
+        // whoever deleted the owner to say.
+        (Owner::Gone, true) if !observed.is_sequential() => {
             actions.push(Action::DeleteTarget);
             format!("the pod's owner was deleted meanwhile, and so is {name} on {node}{still}")
         }

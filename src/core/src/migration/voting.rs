@@ -37,6 +37,10 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     draft.sides(observed);
     let give_up = why_give_up(observed, now);
     match decide(&decision_input(observed, give_up.is_some())) {
+        // From the Commit on it is all that is left of the source's object.
+        Some(Decision::Commit) if observed.is_sequential() && observed.manifest.is_none() => {
+            sequential::store_manifest(draft)
+        }
         Some(Decision::Commit) => {
             draft.step(Step::Committed).waiting(
                 reasons::IN_PROGRESS,
@@ -253,6 +257,11 @@ pub(super) fn target_pod_failed(observed: &Observed, now: Timestamp) -> Option<G
 fn progress(observed: &Observed, mut draft: Draft) -> Plan {
     if observed.is_sequential() && observed.manifest.is_none() {
         return sequential::store_manifest(draft);
+    }
+    if observed.is_sequential() && !observed.name_is_held {
+        // As long as the pod is there it keeps nobody from anything, and each API server has time to
+        // learn of it.
+        return sequential::hold_name(draft);
     }
     let node = observed.node(Role::Target).to_owned();
     let (actions, step, message) = match &observed.target_pod {

@@ -6,6 +6,7 @@ use transship_api as api;
 use super::pod::moved;
 use super::{Check, Input, NodeView, Violation, list_some};
 use crate::facts::{ContainerFacts, ImageFacts};
+use crate::sequential_pod::is_exclusive;
 use crate::target_pod::{normal_reference, pinned_image};
 
 /// The checks of the target node.
@@ -48,7 +49,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "Space",
-        finds: "too little disk on the target for memory and files, or on the source for unlinked files",
+        finds: "too little disk on the target for memory and files, or on the source for unlinked files and, in the sequential order, for its own copy",
         remedy: "make room on the node or choose another",
         look: space,
     },
@@ -218,13 +219,26 @@ fn space(input: &Input<'_>) -> Vec<Violation> {
     });
     // CRIU writes files without a name into its images.
     let unlinked = super::process::unlinked_bytes(facts);
-    let source = lacks(facts.node.free_bytes, unlinked).then(|| {
-        format!(
-            "unlinked files of {} are saved on the source first, which has {} free",
-            people(unlinked),
-            people(facts.node.free_bytes)
-        )
-    });
+    let free = facts.node.free_bytes;
+    let source = if input.pod.is_some_and(is_exclusive) {
+        // In the sequential order everything else is kept there as well.
+        let kept = needed.saturating_add(unlinked);
+        lacks(free, kept).then(|| {
+            format!(
+                "the pod's {} of memory and files are kept on the source as well, which has {} free",
+                people(kept),
+                people(free)
+            )
+        })
+    } else {
+        lacks(free, unlinked).then(|| {
+            format!(
+                "unlinked files of {} are saved on the source first, which has {} free",
+                people(unlinked),
+                people(free)
+            )
+        })
+    };
     [found(target), found(source)].concat()
 }
 

@@ -261,6 +261,20 @@ fn what_cannot_be_moved_is_found_and_remedied(
 }
 
 #[test]
+fn a_source_keeps_everything_only_in_the_sequential_order() {
+    let mut world = World::new();
+    world.facts["node"]["freeBytes"] = json!(1001);
+    world.process()["resources"] = json!([{"kind": "UnlinkedFile", "detail": "/t", "bytes": 2}]);
+    assert_eq!(world.look(violations), []);
+    world.owner_is("apps/v1", "StatefulSet");
+    let found = world.look(violations);
+    assert_eq!(found.iter().map(|v| v.check).collect::<Vec<_>>(), ["Space"], "{found:?}");
+    assert!(found[0].message.contains("kept on the source"), "{}", found[0].message);
+    world.facts["node"]["freeBytes"] = json!(1002);
+    assert_eq!(world.look(violations), []);
+}
+
+#[test]
 fn what_works_is_not_refused() {
     let mut world = World::new();
     world.process()["ownNamespaces"] = json!(["mnt"]);

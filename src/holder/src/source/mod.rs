@@ -26,7 +26,7 @@ use transship_rpc::Stage;
 use transship_runtime::cri::Cri;
 
 use crate::control::Command;
-use crate::durable::durable;
+use crate::durable::durable_with_volumes;
 use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::{Pod, runc_program};
@@ -365,10 +365,13 @@ impl SourceHands {
                 holder.asker.peer();
                 Ok(())
             }
-            Effect::SyncState => holder
-                .blocking("sync", |holder| durable(&holder.dir))
-                .await
-                .map_err(|error| Failed::other("StateNotDurable", error)),
+            Effect::SyncState => {
+                let pod = self.pod("made durable")?.clone();
+                holder
+                    .blocking("sync", move |holder| durable_with_volumes(holder, &pod))
+                    .await
+                    .map_err(|error| Failed::other("StateNotDurable", error))
+            }
             // A source has no dead-man: it stays frozen until it has read the decision.
             Effect::ArmDeadman | Effect::CheckDeadman | Effect::DisarmDeadman => Ok(()),
         }

@@ -8,7 +8,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use serde_json::{Map, Value, json};
 use transship_api::{Migration, names};
-use transship_core::facts::PodFacts;
+use transship_core::facts::{NetworkFacts, PodFacts};
 use transship_core::migration::handover::Labels;
 use transship_core::migration::owner::{JOB_TRACKING, Kind};
 use transship_core::migration::plan::Action;
@@ -103,8 +103,8 @@ impl World<'_> {
             Action::UnclaimTarget => self.unclaim_target().await,
             Action::Forget(role) => self.forget(*role).await,
             Action::StoreManifest => {
-                let facts = self.facts().await?;
-                sequential::store_manifest(self.observed, &facts.network, self.context).await
+                let network = self.network().await?;
+                sequential::store_manifest(self.observed, &network, self.context).await
             }
             Action::DeleteManifest => {
                 sequential::delete_manifest(self.observed, self.context).await
@@ -181,6 +181,14 @@ impl World<'_> {
         }
     }
 
+    /// The source's network: as it was stored, where it was.
+    async fn network(&self) -> Result<NetworkFacts, Error> {
+        match &self.observed.network {
+            Some(network) => Ok(network.clone()),
+            None => Ok(self.facts().await?.network.clone()),
+        }
+    }
+
     async fn start(&self, role: Role) -> Result<(), Error> {
         let uid = self.observed.uid();
         let missing = |what: &str| Error::Incomplete(format!("{what} is not known"));
@@ -196,10 +204,7 @@ impl World<'_> {
             true => node(Role::Source).unwrap_or_else(|_| target_node.clone()),
             false => node(Role::Source)?,
         };
-        let network = match &self.observed.network {
-            Some(network) => network.clone(),
-            None => self.facts().await?.network.clone(),
-        };
+        let network = self.network().await?;
         let task = task(&Parts {
             migration: &self.observed.migration,
             role,

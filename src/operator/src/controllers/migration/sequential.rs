@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use transship_api::{Migration, names};
 use transship_core::facts::NetworkFacts;
 use transship_core::migration::state::Owner;
@@ -52,17 +53,16 @@ pub fn part(observed: &Observed, role: Role) -> Part {
 /// Reads what only this order needs.
 pub async fn observe(observed: &mut Observed, context: &Context) -> Result<(), Error> {
     read_manifest(observed, context).await?;
-    let committed = observed.recorded().decision == Some(Decision::Commit);
-    let ended = observed.status().step.is_some_and(|s| s.is_final());
-    if !committed && !ended {
-        return Ok(());
-    }
     let namespaces: Api<Namespace> = Api::all(context.client.clone());
     let found = namespaces.get_opt(&namespace(observed)).await;
     let found = found.map_err(Error::api("read the namespace"))?;
     let key = names::held_name(observed.uid());
-    observed.name_is_held = found.is_some_and(|n| n.annotations().contains_key(&key));
-    if ended {
+    observed.name_is_held = found.is_some_and(|n| {
+        n.annotations().contains_key(&key)
+            && n.labels().contains_key(names::HANDOVER_NAMESPACE_LABEL)
+    });
+    let ended = observed.status().step.is_some_and(|s| s.is_final());
+    if observed.recorded().decision != Some(Decision::Commit) || ended {
         return Ok(());
     }
     let Some(manifest) = observed.manifest.clone() else { return Ok(()) };
@@ -83,19 +83,31 @@ pub async fn observe(observed: &mut Observed, context: &Context) -> Result<(), E
     Ok(())
 }
 
+/// A Secret whose content is not what the operator stored counts as none: people who may write Secrets
+/// need not be people who may make pods.
 async fn read_manifest(observed: &mut Observed, context: &Context) -> Result<(), Error> {
     let name = names::manifest_secret(observed.uid());
     let found = secrets(observed, context).get_opt(&name).await;
     let found = found.map_err(Error::api("read the Secret with the manifest"))?;
-    let Some(mut data) = found.and_then(|secret| secret.data) else { return Ok(()) };
-    let mut take = |key| data.remove(key).map(|ByteString(bytes)| bytes);
-    if let Some(bytes) = take(POD) {
-        observed.manifest = Some(serde_json::from_slice(&bytes)?);
+    let Some(data) = found.and_then(|secret| secret.data) else { return Ok(()) };
+    if Some(digest(&data)) != observed.status().manifest_digest {
+        tracing::warn!(secret = name, "it is not what was stored");
+        return Ok(());
     }
-    if let Some(bytes) = take(NETWORK) {
-        observed.network = Some(serde_json::from_slice(&bytes)?);
-    }
+    let (Some(pod), Some(network)) = (data.get(POD), data.get(NETWORK)) else { return Ok(()) };
+    observed.manifest = Some(serde_json::from_slice(&pod.0)?);
+    observed.network = Some(serde_json::from_slice(&network.0)?);
     Ok(())
+}
+
+/// SHA-256 in hexadecimal digits of all keys and values, each behind its length.
+fn digest(data: &BTreeMap<String, ByteString>) -> String {
+    let mut hasher = Sha256::new();
+    for part in data.iter().flat_map(|(key, value)| [key.as_bytes(), &value.0]) {
+        hasher.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The pod's StatefulSet, as it is now.
@@ -114,7 +126,8 @@ async fn owner(manifest: &Pod, namespace: &str, context: &Context) -> Result<Own
     })
 }
 
-/// Stores what the pod is made of again; written once, before anything is frozen.
+/// Stores what the pod is made of again: its digest in the status first, which nobody else writes, then
+/// the Secret, in the place of one with another content.
 pub async fn store_manifest(
     observed: &Observed,
     network: &NetworkFacts,
@@ -126,6 +139,13 @@ pub async fn store_manifest(
         (NETWORK.to_owned(), ByteString(serde_json::to_vec(network)?)),
     ]);
     let migration = &observed.migration;
+    let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &namespace(observed));
+    let status = json!({"status": {"manifestDigest": digest(&data)}});
+    migrations
+        .patch_status(&migration.name_any(), &PatchParams::default(), &Patch::Merge(status))
+        .await
+        .map_err(Error::api("note the manifest's digest"))?;
+    delete_manifest(observed, context).await?;
     let secret = Secret {
         metadata: ObjectMeta {
             name: Some(names::manifest_secret(observed.uid())),
@@ -143,11 +163,11 @@ pub async fn store_manifest(
         immutable: Some(true),
         ..Secret::default()
     };
-    match secrets(observed, context).create(&PostParams::default(), &secret).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        Err(error) => Err(Error::api("store the pod's manifest")(error)),
-    }
+    secrets(observed, context)
+        .create(&PostParams::default(), &secret)
+        .await
+        .map_err(Error::api("store the pod's manifest"))?;
+    Ok(())
 }
 
 /// Removes it.
@@ -196,4 +216,27 @@ pub async fn hold_name(observed: &Observed, held: bool, context: &Context) -> Re
         .await
         .map_err(Error::api("mark the namespace"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_tells_every_content_from_every_other() {
+        let data = |parts: &[(&str, &str)]| -> BTreeMap<String, ByteString> {
+            let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+            parts.iter().map(|(key, value)| ((*key).to_owned(), bytes(value))).collect()
+        };
+        let all = [
+            data(&[]),
+            data(&[("pod.json", "{}")]),
+            data(&[("pod.json", "{ }")]),
+            data(&[("pod.jso", "n{}")]),
+            data(&[("pod.json", "{}"), ("more", "")]),
+        ];
+        let digests: std::collections::BTreeSet<String> = all.iter().map(digest).collect();
+        assert_eq!(digests.len(), all.len());
+        assert!(digests.iter().all(|digest| digest.len() == 64));
+    }
 }
