@@ -225,6 +225,10 @@ fn marks_on_pods_are_the_operators_alone_and_other_pods_are_free() -> Result<()>
     for (what, forged) in [
         ("claim", pod("forged", json!({"annotations": {"transship.dev/claim": "u"}}), none())),
         ("lease", pod("forged", json!({"annotations": {"transship.dev/lease": "a"}}), none())),
+        (
+            "hooks",
+            pod("forged", json!({"annotations": {"transship.dev/post-start-hooks": "{}"}}), none()),
+        ),
         ("label", pod("forged", json!({"labels": {"transship.dev/migration": "u"}}), none())),
         ("gate", pod("forged", none(), json!({"schedulingGates": prepare}))),
         ("readiness gate", pod("forged", none(), json!({"readinessGates": resumed}))),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use transship_tests::{
-    cluster::{Cluster, Pod},
+    cluster::{Cluster, Pod, condition},
     line::Line,
 };
 
@@ -140,4 +140,73 @@ fn connected(cluster: &Cluster, pod: &Pod, port: u16) -> Result<Line> {
         Ok(line.is_some())
     })?;
     line.context("connecting")
+}
+
+/// Both containers have a hook that runs again after a move. That of `main` notes each of its runs; that
+/// of `other` ends well at the start and fails whenever it finds that it has run before.
+const HOOKS: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: hooked}
+spec:
+  selector: {matchLabels: {app: hooked}}
+  template:
+    metadata:
+      labels: {app: hooked}
+      annotations: {transship.dev/post-start: run}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: main
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [sleep, "86400"]
+          lifecycle:
+            postStart:
+              exec:
+                command:
+                  - sh
+                  - -c
+                  - if [ -e /data/runs ]; then word=after; else word=start; fi; echo $word >> /data/runs
+          volumeMounts: [{name: data, mountPath: /data}]
+        - name: other
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [sleep, "86400"]
+          lifecycle: {postStart: {exec: {command: [mkdir, /data/once]}}}
+          volumeMounts: [{name: data, mountPath: /data}]
+      volumes: [{name: data, emptyDir: {}}]
+"#;
+
+#[test]
+fn hooks_run_again_once_a_pod_has_moved_and_their_failure_harms_nobody() -> Result<()> {
+    let cluster = Cluster::with_namespace("hooks")?;
+    cluster.apply(HOOKS)?;
+    cluster.rolled_out("hooked")?;
+    let mut pod = cluster.pod("app=hooked")?;
+    let runs =
+        |pod: &Pod| cluster.kubectl(&["exec", &pod.name, "-c", "main", "--", "cat", "/data/runs"]);
+    let mut wanted = "start\n".to_owned();
+    ensure!(runs(&pod)? == wanted, "{}", runs(&pod)?);
+    // The second time the manifest has lost them.
+    for _ in 0..2 {
+        let migration = cluster.migrate(&pod.name, pod.other_node())?;
+        cluster.succeeded(&migration, Duration::from_secs(120))?;
+        // A hook may outlast the move, and until it has ended the pod is not let go.
+        cluster.await_that("the pod can be moved again", Duration::from_secs(60), || {
+            let object = cluster.get("migration", &migration)?;
+            Ok(object["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty))
+        })?;
+        let told = condition(&cluster.get("migration", &migration)?, "HooksRun");
+        ensure!(told.0 == "False" && told.1 == "HookFailed", "{told:?}");
+        ensure!(told.2.ends_with("failed there: container other: it exited with 1"), "{told:?}");
+        wanted.push_str("after\n");
+        pod = cluster.pod("app=hooked")?;
+        ensure!(runs(&pod)? == wanted, "{}", runs(&pod)?);
+        let object = cluster.get("pod", &pod.name)?;
+        for status in object["status"]["containerStatuses"].as_array().into_iter().flatten() {
+            ensure!(status["ready"] == true && status["restartCount"] == 0, "{status:#}");
+        }
+    }
+    Ok(())
 }

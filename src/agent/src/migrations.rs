@@ -128,6 +128,7 @@ pub mod tests {
             empty_dirs: Vec::new(),
             part: Default::default(),
             stand_ins: Vec::new(),
+            hooks: Vec::new(),
             network: None,
             host_name: None,
             max_frozen_millis: 8000,

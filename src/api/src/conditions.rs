@@ -25,6 +25,9 @@ pub const FROZEN: &str = "Frozen";
 pub const RESTORED: &str = "Restored";
 /// The pod runs on the target and the source is gone. Summary of a Migration.
 pub const SUCCEEDED: &str = "Succeeded";
+/// The postStart hooks ran after the move; there only if the pod asks for it. It says nothing about
+/// the migration's success.
+pub const HOOKS_RUN: &str = "HooksRun";
 
 // --- Types: Node -------------------------------------------------------------------------------
 
@@ -129,6 +132,13 @@ pub mod reasons {
     pub const CONTAINERS_HELD: &str = "ContainersHeld";
     /// The containers run on the target.
     pub const CONTAINERS_RESUMED: &str = "ContainersResumed";
+
+    // --- HooksRun ---
+
+    /// Every postStart hook ran and ended well.
+    pub const HOOKS_ENDED_WELL: &str = "HooksEndedWell";
+    /// A postStart hook failed after the move; the application goes on.
+    pub const HOOK_FAILED: &str = "HookFailed";
 
     // --- Succeeded ---
 

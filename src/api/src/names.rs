@@ -20,9 +20,12 @@ pub const MIGRATION_NAME: &str = "transship.dev/migration-name";
 pub const LEASE: &str = "transship.dev/lease";
 /// Node that the pod came from in its last migration. Operator only.
 pub const MOVED_FROM: &str = "transship.dev/moved-from";
-/// `run` or `skip`: what happens to postStart hooks when the pod moves. Set by people; without it
-/// a pod with such hooks is refused.
+/// `run` or `skip`: whether postStart hooks run again when the pod has moved. Set by people; without
+/// it a pod with such hooks is refused.
 pub const POST_START: &str = "transship.dev/post-start";
+/// postStart hooks that a moved pod's manifest has no more, as JSON by container: the next move needs
+/// them. Operator only.
+pub const POST_START_HOOKS: &str = "transship.dev/post-start-hooks";
 /// `"true"`: the pod is meant to be moved, so its author is warned at creation of what would keep it
 /// from being moved; `"false"`: no such warnings. It decides nothing. Set by people.
 pub const MOVABLE: &str = "transship.dev/movable";

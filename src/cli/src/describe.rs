@@ -75,6 +75,7 @@ fn describe(migration: &Migration, events: &[Event]) -> String {
     text += "\nConditions\n";
     let rows: Vec<Vec<String>> = conditions::MIGRATION_TYPES
         .iter()
+        .chain([&conditions::HOOKS_RUN])
         .filter_map(|type_| status.conditions.iter().find(|condition| condition.type_ == *type_))
         .map(|condition| {
             vec![

@@ -8,6 +8,7 @@ pub mod facts;
 pub mod liveness;
 pub mod migration;
 pub mod placement;
+pub mod post_start;
 pub mod preflight;
 pub mod sequential_pod;
 pub mod static_list;

@@ -12,6 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 use transship_api::names;
 
+use crate::post_start;
+
 /// Which Migration the pod is made for, and where it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetFor<'a> {
@@ -136,6 +138,11 @@ fn metadata(source: &Pod, spec: &PodSpec, target: &TargetFor<'_>) -> ObjectMeta 
     annotations.insert(names::CLAIM.into(), target.migration_uid.into());
     annotations.insert(names::MIGRATION_NAME.into(), migration);
     annotations.insert(names::MOVED_FROM.into(), source_node);
+    if post_start::asked(source).is_some()
+        && let Some(hooks) = post_start::note(source)
+    {
+        annotations.insert(names::POST_START_HOOKS.into(), hooks);
+    }
     if target.preserve_address
         && let Some((address, home)) = lease(source)
         && home != target.node
@@ -171,7 +178,8 @@ pub fn lease(pod: &Pod) -> Option<(String, String)> {
 }
 
 fn target_spec(source: &Pod, spec: &PodSpec, host_name: String, node: &str) -> PodSpec {
-    let skip_post_start = post_start(source) == Some("skip");
+    // kubelet would run it in the middle of the container's life.
+    let without_hooks = post_start::asked(source).is_some();
     let token_volumes = injected_token_volumes(spec);
     let status = source.status.as_ref();
     let apps = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
@@ -196,10 +204,10 @@ fn target_spec(source: &Pod, spec: &PodSpec, host_name: String, node: &str) -> P
         volumes.retain(|volume| !token_volumes.contains(&volume.name));
     }
     for container in &mut target.containers {
-        prepare(container, apps, &token_volumes, skip_post_start);
+        prepare(container, apps, &token_volumes, without_hooks);
     }
     for container in target.init_containers.iter_mut().flatten() {
-        prepare(container, inits, &token_volumes, skip_post_start);
+        prepare(container, inits, &token_volumes, without_hooks);
         if is_sidecar(container) {
             // kubelet starts the next container only after a sidecar's startup probe, which
             // a frozen one never passes.
@@ -215,16 +223,11 @@ pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
-/// What the pod's annotation says about postStart hooks.
-pub fn post_start(pod: &Pod) -> Option<&str> {
-    pod.metadata.annotations.as_ref()?.get(names::POST_START).map(String::as_str)
-}
-
 fn prepare(
     container: &mut Container,
     statuses: &[ContainerStatus],
     token_volumes: &[String],
-    skip_post_start: bool,
+    without_hooks: bool,
 ) {
     let image_id =
         statuses.iter().find(|s| s.name == container.name).map_or("", |s| s.image_id.as_str());
@@ -240,7 +243,7 @@ fn prepare(
     if let Some(probe) = &mut container.readiness_probe {
         probe.initial_delay_seconds = None;
     }
-    if skip_post_start && let Some(lifecycle) = &mut container.lifecycle {
+    if without_hooks && let Some(lifecycle) = &mut container.lifecycle {
         lifecycle.post_start = None;
     }
 }

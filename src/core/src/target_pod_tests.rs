@@ -206,15 +206,29 @@ fn the_chain_of_lent_addresses_is_kept_and_ends_at_home() {
     assert_eq!(annotation(&target_pod(&source(), &without).unwrap()), None);
 }
 
-#[test]
-fn a_post_start_hook_is_left_out_where_the_pod_says_skip() {
+#[rstest]
+#[case(Some("skip"), true)]
+#[case(Some("run"), true)]
+#[case(Some("Run"), false)]
+#[case(None, false)]
+fn a_post_start_hook_is_left_to_nobody_but_us(#[case] says: Option<&str>, #[case] ours: bool) {
     let mut value = serde_json::to_value(source()).unwrap();
+    let hook = json!({"exec": {"command": ["x"]}});
     value["spec"]["containers"][0]["lifecycle"] =
-        json!({"postStart": {"exec": {"command": ["x"]}}, "preStop": {"exec": {"command": ["y"]}}});
-    value["metadata"]["annotations"]["transship.dev/post-start"] = json!("skip");
+        json!({"postStart": hook, "preStop": {"exec": {"command": ["y"]}}});
+    if let Some(says) = says {
+        value["metadata"]["annotations"]["transship.dev/post-start"] = json!(says);
+    }
     let made = target_pod(&pod(value), &target()).unwrap();
-    let lifecycle = made.spec.unwrap().containers[0].lifecycle.clone().unwrap();
-    assert!(lifecycle.post_start.is_none() && lifecycle.pre_stop.is_some());
+    let lifecycle = made.spec.as_ref().unwrap().containers[0].lifecycle.clone().unwrap();
+    assert_eq!(lifecycle.post_start.is_none(), ours);
+    assert!(lifecycle.pre_stop.is_some());
+    let again = target_pod(&made, &target()).unwrap();
+    for made in [made, again] {
+        let note = made.metadata.annotations.as_ref().unwrap().get(names::POST_START_HOOKS);
+        let note = note.map(|text| serde_json::from_str::<Value>(text).unwrap());
+        assert_eq!(note, ours.then(|| json!({"web": hook})), "the next move knows it too");
+    }
 }
 
 /// What the API server makes of a pod that is sent to it.

@@ -74,6 +74,7 @@ pub(crate) mod tests {
             empty_dirs: vec![volume("data", ""), volume("mem", "Memory"), volume("h", "HugePages")],
             part: Default::default(),
             stand_ins: Vec::new(),
+            hooks: Vec::new(),
             network: None,
             host_name: None,
             max_frozen_millis: 1000,

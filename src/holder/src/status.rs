@@ -118,11 +118,12 @@ impl Board {
         });
     }
 
-    /// Shows where the target's machine stands.
-    pub fn target(&self, machine: &TargetMachine) {
+    /// Shows where the target's machine stands. While postStart hooks are to be run something is left to
+    /// do on this side, whatever the machine says.
+    pub fn target(&self, machine: &TargetMachine, hooks_left: bool) {
         let phase = machine.phase();
         let (stage, state) = of_target(phase);
-        self.enter(stage, state, machine.is_closed());
+        self.enter(stage, state, machine.is_closed() && !hooks_left);
         self.update(|status| {
             status.voted |= phase == TargetPhase::Voted;
             status.never_thawed |= matches!(
@@ -130,6 +131,24 @@ impl Board {
                 TargetPhase::NeverThawed | TargetPhase::Closed(TargetOutcome::NeverThawed)
             );
         });
+    }
+
+    /// Notes that the postStart hook of a container was run, and what went wrong with it.
+    pub fn hook(&self, container: &str, outcome: Result<(), String>) {
+        let text = outcome.err().unwrap_or_default();
+        self.update(|status| {
+            status.hooks.insert(container.to_owned(), text);
+        });
+    }
+
+    /// Whether the postStart hook of a container was run, by this or an earlier holder.
+    pub fn has_run_hook(&self, container: &str) -> bool {
+        self.sender.borrow().hooks.contains_key(container)
+    }
+
+    /// Nothing is left to do.
+    pub fn closed(&self) {
+        self.update(|status| status.closed = true);
     }
 
     fn enter(&self, stage: Option<Stage>, state: HolderState, closed: bool) {

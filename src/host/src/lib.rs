@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod error;
 pub mod files;
 pub mod freezer;
+pub mod hook;
 #[cfg(feature = "install")]
 pub mod install;
 pub mod invocation;

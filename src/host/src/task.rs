@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::hook::Hook;
 use crate::paths::{MigrationDir, Role, check_name, check_uid};
-use crate::record::{ContainerRef, RecordNetwork};
+use crate::record::{ContainerKind, ContainerRef, RecordNetwork};
 
 pub use transship_protocol::Part;
 
@@ -73,6 +74,9 @@ pub struct HolderTask {
     /// Persistent volumes, in whose place a restore on trial has an empty directory.
     #[serde(default)]
     pub stand_ins: Vec<String>,
+    /// postStart hooks that a target's holder runs once the pod is an ordinary one, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<Hook>,
     /// The address that moves along.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<RecordNetwork>,
@@ -138,6 +142,17 @@ impl HolderTask {
         }
         for volume in &self.stand_ins {
             check_name("stand-in name", volume)?;
+        }
+        for (index, hook) in self.hooks.iter().enumerate() {
+            hook.validate()?;
+            let name = &hook.container;
+            let moves = |c: &ContainerRef| c.name == *name && c.kind != ContainerKind::Init;
+            if !self.containers.iter().any(moves) {
+                return Err(invalid("hook", name, "must be of a container that moves"));
+            }
+            if self.hooks[..index].iter().any(|other| other.container == *name) {
+                return Err(invalid("hook", name, "must not occur twice"));
+            }
         }
         if let Some(network) = &self.network {
             network.validate()?;
@@ -207,7 +222,8 @@ impl MigrationDir {
 mod tests {
     use super::*;
     use crate::HostRoot;
-    use crate::record::{ContainerKind, NetworkMode};
+    use crate::hook::HookAction;
+    use crate::record::NetworkMode;
 
     /// Makes a task wrong in one way.
     type Change = fn(&mut HolderTask);
@@ -228,6 +244,10 @@ mod tests {
             empty_dirs: vec![EmptyDir { name: "cache".into(), medium: String::new() }],
             part: Default::default(),
             stand_ins: Vec::new(),
+            hooks: vec![Hook {
+                container: "web".into(),
+                action: HookAction::Exec { command: vec!["x".into()] },
+            }],
             network: Some(RecordNetwork {
                 mode: NetworkMode::Preserve,
                 ip: "10.244.1.5".into(),
@@ -260,7 +280,7 @@ mod tests {
 
     #[test]
     fn each_bad_field_is_refused_and_named() {
-        let cases: [(Change, &str); 12] = [
+        let cases: [(Change, &str); 15] = [
             (|t| t.version = 2, "version 2"),
             (|t| t.migration.uid = "../m".into(), "migration.uid"),
             (|t| t.pod.uid = String::new(), "pod.uid"),
@@ -270,6 +290,9 @@ mod tests {
             (|t| t.containers.clear(), "containers"),
             (|t| t.containers.push(t.containers[0].clone()), "twice"),
             (|t| t.empty_dirs[0].name = "../../etc".into(), "emptyDir name"),
+            (|t| t.hooks[0].container = "other".into(), "container that moves"),
+            (|t| t.hooks.push(t.hooks[0].clone()), "twice"),
+            (|t| t.hooks[0].action = HookAction::Exec { command: vec![] }, "command"),
             (|t| t.network.as_mut().unwrap().mac = "x".into(), "network mac"),
             (|t| t.host_name = Some("a b".into()), "hostName"),
             (|t| t.kubelet_root = "/var/../etc".into(), "kubeletRoot"),

@@ -51,6 +51,15 @@ pub struct CriContainer {
     pub attempt: u32,
 }
 
+/// How a program ended that was run in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: i32,
+    /// What it wrote to its standard output, then to its standard error.
+    pub output: String,
+}
+
 /// What there is of a pod's sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remains {
@@ -72,11 +81,16 @@ pub struct Cri {
 impl Cri {
     /// Connects to containerd.
     pub async fn connect(socket: &Path) -> Result<Self> {
+        Self::connect_for(socket, CALL_TIMEOUT).await
+    }
+
+    /// Connects to containerd for calls that may take up to `limit`.
+    pub async fn connect_for(socket: &Path, limit: Duration) -> Result<Self> {
         let failed = |source| Error::Connect { socket: socket.to_path_buf(), source };
         let channel = Endpoint::from_shared(format!("unix://{}", socket.display()))
             .map_err(failed)?
             .connect_timeout(CALL_TIMEOUT)
-            .timeout(CALL_TIMEOUT)
+            .timeout(limit)
             .connect()
             .await
             .map_err(failed)?;
@@ -173,6 +187,40 @@ impl Cri {
         Ok(self.verbose(container_id).await?.and_then(|info| {
             info.get("pid")?.as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0)
         }))
+    }
+
+    /// The address of a sandbox, as kubelet learns it; none if it has none of its own.
+    pub async fn address(&self, sandbox_id: &str) -> Result<Option<String>> {
+        let request =
+            cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox_id.to_owned(), verbose: false };
+        let reply = self
+            .client
+            .clone()
+            .pod_sandbox_status(request)
+            .await
+            .map_err(call("PodSandboxStatus"))?
+            .into_inner();
+        let network = reply.status.and_then(|status| status.network);
+        Ok(network.map(|network| network.ip).filter(|ip| !ip.is_empty()))
+    }
+
+    /// Runs a program in a container to its end. containerd kills it after `limit` (in whole seconds), and
+    /// the call fails. Needs a connection for calls that take longer ([`Cri::connect_for`]).
+    pub async fn exec(
+        &self,
+        container_id: &str,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<Ended> {
+        let request = cri::ExecSyncRequest {
+            container_id: container_id.to_owned(),
+            cmd: command.to_vec(),
+            timeout: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        };
+        let reply =
+            self.client.clone().exec_sync(request).await.map_err(call("ExecSync"))?.into_inner();
+        let output = [reply.stdout, reply.stderr].concat();
+        Ok(Ended { code: reply.exit_code, output: String::from_utf8_lossy(&output).into_owned() })
     }
 
     /// The extra facts of a container's status.

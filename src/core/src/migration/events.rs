@@ -15,7 +15,8 @@ pub struct Note {
 }
 
 /// Conditions whose transitions are told, in the order in which they happen.
-const TOLD: [&str; 5] = [c::ADMITTED, c::SCHEDULED, c::FROZEN, c::RESTORED, c::SUCCEEDED];
+const TOLD: [&str; 6] =
+    [c::ADMITTED, c::SCHEDULED, c::FROZEN, c::RESTORED, c::HOOKS_RUN, c::SUCCEEDED];
 
 /// What happened between two statuses.
 pub fn between(before: Option<&MigrationStatus>, after: &MigrationStatus) -> Vec<Note> {
@@ -30,7 +31,7 @@ pub fn between(before: Option<&MigrationStatus>, after: &MigrationStatus) -> Vec
                 // A refusal is told once, by Succeeded.
                 || (*type_ == c::ADMITTED && new.status == "False");
             (!same && !untold).then(|| Note {
-                warning: *type_ == c::SUCCEEDED && new.status == "False",
+                warning: [c::SUCCEEDED, c::HOOKS_RUN].contains(type_) && new.status == "False",
                 reason: new.reason.clone(),
                 message: new.message.clone(),
             })
@@ -72,6 +73,10 @@ mod tests {
         assert_eq!(notes[0].message, "froze 2 containers for 184 ms");
         assert!(!notes[0].warning);
         assert!(between(Some(&after), &after).is_empty());
+
+        let hook = status(&[(c::HOOKS_RUN, False, reasons::HOOK_FAILED, "it exited with 1")]);
+        let notes = between(None, &hook);
+        assert!(notes.len() == 1 && notes[0].warning, "{notes:?}");
 
         let refused = status(&[
             (c::ADMITTED, False, reasons::SAME_NODE, "it runs there already"),

@@ -125,7 +125,7 @@ pub const LOOK_AGAIN: Duration = Duration::from_secs(5);
 pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let step = observed.status().step.unwrap_or_default();
     if step.is_final() {
-        return rollback::clean_up(observed);
+        return rollback::clean_up(observed, now);
     }
     let recorded = observed.recorded();
     match (recorded.decision, recorded.resumed_at, recorded.resolution) {

@@ -3,7 +3,7 @@ use rstest::rstest;
 use serde_json::json;
 use transship_api::conditions::{self as c, reasons};
 use transship_api::{Step, names};
-use transship_protocol::{Decision, Resolution, TargetProof};
+use transship_protocol::{Decision, Resolution, TargetOutcome, TargetProof, TargetWord};
 
 use super::plan::{Action, Record};
 use super::state::{Owner, Role, Stage, any_container_runs};
@@ -79,6 +79,49 @@ fn the_end_tells_how_long_the_application_stood_still() {
         assert_ne!(condition.status, "Unknown", "{type_}");
         assert!(!condition.reason.is_empty());
     }
+}
+
+#[test]
+fn a_hook_that_fails_is_told_and_changes_nothing() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.target.report().is_some_and(|r| r.stage == Stage::Thawed));
+    world.set(Role::Target, |r| {
+        r.hooks = [("web".into(), "it exited with 1".into()), ("aux".into(), String::new())].into();
+    });
+    world.settle();
+    assert_eq!((world.step(), reason(&world)), (Step::Succeeded, reasons::MIGRATED.to_owned()));
+    let conditions = world.seen.status().conditions;
+    let hooks = c::find(&conditions, c::HOOKS_RUN).unwrap();
+    assert_eq!((hooks.status.as_str(), hooks.reason.as_str()), ("False", reasons::HOOK_FAILED));
+    assert!(hooks.message.ends_with("failed there: container web: it exited with 1"), "{hooks:?}");
+}
+
+#[test]
+fn a_hook_that_outlasts_the_migration_is_waited_for_and_told() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.step() == Step::Succeeded);
+    let word = TargetWord {
+        outcome: Some(TargetOutcome::Resumed),
+        closed: true,
+        ..world.seen.target_word()
+    };
+    world.set(Role::Target, |r| {
+        r.target_word = Some(word);
+        r.closed = false;
+    });
+    let waits = world.plan();
+    assert!(!waits.actions.contains(&Action::Forget(Role::Target)), "{:?}", waits.actions);
+    assert!(!waits.actions.contains(&Action::UnclaimTarget), "{:?}", waits.actions);
+    assert!(c::find(&waits.status.conditions, c::HOOKS_RUN).is_none());
+    world.set(Role::Target, |r| {
+        r.hooks = [("web".into(), String::new())].into();
+        r.closed = true;
+    });
+    let ended = world.plan();
+    assert!(ended.actions.contains(&Action::Forget(Role::Target)), "{:?}", ended.actions);
+    assert!(c::is_true(&ended.status.conditions, c::HOOKS_RUN));
+    world.settle();
+    assert!(world.is_settled());
 }
 
 #[rstest]

@@ -169,9 +169,12 @@ fn goes_on(observed: &Observed, draft: &mut Draft, message: &str) -> String {
     format!("{message}; {still}")
 }
 
-/// After the end: the agents forget, claims and labels come off, the finalizer goes.
-pub fn clean_up(observed: &Observed) -> Plan {
-    let status = observed.status();
+/// After the end: the agents forget, claims and labels come off, the finalizer goes. postStart hooks may
+/// still run.
+pub fn clean_up(observed: &Observed, now: Timestamp) -> Plan {
+    let mut draft = Draft::of_ended(&observed.migration, now);
+    draft.hooks(observed);
+    let status = draft.done();
     let has_finalizer = observed
         .migration
         .metadata
@@ -185,6 +188,7 @@ pub fn clean_up(observed: &Observed) -> Plan {
     let mut actions =
         hints(observed, |role, _| !matches!(observed.side(role), Side::Unknown | Side::NotStarted));
     let mut done = true;
+    let target_works = observed.target.report().is_some_and(|report| !report.closed);
     for role in Role::BOTH {
         // A side that closed before its agent fell silent is collected there by itself, once the
         // Migration is gone.
@@ -220,7 +224,10 @@ pub fn clean_up(observed: &Observed) -> Plan {
         claimed_by(pod, observed.uid())
             || labels.is_some_and(|l| l.contains_key(names::MIGRATION_LABEL))
     }) {
-        actions.push(Action::UnclaimTarget);
+        // While a hook runs the pod cannot be moved again.
+        if !target_works {
+            actions.push(Action::UnclaimTarget);
+        }
         done = false;
     }
     let lawful = may_remove_finalizer(
@@ -242,10 +249,10 @@ pub fn clean_up(observed: &Observed) -> Plan {
         actions.push(Action::RemoveFinalizer);
         return Plan { status, record: None, actions, again: None };
     }
-    // Forgetting is quick; a node that does not answer tells when it does.
+    // Forgetting is quick; a node that does not answer, or is at work, tells when it does or is not.
     let silent =
         Role::BOTH.iter().any(|role| matches!(observed.side(*role), Side::Unreachable { .. }));
-    let again = if silent { LOOK_AGAIN } else { Duration::from_millis(500) };
+    let again = if silent || target_works { LOOK_AGAIN } else { Duration::from_millis(500) };
     Plan { status, record: None, actions, again: Some(again) }
 }
 

@@ -85,6 +85,8 @@ pub struct Report {
     pub waiting: Vec<String>,
     /// Target: containers restored and frozen.
     pub restored: Vec<String>,
+    /// Target: postStart hooks that were run, by container: empty, or what went wrong.
+    pub hooks: BTreeMap<String, String>,
     /// Why it failed or aborted, PascalCase; empty if it did not.
     pub reason: String,
     /// The same as a sentence.

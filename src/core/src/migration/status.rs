@@ -27,6 +27,12 @@ impl Draft {
         Self { status, generation, now }
     }
 
+    /// Begins with what is there, and adds nothing to it: for a migration that has ended.
+    pub(crate) fn of_ended(migration: &Migration, now: Timestamp) -> Self {
+        let status = migration.status.clone().unwrap_or_default();
+        Self { status, generation: migration.metadata.generation, now }
+    }
+
     /// The time as of which it is written.
     pub(crate) fn now(&self) -> Timestamp {
         self.now
@@ -129,6 +135,35 @@ impl Draft {
                 false => format!("{containers} restored on {node} and held"),
             };
             self.set(c::RESTORED, ConditionStatus::True, reasons::CONTAINERS_HELD, message);
+        }
+        self.hooks(observed)
+    }
+
+    /// Writes what became of the pod's postStart hooks: a failure at once, a good end when all have run.
+    pub(crate) fn hooks(&mut self, observed: &Observed) -> &mut Self {
+        let Some(target) = observed.target.report().filter(|r| !r.hooks.is_empty()) else {
+            return self;
+        };
+        let node = observed.node(Role::Target);
+        let failed: Vec<String> = target
+            .hooks
+            .iter()
+            .filter(|(_, why)| !why.is_empty())
+            .map(|(container, why)| format!("container {container}: {why}"))
+            .collect();
+        if !failed.is_empty() {
+            let message = format!(
+                "the pod runs on {node}, and a postStart hook failed there: {}",
+                failed.join("; ")
+            );
+            self.set(c::HOOKS_RUN, ConditionStatus::False, reasons::HOOK_FAILED, message);
+        } else if target.closed {
+            let containers: Vec<&str> = target.hooks.keys().map(String::as_str).collect();
+            let message = format!(
+                "the postStart hook of container {} was run on {node}",
+                containers.join(", ")
+            );
+            self.set(c::HOOKS_RUN, ConditionStatus::True, reasons::HOOKS_ENDED_WELL, message);
         }
         self
     }

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
 
 use super::{Check, Input, TargetAnswer, Violation};
 use crate::migration::handover;
+use crate::post_start::{self, Asked};
 use crate::sequential_pod::is_exclusive;
 use crate::target_pod;
 
@@ -67,7 +68,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "PostStartHook",
         finds: "a postStart hook, which kubelet would run again",
-        remedy: "annotate the pod with transship.dev/post-start: skip if it need not run again",
+        remedy: "annotate the pod with transship.dev/post-start: run if it is to run again when the pod has moved, or skip if it need not",
         look: post_start_hooks,
     },
     Check {
@@ -277,22 +278,21 @@ fn init_containers(input: &Input<'_>) -> Vec<Violation> {
 }
 
 fn post_start_hooks(input: &Input<'_>) -> Vec<Violation> {
-    let asked = input.pod.and_then(target_pod::post_start);
-    if asked == Some("skip") {
-        return Vec::new();
-    }
-    in_containers(input, |c| {
-        c.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref())?;
-        Some(match asked {
-            Some("run") => {
-                "running the postStart hook after a move is not available in this version".into()
-            }
-            _ => {
-                "the container has a postStart hook, which would run again in the middle of its life"
-                    .into()
-            }
+    let Some(pod) = input.pod else { return Vec::new() };
+    let asked = post_start::asked(pod);
+    post_start::hooks(pod)
+        .iter()
+        .filter_map(|hook| {
+            let message = match asked {
+                Some(Asked::Skip) => return None,
+                Some(Asked::Run) => {
+                    format!("the postStart hook cannot be run after a move: {}", hook.problem()?)
+                }
+                None => "the container has a postStart hook, which would run again in the middle of its life".into(),
+            };
+            Some(Violation::of_container(&hook.container.name, message))
         })
-    })
+        .collect()
 }
 
 fn host_name(input: &Input<'_>) -> Vec<Violation> {

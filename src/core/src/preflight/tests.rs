@@ -381,13 +381,33 @@ fn everything_is_told_at_once_with_place_and_remedy() {
 }
 
 #[rstest]
-#[case("skip", 0)]
-#[case("run", 1)]
-fn a_post_start_hook_may_be_skipped(#[case] annotation: &str, #[case] violations: usize) {
+#[case("skip", json!({"exec": {"command": ["x"]}}), &[])]
+#[case("skip", json!({"tcpSocket": {"port": 1}}), &[])]
+#[case("run", json!({"exec": {"command": ["x"]}}), &[])]
+#[case("run", json!({"tcpSocket": {"port": 1}}), &["neither a command"])]
+#[case("run", json!({"httpGet": {"port": "none"}}), &["no port"])]
+#[case("Run", json!({"exec": {"command": ["x"]}}), &["in the middle"])]
+fn what_becomes_of_a_post_start_hook_must_be_said(
+    #[case] annotation: &str,
+    #[case] hook: Value,
+    #[case] words: &[&str],
+    #[values(false, true)] moved_before: bool,
+) {
     let mut world = World::new();
-    world.container()["lifecycle"] = json!({"postStart": {"exec": {"command": ["x"]}}});
+    if moved_before {
+        let note = json!({world.container()["name"].as_str().unwrap(): hook}).to_string();
+        world.pod()["metadata"]["annotations"]["transship.dev/post-start-hooks"] = json!(note);
+    } else {
+        world.container()["lifecycle"] = json!({"postStart": hook});
+    }
     world.pod()["metadata"]["annotations"]["transship.dev/post-start"] = json!(annotation);
-    assert_eq!(world.look(super::violations).len(), violations);
+    let found = world.look(super::violations);
+    assert_eq!(found.len(), words.len(), "{found:?}");
+    for (violation, words) in found.iter().zip(words) {
+        assert_eq!(violation.check, "PostStartHook");
+        assert!(violation.message.contains(words), "{}", violation.message);
+        assert!(violation.remedy.contains("run") && violation.remedy.contains("skip"));
+    }
 }
 
 #[test]

@@ -4,6 +4,8 @@
 
 mod apply;
 mod hold;
+mod hooks;
+mod http;
 mod receive;
 mod stand_in;
 
@@ -19,7 +21,7 @@ use transship_host::network::nft_program;
 use transship_host::paths::Role;
 use transship_protocol::{
     Driver, Effect, Facts, Failure, Guard, RecordState, TargetEffect, TargetEntry, TargetEvent,
-    TargetMachine, TargetPhase,
+    TargetMachine, TargetOutcome, TargetPhase,
 };
 use transship_rpc::Stage;
 
@@ -89,11 +91,18 @@ pub async fn run(
         ending: false,
         watching: false,
         opened: false,
+        resumed: false,
         events,
     };
     let driver = Driver::new(machine, effects);
     drive(driver, &mut hands, &mut received).await?;
     signing.end().await;
+    if hands.resumed {
+        // The last word is spoken and the record open: the pod is one like any other, and nothing of the
+        // protocol waits for its hooks. Whoever still has news for the machine is not to be held up.
+        tokio::spawn(async move { while received.recv().await.is_some() {} });
+        hooks::run(&holder, hands.pod()).await;
+    }
     Ok(())
 }
 
@@ -159,6 +168,8 @@ struct TargetHands {
     watching: bool,
     /// The network is open: only then the pod is back for its clients.
     opened: bool,
+    /// The pod runs, for good.
+    resumed: bool,
     events: mpsc::Sender<TargetEvent>,
 }
 
@@ -188,7 +199,8 @@ impl Hands for TargetHands {
 
     fn observe(&mut self, machine: &TargetMachine, _idle: bool) {
         let phase = machine.phase();
-        self.holder.board.target(machine);
+        self.resumed = phase == TargetPhase::Closed(TargetOutcome::Resumed);
+        self.holder.board.target(machine, self.resumed && hooks::are_left(&self.holder));
         self.holder.asker.voted(!machine.is_before_vote() && !machine.is_closed());
         self.holder.set_frozen(matches!(
             phase,
@@ -380,7 +392,7 @@ impl TargetHands {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use transship_protocol::{Decision, TargetOutcome};
+    use transship_protocol::Decision;
 
     #[test]
     fn the_dead_man_counts_from_the_vote_until_the_end_is_known_also_after_a_restart() {

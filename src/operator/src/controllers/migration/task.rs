@@ -9,8 +9,10 @@ use transship_api::{Migration, Network};
 use transship_core::facts::NetworkFacts;
 use transship_core::migration::Role;
 use transship_core::migration::voting::frozen_limit;
+use transship_core::post_start::{self, Asked};
 use transship_core::sequential_pod::claims;
 use transship_core::target_pod::{effective_host_name, is_sidecar};
+use transship_host::hook::{Hook, HookAction, HttpGet};
 use transship_host::paths;
 use transship_host::record::{ContainerKind, ContainerRef, NetworkMode, RecordNetwork};
 use transship_host::task::{EmptyDir, HolderTask, ObjectRef, Part, Peer, TASK_VERSION};
@@ -62,6 +64,10 @@ pub fn task(parts: &Parts<'_>) -> Result<HolderTask, String> {
         empty_dirs: empty_dirs(spec),
         part: parts.part,
         stand_ins: claims(parts.source),
+        hooks: match parts.role {
+            Role::Target if parts.part != Part::Trial => hooks(parts.source)?,
+            Role::Source | Role::Target => Vec::new(),
+        },
         network: Some(network(parts.migration, parts.network)),
         host_name: effective_host_name(parts.source),
         max_frozen_millis: u64::try_from(frozen_limit(parts.source).as_millis())
@@ -115,6 +121,43 @@ fn containers(spec: &PodSpec) -> Vec<ContainerRef> {
         .iter()
         .map(|container| ContainerRef { name: container.name.clone(), kind: ContainerKind::App });
     inits.chain(apps).collect()
+}
+
+/// Those that are to be run when the pod has moved.
+fn hooks(pod: &Pod) -> Result<Vec<Hook>, String> {
+    if post_start::asked(pod) != Some(Asked::Run) {
+        return Ok(Vec::new());
+    }
+    post_start::hooks(pod).iter().map(hook).collect()
+}
+
+fn hook(found: &post_start::Hook<'_>) -> Result<Hook, String> {
+    let container = found.container.name.clone();
+    let refused = |why: &str| format!("the postStart hook of {container} cannot be run: {why}");
+    if let Some(problem) = found.problem() {
+        return Err(refused(problem));
+    }
+    let handler = &found.handler;
+    let action = match (&handler.exec, &handler.http_get, found.port(), &handler.sleep) {
+        (Some(exec), ..) => HookAction::Exec { command: exec.command.clone().unwrap_or_default() },
+        (None, Some(get), Some(port), _) => HookAction::HttpGet(HttpGet {
+            https: get.scheme.as_deref() == Some("HTTPS"),
+            host: get.host.clone().filter(|host| !host.is_empty()),
+            port,
+            path: get.path.clone().unwrap_or_default(),
+            headers: get
+                .http_headers
+                .iter()
+                .flatten()
+                .map(|header| (header.name.clone(), header.value.clone()))
+                .collect(),
+        }),
+        (None, None, _, Some(sleep)) => {
+            HookAction::Sleep { seconds: u64::try_from(sleep.seconds).unwrap_or(0) }
+        }
+        _ => return Err(refused("it is of an unknown kind")),
+    };
+    Ok(Hook { container, action })
 }
 
 fn empty_dirs(spec: &PodSpec) -> Vec<EmptyDir> {
@@ -231,6 +274,8 @@ mod tests {
         task.validate().unwrap();
         assert_eq!((task.node.as_str(), task.pod.name.as_str()), ("node-a", "web-1"));
 
+        assert_eq!(task.hooks, []);
+
         migration.status.get_or_insert_default().chosen_network = Some(Network::Close);
         let network = make(&migration, Role::Target).network.unwrap();
         assert_eq!(network.mode, NetworkMode::Close);
@@ -239,5 +284,42 @@ mod tests {
             ["10.244.1.5", "10.244.9.9", "fd00::5"],
             "what sockets are bound to"
         );
+    }
+
+    #[test]
+    fn hooks_are_carried_where_the_pod_asks_for_it() {
+        let mut value = serde_json::to_value(pod("web-1")).unwrap();
+        value["spec"]["initContainers"][1]["lifecycle"] =
+            json!({"postStart": {"exec": {"command": ["x", "y"]}}});
+        value["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": 8080}]);
+        value["spec"]["containers"][0]["lifecycle"] = json!({"postStart": {"httpGet": {
+            "port": "web", "path": "/up?x", "scheme": "HTTPS",
+            "httpHeaders": [{"name": "Host", "value": "h"}]}}});
+        let made =
+            |value: &serde_json::Value| hooks(&serde_json::from_value(value.clone()).unwrap());
+        assert_eq!(made(&value), Ok(vec![]));
+        value["metadata"]["annotations"] = json!({"transship.dev/post-start": "skip"});
+        assert_eq!(made(&value), Ok(vec![]));
+        value["metadata"]["annotations"] = json!({"transship.dev/post-start": "run"});
+        let get = HttpGet {
+            https: true,
+            host: None,
+            port: 8080,
+            path: "/up?x".into(),
+            headers: vec![("Host".into(), "h".into())],
+        };
+        assert_eq!(
+            made(&value),
+            Ok(vec![
+                Hook {
+                    container: "proxy".into(),
+                    action: HookAction::Exec { command: vec!["x".into(), "y".into()] }
+                },
+                Hook { container: "web".into(), action: HookAction::HttpGet(get) }
+            ])
+        );
+        value["spec"]["containers"][0]["lifecycle"] =
+            json!({"postStart": {"tcpSocket": {"port": 1}}});
+        assert!(made(&value).is_err());
     }
 }

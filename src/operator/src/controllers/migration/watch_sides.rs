@@ -297,6 +297,7 @@ fn report(status: &rpc::SideStatus) -> Report {
         never_thawed: status.never_thawed,
         waiting: status.waiting.clone(),
         restored: status.restored.clone(),
+        hooks: status.hooks.clone().into_iter().collect(),
         reason: status.reason.clone(),
         message: status.message.clone(),
         frozen_at: at(status.frozen_at_unix_micros),
