@@ -18,6 +18,9 @@ enum Fate {
     Runs,
     Fails,
     DeletedBySomebody,
+    Evicted,
+    /// Between two looks.
+    Vanishes,
 }
 
 struct World {
@@ -152,7 +155,7 @@ impl World {
     fn act(&mut self, action: &Action) {
         match action {
             Action::StoreManifest => {
-                assert!(self.seen.source.report().is_none(), "before anything is started");
+                assert!(self.seen.source_pod.is_some(), "as long as there is a source");
                 self.note("store manifest");
                 self.seen.manifest.clone_from(&self.seen.source_pod);
             }
@@ -238,6 +241,19 @@ impl World {
                 pod.metadata.annotations.as_mut().unwrap().remove(names::CLAIM);
             }
             Action::DeleteManifest => self.seen.manifest = None,
+            Action::GiveUp(Role::Target) => {
+                self.note("give up");
+                self.set(Role::Target, |r| {
+                    r.closed = true;
+                    let outcome = Some(TargetOutcome::NeverThawed);
+                    r.target_word = Some(TargetWord {
+                        begun: true,
+                        outcome,
+                        closed: true,
+                        ..Default::default()
+                    });
+                });
+            }
             Action::Forget(Role::Source) => self.seen.source = Side::NotStarted,
             Action::Forget(Role::Target) => self.seen.target = Side::NotStarted,
             Action::RemoveFinalizer => self.seen.migration.metadata.finalizers = None,
@@ -264,8 +280,16 @@ impl World {
         self.seen.again_pod = Some(pod);
     }
 
-    /// The pod that is recorded is the one that is found.
+    /// The pod that is recorded is the one that is found; one that is being deleted goes when nothing is
+    /// left of it.
     fn kubelet(&mut self) {
+        let goes = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+        if self.seen.target_pod.as_ref().is_some_and(goes)
+            && self.seen.target.report().is_none_or(|report| report.closed)
+        {
+            self.seen.target_pod = None;
+            self.seen.again_pod = None;
+        }
         let recorded = self.seen.status().target.map(|t| t.pod_uid).unwrap_or_default();
         if let Some(pod) = self.seen.again_pod.as_ref()
             && pod.metadata.uid.as_deref() == Some(recorded.as_str())
@@ -300,10 +324,19 @@ impl World {
                 let outcome = Some(TargetOutcome::NeverThawed);
                 r.target_word = Some(TargetWord { outcome, closed: true, ..begun });
             }),
-            Fate::DeletedBySomebody => {
+            Fate::DeletedBySomebody | Fate::Evicted => {
+                let evicted = self.fate() == Fate::Evicted;
+                let pod = self.seen.target_pod.as_mut().unwrap();
+                pod.metadata.deletion_timestamp = Some(Time(self.now));
+                let reason = json!([{"type": "DisruptionTarget", "status": "True"}]);
+                if evicted {
+                    pod.status.get_or_insert_default().conditions =
+                        serde_json::from_value(reason).unwrap();
+                }
+            }
+            Fate::Vanishes => {
                 self.seen.again_pod = None;
                 self.seen.target_pod = None;
-                self.set(Role::Target, |r| r.closed = true);
             }
         }
     }
@@ -323,6 +356,7 @@ fn the_source_ends_before_the_pod_is_made_again_and_nothing_is_left() {
         world.done,
         [
             "store manifest",
+            "hold name",
             "create trial",
             "start target",
             "start source",
@@ -330,7 +364,6 @@ fn the_source_ends_before_the_pod_is_made_again_and_nothing_is_left() {
             "freeze",
             "decision",
             "trial ends",
-            "hold name",
             "move lease",
             "release",
             "delete source",
@@ -433,13 +466,85 @@ fn a_pod_that_somebody_deletes_before_it_runs_is_not_made_again() {
 }
 
 #[test]
-fn a_fresh_pod_of_the_same_owner_makes_room_and_a_strangers_is_left() {
-    for (owner, deleted) in [("uid-sts", true), ("uid-x", false)] {
+fn a_pod_that_goes_with_its_node_or_unseen_is_made_again() {
+    for fate in [Fate::Evicted, Fate::Vanishes] {
+        let mut world = World::voted(&[fate, Fate::Runs]);
+        world.run();
+        assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"), "{fate:?}");
+        assert_eq!(world.seen.status().failed_restores, Some(1));
+    }
+}
+
+#[test]
+fn nothing_is_concluded_from_a_side_that_is_not_known() {
+    let mut world = World::voted(&[Fate::Vanishes]);
+    world.until(|w| w.made == 1 && w.seen.again_pod.is_none());
+    world.seen.target = Side::Unknown;
+    let given_up = |w: &World| w.done.last().is_some_and(|d| d == "give up");
+    world.until(given_up);
+    assert_eq!(world.seen.status().failed_restores, None);
+}
+
+#[test]
+fn a_manifest_that_is_missing_is_stored_again_as_long_as_there_is_a_source() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.seen.manifest = None;
+    world.until(World::committed);
+    assert!(world.seen.manifest.is_some(), "{:?}", world.done);
+    world.seen.manifest = None;
+    world.until(|w| w.done.iter().any(|d| d == "release"));
+    assert!(world.seen.manifest.is_some(), "{:?}", world.done);
+    let labels = &mut world.seen.source_pod.as_mut().unwrap().metadata.labels;
+    labels.as_mut().unwrap().insert("role".into(), "replica".into());
+    world.until(|w| w.seen.source_pod.is_none());
+    let stored = world.seen.manifest.as_ref().unwrap().metadata.labels.as_ref().unwrap();
+    assert_eq!(stored["role"], "replica");
+
+    world.seen.manifest = None;
+    for _ in 0..5 {
+        world.look();
+    }
+    assert!(c::is_true(&world.seen.status().conditions, c::STALLED));
+    assert_eq!(world.made, 0);
+    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
+    world.run();
+    assert!(world.succeeded().1.contains("cannot be made again"));
+}
+
+#[test]
+fn without_any_node_that_has_the_state_nothing_is_made() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.done.last().is_some_and(|d| d == "delete source"));
+    (world.seen.source_node_gone, world.seen.target_node_gone) = (true, true);
+    for _ in 0..5 {
+        world.look();
+    }
+    assert!(c::is_true(&world.seen.status().conditions, c::STALLED));
+    assert_eq!((world.made, world.seen.recorded().resolution), (0, None));
+}
+
+#[test]
+fn a_pod_does_not_go_back_to_a_node_that_is_gone() {
+    let mut world = World::voted(&[Fate::Fails, Fate::Fails, Fate::Fails, Fate::Runs]);
+    world.until(|w| w.made == 1);
+    world.seen.source_node_gone = true;
+    world.run();
+    assert_eq!((world.made, world.succeeded().0.as_str()), (4, "True"));
+}
+
+#[test]
+fn a_fresh_pod_of_the_owner_makes_room_unless_it_ran_and_a_strangers_is_left() {
+    for (owner, ran, deleted) in
+        [("uid-sts", false, true), ("uid-sts", true, false), ("uid-x", false, false)]
+    {
         let mut world = World::voted(&[Fate::Runs]);
         world.until(|w| w.done.last().is_some_and(|d| d == "delete source"));
         let mut fresh = source(json!([{"apiVersion": "apps/v1", "kind": "StatefulSet",
             "name": "web", "uid": owner, "controller": true}]));
         fresh.metadata.uid = Some("uid-fresh".into());
+        if !ran {
+            fresh.status = None;
+        }
         world.seen.again_pod = Some(fresh);
         if deleted {
             world.run();
