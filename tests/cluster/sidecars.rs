@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     line::Line,
@@ -87,7 +87,7 @@ fn a_sidecar_moves_beside_its_application_and_nothing_that_ran_once_runs_again()
         |pod: &Pod| cluster.kubectl(&["exec", &pod.name, "-c", "main", "--", "cat", "/data/runs"]);
     let once = "first\nsecond\nhook\n";
     ensure!(runs(&pod)? == once, "{}", runs(&pod)?);
-    let (mut main, mut helper) = (connected(&cluster, &pod, 8080)?, Line::connect(&pod, 8081)?);
+    let (mut main, mut helper) = (Line::connect(&pod, 8080)?, Line::connect(&pod, 8081)?);
     let (mut own, mut total) = (0, 0);
     let mut ask = || -> Result<()> {
         own += 1;
@@ -126,20 +126,10 @@ fn a_sidecar_moves_beside_its_application_and_nothing_that_ran_once_runs_again()
         let helper = statuses.as_array().into_iter().flatten().find(|s| s["name"] == "helper");
         Ok(helper.is_some_and(|s| s["restartCount"] == 1 && s["ready"] == true))
     })?;
-    let mut line = connected(&cluster, &pod, 8081)?;
+    let mut line = Line::connect(&pod, 8081)?;
     ensure!(line.ask()?.starts_with("1 "), "the restarted sidecar went on with old memory");
     ensure!(Line::connect(&pod, 8080).is_ok());
     Ok(())
-}
-
-/// The probes see the files, which are there before the server listens.
-fn connected(cluster: &Cluster, pod: &Pod, port: u16) -> Result<Line> {
-    let mut line = None;
-    cluster.await_that("the server listens", Duration::from_secs(30), || {
-        line = Line::connect(pod, port).ok();
-        Ok(line.is_some())
-    })?;
-    line.context("connecting")
 }
 
 /// Both containers have a hook that runs again after a move. That of `main` notes each of its runs; that
