@@ -147,7 +147,6 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         stages.run("cluster tests", 1800, || on_cluster(root, "cluster", &filter))?;
     }
     if everything {
-        stages.run("a few of the faults", 400, || on_cluster(root, "faults", &some_faults()))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {
@@ -232,16 +231,14 @@ fn options(args: &Args) -> Options {
 
 /// The table is written from a run of all.
 fn all_faults(args: &Args, root: &Path) -> Options {
-    if args.some {
-        return some_faults();
-    }
     let mut options = options(args);
-    options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()));
+    match args.some {
+        true => options.environment.push(("TRANSSHIP_FAULTS_SOME", "1".into())),
+        false => {
+            options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()))
+        }
+    }
     options
-}
-
-fn some_faults() -> Options {
-    Options { environment: vec![("TRANSSHIP_FAULTS_SOME", "1".into())], ..Options::default() }
 }
 
 /// The end-to-end tests of a program, one after another, with what they need named in the
