@@ -421,16 +421,21 @@ fn what_manifests_have_is_found_all_at_once() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_the_api_server_and_the_target_lack_is_found_beforehand() -> Result<()> {
-    let cluster = Cluster::with_namespace("target-checks")?;
-    let pod = counter(&cluster)?;
+/// The quota `one-pod`, once it counts the pod that is there.
+pub fn allow_one_pod(cluster: &Cluster) -> Result<()> {
     let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one-pod"},
         "spec": {"hard": {"pods": "1"}}});
     cluster.apply(&quota.to_string())?;
     cluster.await_that("the quota counts the pod", PATIENCE, || {
         Ok(cluster.get("resourcequota", "one-pod")?["status"]["used"]["pods"] == "1")
-    })?;
+    })
+}
+
+#[test]
+fn what_the_api_server_and_the_target_lack_is_found_beforehand() -> Result<()> {
+    let cluster = Cluster::with_namespace("target-checks")?;
+    let pod = counter(&cluster)?;
+    allow_one_pod(&cluster)?;
     let answer = dry_run(&cluster, &pod.name, Some(pod.other_node()))?;
     let found = violations(&answer);
     let by_quota = |(check, _, message): &(String, String, String)| {

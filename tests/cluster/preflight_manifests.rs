@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use transship_tests::cluster::Cluster;
 
 use crate::{
-    preflight::{IMAGE, deployment},
+    preflight::{IMAGE, allow_one_pod, deployment},
     refusal::{Serving, Undo, refused, server},
 };
 
@@ -91,12 +91,7 @@ fn what_the_api_server_would_refuse_or_change_is_not_begun() -> Result<()> {
     let mut web = Serving::deploy(&cluster, "")?;
     let pod = web.pod.clone();
 
-    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one-pod"},
-        "spec": {"hard": {"pods": "1"}}});
-    cluster.apply(&quota.to_string())?;
-    cluster.await_that("the quota counts the pod", PATIENCE, || {
-        Ok(cluster.get("resourcequota", "one-pod")?["status"]["used"]["pods"] == "1")
-    })?;
+    allow_one_pod(&cluster)?;
     let expected = [("TargetPod", "exceeded quota: one-pod")];
     refused(&cluster, &pod, &Value::Null, &expected)?;
     web.is_untouched(&cluster)?;

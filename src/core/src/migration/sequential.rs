@@ -34,17 +34,19 @@ pub const TRIES_ON_TARGET: i32 = 2;
 pub const RESTORE_LIMIT: Duration = Duration::from_secs(600);
 
 /// The first thing of all: what the pod is made of again must be stored before anything can be lost.
-pub(super) fn store_manifest(mut draft: Draft) -> Plan {
-    draft
-        .waiting(reasons::IN_PROGRESS, "the pod's manifest is stored, to make the pod again of it");
-    let actions = vec![Action::StoreManifest];
-    Plan { status: draft.done(), record: None, actions, again: Some(Duration::ZERO) }
+pub(super) fn store_manifest(draft: Draft) -> Plan {
+    let message = "the pod's manifest is stored, to make the pod again of it";
+    before_all(draft, Action::StoreManifest, message)
 }
 
 /// The second: when the source has gone nobody else may make a pod of its name.
-pub(super) fn hold_name(mut draft: Draft) -> Plan {
-    draft.waiting(reasons::IN_PROGRESS, "creating a pod of the source's name is held back");
-    let actions = vec![Action::HoldName];
+pub(super) fn hold_name(draft: Draft) -> Plan {
+    before_all(draft, Action::HoldName, "creating a pod of the source's name is held back")
+}
+
+fn before_all(mut draft: Draft, action: Action, message: &str) -> Plan {
+    draft.waiting(reasons::IN_PROGRESS, message);
+    let actions = vec![action];
     Plan { status: draft.done(), record: None, actions, again: Some(Duration::ZERO) }
 }
 
@@ -153,8 +155,7 @@ fn finish(observed: &Observed, mut draft: Draft, next: Next) -> Plan {
             plan(draft, record, vec![], Duration::ZERO)
         }
         Next::Unwanted => {
-            let node = observed.node(Role::Target);
-            let message = format!("the pod was deleted on {node} by somebody before it ran again");
+            let message = unwanted(observed);
             draft
                 .set(c::RESTORED, ConditionStatus::False, reasons::TARGET_GONE, &message)
                 .waiting(reasons::TARGET_GONE, message);
@@ -465,9 +466,14 @@ fn pod_goes(observed: &Observed, report: Option<&Report>) -> Option<Next> {
     Some(Next::End {
         succeeded: false,
         reason: reasons::TARGET_GONE,
-        message: format!("the pod was deleted on {node} by somebody before it ran again"),
+        message: unwanted(observed),
         actions: vec![],
     })
+}
+
+fn unwanted(observed: &Observed) -> String {
+    let node = observed.node(Role::Target);
+    format!("the pod was deleted on {node} by somebody before it ran again")
 }
 
 fn deletion_is_noted(observed: &Observed) -> bool {

@@ -52,15 +52,10 @@ pub fn part(observed: &Observed, role: Role) -> Part {
 
 /// Reads what only this order needs.
 pub async fn observe(observed: &mut Observed, context: &Context) -> Result<(), Error> {
-    read_manifest(observed, context).await?;
-    let namespaces: Api<Namespace> = Api::all(context.client.clone());
-    let found = namespaces.get_opt(&namespace(observed)).await;
-    let found = found.map_err(Error::api("read the namespace"))?;
-    let key = names::held_name(observed.uid());
-    observed.name_is_held = found.is_some_and(|n| {
-        n.annotations().contains_key(&key)
-            && n.labels().contains_key(names::HANDOVER_NAMESPACE_LABEL)
-    });
+    let (stored, held) =
+        tokio::try_join!(stored(observed, context), name_is_held(observed, context))?;
+    (observed.manifest, observed.network) = stored.unzip();
+    observed.name_is_held = held;
     let ended = observed.status().step.is_some_and(|s| s.is_final());
     if observed.recorded().decision != Some(Decision::Commit) || ended {
         return Ok(());
@@ -83,21 +78,33 @@ pub async fn observe(observed: &mut Observed, context: &Context) -> Result<(), E
     Ok(())
 }
 
-/// A Secret whose content is not what the operator stored counts as none: people who may write Secrets
-/// need not be people who may make pods.
-async fn read_manifest(observed: &mut Observed, context: &Context) -> Result<(), Error> {
+async fn name_is_held(observed: &Observed, context: &Context) -> Result<bool, Error> {
+    let namespaces: Api<Namespace> = Api::all(context.client.clone());
+    let found = namespaces.get_opt(&namespace(observed)).await;
+    let found = found.map_err(Error::api("read the namespace"))?;
+    let key = names::held_name(observed.uid());
+    Ok(found.is_some_and(|n| {
+        n.annotations().contains_key(&key)
+            && n.labels().contains_key(names::HANDOVER_NAMESPACE_LABEL)
+    }))
+}
+
+/// The stored manifest and network. A Secret whose content is not what the operator stored counts as none:
+/// people who may write Secrets need not be people who may make pods.
+async fn stored(
+    observed: &Observed,
+    context: &Context,
+) -> Result<Option<(Pod, NetworkFacts)>, Error> {
     let name = names::manifest_secret(observed.uid());
     let found = secrets(observed, context).get_opt(&name).await;
     let found = found.map_err(Error::api("read the Secret with the manifest"))?;
-    let Some(data) = found.and_then(|secret| secret.data) else { return Ok(()) };
+    let Some(data) = found.and_then(|secret| secret.data) else { return Ok(None) };
     if Some(digest(&data)) != observed.status().manifest_digest {
         tracing::warn!(secret = name, "it is not what was stored");
-        return Ok(());
+        return Ok(None);
     }
-    let (Some(pod), Some(network)) = (data.get(POD), data.get(NETWORK)) else { return Ok(()) };
-    observed.manifest = Some(serde_json::from_slice(&pod.0)?);
-    observed.network = Some(serde_json::from_slice(&network.0)?);
-    Ok(())
+    let (Some(pod), Some(network)) = (data.get(POD), data.get(NETWORK)) else { return Ok(None) };
+    Ok(Some((serde_json::from_slice(&pod.0)?, serde_json::from_slice(&network.0)?)))
 }
 
 /// SHA-256 in hexadecimal digits of all keys and values, each behind its length.
