@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
 use transship_core::placement::{By, Decision, Filter, Verdict};
 
 use crate::wire::{BEST, Filtered, Score};
@@ -67,14 +68,15 @@ impl<'a> Answer<'a> {
     }
 
     /// What `prioritize` is answered from later: the nodes that can be used, in the order in which
-    /// they are given back, each with its place among them, 0 for the best.
+    /// they are given back, each with its place among them, 0 for the best. Behind the places that
+    /// get a score, nodes that share a rank have their places in any order.
     pub fn places(&self) -> Places {
         let mut of = vec![None; self.known.len()];
         for (place, position) in self.decision.ranking().enumerate() {
             of[position] = Some(place);
         }
         let names = self.known.iter().zip(of);
-        Places(names.filter_map(|(name, place)| Some(((*name).into(), place?))).collect())
+        names.filter_map(|(name, place)| Some((*name, place?))).collect()
     }
 
     /// `filter`'s answer.
@@ -107,30 +109,51 @@ impl<'a> Answer<'a> {
 
 /// Nodes that can be used, and the place of each among them, 0 for the best.
 #[derive(Debug, Default)]
-pub struct Places(Vec<(Box<str>, usize)>);
+pub struct Places {
+    /// All names, one after another: thousands of small pieces of memory would take their time.
+    names: String,
+    /// Where each name ends, and its place.
+    places: Vec<(usize, usize)>,
+}
+
+impl<'a> FromIterator<(&'a str, usize)> for Places {
+    fn from_iter<I: IntoIterator<Item = (&'a str, usize)>>(places: I) -> Self {
+        let mut collected = Self::default();
+        for (name, place) in places {
+            collected.names.push_str(name);
+            collected.places.push((collected.names.len(), place));
+        }
+        collected
+    }
+}
 
 impl Places {
-    /// `prioritize`'s answer: among `names`, the one with the best place gets [`BEST`], and the others
-    /// less and less. Those without a place get nothing.
+    fn iter(&self) -> impl Iterator<Item = (&str, usize)> {
+        let mut begin = 0;
+        self.places.iter().map(move |(end, place)| {
+            let name = &self.names[begin..*end];
+            begin = *end;
+            (name, *place)
+        })
+    }
+
+    /// `prioritize`'s answer: among `names`, the one with the best place gets [`BEST`], and those
+    /// behind it less and less. The others are not named: to kube-scheduler that means 0.
     pub fn scores<'a>(&self, names: &[&'a str]) -> Vec<Score<'a>> {
         // kube-scheduler asks about what it was given, in that order, unless somebody else was asked
         // between.
-        let same = self.0.len() == names.len()
-            && self.0.iter().zip(names).all(|((known, _), name)| **known == **name);
-        let places: Vec<Option<usize>> = if same {
-            self.0.iter().map(|(_, place)| Some(*place)).collect()
+        let same = self.places.len() == names.len()
+            && self.iter().zip(names).all(|((known, _), name)| known == *name);
+        let places: Vec<(&str, usize)> = if same {
+            names.iter().zip(&self.places).map(|(name, (_, place))| (*name, *place)).collect()
         } else {
-            let by_name: HashMap<&str, usize> = self.0.iter().map(|(n, p)| (&**n, *p)).collect();
-            names.iter().map(|name| by_name.get(name).copied()).collect()
+            let by_name: HashMap<&str, usize, RandomState> = self.iter().collect();
+            names.iter().filter_map(|name| Some((*name, *by_name.get(name)?))).collect()
         };
-        let first = places.iter().flatten().min().copied().unwrap_or_default();
-        let score = |place: Option<usize>| {
-            let Some(place) = place else { return 0 };
-            let behind = i64::try_from(place - first).unwrap_or(BEST);
-            (BEST - behind.min(BEST)).max(0)
-        };
-        let scored = names.iter().zip(places);
-        scored.map(|(host, place)| Score { host, score: score(place) }).collect()
+        let first = places.iter().map(|(_, place)| *place).min().unwrap_or_default();
+        let score = |place: usize| i64::try_from(place - first).map_or(0, |behind| BEST - behind);
+        let scored = places.into_iter().map(|(host, place)| Score { host, score: score(place) });
+        scored.filter(|scored| scored.score > 0).collect()
     }
 }
 
@@ -143,7 +166,7 @@ mod tests {
     }
 
     fn ranked(names: &[&str]) -> Places {
-        Places(names.iter().enumerate().map(|(place, name)| ((*name).into(), place)).collect())
+        names.iter().enumerate().map(|(place, name)| (*name, place)).collect()
     }
 
     #[test]
@@ -153,10 +176,10 @@ mod tests {
         let reversed: Vec<&str> = names.iter().rev().copied().collect();
         for asked in [&names, &reversed] {
             let scores = ranked(&names).scores(asked);
-            let of = |name: &str| scores.iter().find(|s| s.host == name).unwrap().score;
-            assert_eq!(scores.iter().filter(|s| s.score == BEST).count(), 1);
-            assert!(scores.iter().all(|s| (0..=BEST).contains(&s.score)));
-            assert_eq!([0, 1, 2, 29].map(|n| of(names[n])), [10, 9, 8, 0]);
+            let of = |name: &str| scores.iter().find(|s| s.host == name).map(|s| s.score);
+            let expected = [(0, Some(10)), (1, Some(9)), (9, Some(1)), (10, None), (29, None)];
+            assert!(expected.iter().all(|(n, score)| of(names[*n]) == *score), "{scores:?}");
+            assert_eq!(scores.len(), 10, "{scores:?}");
         }
     }
 
@@ -164,7 +187,7 @@ mod tests {
     fn the_first_of_those_that_are_asked_for_wins() {
         let places = ranked(&["a", "b", "c"]);
         assert_eq!(pairs(&places.scores(&["c", "b"])), [("c", 9), ("b", 10)]);
-        assert_eq!(pairs(&places.scores(&["x", "c"])), [("x", 0), ("c", 10)]);
-        assert_eq!(pairs(&places.scores(&["x"])), [("x", 0)]);
+        assert_eq!(pairs(&places.scores(&["x", "c"])), [("c", 10)]);
+        assert_eq!(pairs(&places.scores(&["x"])), []);
     }
 }

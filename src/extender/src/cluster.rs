@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use transship_core::placement::{Container, Node};
 
 /// How long a choice counts that nothing has become of.
@@ -17,7 +18,7 @@ pub const ASSUMED_FOR: Duration = Duration::from_secs(60);
 /// Nodes with the pods on them.
 #[derive(Debug, Default)]
 pub struct Cluster {
-    nodes: HashMap<Arc<str>, Slot>,
+    nodes: HashMap<Arc<str>, Slot, RandomState>,
     /// Where pods are, or are assumed to go, by UID.
     places: HashMap<String, Arc<str>>,
     assumed: HashMap<String, Assumed>,

@@ -10,6 +10,7 @@ use transship_core::placement::{policy, prepare, volumes};
 
 use crate::state::{Question, State};
 use crate::waiting::PodName;
+use crate::wire::BEST;
 
 /// What a pod asks for, its policy included; an error is the reason why its annotations cannot be
 /// obeyed.
@@ -21,6 +22,8 @@ pub fn question(pod: &Pod, state: &State) -> Result<Question, String> {
         volumes::claims(pod).filter(|claim| state.for_one_node.contains(claim)).collect();
     let uid = pod.uid().unwrap_or_default();
     options.seed = seed(&uid);
+    // Nobody else gets a score.
+    options.ordered = BEST as usize;
     Ok(Question {
         pod: PodName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any(), uid },
         container: kubernetes::container(pod),

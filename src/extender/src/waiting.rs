@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use transship_core::placement::{Node, Prepared};
 
 use crate::cluster::Cluster;
@@ -62,7 +63,7 @@ impl Waiting {
         cluster: &Cluster,
         now: Instant,
     ) {
-        let offered: HashSet<&str> = offered.iter().copied().collect();
+        let offered: HashSet<&str, RandomState> = offered.iter().copied().collect();
         let others = || cluster.nodes().filter(|node| !offered.contains(node.name.as_str()));
         let mut elsewhere = HashSet::new();
         // Twice at most: nodes of the soft pass hide those of the hard one.

@@ -170,58 +170,67 @@ impl Prepared {
             _ => soft || !condition.soft,
         };
         let mut outcomes = vec![Outcome::Open; nodes.len()];
-        let mut left: Vec<usize> = (0..nodes.len()).collect();
-        let error = self.filter(nodes, asked, &mut left, &mut outcomes).err();
         let mut ranked = Vec::new();
-        let error = error.or_else(|| {
-            ranked = strategy::rank(&self.options, self.demand, nodes, &left);
-            for &position in &left {
-                outcomes[position] = Outcome::Removed(self.reasons.len() as u32 - 1);
+        let error = match self.filter(nodes, asked, &mut outcomes) {
+            Err(error) => Some(error),
+            Ok(left) => {
+                ranked = strategy::rank(&self.options, self.demand, nodes, &left);
+                for &position in &left {
+                    outcomes[position] = Outcome::Removed(self.reasons.len() as u32 - 1);
+                }
+                for (index, of) in ranked.iter().enumerate() {
+                    outcomes[of.position] = Outcome::Ranked(index as u32);
+                }
+                match (left.is_empty(), ranked.is_empty()) {
+                    (true, _) => Some(NO_NODE.to_owned()),
+                    (false, true) => Some(NO_RESOURCES.to_owned()),
+                    (false, false) => None,
+                }
             }
-            for (index, of) in ranked.iter().enumerate() {
-                outcomes[of.position] = Outcome::Ranked(index as u32);
-            }
-            match (left.is_empty(), ranked.is_empty()) {
-                (true, _) => Some(NO_NODE.to_owned()),
-                (false, true) => Some(NO_RESOURCES.to_owned()),
-                (false, false) => None,
-            }
-        });
+        };
         Decision { ranked, outcomes, reasons: self.reasons.clone(), error, soft }
     }
 
-    /// Leaves the nodes that meet all conditions that are `asked`, or gives Swarm's text for the
-    /// filter that left none.
+    /// The positions of the nodes that meet all conditions that are `asked`, or Swarm's text for the
+    /// filter that left none. Swarm asks all nodes one thing after the other; here each node is asked
+    /// all things at once, because it is far away in memory, and the last thing that removed a node is
+    /// what left none.
     fn filter(
         &self,
         nodes: &[&Node],
         asked: impl Fn(&Condition) -> bool,
-        left: &mut Vec<usize>,
         outcomes: &mut [Outcome],
-    ) -> Result<(), String> {
-        let mut index = 0;
-        for (filter, compiled) in &self.stages {
-            for condition in &compiled.conditions {
-                let reason = index;
-                index += 1;
-                if !asked(condition) {
-                    continue;
+    ) -> Result<Vec<usize>, String> {
+        let conditions = self.stages.iter().flat_map(|(filter, compiled)| {
+            compiled.conditions.iter().map(|condition| (*filter, condition))
+        });
+        let mut asked: Vec<(u32, Filter, &Condition, Answers)> = (0..)
+            .zip(conditions)
+            .filter(|(_, (_, condition))| asked(condition))
+            .map(|(reason, (filter, condition))| (reason, filter, condition, Answers::default()))
+            .collect();
+        let mut left = Vec::with_capacity(nodes.len());
+        let mut last = None;
+        for (position, node) in nodes.iter().enumerate() {
+            let objection =
+                asked.iter_mut().position(|(_, _, c, answers)| !c.test.admits(node, answers));
+            match objection {
+                Some(index) => {
+                    outcomes[position] = Outcome::Removed(asked[index].0);
+                    last = last.max(Some(index));
                 }
-                let mut answers = Answers::default();
-                left.retain(|&position| {
-                    let admitted = condition.test.admits(nodes[position], &mut answers);
-                    if !admitted {
-                        outcomes[position] = Outcome::Removed(reason);
-                    }
-                    admitted
-                });
-                // Alone among the filters, that of dependencies has no objection to no node.
-                if left.is_empty() && !(nodes.is_empty() && *filter == Filter::Dependency) {
-                    return Err(self.failure(*filter));
-                }
+                None => left.push(position),
             }
         }
-        Ok(())
+        if !left.is_empty() {
+            return Ok(left);
+        }
+        let failed = match last {
+            Some(index) => Some(asked[index].1),
+            // Alone among the filters, that of dependencies has no objection to no node.
+            None => asked.iter().map(|(_, f, ..)| *f).find(|f| *f != Filter::Dependency),
+        };
+        failed.map_or(Ok(left), |filter| Err(self.failure(filter)))
     }
 
     /// Swarm's text when a filter leaves no node: what all filters up to it ask for.

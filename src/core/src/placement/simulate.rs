@@ -228,7 +228,7 @@ impl Case {
             None => Filter::ALL.to_vec(),
             Some(names) => names.iter().enumerate().map(filter).collect::<Result<_, _>>()?,
         };
-        Ok(Options { strategy, filters, seed: self.seed })
+        Ok(Options { strategy, filters, seed: self.seed, ..Options::default() })
     }
 
     /// Whole percents, as Swarm cuts them off.

@@ -1,7 +1,5 @@
 //! Which of the nodes that are left comes first.
 
-use std::cmp::Reverse;
-
 use transship_api::Strategy;
 
 use super::Filter;
@@ -16,11 +14,19 @@ pub struct Options {
     pub filters: Vec<Filter>,
     /// What `random` draws from.
     pub seed: u64,
+    /// How many of the best are to be in order to the last; of the others, those that share a rank
+    /// may come in any order.
+    pub ordered: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { strategy: Strategy::default(), filters: Filter::ALL.to_vec(), seed: 0 }
+        Self {
+            strategy: Strategy::default(),
+            filters: Filter::ALL.to_vec(),
+            seed: 0,
+            ordered: usize::MAX,
+        }
     }
 }
 
@@ -91,56 +97,80 @@ pub(super) fn rank(
     let factor = match options.strategy {
         Strategy::Spread => -10,
         Strategy::Binpack => 10,
-        Strategy::Random => return shuffled(options.seed, nodes, left),
+        Strategy::Random => return shuffled(options, nodes, left),
     };
-    // Smaller is better: binpack's order is the reverse of spread's, but for names.
-    let mut weighed: Vec<(i64, i64, &str, usize)> = left
+    // Smaller is better: binpack's order is the reverse of spread's.
+    let sign = |number: i64| match options.strategy {
+        Strategy::Binpack => !number,
+        _ => number,
+    };
+    let mut weighed: Vec<(i64, i64, usize)> = left
         .iter()
         .filter_map(|&position| {
             let node = nodes[position];
             let weight = demand.load(node)?.wrapping_add(node.health.wrapping_mul(factor));
-            let containers = node.containers().len() as i64;
-            Some((weight, containers, node.name.as_str(), position))
+            Some((sign(weight), sign(node.containers().len() as i64), position))
         })
         .collect();
-    match options.strategy {
-        Strategy::Binpack => weighed.sort_unstable_by_key(|&(weight, count, name, at)| {
-            (Reverse((weight, count)), name, at)
-        }),
-        _ => weighed.sort_unstable(),
+    let is_equal = |a: &(i64, i64, usize), b: &(i64, i64, usize)| (a.0, a.1) == (b.0, b.1);
+    // Names are compared last and only where it matters: they are far away in memory.
+    weighed.sort_unstable();
+    let mut ordered = 0;
+    for equal in weighed.chunk_by_mut(is_equal) {
+        if ordered >= options.ordered {
+            break;
+        }
+        order_by_name(equal, options.ordered - ordered, |&(_, _, position)| {
+            (nodes[position].name.as_str(), position)
+        });
+        ordered += equal.len();
     }
-    let mut rank = 0;
-    let mut before = None;
-    weighed
-        .into_iter()
-        .enumerate()
-        .map(|(index, (weight, containers, _, position))| {
-            if before.replace((weight, containers)) != Some((weight, containers)) {
-                rank = index + 1;
-            }
-            Ranked { position, weight, rank }
-        })
-        .collect()
+    let mut ranked = Vec::with_capacity(weighed.len());
+    for equal in weighed.chunk_by(is_equal) {
+        let rank = ranked.len() + 1;
+        ranked.extend(equal.iter().map(|&(weight, _, position)| Ranked {
+            position,
+            weight: sign(weight),
+            rank,
+        }));
+    }
+    ranked
 }
 
-/// Fisher and Yates' shuffle of the nodes in the order of their names.
-fn shuffled(seed: u64, nodes: &[&Node], left: &[usize]) -> Vec<Ranked> {
-    let mut order = left.to_vec();
-    order.sort_unstable_by_key(|&position| nodes[position].name.as_str());
-    let mut state = seed;
-    for last in (1..order.len()).rev() {
-        // The high half of the product: a number below last + 1.
-        let drawn = (u128::from(draw(&mut state)) * (last as u128 + 1)) >> 64;
-        order.swap(last, drawn as usize);
-    }
-    let ranked = |(index, position)| Ranked { position, weight: 0, rank: index + 1 };
-    order.into_iter().enumerate().map(ranked).collect()
+/// Brings the first `count` in the order of their keys to the front.
+fn order_by_name<'a, T>(items: &mut [T], count: usize, key: impl Fn(&T) -> (&'a str, usize)) {
+    let first = match count < items.len() {
+        true => items.select_nth_unstable_by(count, |a, b| key(a).cmp(&key(b))).0,
+        false => items,
+    };
+    first.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
 }
 
-/// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
-fn draw(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// An order in which each node's place is drawn with its name: every order is as likely as any
+/// other, as after Swarm's shuffle, and nodes that come or go do not change that of the others.
+fn shuffled(options: &Options, nodes: &[&Node], left: &[usize]) -> Vec<Ranked> {
+    let mut drawn: Vec<(u64, usize)> = left
+        .iter()
+        .map(|&position| (draw(options.seed, &nodes[position].name), position))
+        .collect();
+    drawn
+        .sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| nodes[a.1].name.cmp(&nodes[b.1].name)));
+    let ranked = |(index, (_, position))| Ranked { position, weight: 0, rank: index + 1 };
+    drawn.into_iter().enumerate().map(ranked).collect()
+}
+
+/// A number that depends on seed and name alone: FNV-1a (Fowler, Noll and Vo) of the name, mixed
+/// with the seed as SplitMix64 mixes its state (Steele, Lea and Flood, "Fast splittable
+/// pseudorandom number generators", 2014), before and after.
+fn draw(seed: u64, name: &str) -> u64 {
+    let mix = |state: u64| {
+        let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    mix(mix(seed) ^ hash)
 }

@@ -3,7 +3,7 @@
 //!
 //! The server is a process of its own on one core (so that its memory is its own) and the client on
 //! another. Beside each question goes the same exchange without a decision: same request, all
-//! nodes back, all scores back. The difference is what deciding costs.
+//! nodes back, as many scores back. The difference is what deciding costs.
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a measurement that may stop at once")]
 

@@ -4,6 +4,26 @@ use k8s_openapi::api::core::v1::{Node as CoreNode, Pod};
 use serde_json::{Value, json};
 use transship_api as api;
 
+/// Hexadecimal digits without an order, as UIDs and ids of containers have: SplitMix64's.
+fn scrambled(number: usize) -> u64 {
+    let z = (number as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn uid(number: usize, what: &str) -> String {
+    let (high, low) = (scrambled(number), scrambled(number + what.len()));
+    format!(
+        "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
+        high >> 32,
+        high >> 16 & 0xffff,
+        high & 0xfff,
+        low >> 52,
+        low & 0xffff_ffff_ffff
+    )
+}
+
 pub fn node_name(number: usize) -> String {
     format!("worker-{number:05}.cluster.example")
 }
@@ -49,7 +69,7 @@ pub fn pod(number: usize, nodes: usize) -> Pod {
     pod["spec"]["nodeName"] = node_name((number * 7919 + number / 3) % nodes).into();
     pod["status"] = json!({"phase": "Running", "containerStatuses": [{"name": "c", "image": "i",
         "imageID": "", "ready": true, "restartCount": 0,
-        "containerID": format!("containerd://{number:064x}")}]});
+        "containerID": format!("containerd://{}", format!("{:016x}", scrambled(number)).repeat(4))}]});
     serde_json::from_value(pod).unwrap()
 }
 
@@ -57,7 +77,7 @@ pub fn pod(number: usize, nodes: usize) -> Pod {
 pub fn pending(number: usize, what: &str, annotations: Value) -> Value {
     json!({
         "metadata": {"name": format!("{what}-{number:06}-x7k2p"), "namespace": format!("team-{}", number % 40),
-            "uid": format!("{number:08x}-1111-4000-8000-{:012x}", what.len()),
+            "uid": uid(number, what),
             "labels": {"app": what}, "annotations": annotations},
         "spec": {"schedulerName": "transship", "serviceAccountName": "default",
             "containers": [{"name": "c", "image": format!("registry.example/team-1/app-{}:v1", number % 20),
@@ -91,7 +111,11 @@ pub fn kinds() -> Vec<(&'static str, Value)> {
             "container regex",
             json!({"transship.dev/affinities": list(&["container!=/^running-0000[0-9]+-(x7|y8)/"])}),
         ),
-        ("container UID", json!({"transship.dev/affinities": list(&["container!=00000007-*"])})),
+        (
+            "container UID",
+            json!({"transship.dev/affinities":
+                list(&[&format!("container!={}*", &uid(7, "running")[..9])])}),
+        ),
         ("depends-on", json!({"transship.dev/depends-on": list(&["running-000007-x7k2p"])})),
         ("image", json!({"transship.dev/affinities": list(&["image==*/app-3:v3"])})),
         ("soft", json!({"transship.dev/constraints": list(&["zone==~nowhere", "disk==ssd"])})),
