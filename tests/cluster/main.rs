@@ -2,6 +2,7 @@
 //! `cargo xtask test`; they run one after another.
 
 mod afterwards;
+mod cold;
 mod dual_stack;
 mod faults;
 mod hold;

@@ -112,7 +112,7 @@ fn stateful(spec: &str, claim: &str) -> String {
 }
 
 /// The pod, once it is Ready.
-fn running(cluster: &Cluster, name: &str) -> Result<Pod> {
+pub fn running(cluster: &Cluster, name: &str) -> Result<Pod> {
     let mut pod = Value::Null;
     cluster.await_that(&format!("pod {name} is Ready"), SOON, || {
         pod = cluster.get("pod", name)?;
@@ -144,7 +144,7 @@ fn all_is_there(cluster: &Cluster, pod: &Pod, client: Client) -> Result<String> 
 }
 
 /// What of a pod others rely on.
-fn known_by(pod: &Value) -> Value {
+pub fn known_by(pod: &Value) -> Value {
     let metadata = &pod["metadata"];
     let annotations: Map<String, Value> = metadata["annotations"]
         .as_object()
@@ -192,7 +192,7 @@ fn moved(
 }
 
 /// Nothing of a migration is left in the namespace and on the nodes but its pod.
-fn nothing_is_left(cluster: &Cluster, migration: &Value, pod: &str) -> Result<()> {
+pub fn nothing_is_left(cluster: &Cluster, migration: &Value, pod: &str) -> Result<()> {
     let name = migration["metadata"]["name"].as_str().context("no name")?;
     let uid = migration["metadata"]["uid"].as_str().context("no UID")?;
     cluster.await_that("nothing of the migration is left", SOON, || {
@@ -223,7 +223,7 @@ fn nothing_is_left(cluster: &Cluster, migration: &Value, pod: &str) -> Result<()
 }
 
 /// The StatefulSet counts the pod, and the Service leads to it.
-fn owner_and_service_have(cluster: &Cluster, pod: &Pod) -> Result<()> {
+pub fn owner_and_service_have(cluster: &Cluster, pod: &Pod) -> Result<()> {
     cluster.await_that("StatefulSet and Service have the pod", SOON, || {
         let status = cluster.get("statefulset", "web")?["status"].clone();
         ensure!(status["replicas"] == 1 && status["readyReplicas"] == 1, "{status:#}");
@@ -241,7 +241,7 @@ fn owner_and_service_have(cluster: &Cluster, pod: &Pod) -> Result<()> {
 }
 
 /// How often the StatefulSet's controller has made a pod.
-fn made_by_the_controller(cluster: &Cluster) -> Result<u64> {
+pub fn made_by_the_controller(cluster: &Cluster) -> Result<u64> {
     let fields = "reason=SuccessfulCreate,involvedObject.name=web";
     let events = cluster.kubectl(&["get", "events", "--field-selector", fields, "-o", "json"])?;
     let events: Value = serde_json::from_str(&events)?;

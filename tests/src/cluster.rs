@@ -201,9 +201,14 @@ impl Cluster {
 
     /// Applies a Migration of `pod` to `target` and returns its name.
     pub fn migrate(&self, pod: &str, target: &str) -> Result<String> {
+        self.migrate_in("Auto", pod, target)
+    }
+
+    /// The same in a mode.
+    pub fn migrate_in(&self, mode: &str, pod: &str, target: &str) -> Result<String> {
         let name = format!("{pod}-to-{target}");
         self.kubectl(&["delete", "migration", &name, "--ignore-not-found", "--timeout=60s"])?;
-        self.apply(&migration(&name, pod, target))?;
+        self.apply(&migration_in(mode, &name, pod, target))?;
         Ok(name)
     }
 
@@ -243,9 +248,13 @@ impl Drop for Cluster {
 
 /// A Migration manifest.
 pub fn migration(name: &str, pod: &str, target: &str) -> String {
+    migration_in("Auto", name, pod, target)
+}
+
+fn migration_in(mode: &str, name: &str, pod: &str, target: &str) -> String {
     format!(
         "apiVersion: transship.dev/v1alpha1\nkind: Migration\nmetadata: {{name: {name}}}\n\
-         spec: {{podName: {pod}, targetNode: {target}}}\n"
+         spec: {{podName: {pod}, targetNode: {target}, mode: {mode}}}\n"
     )
 }
 

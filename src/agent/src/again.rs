@@ -6,7 +6,7 @@
 
 use tonic::Status;
 use transship_host::paths::{MigrationDir, Role};
-use transship_host::task::{HolderTask, Part};
+use transship_host::task::HolderTask;
 use transship_host::{HostRoot, files};
 
 /// Files of a holder that a new life must not take for its own.
@@ -35,10 +35,12 @@ pub fn start(
             task.migration.uid
         )));
     }
-    if task.part == Part::AgainAtSource {
+    if task.part.is_at_source() {
         take_from_source(host, dir, task)?;
     }
-    if !dir.path().join("images").is_dir() {
+    // A cold one has files alone.
+    let state = if task.part.is_cold() { "trees" } else { "images" };
+    if !dir.path().join(state).is_dir() {
         return Err(Status::failed_precondition(format!(
             "no state of migration {} is kept here",
             task.migration.uid
@@ -79,6 +81,7 @@ fn wake(host: &HostRoot) {
 mod tests {
     use super::*;
     use crate::migrations::tests::task;
+    use transship_host::task::Part;
 
     fn again(pod: &str, part: Part) -> HolderTask {
         let mut task = task("m-1", Role::Target);
@@ -141,5 +144,18 @@ mod tests {
         std::fs::create_dir_all(source.kept().join("trees")).unwrap();
         start(&host, &dir, &task, || Ok(())).unwrap();
         assert!(dir.path().join("images/web").is_dir() && dir.path().join("trees").is_dir());
+    }
+
+    #[test]
+    fn a_cold_one_needs_files_and_no_images() {
+        let root = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(root.path());
+        let dir = host.migration("m-1", Role::Target).unwrap();
+        let task = again("web-0", Part::ColdAgainAtSource);
+        assert!(start(&host, &dir, &task, || Ok(())).is_err(), "nothing is kept");
+        let source = host.migration("m-1", Role::Source).unwrap();
+        std::fs::create_dir_all(source.kept().join("trees")).unwrap();
+        start(&host, &dir, &task, || Ok(())).unwrap();
+        assert!(dir.path().join("trees").is_dir());
     }
 }

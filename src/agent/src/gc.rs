@@ -151,7 +151,13 @@ fn may_go(pod_uid: &str, record: Option<&Record>, sides: &[Side]) -> bool {
         None => true,
         Some(RecordState::Open | RecordState::Aborted | RecordState::Moved) => true,
         // Undecided: only if there is no migration at all that could decide it.
-        Some(RecordState::Restore | RecordState::Held | RecordState::Frozen) => {
+        Some(
+            RecordState::Restore
+            | RecordState::Prepared
+            | RecordState::Held
+            | RecordState::Frozen
+            | RecordState::Starting,
+        ) => {
             let migration = record.map(|record| record.migration_uid.as_str());
             !sides.iter().any(|side| Some(side.uid.as_str()) == migration)
         }
@@ -239,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_record_goes_only_when_no_migration_can_need_it() {
-        use RecordState::{Aborted, Frozen, Held, Moved, Open, Restore};
+        use RecordState::{Aborted, Frozen, Held, Moved, Open, Prepared, Restore, Starting};
         for (state, none, open, closed) in [
             (Open, true, false, true),
             (Aborted, true, false, true),
@@ -247,6 +253,8 @@ mod tests {
             (Restore, true, false, false),
             (Held, true, false, false),
             (Frozen, true, false, false),
+            (Prepared, true, false, false),
+            (Starting, true, false, false),
         ] {
             for (migration, wanted) in [(None, none), (Some(false), open), (Some(true), closed)] {
                 let (_dir, _, sides) = sides(migration);

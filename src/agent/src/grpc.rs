@@ -224,7 +224,10 @@ impl Service {
                     pod_name: task.pod.name.clone(),
                     migration_uid: task.migration.uid.clone(),
                     role: Role::Target,
-                    state: RecordState::Restore,
+                    state: match task.part.is_cold() {
+                        true => RecordState::Prepared,
+                        false => RecordState::Restore,
+                    },
                     containers: task.containers.clone(),
                     network: task.network.clone(),
                 };

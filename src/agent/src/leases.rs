@@ -74,7 +74,10 @@ impl Leases {
     fn is_not_the_pod_yet(&self, pod_uid: &str) -> Result<bool, Status> {
         let pod = self.host.pod(pod_uid).map_err(refused)?;
         let record = pod.read_record().map_err(refused)?;
-        Ok(record.is_some_and(|r| matches!(r.state, RecordState::Restore | RecordState::Aborted)))
+        let is_not_yet = |state| {
+            matches!(state, RecordState::Restore | RecordState::Prepared | RecordState::Aborted)
+        };
+        Ok(record.is_some_and(|r| is_not_yet(r.state)))
     }
 
     /// Back on this node, where its sandbox's own DEL frees it.

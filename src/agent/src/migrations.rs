@@ -129,6 +129,7 @@ pub mod tests {
             part: Default::default(),
             stand_ins: Vec::new(),
             hooks: Vec::new(),
+            ending: None,
             network: None,
             host_name: None,
             max_frozen_millis: 8000,

@@ -130,7 +130,8 @@ pub struct MigrationSpec {
     #[schemars(length(max = 253))]
     #[x_kube(validation = validation::node_name())]
     pub target_node: Option<String>,
-    /// How memory is moved: Auto, PreCopy, PostCopy, Hybrid, StopAndCopy or Cold.
+    /// How the pod moves: Auto, PreCopy, PostCopy, Hybrid, StopAndCopy, or Cold (a graceful stop and a
+    /// fresh start with its files).
     #[serde(default)]
     pub mode: Mode,
     /// How long the application may stand still. Auto and PreCopy work towards it, and say so

@@ -19,7 +19,8 @@ pub struct Args {
     /// Node to move it to; without it the placement engine chooses.
     #[arg(long, value_name = "NODE")]
     to: Option<String>,
-    /// How memory is moved: Auto, PreCopy, PostCopy, Hybrid, StopAndCopy or Cold.
+    /// How the pod moves: Auto, PreCopy, PostCopy, Hybrid, StopAndCopy, or Cold (a graceful stop and a
+    /// fresh start with its files).
     #[arg(long, default_value = "Auto", value_parser = parse::<Mode>)]
     mode: Mode,
     /// What becomes of address and connections: Auto, Preserve or Close.

@@ -435,12 +435,17 @@ impl PodFacts {
         }
     }
 
+    /// Bytes of files that move with the pod: its containers' changes, its emptyDirs.
+    pub fn file_bytes(&self) -> u64 {
+        let rootfs: u64 = self.containers.iter().map(|c| c.rootfs_changed_bytes).sum();
+        let volumes: u64 = self.empty_dirs.iter().map(|dir| dir.bytes).sum();
+        rootfs + volumes
+    }
+
     /// Bytes of memory and files that a move carries, at most: memory, changed files, emptyDirs,
     /// shared memory.
     pub fn total_bytes(&self) -> u64 {
-        let rootfs: u64 = self.containers.iter().map(|c| c.rootfs_changed_bytes).sum();
-        let volumes: u64 = self.empty_dirs.iter().map(|dir| dir.bytes).sum();
-        self.memory_bytes() + rootfs + volumes + self.ipc.posix_shm_bytes + self.ipc.sysv_shm_bytes
+        self.memory_bytes() + self.file_bytes() + self.ipc.posix_shm_bytes + self.ipc.sysv_shm_bytes
     }
 
     /// Bytes of memory that the pod will need on another node, at least: what is mapped may be the

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use transship_api::names;
 
@@ -62,6 +62,18 @@ pub fn note(pod: &Pod) -> Option<String> {
     let by_container: BTreeMap<&str, &LifecycleHandler> =
         hooks.iter().map(|hook| (hook.container.name.as_str(), &hook.handler)).collect();
     (!by_container.is_empty()).then(|| serde_json::to_string(&by_container).ok()).flatten()
+}
+
+/// Gives the containers of a pod that starts afresh the hooks that the source's manifest has lost when it moved
+/// before.
+pub fn put_back(source: &Pod, spec: &mut PodSpec) {
+    let noted = noted(source);
+    for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
+        if let Some(handler) = noted.get(&container.name) {
+            let lifecycle = container.lifecycle.get_or_insert_default();
+            lifecycle.post_start.get_or_insert_with(|| handler.clone());
+        }
+    }
 }
 
 fn noted(pod: &Pod) -> BTreeMap<String, LifecycleHandler> {

@@ -113,6 +113,7 @@ mod tests {
             migration_uid: "m",
             node: "node-b",
             preserve_address: true,
+            starts_afresh: false,
         }
     }
 

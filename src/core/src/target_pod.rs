@@ -27,6 +27,8 @@ pub struct TargetFor<'a> {
     pub node: &'a str,
     /// Whether the address moves along; then the pod says whose address it has.
     pub preserve_address: bool,
+    /// Whether its containers start like those of any pod, so that kubelet runs their hooks and probes.
+    pub starts_afresh: bool,
 }
 
 /// Why no target pod can be made of a pod.
@@ -70,7 +72,7 @@ pub fn target_pod(source: &Pod, target: &TargetFor<'_>) -> Result<Pod, TargetPod
     }
     Ok(Pod {
         metadata: metadata(source, spec, target),
-        spec: Some(target_spec(source, spec, host_name, target.node)),
+        spec: Some(target_spec(source, spec, host_name, target)),
         status: None,
     })
 }
@@ -138,7 +140,10 @@ fn metadata(source: &Pod, spec: &PodSpec, target: &TargetFor<'_>) -> ObjectMeta 
     annotations.insert(names::CLAIM.into(), target.migration_uid.into());
     annotations.insert(names::MIGRATION_NAME.into(), migration);
     annotations.insert(names::MOVED_FROM.into(), source_node);
-    if post_start::asked(source).is_some()
+    if target.starts_afresh {
+        // Its manifest has them again.
+        annotations.remove(names::POST_START_HOOKS);
+    } else if post_start::asked(source).is_some()
         && let Some(hooks) = post_start::note(source)
     {
         annotations.insert(names::POST_START_HOOKS.into(), hooks);
@@ -177,9 +182,15 @@ pub fn lease(pod: &Pod) -> Option<(String, String)> {
     Some((address, home))
 }
 
-fn target_spec(source: &Pod, spec: &PodSpec, host_name: String, node: &str) -> PodSpec {
+fn target_spec(
+    source: &Pod,
+    spec: &PodSpec,
+    host_name: String,
+    made_for: &TargetFor<'_>,
+) -> PodSpec {
+    let afresh = made_for.starts_afresh;
     // kubelet would run it in the middle of the container's life.
-    let without_hooks = post_start::asked(source).is_some();
+    let without_hooks = !afresh && post_start::asked(source).is_some();
     let token_volumes = injected_token_volumes(spec);
     let status = source.status.as_ref();
     let apps = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
@@ -204,17 +215,26 @@ fn target_spec(source: &Pod, spec: &PodSpec, host_name: String, node: &str) -> P
         volumes.retain(|volume| !token_volumes.contains(&volume.name));
     }
     for container in &mut target.containers {
-        prepare(container, apps, &token_volumes, without_hooks);
-    }
-    for container in target.init_containers.iter_mut().flatten() {
-        prepare(container, inits, &token_volumes, without_hooks);
-        if is_sidecar(container) {
-            // kubelet starts the next container only after a sidecar's startup probe, which
-            // a frozen one never passes.
-            container.startup_probe = None;
+        prepare(container, apps, &token_volumes);
+        if !afresh {
+            prepare_restored(container, without_hooks);
         }
     }
-    pin(&mut target, node, was_pinned_by_us(source));
+    for container in target.init_containers.iter_mut().flatten() {
+        prepare(container, inits, &token_volumes);
+        if !afresh {
+            prepare_restored(container, without_hooks);
+            if is_sidecar(container) {
+                // kubelet starts the next container only after a sidecar's startup probe, which
+                // a frozen one never passes.
+                container.startup_probe = None;
+            }
+        }
+    }
+    if afresh {
+        post_start::put_back(source, &mut target);
+    }
+    pin(&mut target, made_for.node, was_pinned_by_us(source));
     target
 }
 
@@ -223,12 +243,7 @@ pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
-fn prepare(
-    container: &mut Container,
-    statuses: &[ContainerStatus],
-    token_volumes: &[String],
-    without_hooks: bool,
-) {
+fn prepare(container: &mut Container, statuses: &[ContainerStatus], token_volumes: &[String]) {
     let image_id =
         statuses.iter().find(|s| s.name == container.name).map_or("", |s| s.image_id.as_str());
     if let Some(pinned) = container.image.as_deref().and_then(|i| pinned_image(i, image_id)) {
@@ -240,6 +255,10 @@ fn prepare(
     if let Some(mounts) = &mut container.volume_mounts {
         mounts.retain(|mount| !token_volumes.contains(&mount.name));
     }
+}
+
+/// A container that goes on where it was is not started once more.
+fn prepare_restored(container: &mut Container, without_hooks: bool) {
     if let Some(probe) = &mut container.readiness_probe {
         probe.initial_delay_seconds = None;
     }

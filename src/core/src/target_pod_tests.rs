@@ -12,6 +12,7 @@ fn target() -> TargetFor<'static> {
         migration_uid: "6e1f2a5c-0000-4000-8000-000000000001",
         node: "node-b",
         preserve_address: true,
+        starts_afresh: false,
     }
 }
 
@@ -228,6 +229,35 @@ fn a_post_start_hook_is_left_to_nobody_but_us(#[case] says: Option<&str>, #[case
         let note = made.metadata.annotations.as_ref().unwrap().get(names::POST_START_HOOKS);
         let note = note.map(|text| serde_json::from_str::<Value>(text).unwrap());
         assert_eq!(note, ours.then(|| json!({"web": hook})), "the next move knows it too");
+    }
+}
+
+#[test]
+fn a_pod_that_starts_afresh_has_all_that_kubelet_does_at_a_start() {
+    let mut value = serde_json::to_value(source()).unwrap();
+    let hook = json!({"exec": {"command": ["x"]}});
+    let probe = json!({"tcpSocket": {"port": 1}, "initialDelaySeconds": 20});
+    value["spec"]["containers"][0]["lifecycle"] = json!({"postStart": hook});
+    value["spec"]["containers"][0]["readinessProbe"] = probe.clone();
+    value["spec"]["initContainers"] = json!([
+        {"name": "proxy", "image": "x", "restartPolicy": "Always", "startupProbe": probe}]);
+    value["metadata"]["annotations"]["transship.dev/post-start"] = json!("run");
+    let source = pod(value);
+    let fresh = TargetFor { starts_afresh: true, ..target() };
+    // One that has moved with its memory before has lost the hook, but not the note of it.
+    let mut moved = target_pod(&source, &target()).unwrap();
+    moved.spec.as_mut().unwrap().init_containers = source.spec.clone().unwrap().init_containers;
+    moved.spec.as_mut().unwrap().containers[0].readiness_probe =
+        source.spec.as_ref().unwrap().containers[0].readiness_probe.clone();
+    for before in [source, moved] {
+        let made = target_pod(&before, &fresh).unwrap();
+        let spec = serde_json::to_value(made.spec.as_ref().unwrap()).unwrap();
+        assert_eq!(spec["containers"][0]["lifecycle"]["postStart"], hook);
+        assert_eq!(spec["containers"][0]["readinessProbe"]["initialDelaySeconds"], 20);
+        assert_eq!(spec["initContainers"][0]["startupProbe"]["initialDelaySeconds"], 20);
+        let annotations = made.metadata.annotations.unwrap();
+        assert!(!annotations.contains_key(names::POST_START_HOOKS));
+        assert!(annotations.contains_key(names::POST_START), "for its next move");
     }
 }
 

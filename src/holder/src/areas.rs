@@ -16,9 +16,13 @@ pub fn volumes(task: &HolderTask) -> Vec<String> {
         .collect()
 }
 
-/// The trees that every container needs before it is restored.
+/// The trees that every container needs before it is restored. A pod that starts afresh has no memory, shared
+/// or of the network.
 pub fn shared(task: &HolderTask) -> Vec<Area> {
-    let mut areas = vec![Area::Shm, Area::Network, Area::Beside];
+    let mut areas = match task.part.is_cold() {
+        true => vec![Area::Beside],
+        false => vec![Area::Shm, Area::Network, Area::Beside],
+    };
     areas.extend(volumes(task).into_iter().map(Area::EmptyDir));
     areas
 }
@@ -75,6 +79,7 @@ pub(crate) mod tests {
             part: Default::default(),
             stand_ins: Vec::new(),
             hooks: Vec::new(),
+            ending: None,
             network: None,
             host_name: None,
             max_frozen_millis: 1000,
@@ -108,5 +113,10 @@ pub(crate) mod tests {
         ] {
             assert_eq!(is_expected(&task, &area), expected, "{area}");
         }
+        let cold = HolderTask { part: transship_host::task::Part::Cold, ..task };
+        assert_eq!(
+            all(&cold).iter().map(Area::to_string).collect::<Vec<_>>(),
+            ["beside", "emptydir/data", "emptydir/mem", "rootfs/web", "rootfs/aux"]
+        );
     }
 }

@@ -15,12 +15,15 @@ use anyhow::{Context, Result};
 use rustix::fs::OFlags;
 use transship_host::HostRoot;
 use transship_host::files;
+use transship_host::paths::MigrationDir;
 use transship_host::task::ObjectRef;
 
 use crate::beside;
 use crate::holder::Holder;
 use crate::pod::{Pod, PodContainer, moving};
 
+/// Their directory on their way.
+const LOGS: &str = "logs";
 /// kubelet's directory of pods' logs.
 const PODS: &str = "/var/log/pods";
 /// The most that is carried of one container's log: more than kubelet lets a file grow to, by
@@ -33,7 +36,7 @@ const QUIET: Duration = Duration::from_millis(10);
 
 /// Where the logs lie on their way, by container.
 fn place(holder: &Holder) -> Result<PathBuf> {
-    let place = beside::place(holder)?.join("logs");
+    let place = beside::place(holder)?.join(LOGS);
     files::make_dir(&place)?;
     Ok(place)
 }
@@ -58,24 +61,28 @@ fn collect_one(file: &Path, container: &PodContainer, to: &Path) -> Result<()> {
 
 /// Puts what has arrived in front of everything that the held pod will print. May be done again.
 pub fn carry_over(holder: &Holder) {
-    let place = match place(holder) {
-        Ok(place) => place,
-        Err(error) => return tracing::warn!("logs begin with the move: {error:#}"),
-    };
     for container in moving(&holder.task) {
-        let from = place.join(container);
-        if !from.is_file() {
-            continue;
-        }
-        let carried = newest(&holder.host, &holder.task.pod, container).and_then(|file| {
-            // containerd opened it to append, so that it may be written anew under its hands.
-            let mut file = OpenOptions::new().write(true).truncate(true).open(file)?;
-            copy_end(&from, &mut file, LIMIT)
-        });
-        if let Err(error) = carried {
+        if let Err(error) = carry_one(&holder.host, &holder.dir, &holder.task.pod, container) {
             tracing::warn!(container, "its log begins with the move: {error:#}");
         }
     }
+}
+
+/// The same for one container, as long as nothing of it runs.
+pub fn carry_one(
+    host: &HostRoot,
+    dir: &MigrationDir,
+    pod: &ObjectRef,
+    container: &str,
+) -> Result<()> {
+    let from = beside::of(dir).join(LOGS).join(container);
+    if !from.is_file() {
+        return Ok(());
+    }
+    let file = newest(host, pod, container)?;
+    // containerd opened it to append, so that it may be written anew under its hands.
+    let mut file = OpenOptions::new().write(true).truncate(true).open(file)?;
+    copy_end(&from, &mut file, LIMIT)
 }
 
 /// The log file of a container's last start: `<pods>/<namespace>_<name>_<uid>/<container>/<n>.log`.

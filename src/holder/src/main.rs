@@ -11,6 +11,8 @@ mod dirwatch;
 mod durable;
 mod engine;
 mod holder;
+mod hook;
+mod http;
 mod logs;
 mod names;
 mod pod;
@@ -21,6 +23,7 @@ mod reserve;
 mod run;
 mod signing;
 mod source;
+mod started;
 mod status;
 mod supervise;
 mod target;
@@ -30,6 +33,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use transship_host::HostRoot;
+use transship_host::paths::MigrationDir;
 
 #[derive(Parser)]
 #[command(version, about = "Keeps the containers of a pod that moves between two nodes")]
@@ -49,6 +53,15 @@ enum Command {
     },
     /// Show the migrations that this node has a part in
     Status,
+    /// Put a container's files into its root; called by the runtime's wrapper
+    Fill {
+        /// The migration's directory
+        dir: PathBuf,
+        /// The container
+        container: String,
+        /// The container's root
+        root: PathBuf,
+    },
     /// Last resort of an administrator, for a source that waits for a target that is off for good:
     /// vouch that the target's node does not run
     Resolve {
@@ -68,6 +81,9 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Supervise => run::supervise(&host),
         Command::Run { dir } => run::run(&host, &dir),
+        Command::Fill { dir, container, root } => {
+            started::fill(&host, &MigrationDir::at(dir), &container, &root)
+        }
         Command::Status => report::status(&host),
         Command::Resolve { migration_uid, the_target_is_off } => {
             report::resolve(&host, &migration_uid, the_target_is_off)

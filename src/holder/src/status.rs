@@ -181,7 +181,9 @@ fn of_source(phase: SourcePhase) -> (Option<Stage>, HolderState) {
         SourcePhase::Idle | SourcePhase::Begun => (Some(Stage::Started), HolderState::Preparing),
         SourcePhase::Freezing => (None, HolderState::Frozen),
         SourcePhase::Voted | SourcePhase::Committed => (Some(Stage::Voted), HolderState::Voted),
-        SourcePhase::Aborting | SourcePhase::Resuming(_) => (None, HolderState::Frozen),
+        SourcePhase::Aborting | SourcePhase::Resuming(_) | SourcePhase::Starting => {
+            (None, HolderState::Frozen)
+        }
         SourcePhase::Moved => (Some(Stage::Voted), HolderState::Voted),
         SourcePhase::Opened => (Some(Stage::Aborted), HolderState::SourceResumed),
         SourcePhase::Released => (Some(Stage::Released), HolderState::Moved),

@@ -10,6 +10,7 @@
 
 pub mod bundle;
 pub mod cgroup;
+pub mod ending;
 pub mod error;
 pub mod files;
 pub mod freezer;

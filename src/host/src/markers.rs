@@ -10,6 +10,15 @@
 //! wrapper  restored/<c>.json    the runtime reported success
 //! wrapper  failed/<c>.json      it did not; nothing is left alive
 //! ```
+//!
+//! Where containers are started with their files (a cold move) the same tickets say which of them still need
+//! them. Only the holder takes them, when the container has been started:
+//!
+//! ```text
+//! wrapper  waiting/<c>.json     `create` waits for the record, or puts the files into the root
+//! wrapper  filled/<c>.json      they are there; runc's `create` follows
+//! holder   consumed/<c>         the runtime has started it
+//! ```
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -93,6 +102,13 @@ pub struct Failed {
     pub log: String,
 }
 
+/// `filled/<container>.json`: this container has its files, and is about to be created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filled {
+    /// The runtime's id of the container. One that was not started is followed by another.
+    pub container_id: String,
+}
+
 /// A kind of marker: its type tells its directory.
 pub trait Marker: Serialize + DeserializeOwned {
     /// The directory's name.
@@ -110,6 +126,9 @@ impl Marker for Held {
 }
 impl Marker for Restored {
     const DIR: &'static str = "restored";
+}
+impl Marker for Filled {
+    const DIR: &'static str = "filled";
 }
 impl Marker for Failed {
     const DIR: &'static str = "failed";
@@ -144,6 +163,14 @@ impl PodDir {
             return Ok(());
         }
         files::write_atomic(&self.ticket(container)?, b"")
+    }
+
+    /// Removes all tickets and markers that an earlier migration of the pod has left.
+    pub fn clear_markers(&self) -> Result<()> {
+        [Waiting::DIR, Ready::DIR, Held::DIR, Restored::DIR, Filled::DIR, Failed::DIR]
+            .into_iter()
+            .chain(["tickets", "consumed"])
+            .try_for_each(|dir| files::remove_tree(&self.path().join(dir)))
     }
 
     /// Whether `container` may still be restored.
@@ -217,6 +244,20 @@ mod tests {
         assert!(pod.all_marked::<Ready>().unwrap().is_empty());
         assert!(pod.unmark::<Held>("web").unwrap());
         assert!(!pod.unmark::<Held>("web").unwrap());
+    }
+
+    #[test]
+    fn a_pod_that_moves_again_has_nothing_of_its_last_move() {
+        let (_dir, pod) = pod();
+        pod.grant_ticket("web").unwrap();
+        pod.consume_ticket("web").unwrap();
+        pod.mark("web", &Filled { container_id: "c1".into() }).unwrap();
+        pod.clear_markers().unwrap();
+        assert_eq!(pod.marked::<Filled>("web").unwrap(), None);
+        pod.grant_ticket("web").unwrap();
+        assert!(pod.has_ticket("web").unwrap(), "a new migration has tickets of its own");
+        pod.clear_markers().unwrap();
+        pod.clear_markers().unwrap();
     }
 
     #[test]

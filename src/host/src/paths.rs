@@ -287,6 +287,16 @@ impl MigrationDir {
         self.0.join("kept")
     }
 
+    /// The files of a container as they wait to be put into its root, on this side.
+    pub fn rootfs_tree(&self, container: &str) -> Result<PathBuf> {
+        check_name("container name", container)?;
+        let trees = match self.identify() {
+            Some((_, Role::Source)) => self.kept().join("trees"),
+            _ => self.0.join("trees"),
+        };
+        Ok(trees.join(format!("rootfs.{container}")))
+    }
+
     /// Marker: finished, nothing to supervise.
     pub fn closed(&self) -> PathBuf {
         self.0.join("closed")
@@ -330,6 +340,9 @@ mod tests {
             host.migration("m-1", Role::Target).unwrap().images("web").unwrap(),
             Path::new("/host/var/lib/transship/migrations/m-1.target/images/web")
         );
+        let tree = |role| host.migration("m-1", role).unwrap().rootfs_tree("web").unwrap();
+        assert!(tree(Role::Target).ends_with("m-1.target/trees/rootfs.web"));
+        assert!(tree(Role::Source).ends_with("m-1.source/kept/trees/rootfs.web"));
         assert_eq!(HostRoot::host().join("/a/b"), Path::new("/a/b"));
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ending::Ending;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::hook::Hook;
@@ -77,6 +78,9 @@ pub struct HolderTask {
     /// postStart hooks that a target's holder runs once the pod is an ordinary one, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<Hook>,
+    /// Cold: how the source's containers are ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Ending>,
     /// The address that moves along.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<RecordNetwork>,
@@ -153,6 +157,9 @@ impl HolderTask {
             if self.hooks[..index].iter().any(|other| other.container == *name) {
                 return Err(invalid("hook", name, "must not occur twice"));
             }
+        }
+        if let Some(ending) = &self.ending {
+            ending.validate()?;
         }
         if let Some(network) = &self.network {
             network.validate()?;
@@ -248,6 +255,7 @@ mod tests {
                 container: "web".into(),
                 action: HookAction::Exec { command: vec!["x".into()] },
             }],
+            ending: None,
             network: Some(RecordNetwork {
                 mode: NetworkMode::Preserve,
                 ip: "10.244.1.5".into(),

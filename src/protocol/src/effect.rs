@@ -35,8 +35,15 @@ pub enum Effect<E, W> {
     /// Freeze all containers and wait until they are. Fails with [`Failure::TasksLost`] before the
     /// vote when there is nothing to freeze.
     FreezeTasks,
-    /// Check that every container's tasks are there, whole and frozen; [`Failure::TasksLost`].
+    /// Check that every container's tasks are there, whole and frozen; [`Failure::TasksLost`]. Cold: that
+    /// none is left.
     VerifyTasks,
+    /// Cold: end all containers as kubelet would (hook, signal, patience), those that do not by SIGKILL, and
+    /// wait until nothing of them is left. Their files stay where they are.
+    EndTasks,
+    /// Cold: this node's own copy of the ended containers' files is whole and durable. What a reboot has
+    /// taken is not waited for.
+    KeepFiles,
     /// From now on the tasks are frozen and the network is closed, also while this process does not
     /// run, as soon as the last good signature in this node's Lease, counted from its send time on
     /// CLOCK_BOOTTIME (at first: from now), is older than T₁ ([`crate::PATIENCE`]). That it
@@ -46,7 +53,7 @@ pub enum Effect<E, W> {
     CheckDeadman,
     /// Ends [`Effect::ArmDeadman`].
     DisarmDeadman,
-    /// Sequential order: the whole state of the pod on this node's disk is durable.
+    /// Sequential order, and cold: the whole state of the pod on this node's disk is durable.
     SyncState,
     /// Destroy the pod's established connections (the peer may have been served elsewhere).
     DestroySockets,

@@ -7,7 +7,7 @@
 //! * [`decide`] and the `may_…` functions: the operator.
 //! * [`judge_read`]: what a quorum read of the Migration means to a holder.
 //! * [`Part`], [`may_yield`], [`may_make_again`], [`may_return`]: the sequential order, for pods whose
-//!   name or volume is exclusive.
+//!   name or volume is exclusive; and the cold one, in which only files move.
 //!
 //! # Orders
 //!
@@ -76,6 +76,7 @@
 //! (a lease-based proof) needs a mark of its own before a version is restored elsewhere: that
 //! belongs to fail-over of protected pods and is not part of this protocol.
 
+mod cold;
 mod effect;
 mod lease;
 mod operator;

@@ -10,6 +10,7 @@ use crate::rules::{Rule, holds};
 
 /// State of the record `/var/lib/transship/pods/<uid>`. Target: `restore → held → open`, or
 /// `aborted`. Source: `frozen → moved | open`.
+/// Cold: target `prepared → starting → open`, or `aborted`; source `frozen → moved | starting → open`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RecordState {
@@ -26,6 +27,11 @@ pub enum RecordState {
     Moved,
     /// Either side: an ordinary pod (again).
     Open,
+    /// Target, cold: the sandbox and the init containers come up; the containers wait to be created.
+    Prepared,
+    /// Either side, cold: an ordinary pod, but that each container gets its files when it is created, as
+    /// often as that takes until it has been started with them.
+    Starting,
 }
 
 /// What containerd's shim asked of runc.
@@ -52,6 +58,9 @@ pub enum Verdict {
     Pass,
     /// Consume the container's ticket (fsynced rename), then `runc restore` into a frozen cgroup.
     Restore,
+    /// Wait until the record is `starting` (exit 1 where it comes to another end), put the container's files
+    /// into its root, then hand over to runc.
+    Fill,
     /// Exit 0 without calling runc: the container is restored and held already.
     SkipStart,
     /// Exit 1; kubelet tries again.
@@ -62,19 +71,21 @@ pub enum Verdict {
 }
 
 /// What the wrapper does with `verb` on an application container of the pod.
-/// `ticket_present`: the container's restore ticket has not been consumed.
+/// `ticket_present`: the container's ticket for being restored, or started with its files, has not been
+/// consumed.
 pub fn wrapper_verdict(record: Option<RecordState>, verb: Verb, ticket_present: bool) -> Verdict {
-    use RecordState::{Aborted, Frozen, Held, Moved, Open, Restore};
+    use RecordState::{Aborted, Frozen, Held, Moved, Open, Prepared, Restore, Starting};
     let Some(record) = record else { return Verdict::Pass };
     if verb == Verb::Other {
         return Verdict::Pass;
     }
     let broken = |rule: Rule| !holds(rule);
     match (record, verb) {
-        (Open, _) => Verdict::Pass,
+        (Prepared | Starting, Verb::Create) if ticket_present => Verdict::Fill,
+        (Open | Starting, _) => Verdict::Pass,
         (Restore, Verb::Create) if ticket_present => Verdict::Restore,
         (Restore, Verb::Start) => Verdict::SkipStart,
-        (Restore, Verb::Kill | Verb::Delete) => Verdict::KillFrozen,
+        (Restore | Prepared, Verb::Kill | Verb::Delete) => Verdict::KillFrozen,
         (Frozen, Verb::Create) if broken(Rule::FrozenRefusesCreate) => Verdict::Pass,
         (Frozen, Verb::Kill) if broken(Rule::FrozenRefusesKill) => Verdict::Pass,
         (Held, Verb::Create) if broken(Rule::HeldRefusesCreate) => Verdict::Pass,
@@ -84,7 +95,7 @@ pub fn wrapper_verdict(record: Option<RecordState>, verb: Verb, ticket_present: 
         (Moved, Verb::Kill) if broken(Rule::LoserIsKilledFrozen) => Verdict::Pass,
         (Held, Verb::Start) => Verdict::SkipStart,
         (Moved | Aborted, Verb::Kill | Verb::Delete) => Verdict::KillFrozen,
-        (Restore | Held | Aborted | Frozen | Moved, _) => Verdict::Refuse,
+        (Restore | Held | Aborted | Frozen | Moved | Prepared, _) => Verdict::Refuse,
     }
 }
 
@@ -94,11 +105,18 @@ pub fn wrapper_verdict(record: Option<RecordState>, verb: Verb, ticket_present: 
 /// IPC and perhaps the PID namespace of the held tasks with it.
 pub fn sandbox_verdict(record: Option<RecordState>, verb: Verb) -> Verdict {
     match (record, verb) {
-        (Some(RecordState::Restore), Verb::Create | Verb::Start) => Verdict::Pass,
+        (Some(RecordState::Restore | RecordState::Prepared), Verb::Create | Verb::Start) => {
+            Verdict::Pass
+        }
         // The containers were killed through verdicts of their own before kubelet ends the
         // sandbox; in the states of a loser nothing else is left in it.
         (
-            Some(RecordState::Restore | RecordState::Moved | RecordState::Aborted),
+            Some(
+                RecordState::Restore
+                | RecordState::Prepared
+                | RecordState::Moved
+                | RecordState::Aborted,
+            ),
             Verb::Kill | Verb::Delete,
         ) => Verdict::KillFrozen,
         (Some(RecordState::Held), Verb::Start) => Verdict::Refuse,
@@ -115,7 +133,9 @@ mod tests {
 
     #[test]
     fn the_verdicts_are_those_of_the_table() {
-        use Verdict::{KillFrozen as K, Pass as P, Refuse as R, Restore as T, SkipStart as S};
+        use Verdict::{
+            Fill as F, KillFrozen as K, Pass as P, Refuse as R, Restore as T, SkipStart as S,
+        };
         // create with ticket, create without, start, kill, delete, resume, other
         let table = [
             (None, [P, P, P, P, P, P, P]),
@@ -125,6 +145,8 @@ mod tests {
             (Some(RecordState::Frozen), [R, R, R, R, R, R, P]),
             (Some(RecordState::Moved), [R, R, R, K, K, R, P]),
             (Some(RecordState::Aborted), [R, R, R, K, K, R, P]),
+            (Some(RecordState::Prepared), [F, R, R, K, K, R, P]),
+            (Some(RecordState::Starting), [F, P, P, P, P, P, P]),
         ];
         for (record, wanted) in table {
             let mut got = vec![wrapper_verdict(record, Verb::Create, true)];
@@ -136,7 +158,9 @@ mod tests {
     #[test]
     fn a_sandbox_comes_up_for_a_restore_and_never_for_a_loser() {
         assert_eq!(sandbox_verdict(None, Verb::Create), Verdict::Pass);
-        assert_eq!(sandbox_verdict(Some(RecordState::Restore), Verb::Create), Verdict::Pass);
+        for state in [RecordState::Restore, RecordState::Prepared, RecordState::Starting] {
+            assert_eq!(sandbox_verdict(Some(state), Verb::Create), Verdict::Pass, "{state:?}");
+        }
         for state in
             [RecordState::Held, RecordState::Frozen, RecordState::Moved, RecordState::Aborted]
         {

@@ -107,6 +107,14 @@ pub(crate) enum Rule {
     AgainOnlyAfterLastWord,
     /// Sequential: a pod made again runs only when it has itself read what calls for it.
     AgainNeedsCommit,
+    /// Cold: containers are ended only under a record that refuses their creation.
+    EndsOnlyRefused,
+    /// Cold: containers are started again only when their files are kept.
+    StartNeedsFiles,
+    /// Cold: the record is opened only when every container was started with its files.
+    OpensOnlyStarted,
+    /// Cold: that containers may start again is journalled first, so that nobody ends them once more.
+    StartIsJournalledFirst,
 }
 
 /// Whether the rule holds: always, but in the model checker's own thread.
@@ -188,5 +196,9 @@ impl Rule {
         Rule::AgainOnlyAfterReleased,
         Rule::AgainOnlyAfterLastWord,
         Rule::AgainNeedsCommit,
+        Rule::EndsOnlyRefused,
+        Rule::StartNeedsFiles,
+        Rule::OpensOnlyStarted,
+        Rule::StartIsJournalledFirst,
     ];
 }

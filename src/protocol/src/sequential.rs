@@ -46,6 +46,12 @@ pub enum Part {
     Again,
     /// The same on the source's node, after the resolution.
     AgainAtSource,
+    /// Cold, until the Commit: the source, whose containers end, and on the target the place for its files.
+    Cold,
+    /// Cold: the pod that was made again on the target.
+    ColdAgain,
+    /// The same on the source's node, after the resolution.
+    ColdAgainAtSource,
 }
 
 impl Part {
@@ -56,7 +62,22 @@ impl Part {
 
     /// The pod that was made again.
     pub fn is_again(self) -> bool {
-        matches!(self, Self::Again | Self::AgainAtSource)
+        matches!(self, Self::Again | Self::ColdAgain) || self.is_at_source()
+    }
+
+    /// The pod that was made again on the source's node.
+    pub fn is_at_source(self) -> bool {
+        matches!(self, Self::AgainAtSource | Self::ColdAgainAtSource)
+    }
+
+    /// Nothing but files moves: the application ends and starts afresh.
+    pub fn is_cold(self) -> bool {
+        matches!(self, Self::Cold | Self::ColdAgain | Self::ColdAgainAtSource)
+    }
+
+    /// The target's side until the Commit, where the source ends before the pod is made again.
+    pub(crate) fn is_trial(self) -> bool {
+        matches!(self, Self::Trial | Self::Cold)
     }
 }
 
@@ -113,6 +134,7 @@ impl TargetMachine {
         match self.phase() {
             TargetPhase::Idle => plan,
             TargetPhase::Begun => self.give_up(),
+            TargetPhase::Thawing if self.part().is_cold() => plan.start_with_files(),
             TargetPhase::Thawing if facts.same_boot && facts.tasks => plan.resume_again(),
             TargetPhase::Thawed => plan.journal(TargetEntry::Confirmed).open(),
             TargetPhase::Confirmed => plan.open(),
@@ -158,7 +180,12 @@ impl TargetMachine {
         use TargetEvent as E;
         use TargetPhase as P;
         let plan = Plan::of(self);
+        let cold = self.part().is_cold();
         match (self.phase(), event) {
+            (P::Begun, E::AllRestoredAndFrozen) if cold => {
+                self.held = true;
+                if self.vanished { plan.go() } else { plan.with(Effect::ReadRecorded) }
+            }
             (P::Begun, E::AllRestoredAndFrozen) => {
                 self.held = true;
                 let plan = plan
@@ -171,7 +198,7 @@ impl TargetMachine {
             (P::Begun, E::DecisionRead(recorded)) => {
                 let ours = recorded.decision == Some(Decision::Commit)
                     && !recorded.resumed_at
-                    && recorded.resolution.is_some() == (self.part() == Part::AgainAtSource);
+                    && recorded.resolution.is_some() == self.part().is_at_source();
                 match (ours, self.held) {
                     (true, true) => plan.go(),
                     (true, false) => plan,
@@ -184,6 +211,11 @@ impl TargetMachine {
                 self.vanished = true;
                 if self.held { plan.go() } else { plan }
             }
+            (P::Thawing, E::AllStarted) if cold => {
+                plan.journal(TargetEntry::Thawed).publish().journal(TargetEntry::Confirmed).open()
+            }
+            // Some of it may have run; the next try starts from the files that are kept.
+            (P::Thawing, E::LocalFailure) if cold => self.stop(),
             (P::Thawing, E::TasksLost) => self.stop(),
             _ => plan,
         }
@@ -209,6 +241,9 @@ impl Plan {
     }
 
     fn go(self) -> Self {
+        if self.is_cold() {
+            return self.journal(TargetEntry::Thawing).start_with_files();
+        }
         self.with(Effect::VerifyTasks).journal(TargetEntry::Thawing).resume_again()
     }
 

@@ -5,6 +5,7 @@
 //! Idle → Begun → Freezing → Voted → Committed → Moved → Released
 //!          └────────┴──────────┴→ Aborting │                          pre-vote failure, Abort
 //!                                Resuming ←┘ → Opened                 resolution, target's last word
+//!                                (cold: Aborting, Resuming → Starting → Opened)
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,8 @@ pub enum SourceEntry {
     },
     /// Sequential order: Commit was read and the release asked for; the tasks end, the state stays.
     Yielded,
+    /// Cold: the source goes on; its ended containers may be started again, with their files.
+    Starting,
     /// `resumedAt` was read, and the target's last word `resumed`: the pod runs elsewhere.
     PeerResumed,
     /// Last entry: an ordinary pod again.
@@ -75,6 +78,10 @@ pub enum SourceEvent {
     LocalFailure,
     /// The patience before the vote has run out.
     DeadlinePassed,
+    /// Cold: every container was started again with its files.
+    AllStarted,
+    /// Cold: kubelet has removed the pod, so that nothing of it will be started again.
+    PodGone,
     /// The tasks are gone.
     TasksLost,
     /// Somebody says there is news (RPC, whatever it claims): read for yourself.
@@ -118,6 +125,8 @@ pub enum SourcePhase {
     Aborting,
     /// After a Commit on the way to `Opened`.
     Resuming(Sockets),
+    /// Cold: kubelet starts the containers again, each with its files; then `Opened`.
+    Starting,
     /// The pod runs elsewhere; the tasks are still frozen, for the hand-over.
     Moved,
     /// Closed.
@@ -143,6 +152,8 @@ pub struct SourceMachine {
     resumed: bool,
     /// A release was asked for before it was allowed: it follows as soon as it is.
     release_wanted: bool,
+    /// The pod was touched, or was about to be.
+    touched: bool,
     part: Part,
 }
 
@@ -154,7 +165,7 @@ pub fn may_begin(record: Option<RecordState>, another_journal_is_open: bool) -> 
 }
 
 /// Collects effects; words are those of the moment at which they are published.
-struct Plan {
+pub(crate) struct Plan {
     ahead: SourceMachine,
     effects: Vec<SourceEffect>,
 }
@@ -164,23 +175,30 @@ impl Plan {
         Self { ahead: *machine, effects: Vec::new() }
     }
 
-    fn journal(mut self, entry: SourceEntry) -> Self {
+    pub(crate) fn journal(mut self, entry: SourceEntry) -> Self {
         self.ahead.apply(entry);
         self.with(Effect::Journal(entry))
     }
 
-    fn with(mut self, effect: SourceEffect) -> Self {
+    pub(crate) fn with(mut self, effect: SourceEffect) -> Self {
         self.effects.push(effect);
         self
     }
 
-    fn publish(self) -> Self {
+    pub(crate) fn publish(self) -> Self {
         let word = self.ahead.word();
         self.with(Effect::Publish(word))
     }
 
+    pub(crate) fn memory_lost(&self) -> bool {
+        self.ahead.memory_lost
+    }
+
     /// Back to an ordinary pod: record open (fsynced) → network open and announced → thaw.
     fn resume(mut self, sockets: Sockets) -> Self {
+        if self.ahead.part.is_cold() && self.ahead.touched {
+            return self.give_back();
+        }
         if sockets == Sockets::Destroy {
             self = self.with(Effect::DestroySockets);
         }
@@ -240,7 +258,12 @@ impl SourceMachine {
             machine.apply(*entry);
         }
         let touched = !matches!(machine.phase, SourcePhase::Idle | SourcePhase::Begun);
-        if touched && !(facts.same_boot && facts.tasks) {
+        // Of a cold one only files count, and those are kept from the vote on.
+        let lost = match part.is_cold() {
+            true => !facts.same_boot && !machine.voted,
+            false => !(facts.same_boot && facts.tasks),
+        };
+        if touched && lost {
             machine.memory_lost = true;
         }
         let plan = Plan::of(&machine);
@@ -255,6 +278,7 @@ impl SourceMachine {
             }
             SourcePhase::Aborting => plan.resume(Sockets::Keep),
             SourcePhase::Resuming(sockets) => plan.resume(sockets),
+            SourcePhase::Starting => plan.start_again(),
             SourcePhase::Moved => plan
                 .with(Effect::WriteRecord(RecordState::Moved))
                 .publish()
@@ -403,6 +427,10 @@ impl Machine for SourceMachine {
                 } else {
                     plan
                 };
+                if self.part.is_cold() {
+                    // With its network: it may have things to finish.
+                    return plan.with(Effect::EndTasks).effects;
+                }
                 plan.with(Effect::CloseNetwork).with(Effect::FreezeTasks)
             }
             (P::Freezing, E::AllFrozenAndSent) => self.vote(),
@@ -447,10 +475,11 @@ impl Machine for SourceMachine {
                 self.release_wanted = true;
                 plan.with(Effect::ReadRecorded)
             }
-            (P::Voted | P::Committed, E::TasksLost) => {
+            (P::Voted | P::Committed, E::TasksLost) if !self.part.is_cold() => {
                 self.memory_lost = true;
                 plan
             }
+            (P::Starting, E::AllStarted | E::PodGone) => plan.started(),
             (P::Moved, E::ReleaseRequested | E::ObjectGone | E::TasksLost) => plan.release(),
             _ => plan,
         };
@@ -461,7 +490,10 @@ impl Machine for SourceMachine {
         use SourcePhase as P;
         self.phase = match entry {
             SourceEntry::Begun => P::Begun,
-            SourceEntry::Freezing => P::Freezing,
+            SourceEntry::Freezing => {
+                self.touched = true;
+                P::Freezing
+            }
             SourceEntry::Voted => {
                 self.voted = true;
                 P::Voted
@@ -470,6 +502,7 @@ impl Machine for SourceMachine {
             SourceEntry::Decided { decision: Decision::Commit } if self.voted => P::Committed,
             SourceEntry::AbortedBeforeVote | SourceEntry::Decided { .. } => P::Aborting,
             SourceEntry::Resolved { sockets } => P::Resuming(sockets),
+            SourceEntry::Starting => P::Starting,
             SourceEntry::PeerResumed | SourceEntry::Yielded => P::Moved,
             SourceEntry::Opened { memory_lost } => {
                 self.memory_lost |= memory_lost;

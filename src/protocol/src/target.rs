@@ -58,7 +58,8 @@ pub enum TargetEntry {
 pub enum TargetEvent {
     /// Take the migration on (empty journal).
     Begin,
-    /// Every container is Running in the CRI with the restored pid, frozen and alive.
+    /// Every container is Running in the CRI with the restored pid, frozen and alive. Cold: everything has
+    /// arrived, or (of a pod that was made again) everything but what is each container's own is in its place.
     AllRestoredAndFrozen,
     /// Something failed on this side or on the way to the peer.
     LocalFailure,
@@ -66,6 +67,8 @@ pub enum TargetEvent {
     DeadlinePassed,
     /// Tasks are gone.
     TasksLost,
+    /// Cold: every container was started with its files.
+    AllStarted,
     /// The dead-man expired: the tasks are frozen and the network is closed.
     Lapsed,
     /// Somebody says there is news (RPC, whatever it claims): read for yourself.
@@ -158,6 +161,10 @@ impl Plan {
         self.with(Effect::Publish(word))
     }
 
+    pub(crate) fn is_cold(&self) -> bool {
+        self.ahead.part.is_cold()
+    }
+
     /// After `NeverThawed`: the word goes out first (nothing can run here any more, so the source
     /// need not wait), then everything ends.
     pub(crate) fn never(self) -> Self {
@@ -248,8 +255,8 @@ impl TargetMachine {
         }
         let sequential = match part {
             Part::Overlap => None,
-            Part::Trial => Some(machine.recover_trial()),
-            Part::Again | Part::AgainAtSource => Some(machine.recover_again(facts)),
+            part if part.is_trial() => Some(machine.recover_trial()),
+            _ => Some(machine.recover_again(facts)),
         };
         if let Some(plan) = sequential {
             return (machine, plan.effects);
@@ -423,10 +430,13 @@ impl Machine for TargetMachine {
         let plan = Plan::of(self);
         let plan = match (self.phase, event) {
             (_, E::Poked) if !self.is_closed() => plan.with(Effect::ReadRecorded),
-            (P::Idle, E::Begin) => plan
-                .journal(TargetEntry::Begun)
-                .with(Effect::WriteRecord(RecordState::Restore))
-                .publish(),
+            (P::Idle, E::Begin) => {
+                let state = match self.part.is_cold() {
+                    true => RecordState::Prepared,
+                    false => RecordState::Restore,
+                };
+                plan.journal(TargetEntry::Begun).with(Effect::WriteRecord(state)).publish()
+            }
             _ if self.part.is_again() => self.step_again(event),
             (P::Begun, E::AllRestoredAndFrozen) if self.part == Part::Overlap => self.vote(),
             (P::Begun, E::LocalFailure | E::DeadlinePassed | E::TasksLost | E::ObjectGone) => {
@@ -440,7 +450,7 @@ impl Machine for TargetMachine {
                     self.give_up()
                 }
             }
-            _ if self.part == Part::Trial => self.step_trial(event),
+            _ if self.part.is_trial() => self.step_trial(event),
             (P::Voted | P::Committed | P::Thawing | P::Thawed | P::Lost, E::DecisionRead(r)) => {
                 self.decided(r)
             }

@@ -225,16 +225,18 @@ impl Cri {
 
     /// The extra facts of a container's status.
     async fn verbose(&self, container_id: &str) -> Result<Option<serde_json::Value>> {
+        Ok(info_json(&self.container_status(container_id, true).await?.info))
+    }
+
+    pub(crate) async fn container_status(
+        &self,
+        container_id: &str,
+        verbose: bool,
+    ) -> Result<cri::ContainerStatusResponse> {
         let request =
-            cri::ContainerStatusRequest { container_id: container_id.to_owned(), verbose: true };
-        let reply = self
-            .client
-            .clone()
-            .container_status(request)
-            .await
-            .map_err(call("ContainerStatus"))?
-            .into_inner();
-        Ok(info_json(&reply.info))
+            cri::ContainerStatusRequest { container_id: container_id.to_owned(), verbose };
+        let reply = self.client.clone().container_status(request).await;
+        Ok(reply.map_err(call("ContainerStatus"))?.into_inner())
     }
 }
 
@@ -255,7 +257,9 @@ fn container(item: cri::Container) -> CriContainer {
 }
 
 /// containerd puts everything extra under the one key `info`, as JSON text.
-fn info_json(info: &std::collections::HashMap<String, String>) -> Option<serde_json::Value> {
+pub(crate) fn info_json(
+    info: &std::collections::HashMap<String, String>,
+) -> Option<serde_json::Value> {
     serde_json::from_str(info.get("info")?).ok()
 }
 

@@ -16,6 +16,7 @@
 pub mod checkpoint;
 pub mod container;
 pub mod cri;
+pub mod ending;
 pub mod layout;
 pub mod mounts;
 pub mod node;

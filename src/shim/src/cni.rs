@@ -114,8 +114,8 @@ fn add(host: &HostRoot, call: &Call, input: &[u8]) -> Result<String, CniError> {
     let Some(record) = record_of(host, call)? else { return Ok(previous.to_string()) };
     let again = |message: String| CniError::new(11, "the pod is being migrated", message);
     match (record.role, record.state) {
-        (_, RecordState::Open) => Ok(previous.to_string()),
-        (Role::Target, RecordState::Restore) => {
+        (_, RecordState::Open | RecordState::Starting) => Ok(previous.to_string()),
+        (Role::Target, RecordState::Restore | RecordState::Prepared) => {
             let mut result = previous.clone();
             take_over(host, call, &record, &mut result).map_err(again)?;
             Ok(result.to_string())

@@ -5,6 +5,7 @@
 //! None of this decides: the record of the pod and `transship_protocol`'s tables do.
 
 pub mod cni;
+pub mod fill;
 pub mod hold;
 mod limits;
 pub mod log;

@@ -224,7 +224,7 @@ fn search_path(host: &HostRoot) -> OsString {
 }
 
 /// runc ends when the wrapper does: containerd's shim kills only the wrapper when it gives up.
-fn die_with_parent(command: &mut Command) {
+pub(crate) fn die_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();
     #[allow(unsafe_code)]
     // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
@@ -283,7 +283,7 @@ fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> 
     Err(reason)
 }
 
-fn wait_readable(fd: &impl AsFd, limit: Duration) -> std::io::Result<bool> {
+pub(crate) fn wait_readable(fd: &impl AsFd, limit: Duration) -> std::io::Result<bool> {
     let limit =
         Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
     let mut fds = [PollFd::new(fd, PollFlags::IN)];

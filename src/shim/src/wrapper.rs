@@ -18,7 +18,7 @@ use transship_host::record::{ContainerKind, Record, RecordState};
 use transship_host::{HostRoot, unfinished};
 use transship_protocol::{Verb, Verdict, sandbox_verdict, wrapper_verdict};
 
-use crate::{log, noop, restore, runc};
+use crate::{fill, log, noop, restore, runc};
 
 /// How long the end of killed tasks is awaited; kubelet tries again after that.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -30,6 +30,8 @@ pub(crate) enum Act {
     Pass,
     /// Restore the container.
     Restore(Box<Subject>),
+    /// Put the container's files into its root, then hand over to runc.
+    Fill(Box<Subject>),
     /// Replace the program of an init container, then hand over to runc.
     Noop(Box<Subject>),
     /// The container is restored and held already.
@@ -73,6 +75,13 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         }
         Act::Restore(subject) => match restore::run(&host, &runc, &invocation, &subject) {
             Ok(()) => ExitCode::SUCCESS,
+            Err(reason) => {
+                log::error(&invocation, &reason);
+                ExitCode::FAILURE
+            }
+        },
+        Act::Fill(subject) => match fill::run(&host, &invocation, &subject) {
+            Ok(()) => hand_over(),
             Err(reason) => {
                 log::error(&invocation, &reason);
                 ExitCode::FAILURE
@@ -149,10 +158,11 @@ pub(crate) fn judge(host: &HostRoot, invocation: &Invocation) -> Act {
         );
     }
     let Some(container) = bundle.container.clone() else { return Act::Pass };
-    let ticket = pod.has_ticket(&container).unwrap_or(false);
+    // In doubt nothing is restored, and nothing starts without its files.
+    let ticket = pod.has_ticket(&container).unwrap_or(record.state == RecordState::Starting);
     let subject = Subject { pod, pod_uid, container, bundle };
     let init = record.kind_of(&subject.container) == Some(ContainerKind::Init);
-    if init && record.state == RecordState::Restore {
+    if init && matches!(record.state, RecordState::Restore | RecordState::Prepared) {
         match verb {
             Verb::Create => return Act::Noop(Box::new(subject)),
             Verb::Start => return Act::Pass,
@@ -167,6 +177,7 @@ fn act(verdict: Verdict, record: &Record, verb: Verb, subject: Subject) -> Act {
     match verdict {
         Verdict::Pass => Act::Pass,
         Verdict::Restore => Act::Restore(Box::new(subject)),
+        Verdict::Fill => Act::Fill(Box::new(subject)),
         Verdict::SkipStart => Act::SkipStart(Box::new(subject)),
         Verdict::KillFrozen => Act::KillFrozen(Box::new(subject.bundle)),
         Verdict::Refuse => Act::Refuse(format!(
@@ -290,6 +301,7 @@ mod tests {
             match judge(&self.host, &invocation) {
                 Act::Pass => "pass",
                 Act::Restore(_) => "restore",
+                Act::Fill(_) => "fill",
                 Act::Noop(_) => "noop",
                 Act::SkipStart(_) => "skip",
                 Act::Refuse(_) => "refuse",
@@ -340,7 +352,7 @@ mod tests {
 
     #[test]
     fn each_state_leads_to_its_acts() {
-        use RecordState::{Aborted, Frozen, Held, Moved, Open, Restore};
+        use RecordState::{Aborted, Frozen, Held, Moved, Open, Prepared, Restore, Starting};
         let node = Node::new();
         node.pod().grant_ticket("web").unwrap();
         let table = [
@@ -351,6 +363,9 @@ mod tests {
             (Role::Source, Moved, ["refuse", "refuse", "kill", "kill", "refuse"]),
             (Role::Source, Open, ALL_PASS),
             (Role::Target, Open, ALL_PASS),
+            (Role::Target, Prepared, ["fill", "refuse", "kill", "kill", "refuse"]),
+            (Role::Target, Starting, ["fill", "pass", "pass", "pass", "pass"]),
+            (Role::Source, Starting, ["fill", "pass", "pass", "pass", "pass"]),
         ];
         for (role, state, wanted) in table {
             node.record(role, state);
@@ -360,6 +375,8 @@ mod tests {
         node.record(Role::Target, Restore);
         node.pod().consume_ticket("web").unwrap();
         assert_eq!(node.act("create", "web"), "refuse", "a ticket is good once");
+        node.record(Role::Target, Starting);
+        assert_eq!(node.act("create", "web"), "pass", "it was started with its files");
     }
 
     #[test]
@@ -368,6 +385,11 @@ mod tests {
         node.record(Role::Target, RecordState::Restore);
         assert_eq!(node.acts("s1"), ["pass", "pass", "kill", "kill", "refuse"]);
         assert_eq!(node.acts("setup"), ["noop", "pass", "kill", "kill", "refuse"]);
+        node.record(Role::Target, RecordState::Prepared);
+        assert_eq!(node.acts("s1"), ["pass", "pass", "kill", "kill", "refuse"]);
+        assert_eq!(node.acts("setup"), ["noop", "pass", "kill", "kill", "refuse"]);
+        node.record(Role::Target, RecordState::Starting);
+        assert_eq!(node.acts("setup"), ALL_PASS, "a new sandbox has its init containers run");
         node.record(Role::Target, RecordState::Held);
         assert_eq!(node.act("create", "s1"), "refuse");
         assert_eq!(node.act("create", "setup"), "refuse");

@@ -270,6 +270,7 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
         }
     };
     let uid = migration.metadata.uid.as_deref().unwrap_or_default();
+    let cold = migration.spec.mode == Mode::Cold;
     let mut draft = started(migration, now);
     draft
         .set(c::ADMITTED, ConditionStatus::True, reasons::CHECKS_PASSED, "all checks passed")
@@ -292,13 +293,18 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
             status.trial = is_exclusive(pod).then(|| {
                 let claims = claims(pod);
                 match claims.as_slice() {
+                    _ if cold => "before the pod ends its sandbox, its images and its first container are tried on the target; nothing is started there".to_owned(),
                     [] => "the pod is restored on trial before the commit, with all of its files".to_owned(),
                     names => format!("the pod is restored on trial before the commit; files of the same names and sizes without content stand in for volume {}", names.join(", ")),
                 }
             });
-            status.chosen_mode = Some(Mode::StopAndCopy);
+            status.chosen_mode = Some(if cold { Mode::Cold } else { Mode::StopAndCopy });
             status.chosen_network = Some(network.network);
-            let message = format!("StopAndCopy is the mode of this version; {}", network.why);
+            let mode = match cold {
+                true => "Cold is asked for: the pod is ended and starts afresh with its files",
+                false => "StopAndCopy is the mode of this version",
+            };
+            let message = format!("{mode}; {}", network.why);
             status.choice_message = Some(message.chars().take(MAX_CHOICE_MESSAGE).collect());
             if network.network == Network::Preserve {
                 (status.address, status.other_addresses) = addresses(pod);
@@ -307,8 +313,12 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
             status.violations.clear();
         });
     if migration.spec.dry_run {
-        let message =
-            format!("every check passed; moving to {target} would freeze the pod for about {text}");
+        let message = match cold {
+            true => format!("every check passed; the pod would end, and start afresh on {target}"),
+            false => format!(
+                "every check passed; moving to {target} would freeze the pod for about {text}"
+            ),
+        };
         draft.end(Step::Succeeded, true, reasons::DRY_RUN, message).with(|status| {
             // Nothing is made: only the node stands.
             if let Some(target) = &mut status.target {
@@ -321,7 +331,10 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
                 c::COPIED,
                 ConditionStatus::True,
                 reasons::NOTHING_TO_COPY,
-                "StopAndCopy copies everything while frozen",
+                match cold {
+                    true => "Cold copies files after the pod has ended",
+                    false => "StopAndCopy copies everything while frozen",
+                },
             )
             .step(Step::PreparingTarget)
             .waiting(reasons::IN_PROGRESS, "the target pod is made");

@@ -150,7 +150,10 @@ fn goes_on(observed: &Observed, draft: &mut Draft, message: &str) -> String {
     let (reason, still) = if observed.source_node_gone {
         (reasons::SOURCE_GONE, format!("{node} has left the cluster, and the pod with it"))
     } else if observed.source_word().memory_lost {
-        let lost = "so the pod's memory is lost and it starts afresh";
+        let lost = match observed.is_cold() {
+            true => "so changes outside of the pod's volumes may be lost",
+            false => "so the pod's memory is lost and it starts afresh",
+        };
         (reasons::SOURCE_REBOOTED, format!("{node} restarted meanwhile, {lost}"))
     } else if !frozen {
         return message;
@@ -158,6 +161,9 @@ fn goes_on(observed: &Observed, draft: &mut Draft, message: &str) -> String {
         let reason = if deleted { reasons::SOURCE_GONE } else { reasons::SOURCE_RESUMED };
         let now = if deleted { "the pod was deleted meanwhile" } else { "they go on" };
         let still = match draft.downtime(report.and_then(|r| r.thawed_at)) {
+            _ if observed.is_cold() && !deleted => {
+                format!("ended {}; they were started again on {node}", status::count(observed))
+            }
             Some(time) => format!("froze {} for {time}; {now} on {node}", status::count(observed)),
             None if deleted => format!("{now} on {node}"),
             None => format!("the containers go on on {node}"),

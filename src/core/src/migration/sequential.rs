@@ -320,6 +320,7 @@ fn target_for<'a>(observed: &'a Observed) -> TargetFor<'a> {
         migration_uid: observed.uid(),
         node: observed.node(Role::Target),
         preserve_address: chosen == Some(Network::Preserve),
+        starts_afresh: observed.is_cold(),
     }
 }
 

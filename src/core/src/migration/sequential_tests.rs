@@ -48,8 +48,13 @@ fn source(owners: serde_json::Value) -> Pod {
 impl World {
     /// Both sides have voted.
     fn voted(fates: &[Fate]) -> Self {
+        Self::voted_in(api::Mode::StopAndCopy, fates)
+    }
+
+    fn voted_in(mode: api::Mode, fates: &[Fate]) -> Self {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let mut migration = Migration::new("move", MigrationSpec::for_pod("web-0"));
+        migration.spec.mode = mode;
         migration.metadata.namespace = Some("shop".into());
         migration.metadata.uid = Some("uid-m".into());
         migration.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
@@ -558,4 +563,38 @@ fn a_fresh_pod_of_the_owner_makes_room_unless_it_ran_and_a_strangers_is_left() {
         assert!(c::is_true(&conditions, c::STALLED), "{conditions:?}");
         assert_eq!(world.made, 0);
     }
+}
+
+#[test]
+fn a_cold_one_takes_the_same_course_and_says_what_it_does() {
+    let mut world = World::voted_in(api::Mode::Cold, &[Fate::Fails, Fate::Runs]);
+    let status = world.seen.status();
+    assert_eq!(status.chosen_mode, Some(api::Mode::Cold));
+    assert!(status.choice_message.unwrap().contains("starts afresh with its files"));
+    assert!(status.trial.unwrap().contains("nothing is started"));
+    world.run();
+    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
+    let conditions = world.seen.status().conditions;
+    let restored = c::find(&conditions, c::RESTORED).unwrap();
+    assert_eq!(restored.message, "started 1 container on node-b");
+}
+
+#[test]
+fn what_has_ended_may_stay_so_until_the_time_is_up() {
+    let mut world = World::voted_in(api::Mode::Cold, &[Fate::Runs]);
+    world.seen.frozen_seen = Some(world.now);
+    world.set(Role::Source, |r| {
+        (r.stage, r.voted, r.source_word) = (Stage::Frozen, false, None);
+    });
+    world.set(Role::Target, |r| {
+        (r.stage, r.voted, r.target_word) = (Stage::Connected, false, None);
+    });
+    world.now += jiff::SignedDuration::from_secs(300);
+    assert_eq!(plan(&world.seen, world.now).record, None);
+    world.now += jiff::SignedDuration::from_secs(300);
+    assert_eq!(
+        plan(&world.seen, world.now).record,
+        Some(Record::Decision(Decision::Abort)),
+        "spec.timeout"
+    );
 }

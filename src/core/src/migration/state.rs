@@ -296,6 +296,12 @@ impl Observed {
         self.migration.status.as_ref().is_some_and(api::MigrationStatus::is_sequential)
     }
 
+    /// Only files move: the application ends and starts afresh.
+    pub fn is_cold(&self) -> bool {
+        let chosen = self.migration.status.as_ref().and_then(|status| status.chosen_mode);
+        chosen == Some(api::Mode::Cold)
+    }
+
     /// The Migration is being deleted.
     pub fn is_deleting(&self) -> bool {
         self.migration.metadata.deletion_timestamp.is_some()

@@ -121,7 +121,10 @@ impl Draft {
             }
             if (Stage::Frozen..=Stage::Voted).contains(&source.stage) {
                 let node = observed.node(Role::Source);
-                let message = format!("{containers} on {node} frozen at one point");
+                let message = match observed.is_cold() {
+                    true => format!("{containers} on {node} ended"),
+                    false => format!("{containers} on {node} frozen at one point"),
+                };
                 self.set(c::FROZEN, ConditionStatus::True, reasons::CONTAINERS_FROZEN, message);
             }
         }

@@ -183,6 +183,10 @@ pub fn frozen_limit(source: &Pod) -> Duration {
 }
 
 fn frozen_too_long(observed: &Observed, now: Timestamp) -> Option<GiveUp> {
+    if observed.is_cold() {
+        // Nothing is frozen: what has ended may stay so until spec.timeout.
+        return None;
+    }
     let frozen = Duration::try_from(now.duration_since(observed.frozen_seen?)).unwrap_or_default();
     let limit = frozen_limit(observed.source_pod.as_ref()?) + PATIENCE_MARGIN;
     let late = match observed.target_word().voted {
@@ -308,11 +312,14 @@ fn next(observed: &Observed, pod: &Pod, node: &str) -> (Vec<Action>, Step, Strin
         return (vec![], Step::Voting, "both nodes' votes are awaited".into());
     }
     if source.stage >= Stage::Frozen {
-        return (vec![], Step::Freezing, "the state is dumped and sent".into());
+        let what =
+            if observed.is_cold() { "the files are sent" } else { "the state is dumped and sent" };
+        return (vec![], Step::Freezing, what.into());
     }
     let container_waits = !target.waiting.is_empty() || !target.restored.is_empty();
     if container_waits && source.stage >= Stage::Connected {
-        return (vec![Action::Freeze], Step::Freezing, "the source is told to freeze".into());
+        let what = if observed.is_cold() { "end its containers" } else { "freeze" };
+        return (vec![Action::Freeze], Step::Freezing, format!("the source is told to {what}"));
     }
     (vec![], Step::WaitingForTarget, format!("the target pod starts on {node}"))
 }
@@ -332,6 +339,7 @@ fn wanted_target(observed: &Observed) -> Option<Pod> {
         migration_uid: observed.uid(),
         node: observed.node(Role::Target),
         preserve_address: chosen == Some(Network::Preserve),
+        starts_afresh: observed.is_cold(),
     };
     let source = observed.source_pod.as_ref()?;
     if observed.is_sequential() {
@@ -437,6 +445,7 @@ pub(super) fn resumed(observed: &Observed, mut draft: Draft) -> Plan {
     let frozen_for = draft.downtime(Some(at));
     let node = observed.node(Role::Target);
     let message = match frozen_for {
+        _ if observed.is_cold() => format!("started {} on {node}", status::count(observed)),
         Some(time) => {
             format!("froze {} for {time} and resumed them on {node}", status::count(observed))
         }

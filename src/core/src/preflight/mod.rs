@@ -11,6 +11,7 @@
 //! docs/preflight.md lists the checks; a test compares it with the tables.
 
 mod claims;
+mod cold;
 mod network;
 mod nodes;
 mod pod;
@@ -208,7 +209,10 @@ pub fn refusal(input: &Input<'_>) -> Option<Refusal> {
 
 /// Everything that cannot be moved, in the tables' order.
 pub fn violations(input: &Input<'_>) -> Vec<Violation> {
-    checks().flat_map(|check| check.run(input)).collect()
+    let cold = cold::is_cold(input);
+    let own = if cold { cold::CHECKS } else { &[] };
+    let counting = checks().filter(|check| !cold || cold::counts(check));
+    counting.chain(own).flat_map(|check| check.run(input)).collect()
 }
 
 /// What stands between two nodes whatever the pod, as far as they report it.

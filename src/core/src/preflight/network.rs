@@ -77,6 +77,8 @@ pub fn choose(input: &Input<'_>) -> Option<NetworkChoice> {
         },
     };
     let cost = match network {
+        // What starts afresh has none to lose.
+        _ if super::cold::is_cold(input) => None,
         Network::Close => bound_sockets(facts),
         _ => translated(&facts.network.translated),
     };

@@ -203,6 +203,9 @@ fn image_id<'a>(pod: &'a Pod, container: &str) -> &'a str {
 }
 
 fn space(input: &Input<'_>) -> Vec<Violation> {
+    if super::cold::is_cold(input) {
+        return super::cold::space(input);
+    }
     let Some(facts) = input.facts else { return Vec::new() };
     // Zero means that the agent could not say.
     let lacks = |free: u64, needed: u64| free != 0 && free < needed;

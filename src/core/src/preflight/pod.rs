@@ -302,6 +302,7 @@ fn host_name(input: &Input<'_>) -> Vec<Violation> {
         migration_uid: "",
         node: "",
         preserve_address: false,
+        starts_afresh: false,
     };
     let error = input.pod.and_then(|pod| target_pod::target_pod(pod, &target).err());
     error.map(|error| Violation::of_pod(error.to_string())).into_iter().collect()

@@ -31,11 +31,11 @@ fn refuse(reason: &'static str, message: String) -> Option<Refusal> {
 
 fn mode_is_available(input: &Input<'_>) -> Option<Refusal> {
     match input.migration.spec.mode {
-        Mode::Auto | Mode::StopAndCopy => None,
+        Mode::Auto | Mode::StopAndCopy | Mode::Cold => None,
         mode => refuse(
             reasons::MODE_NOT_AVAILABLE,
             format!(
-                "mode {mode:?} is not available in this version; write mode: StopAndCopy or mode: Auto"
+                "mode {mode:?} is not available in this version; write mode: StopAndCopy, Auto or Cold"
             ),
         ),
     }

@@ -143,7 +143,7 @@ fn an_ordinary_pod_passes_every_check() {
 
 #[rstest]
 #[case(|w: &mut World| w.migration.spec.mode = Mode::PreCopy, reasons::MODE_NOT_AVAILABLE, "write mode: StopAndCopy")]
-#[case(|w: &mut World| w.migration.spec.mode = Mode::Cold, reasons::MODE_NOT_AVAILABLE, "Cold")]
+#[case(|w: &mut World| w.migration.spec.mode = Mode::Hybrid, reasons::MODE_NOT_AVAILABLE, "or Cold")]
 #[case(|w: &mut World| w.pod()["metadata"]["annotations"] = json!({"transship.dev/constraints": "[\"a==b\"]"}), reasons::INVALID_SPEC, "Key 'a' is invalid")]
 #[case(|w: &mut World| w.migration.spec.timeout = "10".into(), reasons::INVALID_SPEC, "10m")]
 #[case(|w: &mut World| w.pod = None, reasons::POD_NOT_FOUND, "kubectl get pods -n shop")]
@@ -445,6 +445,7 @@ fn the_documentation_lists_every_check() {
         section("The processes", process::CHECKS),
         section("The network", network::CHECKS),
         section("The nodes", nodes::CHECKS),
+        section("Only with `mode: Cold`", cold::CHECKS),
     ]
     .concat();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/preflight.md");
@@ -467,4 +468,75 @@ fn names_of_checks_are_unique_and_fit_the_status() {
     let different: std::collections::BTreeSet<&str> = names.iter().copied().collect();
     assert_eq!(names.len(), different.len());
     assert!(checks().all(|c| c.name.len() <= 64 && c.remedy.len() <= 1000 && !c.remedy.is_empty()));
+}
+
+/// A pod of a StatefulSet that is to be moved cold.
+fn cold() -> World {
+    let mut world = World::new();
+    world.migration.spec.mode = Mode::Cold;
+    world.owner_is("apps/v1", "StatefulSet");
+    world
+}
+
+#[test]
+fn what_only_a_dump_minds_does_not_keep_files_from_moving() {
+    let mut world = cold();
+    world.process()["resources"] = json!([{"kind": "IoUring"}, {"kind": "Mptcp"}]);
+    world.nodes[1]["agent"]["status"]["cpu"]["features"] = json!(["sse2"]);
+    world.nodes[1]["agent"]["status"]["criu"]["version"] = json!("3.19");
+    world.container()["tty"] = json!(true);
+    world.container()["lifecycle"]["postStart"] = json!({"exec": {"command": ["x"]}});
+    assert_eq!(world.look(violations), []);
+    world.migration.spec.mode = Mode::StopAndCopy;
+    assert!(world.look(violations).len() >= 6);
+}
+
+#[rstest]
+#[case(|w: &mut World| w.owner_is("apps/v1", "ReplicaSet"), "NoNameOfItsOwn")]
+#[case(|w: &mut World| w.pod()["spec"]["restartPolicy"] = json!("OnFailure"), "RestartPolicy")]
+#[case(|w: &mut World| w.container()["restartPolicy"] = json!("Never"), "RestartPolicy")]
+#[case(|w: &mut World| w.container()["restartPolicyRules"] = json!([{"action": "Restart"}]), "RestartPolicy")]
+#[case(|w: &mut World| w.pod()["spec"]["terminationGracePeriodSeconds"] = json!(600), "GracePeriod")]
+#[case(|w: &mut World| w.migration.spec.timeout = "20s".into(), "GracePeriod")]
+#[case(|w: &mut World| w.facts["containers"][0]["frozen"] = json!(true), "FrozenContainer")]
+#[case(|w: &mut World| w.pod()["spec"]["hostNetwork"] = json!(true), "HostNamespaces")]
+#[case(|w: &mut World| w.nodes[1]["agent"]["status"]["arch"] = json!("arm64"), "Architecture")]
+#[case(|w: &mut World| w.facts["containers"][0]["rootfsChangedBytes"] = json!(600_000), "Space")]
+fn what_files_and_their_pods_need_is_asked_for(
+    #[case] change: fn(&mut World),
+    #[case] check: &str,
+) {
+    let mut world = cold();
+    change(&mut world);
+    let found = world.look(violations);
+    assert_eq!(found.iter().map(|v| v.check).collect::<Vec<_>>(), [check], "{found:?}");
+}
+
+#[test]
+fn a_pod_that_ends_gracefully_may_be_moved_cold_whatever_its_hooks_and_signals() {
+    let mut world = cold();
+    world.container()["lifecycle"] = json!({"stopSignal": "SIGQUIT",
+        "preStop": {"httpGet": {"port": 1, "scheme": "HTTPS"}}});
+    assert_eq!(world.look(refusal), None);
+    assert_eq!(world.look(violations), []);
+}
+
+#[test]
+fn files_that_would_not_be_in_their_place_in_time_are_told() {
+    let mut world = cold();
+    for node in [&mut world.facts, &mut world.target_facts] {
+        node["node"]["freeBytes"] = json!(1u64 << 40);
+    }
+    world.facts["containers"][0]["rootfsChangedBytes"] = json!((4u64 << 30) + 1);
+    let found = world.look(violations);
+    assert_eq!(found.iter().map(|v| v.check).collect::<Vec<_>>(), ["RootFilesystem"]);
+    assert!(found[0].remedy.contains("volume"));
+}
+
+#[test]
+fn names_of_the_checks_for_files_alone_are_no_others() {
+    for own in cold::CHECKS {
+        assert!(checks().all(|check| check.name != own.name), "{}", own.name);
+        assert!(own.name.len() <= 64 && !own.remedy.is_empty());
+    }
 }

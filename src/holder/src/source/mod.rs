@@ -2,6 +2,8 @@
 //! carries out whatever the protocol's machine orders afterwards.
 
 mod dump;
+mod end;
+mod files;
 mod freeze;
 mod keep;
 mod send;
@@ -13,7 +15,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::sync::{mpsc, watch};
 use transship_criu::page_server::Dialect;
-use transship_host::files;
 use transship_host::journal::{Journal, Line};
 use transship_host::network::nft_program;
 use transship_host::paths::MigrationDir;
@@ -31,7 +32,7 @@ use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::{Pod, runc_program};
 use crate::reading::Reading;
-use crate::{connections, record, reserve, status};
+use crate::{connections, record, reserve, started, status};
 
 use dump::Dumper;
 use send::{Connected, Transfer};
@@ -72,7 +73,7 @@ pub async fn run(
     if !fresh {
         // Before the vote everything is undone, after it everything has been sent: images are
         // worthless, and perhaps what fills the disk. A dump that still runs fails for want of them.
-        if let Err(error) = files::remove_tree(&holder.dir.path().join("images")) {
+        if let Err(error) = transship_host::files::remove_tree(&holder.dir.path().join("images")) {
             tracing::warn!("{}", error.chain());
         }
     }
@@ -83,6 +84,7 @@ pub async fn run(
         dumper: None,
         connected: Arc::default(),
         transfer: None,
+        watching: false,
         closed_at: None,
         freeze_began: None,
         events: events.clone(),
@@ -102,7 +104,7 @@ pub async fn run(
         match prepare(&holder).await {
             Ok((pod, dumper)) => {
                 hands.pod = Some(pod);
-                hands.dumper = Some(dumper);
+                hands.dumper = dumper;
                 send::connect_in_background(
                     Arc::clone(&holder),
                     Arc::clone(&hands.connected),
@@ -125,7 +127,7 @@ fn refusal(holder: &Holder) -> Result<Option<String>> {
     let task = &holder.task;
     let record = holder.host.pod(&task.pod.uid)?.read_record()?.map(|record| record.state);
     let mut another = None;
-    for name in files::list(&holder.host.migrations())? {
+    for name in transship_host::files::list(&holder.host.migrations())? {
         let other = MigrationDir::at(holder.host.migrations().join(&name));
         if other.path() == holder.dir.path() || other.is_closed()? {
             continue;
@@ -143,11 +145,16 @@ fn refusal(holder: &Holder) -> Result<Option<String>> {
 }
 
 /// Everything that can be looked up before anything is touched.
-async fn prepare(holder: &Holder) -> Result<(Pod, Dumper)> {
+async fn prepare(holder: &Holder) -> Result<(Pod, Option<Dumper>)> {
     reserve::keep(&holder.dir)?;
     let cri = Cri::connect(&holder.layout.containerd_socket).await?;
     let pod = Pod::find(&cri, &holder.layout, &holder.task).await?;
     pod.save(&holder.dir)?;
+    if holder.task.part.is_cold() {
+        files::note_uppers(holder, &pod.containers)?;
+        holder.host.pod(&holder.task.pod.uid)?.clear_markers()?;
+        return Ok((pod, None));
+    }
     let criu = holder.host.bin("criu");
     let criu = if criu.exists() { criu } else { PathBuf::from("criu") };
     let dumper = Dumper {
@@ -157,7 +164,7 @@ async fn prepare(holder: &Holder) -> Result<(Pod, Dumper)> {
         runc: runc_program(&holder.host.runc_path_file()),
         dialect: dialect(&criu).await?,
     };
-    Ok((pod, dumper))
+    Ok((pod, Some(dumper)))
 }
 
 /// What the node's CRIU speaks to page servers.
@@ -200,7 +207,8 @@ async fn take_commands(
             Command::Release => SourceEvent::ReleaseRequested,
             Command::Abort => SourceEvent::LocalFailure,
         };
-        if events.send(event).await.is_err() {
+        // While containers end nobody takes them. Whoever waits for something asks again.
+        if let Err(mpsc::error::TrySendError::Closed(_)) = events.try_send(event) {
             return;
         }
     }
@@ -214,6 +222,8 @@ struct SourceHands {
     dumper: Option<Dumper>,
     connected: Connected,
     transfer: Option<Transfer>,
+    /// Cold: it is looked whether the containers were started again.
+    watching: bool,
     /// When the network began to close, from which on clients notice: Unix time in microseconds.
     closed_at: Option<i64>,
     freeze_began: Option<Instant>,
@@ -256,6 +266,11 @@ impl Hands for SourceHands {
         if idle && phase == SourcePhase::Freezing && self.transfer.is_none() {
             self.start_transfer();
         }
+        if idle && phase == SourcePhase::Starting && !self.watching {
+            self.watching = true;
+            let (all, gone) = (SourceEvent::AllStarted, SourceEvent::PodGone);
+            started::watch(holder, self.events.clone(), all, gone);
+        }
     }
 
     fn is_closed(machine: &SourceMachine) -> bool {
@@ -276,6 +291,10 @@ impl SourceHands {
                 {
                     pod.kill_orphans(&holder.layout)
                         .map_err(|error| Failed::other("NotKilled", error))?;
+                }
+                if state == RecordState::Starting {
+                    started::grant(&holder, |name| files::has_files(&holder, name))
+                        .map_err(|error| Failed::other("RecordNotWritten", error))?;
                 }
                 record::write(&holder, state)
                     .map_err(|error| Failed::other("RecordNotWritten", error))?;
@@ -308,6 +327,9 @@ impl SourceHands {
             Effect::FreezeTasks => self.freeze(),
             Effect::VerifyTasks => {
                 let pod = self.pod("verified")?;
+                if holder.task.part.is_cold() {
+                    return end::verify(&holder, pod).map_err(Failed::tasks_lost);
+                }
                 pod.verify_frozen(&holder.layout).map_err(Failed::tasks_lost)
             }
             Effect::DestroySockets => match &self.pod {
@@ -365,6 +387,11 @@ impl SourceHands {
                 holder.asker.peer();
                 Ok(())
             }
+            Effect::EndTasks => self.end().await,
+            Effect::KeepFiles => holder
+                .blocking("keep", files::keep)
+                .await
+                .map_err(|error| Failed::other("FilesNotKept", error)),
             Effect::SyncState => {
                 let pod = self.pod("made durable")?.clone();
                 holder
@@ -381,6 +408,23 @@ impl SourceHands {
         self.pod
             .as_ref()
             .ok_or_else(|| Failed::tasks_lost(anyhow::anyhow!("no pod was found to be {what}")))
+    }
+
+    async fn end(&mut self) -> Result<(), Failed> {
+        self.end_transfer().await;
+        let holder = Arc::clone(&self.holder);
+        let Some(pod) = &mut self.pod else { return Ok(()) };
+        end::look_again(&holder, pod).await.map_err(|error| Failed::other("PodNotFound", error))?;
+        let (began, at) = (Instant::now(), status::now_micros());
+        end::end(&holder, pod).await.map_err(|error| Failed::other("NotEnded", error))?;
+        holder.board.took("end", began.elapsed());
+        holder.board.update(|status| {
+            status.stage = status.stage.max(Stage::Frozen as i32);
+            if status.frozen_at_unix_micros == 0 {
+                status.frozen_at_unix_micros = at;
+            }
+        });
+        Ok(())
     }
 
     fn freeze(&mut self) -> Result<(), Failed> {
@@ -409,13 +453,15 @@ impl SourceHands {
     fn start_transfer(&mut self) {
         let sender =
             self.connected.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let ready = (self.pod.clone(), self.dumper.clone(), sender);
-        let (Some(pod), Some(dumper), Some(sender)) = ready else {
+        let is_prepared = self.dumper.is_some() || self.holder.task.part.is_cold();
+        let ready = (self.pod.clone().filter(|_| is_prepared), sender);
+        let (Some(pod), Some(sender)) = ready else {
             self.holder.board.failed("NotConnected", "the connection to the target is gone");
             let _ = self.events.try_send(SourceEvent::LocalFailure);
             return;
         };
         let holder = Arc::clone(&self.holder);
+        let dumper = self.dumper.clone();
         self.transfer = Some(Transfer::start(holder, dumper, pod, sender, self.events.clone()));
     }
 

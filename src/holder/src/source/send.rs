@@ -107,10 +107,11 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Dumps and sends everything of the frozen pod, then tells the machine.
+    /// Dumps and sends everything of the frozen pod, or without a dumper the files of the ended one, then tells
+    /// the machine.
     pub fn start(
         holder: Arc<Holder>,
-        dumper: Dumper,
+        dumper: Option<Dumper>,
         pod: Pod,
         peer: Peer,
         events: mpsc::Sender<SourceEvent>,
@@ -119,7 +120,10 @@ impl Transfer {
         let (sender, stopped) = (Arc::clone(&peer.sender), stop.clone());
         let task = tokio::spawn(async move {
             let progress = tokio::spawn(show_progress(Arc::clone(&holder), Arc::clone(&sender)));
-            let outcome = transfer(&holder, &dumper, &pod, &sender, &stopped).await;
+            let outcome = match &dumper {
+                Some(dumper) => transfer(&holder, dumper, &pod, &sender, &stopped).await,
+                None => super::files::transfer(&holder, &pod, &sender).await,
+            };
             progress.abort();
             show(&holder, &sender);
             let event = match outcome {
@@ -227,22 +231,39 @@ async fn transfer(
         sent = trees => sent.context("sending files ended unexpectedly")??,
         () = stop.cancelled() => anyhow::bail!("the transfer was called off"),
     }
-    let sender = Arc::clone(sender);
-    holder.blocking("acknowledge", move |_| Ok(sender.all_done(ACKNOWLEDGE)?)).await?;
+    acknowledge(holder, sender).await?;
     holder.board.update(|status| status.stage = status.stage.max(Stage::Sent as i32));
     Ok(())
+}
+
+/// Waits until the target has everything.
+pub(super) async fn acknowledge(holder: &Arc<Holder>, sender: &Arc<Sender>) -> Result<()> {
+    let sender = Arc::clone(sender);
+    holder.blocking("acknowledge", move |_| Ok(sender.all_done(ACKNOWLEDGE)?)).await?;
+    Ok(())
+}
+
+type Capture = fn(&Path, &mut dyn Write) -> Result<TreeSummary, TreeError>;
+
+/// Captures a tree to the target and to the source's own copy.
+pub(super) fn send_tree(
+    sender: &Sender,
+    keep: Option<&Keep>,
+    area: &Area,
+    capture: Capture,
+    path: &Path,
+) -> Result<TreeSummary> {
+    let mut near = keep.map(|keep| keep.tree(area)).transpose()?;
+    let summary =
+        sender.send_tree(area, |far| capture(path, &mut Both { near: near.as_mut(), far }))?;
+    Ok(summary)
 }
 
 /// Sends every tree that the target expects: each container's changes to its image, each
 /// emptyDir, the sandbox's shared memory (empty if it has none), what is beside.
 fn send_trees(holder: &Holder, pod: &Pod, sender: &Sender, keep: Option<&Keep>) -> Result<()> {
-    type Capture = fn(&Path, &mut dyn Write) -> Result<TreeSummary, TreeError>;
-    let send = |area: &Area, capture: Capture, path: &Path| -> Result<TreeSummary> {
-        let mut near = keep.map(|keep| keep.tree(area)).transpose()?;
-        let summary =
-            sender.send_tree(area, |far| capture(path, &mut Both { near: near.as_mut(), far }))?;
-        Ok(summary)
-    };
+    let send =
+        |area: &Area, capture: Capture, path: &Path| send_tree(sender, keep, area, capture, path);
     match &sandbox_shm(&holder.layout, &pod.sandbox_id) {
         Some(shm) => send(&Area::Shm, capture_dir, shm)?,
         None => {

@@ -18,11 +18,14 @@ use crate::pod::moving;
 
 /// Brings every tree that waits in a file to its place, where that exists by now.
 pub fn apply_trees(holder: &Holder, arrivals: &Arrivals) -> Result<()> {
+    let cold = holder.task.part.is_cold();
     loop {
         let next = {
             let state = arrivals.state();
+            // What goes to the root of a container that starts afresh is put there by the runtime's wrapper.
+            let ours = |area: &Area| !(cold && matches!(area, Area::Rootfs(_)));
             state.trees.iter().find_map(|(area, tree)| match tree {
-                Tree::Spooled(spool) => {
+                Tree::Spooled(spool) if ours(area) => {
                     Some((area.clone(), spool.clone(), state.place(holder, area)?))
                 }
                 _ => None,

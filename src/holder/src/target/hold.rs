@@ -117,7 +117,7 @@ struct RestoreFailed {
     message: String,
 }
 
-fn reason(error: &anyhow::Error) -> String {
+pub(super) fn reason(error: &anyhow::Error) -> String {
     let transport =
         error.chain().find_map(|cause| cause.downcast_ref::<transship_transport::Error>());
     if let Some(transport) = transport {
@@ -130,7 +130,7 @@ fn reason(error: &anyhow::Error) -> String {
 }
 
 /// Takes the source's connection and everything that comes over it.
-async fn receive_all(
+pub(super) async fn receive_all(
     holder: Arc<Holder>,
     listener: UnixListener,
     arrivals: Arc<Arrivals>,
@@ -260,7 +260,7 @@ fn has_ended(process: &OwnedFd) -> bool {
 /// Notes containers whose `create` waits, and the sandbox, which is there by then. kubelet tries
 /// again with a new container when one has waited for too long; files that went to the old one's
 /// root are lost with it.
-async fn note_waiting(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Result<()> {
+pub(super) async fn note_waiting(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Result<()> {
     for container in dir.all_marked::<Waiting>()? {
         let Some(waiting) = dir.marked::<Waiting>(&container)? else { continue };
         if arrivals.state().waiting.get(&container) == Some(&waiting) {
@@ -378,6 +378,10 @@ fn kill(pid: u32) {
 pub fn kill_frozen(holder: &Holder) -> Result<()> {
     for freezer in freezers(holder)? {
         freezer.kill_all_frozen(FREEZER_LIMIT)?;
+    }
+    // Containers that start afresh are containerd's from the beginning.
+    if holder.task.part.is_cold() {
+        return Ok(());
     }
     remove_unfinished(holder)
 }

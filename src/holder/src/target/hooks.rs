@@ -8,23 +8,17 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use tokio::time::{sleep, timeout};
-use transship_host::hook::{Hook, HookAction};
-use transship_runtime::cri::Cri;
+use anyhow::{Context, Result};
+use transship_host::hook::Hook;
 
-use super::http;
 use crate::holder::Holder;
+use crate::hook;
 use crate::pod::Pod;
 
 /// How long one hook may take. kubelet sets no limit, but here a migration is kept open for it.
 const LIMIT: Duration = Duration::from_secs(300);
-/// How much longer containerd may take to end a program and say so.
-const GRACE: Duration = Duration::from_secs(10);
 /// The most characters told about a failure.
 const LENGTH: usize = 300;
-/// The most characters of what a program wrote.
-const LOGGED: usize = 4000;
 
 /// Whether there are hooks of which nothing is noted yet.
 pub fn are_left(holder: &Holder) -> bool {
@@ -39,7 +33,7 @@ fn left(holder: &Holder) -> impl Iterator<Item = &Hook> {
 pub async fn run(holder: &Holder, pod: Option<&Pod>) {
     for hook in left(holder) {
         let container = hook.container.as_str();
-        let outcome = within(LIMIT + GRACE, run_one(holder, pod, hook)).await;
+        let outcome = run_one(holder, pod, hook).await;
         if let Err(error) = &outcome {
             tracing::warn!(container, "the postStart hook failed: {error:#}");
         } else {
@@ -51,45 +45,9 @@ pub async fn run(holder: &Holder, pod: Option<&Pod>) {
     holder.board.closed();
 }
 
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-    timeout(limit, work).await.unwrap_or_else(|_| bail!("it did not end within {limit:?}"))
-}
-
 async fn run_one(holder: &Holder, pod: Option<&Pod>, hook: &Hook) -> Result<()> {
     let pod = pod.context("the pod is not known any more")?;
-    match &hook.action {
-        HookAction::Exec { command } => {
-            let container = pod.containers.iter().find(|found| found.name == hook.container);
-            let container = container.context("the container is not known")?;
-            let cri = Cri::connect_for(&holder.layout.containerd_socket, LIMIT + GRACE).await?;
-            let ended = cri.exec(&container.id, command, LIMIT).await?;
-            if ended.code != 0 {
-                // Perhaps nothing for everybody who may read a Migration.
-                let output: String = ended.output.trim().chars().take(LOGGED).collect();
-                tracing::warn!(container = container.name, "the postStart hook wrote: {output}");
-                bail!("it exited with {}", ended.code);
-            }
-        }
-        HookAction::HttpGet(request) => {
-            let host = match &request.host {
-                Some(host) => host.clone(),
-                None => {
-                    let cri = Cri::connect(&holder.layout.containerd_socket).await?;
-                    let address = cri.address(&pod.sandbox_id).await?;
-                    address.context("the pod has no address")?
-                }
-            };
-            within(LIMIT, http::get(&host, request)).await?;
-        }
-        HookAction::Sleep { seconds } => {
-            let pause = async {
-                sleep(Duration::from_secs(*seconds)).await;
-                Ok(())
-            };
-            within(LIMIT, pause).await?;
-        }
-    }
-    Ok(())
+    hook::run(holder, pod, hook, LIMIT).await
 }
 
 #[cfg(test)]
@@ -98,7 +56,7 @@ mod tests {
     use crate::areas::tests::task;
     use crate::pod::tests::pod_of_self;
     use transship_host::HostRoot;
-    use transship_host::hook::HttpGet;
+    use transship_host::hook::{HookAction, HttpGet};
     use transship_runtime::Layout;
 
     fn hook(container: &str, action: HookAction) -> Hook {
@@ -142,14 +100,6 @@ mod tests {
         let status = second.board.subscribe().borrow().clone();
         assert!(status.closed);
         assert_eq!(status.hooks["aux"], "the pod is not known any more");
-    }
-
-    #[tokio::test]
-    async fn what_does_not_end_is_given_up() {
-        let limit = Duration::from_millis(5);
-        let error = within(limit, std::future::pending::<Result<()>>()).await.unwrap_err();
-        assert_eq!(error.to_string(), "it did not end within 5ms");
-        within(Duration::from_secs(60), async { Ok(()) }).await.unwrap();
     }
 
     #[tokio::test]

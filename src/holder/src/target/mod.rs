@@ -3,9 +3,9 @@
 //! afterwards. The restores themselves are kubelet's and the runtime wrapper's.
 
 mod apply;
+mod cold;
 mod hold;
 mod hooks;
-mod http;
 mod receive;
 mod stand_in;
 
@@ -32,8 +32,8 @@ use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
 use crate::pod::Pod;
 use crate::reading::Reading;
-use crate::signing::Signing;
-use crate::{connections, record, reserve, status};
+use crate::signing::{Contact, Signing};
+use crate::{connections, record, reserve, started, status};
 
 /// How long verbs of the runtime that are at work may take to end.
 const QUIESCE: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ pub async fn run(
             holder.board.failed("DiskFull", &format!("{error:#}"));
             events.send(TargetEvent::LocalFailure).await.context("no events")?;
         } else if let Err(error) =
-            hold::start(Arc::clone(&holder), signing.contact(), stop.clone(), events.clone())
+            begin(Arc::clone(&holder), signing.contact(), stop.clone(), events.clone())
         {
             holder.board.failed("TargetFailed", &format!("{error:#}"));
             events.send(TargetEvent::LocalFailure).await.context("no events")?;
@@ -104,6 +104,19 @@ pub async fn run(
         hooks::run(&holder, hands.pod()).await;
     }
     Ok(())
+}
+
+/// Starts what leads to the vote, or to the pod's own start.
+fn begin(
+    holder: Arc<Holder>,
+    contact: Contact,
+    stop: CancellationToken,
+    events: mpsc::Sender<TargetEvent>,
+) -> Result<()> {
+    match holder.task.part.is_cold() {
+        true => cold::start(holder, contact, stop, events),
+        false => hold::start(holder, contact, stop, events),
+    }
 }
 
 /// Whether the dead-man must count: it may run, or be about to, and has not read `resumedAt`. In the
@@ -164,7 +177,7 @@ struct TargetHands {
     stop: CancellationToken,
     /// It has lost: restores under way are ended instead of waited for.
     ending: bool,
-    /// The dead-man's watch and the look at the tasks run.
+    /// The dead-man's watch and the look at the tasks run; or the look whether all were started.
     watching: bool,
     /// The network is open: only then the pod is back for its clients.
     opened: bool,
@@ -197,8 +210,14 @@ impl Hands for TargetHands {
         }
     }
 
-    fn observe(&mut self, machine: &TargetMachine, _idle: bool) {
+    fn observe(&mut self, machine: &TargetMachine, idle: bool) {
         let phase = machine.phase();
+        let starts = machine.part().is_cold() && phase == TargetPhase::Thawing;
+        if starts && idle && !self.watching {
+            self.watching = true;
+            let (all, gone) = (TargetEvent::AllStarted, TargetEvent::LocalFailure);
+            started::watch(Arc::clone(&self.holder), self.events.clone(), all, gone);
+        }
         self.resumed = phase == TargetPhase::Closed(TargetOutcome::Resumed);
         self.holder.board.target(machine, self.resumed && hooks::are_left(&self.holder));
         self.holder.asker.voted(!machine.is_before_vote() && !machine.is_closed());
@@ -263,6 +282,8 @@ impl TargetHands {
                 }
                 None => Ok(()),
             },
+            // The place for a cold one's files has no tasks.
+            Effect::VerifyTasks if holder.task.part.is_cold() => Ok(()),
             Effect::VerifyTasks => match self.pod() {
                 Some(pod) => pod.verify_frozen(&holder.layout).map_err(Failed::tasks_lost),
                 None => Err(Failed::tasks_lost(anyhow::anyhow!("nothing is restored"))),
@@ -313,8 +334,10 @@ impl TargetHands {
                 holder.asker.migration();
                 Ok(())
             }
-            // Only a source goes by its peer's word and has connections to destroy.
-            Effect::ReadPeer | Effect::DestroySockets => Ok(()),
+            // Only a source goes by its peer's word, has connections to destroy, and ends its pod.
+            Effect::ReadPeer | Effect::DestroySockets | Effect::EndTasks | Effect::KeepFiles => {
+                Ok(())
+            }
         }
     }
 

@@ -67,6 +67,9 @@ impl Arrivals {
             anyhow::ensure!(file.is_file(), "{area} is not kept here");
             state.trees.insert(area, Tree::Spooled(file));
         }
+        if holder.task.part.is_cold() {
+            return Ok(Self { state: Mutex::new(state), changed: Notify::new() });
+        }
         for container in moving(&holder.task) {
             let images = holder.dir.images(container)?;
             anyhow::ensure!(images.is_dir(), "images of container {container} are not kept here");

@@ -216,7 +216,8 @@ pub(super) fn ask(world: &World, side: Side, verb: Verb, action: Action, out: &m
         (Verdict::Pass, _) => Inflight::Kill,
         (Verdict::Restore, _) => Inflight::Restore,
         (Verdict::KillFrozen, _) => Inflight::KillFrozen,
-        (Verdict::Refuse | Verdict::SkipStart, _) => return,
+        // Only in the cold order, which has a world of its own.
+        (Verdict::Refuse | Verdict::SkipStart | Verdict::Fill, _) => return,
     };
     let mut next = world.clone();
     let env = next.env_mut(side);

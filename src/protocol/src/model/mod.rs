@@ -18,6 +18,7 @@
 //! `cargo test -p transship-protocol --release -- --ignored --nocapture` searches deeper.
 
 mod actors;
+mod cold;
 mod faults;
 mod host;
 mod search;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Tasks {
+pub(super) enum Tasks {
     Absent,
     Running,
     Frozen,
@@ -27,21 +27,29 @@ enum Tasks {
 
 /// A node, as far as one pod on it goes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Host<M: Machine> {
-    tasks: Tasks,
-    record: Option<RecordState>,
+pub(super) struct Host<M: Machine> {
+    pub(super) tasks: Tasks,
+    pub(super) record: Option<RecordState>,
     /// The state has arrived on the disk.
-    stored: bool,
+    pub(super) stored: bool,
     /// It is durable there.
     durable: bool,
-    rebooted: bool,
+    pub(super) rebooted: bool,
     journal: Vec<M::Entry>,
-    holder: Option<Driver<M>>,
-    word: M::Word,
+    pub(super) holder: Option<Driver<M>>,
+    pub(super) word: M::Word,
+    /// Only files move.
+    cold: bool,
+    /// Cold: its tasks were ended, or have not begun here, and its files are to be put into their place.
+    pub(super) unfilled: bool,
+    /// Cold: it was started with its files.
+    pub(super) started_again: bool,
+    /// Cold: and ended again.
+    ended_again: bool,
 }
 
 impl<M: Machine<Word: Default>> Host<M> {
-    fn new(tasks: Tasks, machine: M) -> Self {
+    fn new(tasks: Tasks, machine: M, part: Part) -> Self {
         Self {
             tasks,
             record: None,
@@ -51,26 +59,31 @@ impl<M: Machine<Word: Default>> Host<M> {
             journal: Vec::new(),
             holder: Some(Driver::new(machine, Vec::new())),
             word: M::Word::default(),
+            cold: part.is_cold(),
+            unfilled: part.is_cold() && part.is_again(),
+            started_again: false,
+            ended_again: false,
         }
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct World {
+pub(super) struct World {
+    cold: bool,
     recorded: Recorded,
     exists: bool,
-    s: Host<SourceMachine>,
+    pub(super) s: Host<SourceMachine>,
     trial: Host<TargetMachine>,
     /// The pod that was made again last, and where.
-    again: Option<Host<TargetMachine>>,
+    pub(super) again: Option<Host<TargetMachine>>,
     /// One that the operator should have waited for (only where that rule is broken).
     former: Option<Host<TargetMachine>>,
-    s_object: bool,
+    pub(super) s_object: bool,
     tries: u8,
     /// The application ran again, and confirmed.
     resumed: bool,
     /// A pod started without its state.
-    afresh: bool,
+    pub(super) afresh: bool,
     crashes: u8,
     reboots: u8,
     failures: u8,
@@ -80,15 +93,15 @@ struct World {
 
 /// How much may go wrong.
 #[derive(Clone, Copy)]
-struct Bounds {
-    crashes: u8,
-    reboots: u8,
-    failures: u8,
-    strips: u8,
-    forged: u8,
+pub(super) struct Bounds {
+    pub(super) crashes: u8,
+    pub(super) reboots: u8,
+    pub(super) failures: u8,
+    pub(super) strips: u8,
+    pub(super) forged: u8,
 }
 
-type Outcome = Result<World, &'static str>;
+pub(super) type Outcome = Result<World, &'static str>;
 
 /// Which of the hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +114,14 @@ enum Place {
 const TARGETS: [Place; 3] = [Place::Trial, Place::Again, Place::Former];
 
 impl World {
-    fn new(bounds: Bounds) -> Self {
+    fn new(bounds: Bounds, cold: bool) -> Self {
+        let part = if cold { Part::Cold } else { Part::Trial };
         Self {
+            cold,
             recorded: Recorded::default(),
             exists: true,
-            s: Host::new(Tasks::Running, SourceMachine::of(Part::Trial)),
-            trial: Host::new(Tasks::Absent, TargetMachine::of(Part::Trial)),
+            s: Host::new(Tasks::Running, SourceMachine::of(part), part),
+            trial: Host::new(Tasks::Absent, TargetMachine::of(part), part),
             again: None,
             former: None,
             s_object: true,
@@ -137,6 +152,19 @@ impl World {
         }
     }
 
+    fn trial_part(&self) -> Part {
+        if self.cold { Part::Cold } else { Part::Trial }
+    }
+
+    fn again_part(&self, at_source: bool) -> Part {
+        match (self.cold, at_source) {
+            (false, false) => Part::Again,
+            (false, true) => Part::AgainAtSource,
+            (true, false) => Part::ColdAgain,
+            (true, true) => Part::ColdAgainAtSource,
+        }
+    }
+
     fn invariant(&self) -> Result<(), &'static str> {
         let running = |tasks: Tasks| usize::from(tasks == Tasks::Running);
         let copies = running(self.s.tasks)
@@ -153,6 +181,9 @@ impl World {
         }
         if self.afresh {
             return Err("a pod starts afresh though its state is kept");
+        }
+        if self.s.ended_again {
+            return Err("a source that goes on is ended once more");
         }
         let s_phase = self.s.holder.as_ref().map(|d| d.machine().phase());
         if s_phase == Some(SourcePhase::Voted) && self.s.tasks == Tasks::Running {
@@ -191,7 +222,7 @@ impl World {
     }
 }
 
-fn source(world: &World, event: SourceEvent) -> Option<World> {
+pub(super) fn source(world: &World, event: SourceEvent) -> Option<World> {
     let driver = world.s.holder.as_ref().filter(|d| d.is_idle())?;
     let mut next = world.clone();
     let mut driver = driver.clone();
@@ -215,6 +246,11 @@ fn target(world: &World, place: Place, event: TargetEvent) -> Option<World> {
     Some(next)
 }
 
+/// Something happens to the pod that was made again.
+pub(super) fn again_event(world: &World, event: TargetEvent) -> Option<World> {
+    target(world, Place::Again, event)
+}
+
 /// One effect of a host; `Err` is the failure that the machine is told.
 fn perform<M: Machine>(
     host: &mut Host<M>,
@@ -228,6 +264,17 @@ fn perform<M: Machine>(
             Tasks::Absent => return Err(Failure::TasksLost),
             Tasks::Running | Tasks::Frozen => host.tasks = Tasks::Frozen,
         },
+        Effect::VerifyTasks if host.cold && host.tasks == Tasks::Absent => {}
+        Effect::EndTasks => {
+            host.ended_again |= host.started_again && host.tasks == Tasks::Running;
+            host.unfilled |= host.tasks != Tasks::Absent;
+            host.tasks = Tasks::Absent;
+        }
+        // What a reboot has taken cannot be kept any more.
+        Effect::KeepFiles => {
+            host.stored |= !host.rebooted;
+            host.durable = host.stored;
+        }
         Effect::VerifyTasks if host.tasks != Tasks::Frozen => return Err(Failure::TasksLost),
         Effect::SyncState => host.durable = host.stored,
         Effect::ThawTasks(_) if host.tasks == Tasks::Frozen => host.tasks = Tasks::Running,
@@ -271,6 +318,7 @@ fn successors(world: &World) -> Vec<(&'static str, Outcome)> {
         }
     };
     sources(world, &mut push);
+    super::cold::kubelet(world, &mut push);
     for place in TARGETS {
         targets(world, place, &mut push);
     }
@@ -294,7 +342,8 @@ fn sources(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
         |d: &Driver<SourceMachine>| d.is_idle() && d.machine().phase() == SourcePhase::Freezing;
     let is_freezing = world.s.holder.as_ref().is_some_and(freezing);
     let receives = world.trial.holder.is_some() && !world.trial.journal.is_empty();
-    if is_freezing && receives && !world.s.stored {
+    let stands_still = world.s.tasks == if world.cold { Tasks::Absent } else { Tasks::Frozen };
+    if is_freezing && stands_still && receives && !world.s.stored {
         let mut next = world.clone();
         next.s.stored = true;
         next.trial.stored = true;
@@ -320,6 +369,8 @@ fn sources(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
     if world.s.tasks == Tasks::Absent && world.s_object && may_create {
         let mut next = world.clone();
         next.s.tasks = Tasks::Running;
+        next.afresh |= world.s.unfilled && !world.s.rebooted;
+        next.s.unfilled = false;
         // Its memory was lost in a reboot before anything was kept, or given back as lost.
         push("kubelet starts S", Some(next));
     }
@@ -332,7 +383,7 @@ fn sources(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
     if world.s.holder.is_none() && world.s.word.outcome.is_none() {
         let mut next = world.clone();
         let (machine, effects) =
-            SourceMachine::recover_as(Part::Trial, &world.s.journal, facts(&world.s));
+            SourceMachine::recover_as(world.trial_part(), &world.s.journal, facts(&world.s));
         next.s.holder = Some(Driver::new(machine, effects));
         push("S's holder starts", Some(next));
     }
@@ -350,9 +401,8 @@ fn sources(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
 fn targets(world: &World, place: Place, push: &mut impl FnMut(&'static str, Option<World>)) {
     let Some(host) = world.target(place) else { return };
     let part = match place {
-        Place::Trial => Part::Trial,
-        _ if world.recorded.resolution.is_some() && place == Place::Again => Part::AgainAtSource,
-        _ => Part::Again,
+        Place::Trial => world.trial_part(),
+        _ => world.again_part(world.recorded.resolution.is_some() && place == Place::Again),
     };
     let part = host.holder.as_ref().map_or(part, |d| d.machine().part());
     let with = |changed: Option<Host<TargetMachine>>| {
@@ -380,7 +430,11 @@ fn targets(world: &World, place: Place, push: &mut impl FnMut(&'static str, Opti
         push("T is restored and held", with(Some(next)));
     }
     let idle = host.holder.as_ref().is_some_and(Driver::is_idle);
-    if idle && host.tasks == Tasks::Frozen {
+    let is_ready = match host.cold {
+        true => host.stored && !host.rebooted && host.record == Some(RecordState::Prepared),
+        false => host.tasks == Tasks::Frozen,
+    };
+    if idle && is_ready {
         push("T is ready", target(world, place, TargetEvent::AllRestoredAndFrozen));
     }
     if !host.journal.is_empty() {
@@ -477,7 +531,8 @@ fn forge(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
         return;
     }
     let mut next = world.clone();
-    let mut host = Host::new(Tasks::Absent, TargetMachine::of(Part::Again));
+    let part = world.again_part(false);
+    let mut host = Host::new(Tasks::Absent, TargetMachine::of(part), part);
     host.stored = true;
     next.again = Some(host);
     next.forged -= 1;
@@ -506,9 +561,9 @@ fn make(world: &World, push: &mut impl FnMut(&'static str, Option<World>)) {
     {
         next.former = Some(former);
     }
-    let part = if resolved { Part::AgainAtSource } else { Part::Again };
-    let mut host = Host::new(Tasks::Absent, TargetMachine::of(part));
-    host.stored = if part == Part::Again { world.trial.stored } else { world.s.stored };
+    let part = world.again_part(resolved);
+    let mut host = Host::new(Tasks::Absent, TargetMachine::of(part), part);
+    host.stored = if resolved { world.s.stored } else { world.trial.stored };
     host.durable = host.stored;
     next.again = Some(host);
     next.tries += 1;
@@ -522,8 +577,8 @@ struct Found {
     broken: Option<(&'static str, Vec<&'static str>)>,
 }
 
-fn explore(bounds: Bounds) -> Found {
-    let start = World::new(bounds);
+fn explore(bounds: Bounds, cold: bool) -> Found {
+    let start = World::new(bounds, cold);
     let mut index: HashMap<World, usize> = HashMap::from([(start.clone(), 0)]);
     let mut came: Vec<(usize, &'static str)> = vec![(0, "start")];
     let mut ends = Vec::new();
@@ -582,10 +637,15 @@ fn explore(bounds: Bounds) -> Found {
     Found { states: came.len(), ends: ends.len(), broken }
 }
 
-const NOTHING: Bounds = Bounds { crashes: 0, reboots: 0, failures: 0, strips: 0, forged: 0 };
+pub(super) const NOTHING: Bounds =
+    Bounds { crashes: 0, reboots: 0, failures: 0, strips: 0, forged: 0 };
 
 fn passes(name: &str, bounds: Bounds) {
-    let found = explore(bounds);
+    passes_as(name, bounds, false);
+}
+
+pub(super) fn passes_as(name: &str, bounds: Bounds, cold: bool) {
+    let found = explore(bounds, cold);
     println!("{name}: {} states, {} ends", found.states, found.ends);
     if let Some((why, steps)) = found.broken {
         panic!("{name}: {why}\n{}", steps.join("\n"));
@@ -594,8 +654,12 @@ fn passes(name: &str, bounds: Bounds) {
 }
 
 fn fails(rule: Rule, bounds: Bounds) {
+    fails_as(rule, bounds, false);
+}
+
+pub(super) fn fails_as(rule: Rule, bounds: Bounds, cold: bool) {
     break_rule(Some(rule));
-    let found = explore(bounds);
+    let found = explore(bounds, cold);
     break_rule(None);
     let (why, steps) =
         found.broken.unwrap_or_else(|| panic!("{rule:?} can be broken and nobody notices"));

@@ -11,7 +11,7 @@ use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use transship_api::conditions::reasons;
-use transship_api::{Migration, MigrationStatus, Step, names};
+use transship_api::{Migration, MigrationStatus, Mode, Step, names};
 use transship_core::facts::PodFacts;
 use transship_core::migration::admission::{self, Admitted, Found, Screening};
 use transship_core::migration::owner::{Controller, Kind};
@@ -88,7 +88,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
             };
             input.facts = facts.as_ref();
             let violations = admission::judge(&input);
-            let bytes = facts.as_ref().map(PodFacts::total_bytes);
+            let bytes = facts.as_ref().map(|facts| bytes_of(migration, facts));
             let found = Found { violations: &violations, bytes };
             let status = admission::refused(migration, &refusal, found, now);
             return end(migration, pod.as_ref(), &status, context).await;
@@ -126,12 +126,12 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     input.answer = answer.as_ref();
     let violations = admission::judge(&input);
     if !violations.is_empty() {
-        let found = Found { violations: &violations, bytes: Some(facts.total_bytes()) };
+        let found = Found { violations: &violations, bytes: Some(bytes_of(migration, &facts)) };
         let status = admission::violated(migration, &target, found, now);
         return end(migration, Some(pod), &status, context).await;
     }
     let Some(network) = admission::network(&input) else { return Ok(Next::After(ASK_AGAIN)) };
-    let bytes = facts.total_bytes();
+    let bytes = bytes_of(migration, &facts);
     let decided = Admitted { pod, target: &target, given, bytes, network: &network };
     let status = admission::admitted(migration, &decided, now);
     if migration.spec.dry_run {
@@ -143,6 +143,14 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     context.memory.note(&uid, |notes| notes.facts = Some(Arc::new(facts)));
     status::patch(&migration, &status, context).await?;
     Ok(Next::Now)
+}
+
+/// What would move.
+fn bytes_of(migration: &Migration, facts: &PodFacts) -> u64 {
+    match migration.spec.mode {
+        Mode::Cold => facts.file_bytes(),
+        _ => facts.total_bytes(),
+    }
 }
 
 /// What the agent of a refused pod's node knows of it, where there is one to ask.
@@ -180,6 +188,7 @@ async fn ask_about_target(
         migration_uid: &uid,
         node,
         preserve_address: false,
+        starts_afresh: migration.spec.mode == Mode::Cold,
     };
     let make = if is_exclusive(pod) { trial_pod } else { target_pod::target_pod };
     let wanted = make(pod, &target).ok()?;

@@ -5,6 +5,7 @@
 mod admit;
 mod apply;
 mod claims;
+mod ending;
 mod error;
 mod observe;
 mod owner;

@@ -42,11 +42,15 @@ pub fn part(observed: &Observed, role: Role) -> Part {
         (Some(source), Some(target)) => source.pod_name == target.pod_name,
         _ => false,
     };
-    match role {
+    let back = status.resolution.is_some();
+    match (role, observed.is_cold()) {
         _ if !status.is_sequential() => Part::Overlap,
-        Role::Target if made_again && status.resolution.is_some() => Part::AgainAtSource,
-        Role::Target if made_again => Part::Again,
-        Role::Source | Role::Target => Part::Trial,
+        (Role::Target, false) if made_again && back => Part::AgainAtSource,
+        (Role::Target, false) if made_again => Part::Again,
+        (Role::Target, true) if made_again && back => Part::ColdAgainAtSource,
+        (Role::Target, true) if made_again => Part::ColdAgain,
+        (Role::Source | Role::Target, false) => Part::Trial,
+        (Role::Source | Role::Target, true) => Part::Cold,
     }
 }
 

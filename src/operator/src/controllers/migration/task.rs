@@ -65,10 +65,15 @@ pub fn task(parts: &Parts<'_>) -> Result<HolderTask, String> {
         part: parts.part,
         stand_ins: claims(parts.source),
         hooks: match parts.role {
-            Role::Target if parts.part != Part::Trial => hooks(parts.source)?,
+            // Nothing runs on trial, and what starts afresh has its hooks run by kubelet.
+            Role::Target if parts.part != Part::Trial && !parts.part.is_cold() => {
+                hooks(parts.source)?
+            }
             Role::Source | Role::Target => Vec::new(),
         },
-        network: Some(network(parts.migration, parts.network)),
+        ending: (parts.role == Role::Source && parts.part.is_cold())
+            .then(|| super::ending::of(spec)),
+        network: Some(network(parts.migration, parts.network, parts.part)),
         host_name: effective_host_name(parts.source),
         max_frozen_millis: u64::try_from(frozen_limit(parts.source).as_millis())
             .unwrap_or(u64::MAX),
@@ -79,14 +84,17 @@ pub fn task(parts: &Parts<'_>) -> Result<HolderTask, String> {
     })
 }
 
-fn network(migration: &Migration, facts: &NetworkFacts) -> RecordNetwork {
+fn network(migration: &Migration, facts: &NetworkFacts, part: Part) -> RecordNetwork {
     let chosen = migration.status.as_ref().and_then(|status| status.chosen_network);
     let mode = match chosen {
         Some(Network::Close) => NetworkMode::Close,
         _ => NetworkMode::Preserve,
     };
     let mut aliases = facts.loopback_addresses.clone();
-    if mode == NetworkMode::Close {
+    if part.is_cold() {
+        // No socket remembers an address.
+        aliases.clear();
+    } else if mode == NetworkMode::Close {
         aliases.push(facts.ip.clone());
         aliases.extend(facts.other_ips().map(str::to_owned));
         aliases.sort();
@@ -131,9 +139,10 @@ fn hooks(pod: &Pod) -> Result<Vec<Hook>, String> {
     post_start::hooks(pod).iter().map(hook).collect()
 }
 
-fn hook(found: &post_start::Hook<'_>) -> Result<Hook, String> {
+/// A hook as a holder runs it.
+pub(super) fn hook(found: &post_start::Hook<'_>) -> Result<Hook, String> {
     let container = found.container.name.clone();
-    let refused = |why: &str| format!("the postStart hook of {container} cannot be run: {why}");
+    let refused = |why: &str| format!("the hook of {container} cannot be run: {why}");
     if let Some(problem) = found.problem() {
         return Err(refused(problem));
     }
@@ -321,5 +330,41 @@ mod tests {
         value["spec"]["containers"][0]["lifecycle"] =
             json!({"postStart": {"tcpSocket": {"port": 1}}});
         assert!(made(&value).is_err());
+    }
+
+    #[test]
+    fn a_cold_side_is_told_how_containers_end_and_keeps_no_old_address() {
+        let mut migration = Migration::new("move", api::MigrationSpec::for_pod("web-1"));
+        migration.metadata.namespace = Some("shop".into());
+        migration.metadata.uid = Some("uid-m".into());
+        migration.status.get_or_insert_default().chosen_network = Some(Network::Close);
+        let mut value = serde_json::to_value(pod("web-1")).unwrap();
+        value["metadata"]["annotations"] = json!({"transship.dev/post-start": "run"});
+        value["spec"]["containers"][0]["lifecycle"] =
+            json!({"postStart": {"exec": {"command": ["x"]}}});
+        let source: Pod = serde_json::from_value(value).unwrap();
+        let target = pod("web-2");
+        let (a, b) = (node("node-a", "1Gi"), node("node-b", "50Mi"));
+        let network = NetworkFacts {
+            ip: "10.244.1.5".into(),
+            mac: "02:00:00:00:00:01".into(),
+            interface: "eth0".into(),
+            ..NetworkFacts::default()
+        };
+        let parts = Parts {
+            migration: &migration,
+            role: Role::Source,
+            part: Part::Cold,
+            source: &source,
+            target: &target,
+            nodes: [&a, &b],
+            network: &network,
+        };
+        let made = task(&parts).unwrap();
+        made.validate().unwrap();
+        assert_eq!(made.ending.map(|ending| ending.grace_seconds), Some(30));
+        assert!(made.network.unwrap().aliases.is_empty());
+        let again = task(&Parts { role: Role::Target, part: Part::ColdAgain, ..parts }).unwrap();
+        assert_eq!((again.ending, again.hooks), (None, vec![]), "kubelet runs postStart itself");
     }
 }

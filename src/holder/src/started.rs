@@ -1,0 +1,177 @@
+//! Containers that start afresh with files: putting the files into a root (for the runtime's wrapper), and
+//! seeing to it that every container was started with them.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::mpsc;
+use transship_host::HostRoot;
+use transship_host::markers::Filled;
+use transship_host::paths::{MigrationDir, PodDir, Role};
+use transship_runtime::cri::Cri;
+use transship_transport::tree::apply_spool;
+
+use crate::holder::Holder;
+use crate::logs;
+use crate::pod::moving;
+
+/// How often it is looked whether a container was started.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Puts the files of a container of the migration in `dir` into its root. On a node that it has come to, its
+/// log begins with what it has printed before.
+pub fn fill(host: &HostRoot, dir: &MigrationDir, container: &str, root: &Path) -> Result<ExitCode> {
+    let tree = dir.rootfs_tree(container)?;
+    apply_spool(&tree, root)
+        .with_context(|| format!("{} cannot be applied to {}", tree.display(), root.display()))?;
+    let task = dir.read_task()?.context("the migration has no task")?;
+    if task.role == Role::Target
+        && let Err(error) = logs::carry_one(host, dir, &task.pod, container)
+    {
+        tracing::warn!(container, "its log begins with the move: {error:#}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets every container of the pod that has files be started with them once. `has_files` says of which that
+/// is; one without starts like any other.
+pub fn grant(holder: &Holder, has_files: impl Fn(&str) -> bool) -> Result<()> {
+    let pod = holder.host.pod(&holder.task.pod.uid)?;
+    for container in moving(&holder.task).filter(|name| has_files(name)) {
+        pod.grant_ticket(container)?;
+    }
+    Ok(())
+}
+
+/// Says `started` as soon as every container was started with its files, or `gone` when kubelet has removed
+/// the pod before that.
+pub fn watch<E: Send + 'static>(holder: Arc<Holder>, events: mpsc::Sender<E>, started: E, gone: E) {
+    tokio::spawn(async move {
+        loop {
+            match look(&holder).await {
+                Ok(true) => return drop(events.send(started).await),
+                Ok(false) if is_removed(&holder) => return drop(events.send(gone).await),
+                Ok(false) => {}
+                Err(error) => tracing::warn!("whether all are started is not known: {error:#}"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = events.closed() => return,
+            }
+        }
+    });
+}
+
+/// kubelet removes a pod's directory when nothing of the pod is left to be done.
+fn is_removed(holder: &Holder) -> bool {
+    let task = &holder.task;
+    let pods = task.kubelet_root.join("pods");
+    pods.is_dir() && matches!(pods.join(&task.pod.uid).try_exists(), Ok(false))
+}
+
+/// Takes the tickets of those that were started; whether none is left.
+async fn look(holder: &Holder) -> Result<bool> {
+    let pod = holder.host.pod(&holder.task.pod.uid)?;
+    let left = waiting(holder, &pod)?;
+    if left.is_empty() {
+        return Ok(true);
+    }
+    let cri = Cri::connect(&holder.layout.containerd_socket).await?;
+    let mut all = true;
+    for container in left {
+        let filled = pod.marked::<Filled>(&container)?;
+        let was_started = match &filled {
+            // One that containerd does not know any more is followed by another.
+            Some(filled) => cri.was_started(&filled.container_id).await.unwrap_or(false),
+            None => false,
+        };
+        if was_started {
+            pod.consume_ticket(&container)?;
+            tracing::info!(container, "started with its files");
+        }
+        all &= was_started;
+    }
+    Ok(all)
+}
+
+/// Containers that were not seen started yet.
+fn waiting(holder: &Holder, pod: &PodDir) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    for container in moving(&holder.task) {
+        if pod.has_ticket(container)? {
+            left.push(container.to_owned());
+        }
+    }
+    Ok(left)
+}
+
+#[cfg(test)]
+mod tests {
+    use transship_runtime::Layout;
+    use transship_transport::tree::capture_dir;
+
+    use super::*;
+    use crate::areas::tests::task;
+
+    fn holder(root: &Path) -> Arc<Holder> {
+        let (host, mut task) = (HostRoot::at(root), task());
+        task.kubelet_root = root.join("kubelet");
+        let dir = host.migration(&task.migration.uid, Role::Target).unwrap();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        Arc::new(Holder::new(host, Layout::default(), dir, task))
+    }
+
+    #[test]
+    fn captured_files_come_into_a_root_and_what_was_printed_into_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let holder = holder(dir.path());
+        holder.dir.write_task(&holder.task).unwrap();
+        let (from, root) = (dir.path().join("from"), dir.path().join("root"));
+        std::fs::create_dir_all(&from).unwrap();
+        std::fs::create_dir_all(&root).unwrap();
+        std::fs::write(from.join("data"), "kept").unwrap();
+        assert!(fill(&holder.host, &holder.dir, "web", &root).is_err(), "nothing has arrived");
+        let tree = holder.dir.rootfs_tree("web").unwrap();
+        std::fs::create_dir_all(tree.parent().unwrap()).unwrap();
+        capture_dir(&from, &mut std::fs::File::create(&tree).unwrap()).unwrap();
+        fill(&holder.host, &holder.dir, "web", &root).unwrap();
+        assert_eq!(std::fs::read_to_string(root.join("data")).unwrap(), "kept");
+
+        let pod = &holder.task.pod;
+        let logs = format!("/var/log/pods/{}_{}_{}/web", pod.namespace, pod.name, pod.uid);
+        let log = holder.host.join(logs).join("0.log");
+        transship_host::files::write_atomic(&log, b"").unwrap();
+        let printed = crate::beside::of(&holder.dir).join("logs/web");
+        transship_host::files::write_atomic(&printed, b"before\n").unwrap();
+        fill(&holder.host, &holder.dir, "web", &root).unwrap();
+        assert_eq!(std::fs::read_to_string(log).unwrap(), "before\n");
+    }
+
+    #[tokio::test]
+    async fn all_are_started_when_no_ticket_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let holder = holder(root.path());
+        grant(&holder, |name| name == "web").unwrap();
+        let pod = holder.host.pod(&holder.task.pod.uid).unwrap();
+        assert_eq!(waiting(&holder, &pod).unwrap(), ["web"]);
+        let (events, mut received) = mpsc::channel(1);
+        watch(Arc::clone(&holder), events, "started", "gone");
+        pod.consume_ticket("web").unwrap();
+        assert_eq!(received.recv().await, Some("started"));
+    }
+
+    #[test]
+    fn a_pod_is_removed_when_kubelet_has_no_directory_of_it() {
+        let root = tempfile::tempdir().unwrap();
+        let holder = holder(root.path());
+        assert!(!is_removed(&holder), "without kubelet's directories nothing is known");
+        let pods = holder.task.kubelet_root.join("pods");
+        std::fs::create_dir_all(pods.join(&holder.task.pod.uid)).unwrap();
+        assert!(!is_removed(&holder));
+        std::fs::remove_dir(pods.join(&holder.task.pod.uid)).unwrap();
+        assert!(is_removed(&holder));
+    }
+}
