@@ -9,6 +9,7 @@ use crate::cluster::Cluster;
 
 const NAMESPACE: &str = "--namespace=transship-system";
 const RELEASE: &str = "transship";
+const OPERATOR: &str = "transship-operator";
 /// What differs between the two revisions; everything else of a pod's template stays.
 const MARK: &str = "transship.test/revision";
 
@@ -45,18 +46,8 @@ impl Chart {
     pub fn apply(self, cluster: &Cluster) -> Result<()> {
         match self {
             Self::Upgrade => {
-                let checkout =
-                    std::env::var("TRANSSHIP_CHECKOUT").context("TRANSSHIP_CHECKOUT is not set")?;
-                let mark = MARK.replace('.', "\\.");
-                let marks = ["operator", "agent"].map(|of| format!("{of}.podAnnotations.{mark}=2"));
-                helm(&[
-                    "upgrade",
-                    RELEASE,
-                    &format!("{checkout}/charts/transship"),
-                    "--reuse-values",
-                    "--set-string",
-                    &marks.join(","),
-                ])
+                let marks = marks("2");
+                helm(&["upgrade", RELEASE, &chart()?, "--reuse-values", "--set-string", &marks])
             }
             Self::Rollback if is_upgraded(cluster)? => helm(&["rollback", RELEASE]),
             Self::Rollback => bail!("there is nothing to roll back"),
@@ -65,11 +56,38 @@ impl Chart {
 
     /// Waits until every pod is of the one revision.
     pub fn settled(cluster: &Cluster) -> Result<()> {
-        for what in ["daemonset/transship-agent", "deployment/transship-operator"] {
-            cluster.kubectl(&[NAMESPACE, "rollout", "status", what, "--timeout=120s"])?;
+        for (kind, name) in [("daemonset", "transship-agent"), ("deployment", OPERATOR)] {
+            let what = format!("{kind}/{name}");
+            cluster.kubectl(&[NAMESPACE, "rollout", "status", &what, "--timeout=120s"])?;
         }
         Ok(())
     }
+}
+
+/// Keeps the operators on one node from now on (none: wherever there is room), and waits until they are
+/// there. A revision that a broken run has left is made the first one again.
+pub fn keep_operators(cluster: &Cluster, node: Option<&str>) -> Result<()> {
+    let path = r"jsonpath={.spec.template.spec.nodeSelector.kubernetes\.io/hostname}";
+    let is = cluster.kubectl(&[NAMESPACE, "get", "deployment", OPERATOR, "-o", path])?;
+    if is == node.unwrap_or_default() && !is_upgraded(cluster)? {
+        return Ok(());
+    }
+    let place =
+        format!(r"operator.nodeSelector.kubernetes\.io/hostname={}", node.unwrap_or("null"));
+    let values = [place, marks("null")].join(",");
+    helm(&["upgrade", RELEASE, &chart()?, "--reuse-values", "--set", &values])?;
+    Chart::settled(cluster)
+}
+
+/// As values of the chart.
+fn marks(value: &str) -> String {
+    let mark = MARK.replace('.', "\\.");
+    ["operator", "agent"].map(|of| format!("{of}.podAnnotations.{mark}={value}")).join(",")
+}
+
+fn chart() -> Result<String> {
+    let checkout = std::env::var("TRANSSHIP_CHECKOUT").context("TRANSSHIP_CHECKOUT is not set")?;
+    Ok(format!("{checkout}/charts/transship"))
 }
 
 fn is_upgraded(cluster: &Cluster) -> Result<bool> {
