@@ -28,8 +28,8 @@ use transship_tests::{
     },
 };
 
-/// Names the file that keeps what a run's cells came to, one line each. Cells that have held are not run
-/// again.
+/// Names the file that keeps what a run's cells came to, one line each. A run that was broken off is gone
+/// on with: cells that have held are not run again. One that is complete begins anew.
 const RUN: &str = "TRANSSHIP_FAULTS_RUN";
 /// Names the document to write from all such files in that one's directory.
 const TABLE: &str = "TRANSSHIP_FAULTS_TABLE";
@@ -70,8 +70,15 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
     let all = matrix::all();
     check_names(&all)?;
     let file = std::env::var_os(RUN).map(PathBuf::from);
-    let run = file.as_deref().map(Run::open).transpose()?;
+    let mut run = file.as_deref().map(Run::open).transpose()?;
     let mut cells = chosen(&all)?;
+    if let Some(run) = &mut run
+        && std::env::var_os(CELLS).is_none()
+        && all.iter().all(|cell| run.held(&cell.name()).is_some())
+    {
+        // It is complete: there is nothing to go on with.
+        run.forget();
+    }
     cells.retain(|cell| run.as_ref().is_none_or(|run| run.held(&cell.name()).is_none()));
     let shared = Arc::new(Shared {
         lanes: Mutex::default(),

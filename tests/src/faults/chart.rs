@@ -9,6 +9,8 @@ use crate::cluster::Cluster;
 
 const NAMESPACE: &str = "--namespace=transship-system";
 const RELEASE: &str = "transship";
+/// In the checkout.
+const CHART: &str = "charts/transship";
 const OPERATOR: &str = "transship-operator";
 /// What differs between the two revisions; everything else of a pod's template stays.
 const MARK: &str = "transship.test/revision";
@@ -46,8 +48,11 @@ impl Chart {
     pub fn apply(self, cluster: &Cluster) -> Result<()> {
         match self {
             Self::Upgrade => {
-                let marks = marks("2");
-                helm(&["upgrade", RELEASE, &chart()?, "--reuse-values", "--set-string", &marks])
+                let chart = in_checkout(CHART)?;
+                let mark = MARK.replace('.', "\\.");
+                let marks = ["operator", "agent"].map(|of| format!("{of}.podAnnotations.{mark}=2"));
+                let marks = marks.join(",");
+                helm(&["upgrade", RELEASE, &chart, "--reuse-values", "--set-string", &marks])
             }
             Self::Rollback if is_upgraded(cluster)? => helm(&["rollback", RELEASE]),
             Self::Rollback => bail!("there is nothing to roll back"),
@@ -64,30 +69,27 @@ impl Chart {
     }
 }
 
-/// Keeps the operators on one node from now on (none: wherever there is room), and waits until they are
-/// there. A revision that a broken run has left is made the first one again.
+/// Installs the chart as the sandbox does, but with the operators on one node (none: wherever there is
+/// room), and waits until they are there. Does nothing where it is so.
 pub fn keep_operators(cluster: &Cluster, node: Option<&str>) -> Result<()> {
     let path = r"jsonpath={.spec.template.spec.nodeSelector.kubernetes\.io/hostname}";
     let is = cluster.kubectl(&[NAMESPACE, "get", "deployment", OPERATOR, "-o", path])?;
+    // A broken run may have left the other revision.
     if is == node.unwrap_or_default() && !is_upgraded(cluster)? {
         return Ok(());
     }
-    let place =
-        format!(r"operator.nodeSelector.kubernetes\.io/hostname={}", node.unwrap_or("null"));
-    let values = [place, marks("null")].join(",");
-    helm(&["upgrade", RELEASE, &chart()?, "--reuse-values", "--set", &values])?;
+    let values = in_checkout("src/xtask/sandbox-assets/values.yaml")?;
+    let place = node.map(|node| format!(r"operator.nodeSelector.kubernetes\.io/hostname={node}"));
+    let chart = in_checkout(CHART)?;
+    let mut args = vec!["upgrade", RELEASE, &chart, "--reset-values", "--values", &values];
+    args.extend(place.iter().flat_map(|place| ["--set", place]));
+    helm(&args)?;
     Chart::settled(cluster)
 }
 
-/// As values of the chart.
-fn marks(value: &str) -> String {
-    let mark = MARK.replace('.', "\\.");
-    ["operator", "agent"].map(|of| format!("{of}.podAnnotations.{mark}={value}")).join(",")
-}
-
-fn chart() -> Result<String> {
+fn in_checkout(path: &str) -> Result<String> {
     let checkout = std::env::var("TRANSSHIP_CHECKOUT").context("TRANSSHIP_CHECKOUT is not set")?;
-    Ok(format!("{checkout}/charts/transship"))
+    Ok(format!("{checkout}/{path}"))
 }
 
 fn is_upgraded(cluster: &Cluster) -> Result<bool> {

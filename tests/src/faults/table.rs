@@ -95,6 +95,11 @@ impl Run {
         write().with_context(|| format!("writing {}", self.path.display()))
     }
 
+    /// Begins anew; what the file holds goes with the first addition.
+    pub fn forget(&mut self) {
+        self.entries.clear();
+    }
+
     /// What was seen of a cell, if it held.
     pub fn held(&self, name: &str) -> Option<&Row> {
         self.entries.iter().rev().find_map(|entry| match entry {
