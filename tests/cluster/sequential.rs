@@ -354,7 +354,7 @@ fn a_source_node_that_restarts_after_the_commit_does_not_start_the_pod_again() -
         lost.map(drop)
     });
     let looks = sentry.stop();
-    healthy(&cluster)?;
+    healthy(&cluster, &NODES)?;
     let after = outcome?;
     owner_and_service_have(&cluster, &after)?;
     all_is_there(&cluster, &after, client)?;

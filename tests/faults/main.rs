@@ -1,100 +1,205 @@
-//! Faults at every step of a migration, on the sandbox cluster: one test for each row of the
+//! Faults at every step of a migration, on the sandbox cluster: one test for each cell of the
 //! [`matrix`]. `cargo xtask test --faults` runs them.
+//!
+//! Each pair of nodes is a lane with a pod of its own; what happens to one lane does not concern the
+//! others. A fault of the whole cluster comes when no other cell runs.
 
 mod matrix;
 
 use std::{
     collections::BTreeSet,
+    ops::Range,
     path::PathBuf,
     process::ExitCode,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
-use libtest_mimic::{Arguments, Trial};
-use transship_tests::faults::{
-    cell::Cell,
-    driver,
-    stage::Stage,
-    table::{self, Row},
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use transship_tests::{
+    cluster::Cluster,
+    faults::{
+        cell::Cell,
+        chart, driver,
+        fault::Fault,
+        nodes::{self, FIRST, NODES, Pair},
+        stage::Stage,
+        table::{self, Entry, Row, Run},
+    },
 };
 
-/// Names the file for the table of a run of all cells in which all held.
+/// Names the file that keeps what a run's cells came to, one line each. A run that was broken off is gone
+/// on with: cells that have held are not run again. One that is complete begins anew.
+const RUN: &str = "TRANSSHIP_FAULTS_RUN";
+/// Names the document to write from all such files in that one's directory.
 const TABLE: &str = "TRANSSHIP_FAULTS_TABLE";
-
+/// Asks for some cells by their places, as in `40..80`.
+const CELLS: &str = "TRANSSHIP_FAULTS_CELLS";
 /// Asks for [`matrix::SOME`] instead of all.
 const SOME: &str = "TRANSSHIP_FAULTS_SOME";
 
-/// What the cells share, set when the first one needs it.
-#[derive(Default)]
-struct Run {
+/// Two nodes, and what has been set up on them.
+struct Lane {
+    nodes: Pair,
+    /// Set when the first cell needs it, and again after one that failed: that leaves it in disorder.
     stage: Option<Stage>,
-    rows: Vec<Row>,
 }
 
-type Shared = Arc<Mutex<Run>>;
+/// What the cells share.
+struct Shared {
+    lanes: Mutex<Vec<Lane>>,
+    /// Held for reading by a cell that concerns its own lane only, for writing by one that concerns all.
+    cluster: RwLock<()>,
+    /// The sandbox takes one order at a time; a fault that waited for another would come too late.
+    power: Mutex<()>,
+    run: Mutex<Option<Run>>,
+}
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let run = Shared::default();
-    let mut cells = matrix::all();
-    let count = cells.len();
-    check_names(&cells);
-    if std::env::var_os(SOME).is_some() {
-        cells.retain(|cell| matrix::SOME.contains(&cell.name().as_str()));
-        assert_eq!(cells.len(), matrix::SOME.len(), "a cell of the few is not in the matrix");
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::FAILURE
+        }
     }
-    let trials = cells.into_iter().map(|cell| trial(cell, &run)).collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    let mut run = lock(&run);
-    eprint!("{}", table::lines(&run.rows));
-    if let Some(stage) = run.stage.take()
-        && let Err(error) = stage.strike()
-    {
-        eprintln!("in the end: {error:?}");
-        return ExitCode::FAILURE;
-    }
-    if run.rows.len() == count
-        && let Some(path) = std::env::var_os(TABLE).map(PathBuf::from)
-        && let Err(error) = std::fs::write(&path, table::document(&run.rows))
-    {
-        eprintln!("cannot write {}: {error}", path.display());
-        return ExitCode::FAILURE;
-    }
-    conclusion.exit_code()
 }
 
-fn lock(run: &Shared) -> MutexGuard<'_, Run> {
-    run.lock().unwrap_or_else(PoisonError::into_inner)
+fn run(mut arguments: Arguments) -> Result<ExitCode> {
+    let all = matrix::all();
+    check_names(&all)?;
+    let file = std::env::var_os(RUN).map(PathBuf::from);
+    let mut run = file.as_deref().map(Run::open).transpose()?;
+    let mut cells = chosen(&all)?;
+    if let Some(run) = &mut run
+        && std::env::var_os(CELLS).is_none()
+        && all.iter().all(|cell| run.held(&cell.name()).is_some())
+    {
+        // It is complete: there is nothing to go on with.
+        run.forget();
+    }
+    cells.retain(|cell| run.as_ref().is_none_or(|run| run.held(&cell.name()).is_none()));
+    let shared = Arc::new(Shared {
+        lanes: Mutex::default(),
+        cluster: RwLock::default(),
+        power: Mutex::default(),
+        run: Mutex::new(run),
+    });
+    if !arguments.list {
+        let lanes = lanes()?;
+        arguments.test_threads = Some(lanes.len());
+        *lock(&shared.lanes) = lanes;
+    }
+    let trials = cells.into_iter().map(|cell| trial(cell, &shared)).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let struck = strike(&shared);
+    if let (Some(path), Some(file)) = (std::env::var_os(TABLE).map(PathBuf::from), file) {
+        // No file: no cell has been run.
+        let runs = if file.exists() { Run::all_beside(&file)? } else { Vec::new() };
+        std::fs::write(&path, table::document(&all, &runs))
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    struck.context("in the end")?;
+    Ok(conclusion.exit_code())
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A name that stands twice would hide a test.
-fn check_names(cells: &[Cell]) {
+fn check_names(cells: &[Cell]) -> Result<()> {
     let names: BTreeSet<String> = cells.iter().map(Cell::name).collect();
-    assert_eq!(names.len(), cells.len(), "a cell stands twice in the matrix");
+    ensure!(names.len() == cells.len(), "a cell stands twice in the matrix");
+    Ok(())
 }
 
-fn trial(cell: Cell, run: &Shared) -> Trial {
-    let run = run.clone();
-    let trial = move || {
-        let mut run = lock(&run);
-        let row = hold(&mut run, &cell).map_err(|error| {
-            // Not only at the end of a run of hours.
-            eprintln!("{}: {error:?}", cell.name());
-            format!("{error:#}").lines().next().unwrap_or_default().to_owned()
-        })?;
-        run.rows.push(row);
-        Ok(())
+/// The cells that are asked for.
+fn chosen(all: &[Cell]) -> Result<Vec<Cell>> {
+    if std::env::var_os(SOME).is_some() {
+        let mut cells = all.to_vec();
+        cells.retain(|cell| matrix::SOME.contains(&cell.name().as_str()));
+        ensure!(cells.len() == matrix::SOME.len(), "a cell of the few is not in the matrix");
+        return Ok(cells);
+    }
+    let Ok(text) = std::env::var(CELLS) else { return Ok(all.to_vec()) };
+    let places =
+        range(&text).with_context(|| format!("{text:?}: write two places, as in 40..80"))?;
+    let count = all.len();
+    ensure!(places.start < count, "{text}: there are {count} cells");
+    Ok(all[places.start..places.end.min(count)].to_vec())
+}
+
+fn range(text: &str) -> Option<Range<usize>> {
+    let (start, end) = text.split_once("..")?;
+    let range: Range<usize> = start.parse().ok()?..end.parse().ok()?;
+    (range.start < range.end).then_some(range)
+}
+
+/// A lane for each pair of nodes. Where there are several, the operators are on a node of their own.
+fn lanes() -> Result<Vec<Lane>> {
+    let cluster = Cluster::running("default")?;
+    let pairs = nodes::pairs(&cluster)?;
+    chart::keep_operators(&cluster, (pairs != [NODES]).then_some(FIRST))?;
+    Ok(pairs.into_iter().map(|nodes| Lane { nodes, stage: None }).collect())
+}
+
+/// Everything is as it was.
+fn strike(shared: &Shared) -> Result<()> {
+    let lanes = std::mem::take(&mut *lock(&shared.lanes));
+    if lanes.is_empty() {
+        return Ok(());
+    }
+    let struck = lanes.into_iter().filter_map(|lane| lane.stage).map(Stage::strike);
+    // Each of them, whatever became of the one before.
+    let struck = struck.fold(Ok(()), Result::and);
+    struck.and(chart::keep_operators(&Cluster::running("default")?, None))
+}
+
+fn trial(cell: Cell, shared: &Arc<Shared>) -> Trial {
+    let shared = shared.clone();
+    let trial = move || -> Result<(), Failed> {
+        let outcome = hold(&shared, &cell);
+        let entry = match &outcome {
+            Ok(row) => {
+                eprintln!("{}", table::line(row));
+                Entry::Held(row.clone())
+            }
+            Err(error) => {
+                // Not only at the end of a run of hours.
+                eprintln!("{}: {error:?}", cell.name());
+                Entry::Failed { name: cell.name(), why: first_line(error) }
+            }
+        };
+        if let Some(run) = lock(&shared.run).as_mut() {
+            run.add(entry).map_err(|error| format!("{error:#}"))?;
+        }
+        outcome.map(drop).map_err(|error| first_line(&error).into())
     };
     Trial::test(cell.name(), trial)
 }
 
-/// A cell that fails leaves the stage in disorder: the next one gets another.
-fn hold(run: &mut Run, cell: &Cell) -> anyhow::Result<Row> {
-    let stage = match run.stage.take() {
-        Some(stage) => stage,
-        None => Stage::set()?,
-    };
-    let row = driver::run(&stage, cell)?;
-    run.stage = Some(stage);
-    Ok(row)
+fn first_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").lines().next().unwrap_or_default().to_owned()
+}
+
+/// Runs a cell on a free lane. There are as many lanes as threads.
+fn hold(shared: &Shared, cell: &Cell) -> Result<Row> {
+    let concerns_all = cell.fault.concerns_all();
+    let _alone =
+        concerns_all.then(|| shared.cluster.write().unwrap_or_else(PoisonError::into_inner));
+    let _beside =
+        (!concerns_all).then(|| shared.cluster.read().unwrap_or_else(PoisonError::into_inner));
+    let _power = matches!(cell.fault, Fault::PowerOff(..)).then(|| lock(&shared.power));
+    let lane = lock(&shared.lanes).pop();
+    let mut lane = lane.context("no lane is free")?;
+    let nodes = lane.nodes;
+    let outcome = lane.stage.take().map_or_else(|| Stage::set(nodes), Ok).and_then(|stage| {
+        let row = driver::run(&stage, cell)?;
+        lane.stage = Some(stage);
+        Ok(row)
+    });
+    lock(&shared.lanes).push(lane);
+    outcome
 }

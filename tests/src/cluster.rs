@@ -34,20 +34,25 @@ impl Cluster {
         }
     }
 
-    /// A fresh namespace in the running sandbox.
-    pub fn with_namespace(name: &str) -> Result<Cluster> {
+    /// The running sandbox, in a namespace that there may be or not.
+    pub fn running(namespace: &str) -> Result<Cluster> {
         let path = |variable: &str| {
             std::env::var_os(variable).map(PathBuf::from).with_context(|| {
                 format!("{variable} is not set; run these tests with `cargo xtask test`")
             })
         };
-        let cluster = Cluster {
-            kubectl: path("TRANSSHIP_KUBECTL")?,
-            kubeconfig: path("KUBECONFIG")?,
-            xtask: path("TRANSSHIP_XTASK")?,
-            namespace: format!("test-{name}"),
-            temporary: true,
-        };
+        Ok(Cluster::new(
+            &path("TRANSSHIP_KUBECTL")?,
+            &path("KUBECONFIG")?,
+            &path("TRANSSHIP_XTASK")?,
+            namespace,
+        ))
+    }
+
+    /// A fresh namespace in the running sandbox.
+    pub fn with_namespace(name: &str) -> Result<Cluster> {
+        let mut cluster = Cluster::running(&format!("test-{name}"))?;
+        cluster.temporary = true;
         cluster.delete_namespace()?;
         cluster.kubectl(&["create", "namespace", &cluster.namespace])?;
         cluster.await_that(

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -38,11 +38,16 @@ impl Report {
     }
 }
 
+/// How long the reply under way may take when a client is stopped.
+const LAST: Duration = Duration::from_secs(2);
+
 /// A client that runs in a thread until it is stopped.
 pub struct Client {
     stop: Arc<AtomicBool>,
+    cut: Arc<AtomicBool>,
     replies: Arc<AtomicU64>,
-    thread: JoinHandle<Report>,
+    connection: TcpStream,
+    thread: Option<JoinHandle<Report>>,
 }
 
 impl Client {
@@ -62,10 +67,13 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(patience))?;
         let mut reader = BufReader::new(stream.try_clone()?);
+        let connection = stream.try_clone()?;
         let mut writer = stream;
         let first = request(&mut reader, &mut writer)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
+        let cut = Arc::new(AtomicBool::new(false));
+        let ended = cut.clone();
         let replies = Arc::new(AtomicU64::new(1));
         let counted = replies.clone();
         let thread = std::thread::spawn(move || {
@@ -83,6 +91,8 @@ impl Client {
                         counted.store(report.replies, Ordering::Relaxed);
                         report.last = number;
                     }
+                    // By ourselves: see `Client::stop`.
+                    Err(_) if ended.load(Ordering::Relaxed) => break,
                     Err(error) => {
                         report.broken = Some(format!("{error:#}"));
                         break;
@@ -92,7 +102,7 @@ impl Client {
             }
             report
         });
-        Ok(Client { stop, replies, thread })
+        Ok(Client { stop, cut, replies, connection, thread: Some(thread) })
     }
 
     /// Replies received so far.
@@ -100,13 +110,34 @@ impl Client {
         self.replies.load(Ordering::Relaxed)
     }
 
-    /// Ends the connection after the reply under way and returns what was seen.
-    pub fn stop(self) -> Report {
+    /// Ends the connection after the reply under way and returns what was seen. A server that does not
+    /// answer any more is not waited for.
+    pub fn stop(mut self) -> Report {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|_| Report {
+        let end = Instant::now() + LAST;
+        let is_over = || self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        while !is_over() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.end();
+        let seen = self.thread.take().and_then(|thread| thread.join().ok());
+        seen.unwrap_or_else(|| Report {
             broken: Some("the client's thread panicked".into()),
             ..Report::default()
         })
+    }
+
+    fn end(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.cut.store(true, Ordering::Relaxed);
+        let _ = self.connection.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Client {
+    /// One that is forgotten would go on counting beside the next one.
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -117,4 +148,37 @@ fn request(reader: &mut impl BufRead, writer: &mut impl Write) -> Result<u64> {
         bail!("the server closed the connection");
     }
     line.trim().parse().with_context(|| format!("reply {line:?} is not a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, net::TcpListener};
+
+    use super::*;
+
+    #[test]
+    fn a_client_whose_server_is_silent_ends_soon_and_keeps_what_it_has_counted() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap();
+        let serving = std::thread::spawn(move || {
+            let (mut connection, _) = server.accept().unwrap();
+            for number in 1..=2 {
+                connection.read_exact(&mut [0]).unwrap();
+                writeln!(connection, "{number}").unwrap();
+            }
+            // Silent from the third request on, until the client goes.
+            let _ = connection.read_to_end(&mut Vec::new());
+        });
+        let client =
+            Client::with_patience(address, Duration::ZERO, Duration::from_secs(240)).unwrap();
+        while client.replies() < 2 {
+            std::thread::yield_now();
+        }
+        let begun = Instant::now();
+        let report = client.stop();
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+        assert_eq!((report.replies, report.first, report.last), (2, 1, 2));
+        assert!(report.is_whole(), "{report:?}");
+        serving.join().unwrap();
+    }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, faults::nodes::NODES};
 
 /// Prints one line per thing that a migration could leave behind.
 const INVENTORY: &str = r#"
@@ -49,10 +49,17 @@ pub fn inventory(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
     Ok(text.lines().map(|line| format!("{node}: {line}")).collect())
 }
 
-/// The things on both nodes.
+/// The things on both nodes of a sandbox of two.
 pub fn both_nodes(cluster: &Cluster) -> Result<BTreeSet<String>> {
-    let mut all = inventory(cluster, "node-a")?;
-    all.extend(inventory(cluster, "node-b")?);
+    on_all(cluster, &NODES)
+}
+
+/// The things on several nodes.
+pub fn on_all(cluster: &Cluster, nodes: &[&str]) -> Result<BTreeSet<String>> {
+    let mut all = BTreeSet::new();
+    for node in nodes {
+        all.extend(inventory(cluster, node)?);
+    }
     Ok(all)
 }
 
@@ -72,23 +79,25 @@ pub fn kinds<'a>(things: impl IntoIterator<Item = &'a String>) -> Kinds {
 /// Waits until there is no more of anything than `before`.
 pub fn nothing_new(cluster: &Cluster, before: &BTreeSet<String>) -> Result<()> {
     let allowed = kinds(before);
-    no_more_than(cluster, &allowed, Duration::from_secs(90), |_| true).map_err(|(error, after)| {
+    let patience = Duration::from_secs(90);
+    no_more_than(cluster, &NODES, &allowed, patience, |_| true).map_err(|(error, after)| {
         let new: Vec<_> = after.difference(before).collect();
         error.context(format!("left behind, or new: {new:#?}\nbefore: {allowed:#?}"))
     })
 }
 
-/// Waits until there is no more of anything that `counts` than is allowed. An error comes with what
-/// there is.
+/// Waits until there is no more of anything that `counts` on these nodes than is allowed. An error comes
+/// with what there is.
 pub fn no_more_than(
     cluster: &Cluster,
+    nodes: &[&str],
     allowed: &Kinds,
     patience: Duration,
     counts: impl Fn(&str) -> bool,
 ) -> Result<(), (anyhow::Error, BTreeSet<String>)> {
     let mut after = BTreeSet::new();
     let settled = cluster.await_that("nothing is left behind", patience, || {
-        after = both_nodes(cluster)?;
+        after = on_all(cluster, nodes)?;
         after.retain(|thing| counts(thing));
         Ok(fits(&kinds(&after), allowed))
     });

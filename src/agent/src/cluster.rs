@@ -76,6 +76,22 @@ impl Cluster {
         Ok(found.is_none_or(|pod| pod.metadata.uid.as_deref() != Some(uid)))
     }
 
+    /// What a pod says of its addresses; none if no pod of this UID exists.
+    pub async fn pod_addresses(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+    ) -> anyhow::Result<Option<Vec<String>>> {
+        let pods: Api<corev1::Pod> = Api::namespaced(self.client.clone(), namespace);
+        let found = answer(pods.get_opt(name)).await?;
+        let ours = found.filter(|pod| pod.metadata.uid.as_deref() == Some(uid));
+        Ok(ours.map(|pod| {
+            let said = pod.status.and_then(|status| status.pod_ips).unwrap_or_default();
+            said.into_iter().map(|address| address.ip).collect()
+        }))
+    }
+
     /// Whether no Migration of this UID exists.
     pub async fn migration_is_gone(
         &self,

@@ -3,7 +3,12 @@
 //!
 //! For certain means both: a quorum read says that no pod of this UID exists, and its node says
 //! that it has no sandbox of it (a pod's object can be deleted by force while its sandbox still
-//! answers on the network), or that node's object is gone. In doubt an address stays lent.
+//! answers on the network), or that node's object is gone.
+//!
+//! A pod that lives may have left its address, too: after a loss of power kubelet makes it a new
+//! sandbox, which gets another one, and the pod keeps its UID. Kubelet makes a sandbox only when the one
+//! before is off the network, so the pod's status, by a quorum read, is proof enough. In doubt an address
+//! stays lent.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -120,7 +125,23 @@ impl Leases {
         Ok(all.into_iter().map(|sandbox| sandbox.id).collect())
     }
 
-    /// Gives back every address whose pod is gone, of those whose turn it is; returns how many.
+    /// Whether a sandbox of the pod on this node has the address, whatever the pod's status says. Nobody can
+    /// tell of another node.
+    async fn has_address(&self, owner: &LeaseOwner, ip: IpAddr) -> anyhow::Result<bool> {
+        if owner.node != self.node {
+            return Ok(false);
+        }
+        let cri = self.runtime.cri().await?;
+        for sandbox in cri.sandboxes(&owner.pod_uid).await? {
+            let address = cri.address(&sandbox.id).await?;
+            if address.and_then(|address| address.parse::<IpAddr>().ok()) == Some(ip) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Gives back every address whose pod is gone or has left it, of those whose turn it is; returns how many.
     pub async fn collect(&self, cluster: &Cluster, relay: &Relay, round: u64) -> usize {
         let leases = match lease::list(&self.host) {
             Ok(leases) => leases,
@@ -157,9 +178,9 @@ impl Leases {
         relay: &Relay,
     ) -> anyhow::Result<bool> {
         let owner = &lease.owner;
-        let gone = cluster.pod_is_gone(&owner.pod_namespace, &owner.pod_name, &owner.pod_uid);
-        if !gone.await? {
-            return Ok(false);
+        let said = cluster.pod_addresses(&owner.pod_namespace, &owner.pod_name, &owner.pod_uid);
+        if let Some(said) = said.await? {
+            return Ok(has_left(lease.ip, &said) && !self.has_address(owner, lease.ip).await?);
         }
         if owner.node == self.node {
             return Ok(!relay.has_sandbox(&owner.pod_uid).await?);
@@ -176,6 +197,13 @@ impl Leases {
         let present = relay.ask_for_sandbox(&owner.node, address.parse()?, &owner.pod_uid).await?;
         Ok(!present)
     }
+}
+
+/// Whether a pod that says these addresses uses another one than `ip`. One without any may be about to get
+/// it, and what cannot be read proves nothing.
+fn has_left(ip: IpAddr, said: &[String]) -> bool {
+    let read: Result<Vec<IpAddr>, _> = said.iter().map(|address| address.parse()).collect();
+    read.is_ok_and(|addresses| !addresses.is_empty() && !addresses.contains(&ip))
 }
 
 /// Those that are asked about in this round. Each costs a question to the API server, so that of many
@@ -239,6 +267,22 @@ mod tests {
                 }
             }
             assert!(asked.iter().all(|times| *times >= 1), "{count}: {asked:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_has_left_an_address_when_it_says_others_only() {
+        let ip = IpAddr::from([10, 0, 0, 4]);
+        for (said, left) in [
+            (vec!["10.0.0.9"], true),
+            (vec!["10.0.0.9", "fd00::9"], true),
+            (vec!["10.0.0.4"], false),
+            (vec!["fd00::9", "10.0.0.4"], false),
+            (vec![], false),
+            (vec!["10.0.0.9", "none"], false),
+        ] {
+            let said: Vec<String> = said.into_iter().map(str::to_owned).collect();
+            assert_eq!(has_left(ip, &said), left, "{said:?}");
         }
     }
 

@@ -27,9 +27,18 @@ pub struct Args {
     /// Only the tests on the cluster whose names contain this.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
-    /// Only the faults, and write docs/faults.md if all of them hold.
+    /// Only the faults. What each comes to is kept in target/faults, and docs/faults.md is written from it.
     #[arg(long, conflicts_with = "quick")]
     faults: bool,
+    /// Which run of the faults it is; one that was broken off is gone on with.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "faults")]
+    run: u8,
+    /// Only the faults of these places in their list, as in 40..80.
+    #[arg(long, value_name = "RANGE", requires = "faults")]
+    cells: Option<String>,
+    /// Pairs of nodes on which faults are tried side by side.
+    #[arg(long, value_name = "NUMBER", default_value_t = 2, requires = "faults", value_parser = clap::value_parser!(u8).range(1..=3))]
+    pairs: u8,
     /// A few of the faults instead of all.
     #[arg(long, requires = "faults")]
     some: bool,
@@ -128,10 +137,13 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         stages.run("chart", 10, || lint_chart(root))?;
         stages.run("runc and CRIU in a node", 240, || node_tests(root))?;
     }
+    if args.faults && !args.some {
+        // One more: for the operators.
+        stages.run("pairs of nodes", 240, || sandbox::grow(2 * args.pairs + 1))?;
+    }
     install_probe(&images::release_dir(root).join("transship-probe"))?;
     if args.faults {
-        return stages
-            .run("all faults", 4 * 3600, || on_cluster(root, "faults", &all_faults(args, root)));
+        return stages.run("faults", 3600, || on_cluster(root, "faults", &faults(args, root)));
     }
     if args.applications {
         stages.run("the applications' image", 240, || {
@@ -147,6 +159,7 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         stages.run("cluster tests", 1800, || on_cluster(root, "cluster", &filter))?;
     }
     if everything {
+        stages.run("a few of the faults", 200, || on_cluster(root, "faults", &some_faults()))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {
@@ -229,16 +242,22 @@ fn options(args: &Args) -> Options {
     Options { arguments: args.only.iter().cloned().collect(), ..Options::default() }
 }
 
-/// The table is written from a run of all.
-fn all_faults(args: &Args, root: &Path) -> Options {
+fn faults(args: &Args, root: &Path) -> Options {
+    if args.some {
+        return some_faults();
+    }
     let mut options = options(args);
-    match args.some {
-        true => options.environment.push(("TRANSSHIP_FAULTS_SOME", "1".into())),
-        false => {
-            options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()))
-        }
+    let run = root.join(format!("target/faults/run-{}.jsonl", args.run));
+    options.environment.push(("TRANSSHIP_FAULTS_RUN", run.into()));
+    options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()));
+    if let Some(cells) = &args.cells {
+        options.environment.push(("TRANSSHIP_FAULTS_CELLS", cells.into()));
     }
     options
+}
+
+fn some_faults() -> Options {
+    Options { environment: vec![("TRANSSHIP_FAULTS_SOME", "1".into())], ..Options::default() }
 }
 
 /// The end-to-end tests of a program, one after another, with what they need named in the

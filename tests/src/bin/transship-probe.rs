@@ -35,8 +35,9 @@ enum Action {
         #[arg(long, default_value_t = 250)]
         patience: u64,
     },
-    /// Await a moment of a namespace's migration: an entry in this node's journal, `criu` at work, or the
-    /// `hold` of a restored container.
+    /// Await a moment of a namespace's migration: an entry in this node's journal, `criu` in the middle of a
+    /// dump, or the `hold` of a restored container. CRIU stands still until the victim has been killed or,
+    /// without one, until stdin ends; "now" is printed first.
     Await {
         /// The migration's namespace.
         namespace: String,
@@ -74,7 +75,15 @@ fn main() -> anyhow::Result<()> {
         }
         Action::Await { namespace, moment, seconds, kill } => {
             let side = moment::wait(moment, &namespace, Duration::from_secs(seconds))?;
-            kill.map_or(Ok(()), |victim| process::kill(victim, side.as_ref()))
+            let done = match kill {
+                Some(victim) => process::kill(victim, side.as_ref()),
+                None if moment == Moment::Criu => stand_still(),
+                None => Ok(()),
+            };
+            if moment == Moment::Criu {
+                process::continue_criu();
+            }
+            done
         }
         Action::Kill { namespace, victim } => {
             process::kill(victim, Side::find(&namespace).as_ref())
@@ -88,6 +97,13 @@ fn main() -> anyhow::Result<()> {
             })
         }
     }
+}
+
+/// Says that the moment has come, and waits until it may go on.
+fn stand_still() -> anyhow::Result<()> {
+    println!("now");
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
 }
 
 /// Who started us through `nsenter` cannot end us by a signal.

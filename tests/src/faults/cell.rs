@@ -2,7 +2,14 @@
 
 use std::time::Duration;
 
-use super::{fault::Fault, moment::Moment, outcome::Outcome};
+use transship_api::Role::Source;
+
+use super::{
+    fault::{Fault, Length},
+    link::Link,
+    moment::Moment,
+    outcome::Outcome,
+};
 
 /// How soon after a fault's end the object has to tell the truth.
 const TRUTH: Duration = Duration::from_secs(30);
@@ -25,6 +32,12 @@ impl Cell {
     /// The test's name.
     pub fn name(&self) -> String {
         format!("{}_{}", self.fault.name(), self.moment.name())
+    }
+
+    /// The source has not voted and reaches nobody: it goes on by itself while that lasts.
+    pub fn leaves_the_source_alone(&self) -> bool {
+        self.moment == Moment::Dumping
+            && matches!(self.fault, Fault::Cut(Link::All(Source), Length::Long))
     }
 
     /// How long after the fault's end the outcome must be there and told.

@@ -9,6 +9,9 @@ use crate::cluster::Cluster;
 
 const NAMESPACE: &str = "--namespace=transship-system";
 const RELEASE: &str = "transship";
+/// In the checkout.
+const CHART: &str = "charts/transship";
+const OPERATOR: &str = "transship-operator";
 /// What differs between the two revisions; everything else of a pod's template stays.
 const MARK: &str = "transship.test/revision";
 
@@ -45,18 +48,11 @@ impl Chart {
     pub fn apply(self, cluster: &Cluster) -> Result<()> {
         match self {
             Self::Upgrade => {
-                let checkout =
-                    std::env::var("TRANSSHIP_CHECKOUT").context("TRANSSHIP_CHECKOUT is not set")?;
+                let chart = in_checkout(CHART)?;
                 let mark = MARK.replace('.', "\\.");
                 let marks = ["operator", "agent"].map(|of| format!("{of}.podAnnotations.{mark}=2"));
-                helm(&[
-                    "upgrade",
-                    RELEASE,
-                    &format!("{checkout}/charts/transship"),
-                    "--reuse-values",
-                    "--set-string",
-                    &marks.join(","),
-                ])
+                let marks = marks.join(",");
+                helm(&["upgrade", RELEASE, &chart, "--reuse-values", "--set-string", &marks])
             }
             Self::Rollback if is_upgraded(cluster)? => helm(&["rollback", RELEASE]),
             Self::Rollback => bail!("there is nothing to roll back"),
@@ -65,11 +61,35 @@ impl Chart {
 
     /// Waits until every pod is of the one revision.
     pub fn settled(cluster: &Cluster) -> Result<()> {
-        for what in ["daemonset/transship-agent", "deployment/transship-operator"] {
-            cluster.kubectl(&[NAMESPACE, "rollout", "status", what, "--timeout=120s"])?;
+        for (kind, name) in [("daemonset", "transship-agent"), ("deployment", OPERATOR)] {
+            let what = format!("{kind}/{name}");
+            cluster.kubectl(&[NAMESPACE, "rollout", "status", &what, "--timeout=120s"])?;
         }
         Ok(())
     }
+}
+
+/// Installs the chart as the sandbox does, but with the operators on one node (none: wherever there is
+/// room), and waits until they are there. Does nothing where it is so.
+pub fn keep_operators(cluster: &Cluster, node: Option<&str>) -> Result<()> {
+    let path = r"jsonpath={.spec.template.spec.nodeSelector.kubernetes\.io/hostname}";
+    let is = cluster.kubectl(&[NAMESPACE, "get", "deployment", OPERATOR, "-o", path])?;
+    // A broken run may have left the other revision.
+    if is == node.unwrap_or_default() && !is_upgraded(cluster)? {
+        return Ok(());
+    }
+    let values = in_checkout("src/xtask/sandbox-assets/values.yaml")?;
+    let place = node.map(|node| format!(r"operator.nodeSelector.kubernetes\.io/hostname={node}"));
+    let chart = in_checkout(CHART)?;
+    let mut args = vec!["upgrade", RELEASE, &chart, "--reset-values", "--values", &values];
+    args.extend(place.iter().flat_map(|place| ["--set", place]));
+    helm(&args)?;
+    Chart::settled(cluster)
+}
+
+fn in_checkout(path: &str) -> Result<String> {
+    let checkout = std::env::var("TRANSSHIP_CHECKOUT").context("TRANSSHIP_CHECKOUT is not set")?;
+    Ok(format!("{checkout}/{path}"))
 }
 
 fn is_upgraded(cluster: &Cluster) -> Result<bool> {

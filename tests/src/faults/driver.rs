@@ -1,7 +1,11 @@
 //! Runs a cell: the example application with a client, its migration, the fault, and the judgement.
 
 use std::{
-    process::{Child, Stdio},
+    cell::RefCell,
+    fmt,
+    io::{BufRead, BufReader},
+    process::{Child, ChildStdout, Stdio},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -16,41 +20,52 @@ use super::{
     history::History,
     judge,
     moment::Sign,
-    nodes::NODES,
+    nodes::Pair,
     outcome::{Outcome, Seen},
     sentry::Sentry,
-    stage::{NAME, Stage},
+    stage::{IMPATIENCE, NAME, Stage},
     table::Row,
 };
 use crate::{
-    cluster::{Cluster, Pod, migration},
+    cluster::{Cluster, Pod, condition, migration},
     counter::Client,
+    node::moment::{MISSED, Moment as InNode},
 };
 
 /// How long a moment may take to come.
 const MOMENT: Duration = Duration::from_secs(60);
 /// How long a client waits for a reply: longer than any fault.
 const CLIENT: Duration = Duration::from_secs(240);
+/// How often is looked at a migration of which nothing is heard.
+const LOOK: Duration = Duration::from_secs(3);
+/// How often a cell is tried whose moment passed before it could be seen: then nothing was tested.
+const TRIES: u32 = 4;
 
 /// A migration under way.
 pub struct Scene<'a> {
     /// The cluster, in the cell's namespace.
     pub cluster: &'a Cluster,
+    /// The nodes between which it goes.
+    pub nodes: Pair,
     /// The pod before its migration.
     pub source: Pod,
     /// The Migration's name.
     pub migration: String,
     /// What the API server showed of it.
     pub history: History,
+    /// What a fault has begun and what ends by itself.
+    pub background: RefCell<Vec<JoinHandle<()>>>,
 }
 
 impl Scene<'_> {
     /// A side's node.
     pub fn node(&self, role: Role) -> &'static str {
-        let target = self.source.other_node();
+        let [first, second] = self.nodes;
+        let (source, target) =
+            if self.source.node == first { (first, second) } else { (second, first) };
         match role {
+            Role::Source => source,
             Role::Target => target,
-            Role::Source => NODES.into_iter().find(|node| *node != target).unwrap_or(NODES[0]),
         }
     }
 
@@ -61,22 +76,62 @@ impl Scene<'_> {
     }
 }
 
+/// The moment passed before the fault could be injected.
+#[derive(Debug)]
+struct Missed(String);
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Missed {}
+
 /// Runs a cell and judges it. An error says which invariant does not hold.
 pub fn run(stage: &Stage, cell: &Cell) -> Result<Row> {
+    for _ in 1..TRIES {
+        match attempt(stage, cell) {
+            Err(error) if error.is::<Missed>() => eprintln!("{}: {error}", cell.name()),
+            outcome => return outcome,
+        }
+    }
+    attempt(stage, cell)
+}
+
+fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     let mut watch = Stopwatch::start(cell);
     let cluster = &stage.cluster;
-    let source = stage.pod()?;
+    let source = stage.pod(cell.leaves_the_source_alone())?;
     let history = History::start(cluster, NAME);
-    let scene = Scene { cluster, source, migration: NAME.into(), history };
+    let scene = Scene {
+        cluster,
+        nodes: stage.nodes,
+        source,
+        migration: NAME.into(),
+        history,
+        background: RefCell::default(),
+    };
     watch.lap("in order");
 
     let outcome = cell.fault.prepare(&scene).and_then(|()| judged(cell, &scene, &mut watch));
     // Whatever went wrong, the next cell finds everything in order.
     let ended = cell.fault.end(&scene);
     let opened = Gate::ALL.iter().try_for_each(|gate| gate.open(cluster));
-    let outcome = outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)));
+    let outcome = match outcome {
+        // It takes its course, of which nothing is known.
+        Err(error) if error.is::<Missed>() => {
+            cluster.ended(NAME, cell.patience())?;
+            Err(error)
+        }
+        outcome => outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene))),
+    };
     let cleared = cell.fault.clear(&scene);
-    let row = outcome?;
+    if let Err(error) = &outcome
+        && !error.is::<Missed>()
+    {
+        return outcome;
+    }
     ended.and(opened).and(cleared)?;
 
     drop(scene.history);
@@ -84,7 +139,7 @@ pub fn run(stage: &Stage, cell: &Cell) -> Result<Row> {
     watch.lap("forgotten");
     stage.nothing_is_left()?;
     watch.lap("nothing left");
-    Ok(row)
+    outcome
 }
 
 /// Tells where a cell's time goes.
@@ -119,14 +174,19 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     let cluster = scene.cluster;
     let address = format!("{}:8080", scene.source.ip).parse()?;
     let client = Client::with_patience(address, Duration::from_millis(2), CLIENT)?;
-    let sentry = Sentry::start(cluster, &NODES);
-    cluster.await_that("both nodes are looked at", MOMENT, || Ok(sentry.stands(&NODES)))?;
+    let sentry = Sentry::start(cluster, &scene.nodes);
+    cluster.await_that("both nodes are looked at", MOMENT, || Ok(sentry.stands(&scene.nodes)))?;
 
     watch.lap("watched");
 
     let struck = strike(cell, scene)?;
     watch.lap("struck");
-    std::thread::sleep(cell.fault.lasts());
+    let end = Instant::now() + cell.fault.lasts();
+    if cell.leaves_the_source_alone() {
+        judge::it_goes_on_meanwhile(scene, &sentry, IMPATIENCE)?;
+    }
+    // As long as it lasts, whatever the migration makes of it: it may do harm later.
+    std::thread::sleep(end.saturating_duration_since(Instant::now()));
     if !cell.fault.goes_on() {
         cell.fault.end(scene).context("undoing the fault")?;
     }
@@ -149,7 +209,7 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     judge::one_copy_ran(scene, &sentry.stop(), outcome, orders_a_fresh_pod(cell.fault))?;
     scene.history.kept_its_word()?;
     watch.lap("judged");
-    judge::nothing_is_left_beside_the_pod(cluster)?;
+    judge::nothing_is_left_beside_the_pod(cluster, &scene.nodes)?;
     watch.lap("tidy");
     Ok(Row {
         name: cell.name(),
@@ -157,7 +217,7 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
         outcome,
         settled,
         standstill: Duration::from_millis(report.longest_gap_ms),
-        says: crate::cluster::condition(&last, "Succeeded").2,
+        says: condition(&last, "Succeeded").2,
     })
 }
 
@@ -179,48 +239,104 @@ fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
         }
         _ => None,
     };
-    let mut probe = watch(scene, first, at_once)?;
+    let mut probe = Probe::start(scene, first, at_once)?;
     cluster.apply(&migration(&scene.migration, &scene.source.name, scene.node(Role::Target)))?;
+    let mut standing = None;
     for (index, sign) in cell.moment.signs().iter().enumerate() {
         if index > 0 {
-            probe = watch(scene, sign, None)?;
+            probe = Probe::start(scene, sign, None)?;
         }
         match sign {
             Sign::Step(step) => scene.history.reaches(*step, MOMENT)?,
-            Sign::InNode(..) => finish(probe.take().context("no probe")?)?,
+            Sign::InNode(..) => standing = probe.take().context("no probe")?.sees()?,
         }
     }
+    let latest = scene.history.latest();
     let struck = scene.history.step();
-    if at_once.is_none() {
-        cell.fault.begin(scene).context("injecting the fault")?;
+    if let Some(gate) = cell.moment.gate()
+        && !latest["status"][gate.field()].is_null()
+    {
+        return Err(Missed(format!("{} was recorded too early", gate.field())).into());
     }
-    Ok(struck)
+    let begun = match at_once {
+        None => cell.fault.begin(scene).context("injecting the fault"),
+        Some(_) => Ok(()),
+    };
+    if let Some(standing) = standing {
+        // Its node may have gone meanwhile.
+        let _ = standing.go_on();
+    }
+    begun.map(|()| struck)
 }
 
-/// Starts the probe that sees a sign in a node, if it is one.
-fn watch(scene: &Scene, sign: &Sign, kill: Option<&str>) -> Result<Option<Child>> {
-    let Sign::InNode(role, moment) = sign else { return Ok(None) };
-    let (moment, seconds) = (moment.to_string(), MOMENT.as_secs().to_string());
-    let mut command = vec!["transship-probe", "await", &scene.cluster.namespace, &moment, &seconds];
-    command.extend(kill.iter().flat_map(|victim| ["--kill", victim]));
-    let mut probe = scene.cluster.on_node_command(scene.node(*role), &command);
-    Ok(Some(probe.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?))
+/// Looks for a sign in a node.
+struct Probe {
+    child: Child,
+    /// Where it keeps CRIU standing when it has seen the sign.
+    said: Option<ChildStdout>,
 }
 
-fn finish(probe: Child) -> Result<()> {
-    let output = probe.wait_with_output()?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+impl Probe {
+    /// Starts it, if the sign is one in a node.
+    fn start(scene: &Scene, sign: &Sign, kill: Option<&str>) -> Result<Option<Probe>> {
+        let Sign::InNode(role, moment) = sign else { return Ok(None) };
+        let stands = *moment == InNode::Criu && kill.is_none();
+        let (moment, seconds) = (moment.to_string(), MOMENT.as_secs().to_string());
+        let mut command =
+            vec!["transship-probe", "await", &scene.cluster.namespace, &moment, &seconds];
+        command.extend(kill.iter().flat_map(|victim| ["--kill", victim]));
+        let mut probe = scene.cluster.on_node_command(scene.node(*role), &command);
+        probe.stdin(Stdio::null()).stderr(Stdio::piped());
+        if stands {
+            probe.stdin(Stdio::piped()).stdout(Stdio::piped());
+        }
+        let mut child = probe.spawn()?;
+        let said = child.stdout.take();
+        Ok(Some(Probe { child, said }))
     }
-    Ok(())
+
+    /// Waits until it has seen its sign. Gives itself back if it keeps CRIU standing.
+    fn sees(mut self) -> Result<Option<Probe>> {
+        if let Some(said) = self.said.take() {
+            let mut line = String::new();
+            BufReader::new(said).read_line(&mut line)?;
+            if line.trim() == "now" {
+                return Ok(Some(self));
+            }
+        }
+        self.go_on().map(|()| None)
+    }
+
+    /// Waits for its end, which it is free to come to.
+    fn go_on(mut self) -> Result<()> {
+        drop(self.child.stdin.take());
+        let output = self.child.wait_with_output()?;
+        let says = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        match output.status.success() {
+            true => Ok(()),
+            false if says.contains(MISSED) => Err(Missed(says).into()),
+            false => bail!("{says}"),
+        }
+    }
 }
 
 /// Waits until the outcome is there, told, and lasts.
 fn settled(cell: &Cell, scene: &Scene) -> Result<Outcome> {
     let may_be_gone = matches!(cell.fault, Fault::User(act) if act.removes_the_migration());
-    let mut outcome = None;
+    let (mut outcome, mut looked) = (None, Instant::now());
     let what = "what runs is right and the Migration tells it";
     scene.cluster.await_that(what, cell.patience(), || {
+        // Asking takes from the machine what the migration needs. The watch tells of its end; it may have
+        // broken, and the object may go.
+        let latest = scene.history.latest();
+        let (succeeded, _, message) = condition(&latest, "Succeeded");
+        let has_ended = matches!(succeeded.as_str(), "True" | "False");
+        ensure!(
+            has_ended || may_be_gone || looked.elapsed() > LOOK,
+            "at {}: {message}",
+            latest["status"]["step"]
+        );
+        looked = Instant::now();
         let migration = scene.cluster.get("migration", &scene.migration)?;
         let pods: Vec<Value> = scene
             .cluster
@@ -252,7 +368,7 @@ fn evidence(scene: &Scene) -> String {
     let mut text = format!("Migration: {:#}\n", scene.history.latest()["status"]);
     text += &shown(&["get", "pods", "-o", "wide"]);
     text += &shown(&["get", "events", "--sort-by=.metadata.creationTimestamp"]);
-    for node in NODES {
+    for node in scene.nodes {
         let logs = format!(
             "cd /var/lib/transship/migrations && for d in $(grep -l '\"{}\"' */task.json | xargs -r -n1 dirname); \
              do echo \"--- $d\"; cat $d/journal; tail -n 30 $d/holder.log; done",

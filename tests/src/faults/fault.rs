@@ -24,18 +24,20 @@ const STATE: &str = "/var/lib/transship";
 pub enum Length {
     /// Shorter than anybody's patience.
     Briefly,
-    /// Longer than a target may run unconfirmed, and than it takes to prove that it has stopped.
+    /// Longer than a target may run unconfirmed, and than it takes to prove that it has stopped, where
+    /// anybody can.
     Long,
 }
 
-impl Length {
-    fn time(self) -> Duration {
-        match self {
-            Self::Briefly => Duration::from_secs(6),
-            Self::Long => Duration::from_secs(45),
-        }
-    }
+/// The shorter one.
+const BRIEFLY: Duration = Duration::from_secs(6);
+/// Longer than it takes to prove that a target has stopped, and than anybody is waited for: 30 seconds, and
+/// the operator looks again every five.
+const LONG: Duration = Duration::from_secs(40);
+/// Where no operator can prove anything meanwhile: longer than a target may run unconfirmed, 20 seconds.
+const LONG_UNPROVEN: Duration = Duration::from_secs(26);
 
+impl Length {
     fn name(self) -> &'static str {
         match self {
             Self::Briefly => "briefly",
@@ -49,6 +51,9 @@ impl Length {
 pub enum Fault {
     /// kill -9 of a process in a side's node.
     Kill(Role, Victim),
+    /// kubelet kills the application's container, as for a probe that fails: the verb goes through
+    /// containerd and its shim to the runtime wrapper.
+    KillContainer(Role),
     /// kill -9 of the operator that leads.
     KillLeader,
     /// kill -9 of all operators.
@@ -83,6 +88,7 @@ impl Fault {
     pub fn name(self) -> String {
         match self {
             Self::Kill(role, victim) => format!("kill_{}_{}", side(role), victim.as_str()),
+            Self::KillContainer(role) => format!("kill_container_of_{}", side(role)),
             Self::KillLeader => "kill_leader".into(),
             Self::KillOperators => "kill_operators".into(),
             Self::Cut(link, length) => format!("cut_{}_{}", link.name(), length.name()),
@@ -100,10 +106,28 @@ impl Fault {
     pub fn lasts(self) -> Duration {
         match self {
             Self::Cut(_, length) | Self::PauseApi(length) | Self::PowerOff(_, length) => {
-                length.time()
+                match length {
+                    Length::Briefly => BRIEFLY,
+                    Length::Long if self.concerns_all() => LONG_UNPROVEN,
+                    Length::Long => LONG,
+                }
             }
             _ => Duration::ZERO,
         }
+    }
+
+    /// It happens to the whole cluster, and not to one pair of nodes or one namespace: nothing else may be
+    /// tested at that time.
+    pub fn concerns_all(self) -> bool {
+        matches!(
+            self,
+            Self::KillLeader
+                | Self::KillOperators
+                | Self::Cut(Link::Operators, _)
+                | Self::PauseApi(_)
+                | Self::User(Act::StripFinalizer)
+                | Self::Chart(_)
+        )
     }
 
     /// It is undone only when the migration is over: its end is not what anybody waits for.
@@ -134,6 +158,7 @@ impl Fault {
         };
         match self {
             Self::Kill(role, victim) => kill(scene.node(role), victim),
+            Self::KillContainer(role) => kill_container(scene, role),
             Self::KillLeader => kill(&nodes::leader(cluster)?.node, Victim::Operator),
             Self::KillOperators => {
                 let mut all: Vec<String> =
@@ -166,9 +191,14 @@ impl Fault {
     pub fn end(self, scene: &Scene) -> Result<()> {
         let cluster = scene.cluster;
         match self {
-            Self::Kill(..) | Self::KillLeader | Self::KillOperators => Ok(()),
+            Self::Kill(..) | Self::KillContainer(_) | Self::KillLeader | Self::KillOperators => {
+                Ok(())
+            }
+            Self::Cut(Link::Operators, _) => {
+                nodes::names(cluster)?.iter().try_for_each(|node| link::mend(cluster, node))
+            }
             Self::Cut(..) | Self::Stream(_) => {
-                nodes::NODES.iter().try_for_each(|node| link::mend(cluster, node))
+                scene.nodes.iter().try_for_each(|node| link::mend(cluster, node))
             }
             Self::PauseApi(_) => pause_api(scene, "-CONT"),
             Self::FillDisk(role) => {
@@ -194,6 +224,21 @@ impl Fault {
         );
         scene.cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
     }
+}
+
+/// Whether it is refused depends on the moment: what then runs is judged.
+fn kill_container(scene: &Scene, role: Role) -> Result<()> {
+    let target = scene.target_uid();
+    let pod = match role {
+        Role::Source => &scene.source.uid,
+        Role::Target => &target,
+    };
+    let script = format!(
+        "c=$(ctr -n k8s.io containers ls -q 'labels.\"io.kubernetes.pod.uid\"=={pod},labels.\"io.cri-containerd.kind\"==container'); \
+         test -n \"$c\" || {{ echo 'the pod has no container' >&2; exit 1; }}; \
+         for c in $c; do ctr -n k8s.io tasks kill --signal SIGKILL $c; done; true"
+    );
+    scene.cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
 }
 
 /// Limits all pods of a node together.

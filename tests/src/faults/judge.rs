@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use transship_api::duration;
+use transship_api::{Role, duration};
 
 use super::{
     driver::Scene,
-    nodes::NODES,
+    nodes::Pair,
     outcome::Outcome,
-    sentry::{Looks, doubles, ran},
+    sentry::{Looks, Sentry, doubles, ran},
 };
 use crate::{
     cluster::{Cluster, Pod, condition},
@@ -35,6 +35,14 @@ pub fn one_copy_ran(
     let may = outcome.may_have_run_on_the_target() && decision != "Abort";
     ensure!(may || target.is_empty() || !ran(looks, &target), "the target ran ({decision})");
     Ok(())
+}
+
+/// The source runs again before the fault ends. A client may find out later, at TCP's own pace.
+pub fn it_goes_on_meanwhile(scene: &Scene, sentry: &Sentry, patience: Duration) -> Result<()> {
+    let (node, source) = (scene.node(Role::Source), &scene.source.uid);
+    scene
+        .cluster
+        .await_that("the source goes on by itself", patience, || Ok(sentry.sees(node, source)))
 }
 
 /// No number was lost or came twice; what went on with its connections is still answered on them.
@@ -65,7 +73,7 @@ pub fn the_client_was_served(
 }
 
 /// Nothing of the migration is left while the pod runs on.
-pub fn nothing_is_left_beside_the_pod(cluster: &Cluster) -> Result<()> {
+pub fn nothing_is_left_beside_the_pod(cluster: &Cluster, nodes: &Pair) -> Result<()> {
     cluster.await_that("no target pod or claim is left", Duration::from_secs(30), || {
         for migration in cluster.list("migrations", "")? {
             let (succeeded, _, message) = condition(&migration, "Succeeded");
@@ -81,7 +89,7 @@ pub fn nothing_is_left_beside_the_pod(cluster: &Cluster) -> Result<()> {
         }
         Ok(true)
     })?;
-    NODES.iter().try_for_each(|node| no_record_is_left(cluster, node))
+    nodes.iter().try_for_each(|node| no_record_is_left(cluster, node))
 }
 
 /// No record or task of the test's namespace is left on a node.

@@ -16,6 +16,8 @@ pub enum Link {
     Nodes,
     /// From a side's node (agent, holder and kubelet) to the API server.
     Api(Role),
+    /// From a side's node to the API server and to the other node: it is alone, but for its pods' clients.
+    All(Role),
     /// From the operators to the API server.
     Operators,
 }
@@ -38,6 +40,8 @@ impl Link {
             Self::Nodes => "node_to_node",
             Self::Api(Role::Source) => "source_to_api",
             Self::Api(Role::Target) => "target_to_api",
+            Self::All(Role::Source) => "source_to_all",
+            Self::All(Role::Target) => "target_to_all",
             Self::Operators => "operators_to_api",
         }
     }
@@ -46,14 +50,21 @@ impl Link {
     pub fn cut(self, scene: &Scene) -> Result<()> {
         let cluster = scene.cluster;
         let api = || nodes::api_server(cluster);
+        let from_peer = |peer: &str| chain("input", &format!("ip saddr {peer} drop"));
         match self {
             Self::Nodes => {
                 let peer = nodes::address(cluster, scene.node(Role::Target))?;
-                let rules = [
-                    chain("output", &format!("ip daddr {peer} drop")),
-                    chain("input", &format!("ip saddr {peer} drop")),
-                ];
-                add(cluster, scene.node(Role::Source), &rules.concat())
+                let to_peer = chain("output", &format!("ip daddr {peer} drop"));
+                add(cluster, scene.node(Role::Source), &(to_peer + &from_peer(&peer)))
+            }
+            Self::All(role) => {
+                let other = match role {
+                    Role::Source => Role::Target,
+                    Role::Target => Role::Source,
+                };
+                let peer = nodes::address(cluster, scene.node(other))?;
+                let to_all = chain("output", &format!("ip daddr {{ {peer}, {} }} drop", api()?));
+                add(cluster, scene.node(role), &(to_all + &from_peer(&peer)))
             }
             // What the node itself sends; its pods' packets are forwarded.
             Self::Api(role) => {

@@ -16,7 +16,7 @@ pub enum Moment {
     TargetStarts,
     /// The source is about to freeze.
     Freezing,
-    /// CRIU dumps the source, its state is on the way.
+    /// CRIU dumps the source, its state is on the way; CRIU is stopped until the fault has begun.
     Dumping,
     /// Every task is restored on the target and held by CRIU's script.
     Restoring,
@@ -44,6 +44,40 @@ pub enum Sign {
 }
 
 impl Moment {
+    /// All, in their order.
+    pub const ALL: [Self; 12] = [
+        Self::Preflight,
+        Self::TargetIsMade,
+        Self::TargetStarts,
+        Self::Freezing,
+        Self::Dumping,
+        Self::Restoring,
+        Self::Voted,
+        Self::Decided,
+        Self::Thawing,
+        Self::Thawed,
+        Self::HandingOver,
+        Self::Releasing,
+    ];
+
+    /// How it stands over a column of the table.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Preflight => "checks",
+            Self::TargetIsMade => "target made",
+            Self::TargetStarts => "target starts",
+            Self::Freezing => "freezing",
+            Self::Dumping => "dumping",
+            Self::Restoring => "restoring",
+            Self::Voted => "voted",
+            Self::Decided => "decided",
+            Self::Thawing => "thawing",
+            Self::Thawed => "unconfirmed",
+            Self::HandingOver => "handing over",
+            Self::Releasing => "releasing",
+        }
+    }
+
     /// How it stands in a test's name.
     pub fn name(self) -> &'static str {
         match self {

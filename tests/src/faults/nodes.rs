@@ -7,8 +7,18 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, Pod, condition};
 
-/// The two nodes that pods move between.
-pub const NODES: [&str; 2] = ["node-a", "node-b"];
+/// Two nodes between which a pod moves to and fro.
+pub type Pair = [&'static str; 2];
+
+/// The pair of a sandbox of two nodes.
+pub const NODES: Pair = ["node-a", "node-b"];
+/// In a larger one the first node is nobody's: it keeps the operators and is the way to Services, and
+/// whatever happens to one pair does not concern the others.
+const PAIRS: [Pair; 3] = [["node-b", "node-c"], ["node-d", "node-e"], ["node-f", "node-g"]];
+/// That node.
+pub const FIRST: &str = "node-a";
+/// How many the chart makes.
+const OPERATORS: usize = 2;
 const SYSTEM: &str = "--namespace=transship-system";
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -48,20 +58,40 @@ pub fn leader(cluster: &Cluster) -> Result<Pod> {
     operators(cluster)?.into_iter().find(leads).with_context(|| format!("{holder} is no pod"))
 }
 
-/// Waits until nodes, operators and agents are well.
-pub fn healthy(cluster: &Cluster) -> Result<()> {
+/// The pairs of nodes that the sandbox has.
+pub fn pairs(cluster: &Cluster) -> Result<Vec<Pair>> {
+    let names = names(cluster)?;
+    let is_there = |pair: &Pair| pair.iter().all(|node| names.iter().any(|name| name == node));
+    let apart: Vec<Pair> = PAIRS.into_iter().filter(is_there).collect();
+    Ok(if apart.is_empty() { vec![NODES] } else { apart })
+}
+
+/// Names of all nodes.
+pub fn names(cluster: &Cluster) -> Result<Vec<String>> {
+    let names = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"])?;
+    Ok(names.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Waits until these nodes, their agents and the operators are well.
+pub fn healthy(cluster: &Cluster, nodes: &[&str]) -> Result<()> {
+    let wanted = |name: &Value| name.as_str().is_some_and(|name| nodes.contains(&name));
     cluster.await_that("nodes, operators and agents are well", PATIENCE, || {
-        for kind in ["nodes", "nodes.transship.dev"] {
-            let text = cluster.kubectl(&["get", kind, "-o", "json"])?;
-            let list: Value = serde_json::from_str(&text)?;
-            let all = list["items"].as_array().cloned().unwrap_or_default();
-            if all.len() < NODES.len() || !all.iter().all(is_ready) {
-                return Ok(false);
-            }
+        let text = cluster.kubectl(&["get", "nodes,nodes.transship.dev", "-o", "json"])?;
+        let mut list: Value = serde_json::from_str(&text)?;
+        // The cluster's object of each node, and ours.
+        let mut objects = list["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        objects.retain(|node| wanted(&node["metadata"]["name"]));
+        if objects.len() < 2 * nodes.len() || !objects.iter().all(is_ready) {
+            return Ok(false);
         }
-        let pods = ours(cluster, "app.kubernetes.io/component in (agent,operator)")?;
-        Ok(pods.len() == 2 * NODES.len() && pods.iter().all(is_ready))
+        let mut pods = ours(cluster, "app.kubernetes.io/component in (agent,operator)")?;
+        pods.retain(|pod| is_operator(pod) || wanted(&pod["spec"]["nodeName"]));
+        Ok(pods.len() == nodes.len() + OPERATORS && pods.iter().all(is_ready))
     })
+}
+
+fn is_operator(pod: &Value) -> bool {
+    pod["metadata"]["labels"]["app.kubernetes.io/component"] == "operator"
 }
 
 /// Whether an object's condition Ready is true and it stays.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use transship_api::Step;
 
@@ -10,7 +11,7 @@ use super::nodes::restarts;
 use crate::cluster::{Pod, condition};
 
 /// What became of the pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Outcome {
     /// It goes on, on the target, with memory and connections.
     Moved,

@@ -49,6 +49,13 @@ impl Sentry {
         nodes.iter().all(|node| shared.looks.iter().any(|(seen, _)| seen == node))
     }
 
+    /// Whether a pod's application runs on a node, as seen last.
+    pub fn sees(&self, node: &str, pod: &str) -> bool {
+        let shared = lock(&self.shared);
+        let latest = shared.looks.iter().rev().find(|(seen, _)| *seen == node);
+        latest.is_some_and(|(_, look)| look.running.contains(pod))
+    }
+
     /// Ends the probes and gives what was seen, in order of time.
     pub fn stop(mut self) -> Looks {
         self.end();

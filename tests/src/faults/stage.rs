@@ -1,6 +1,6 @@
 //! What stays from cell to cell: a namespace with the example application, which is moved to and
 //! fro and made again only where a cell has ended it or its connections; and what lies on the nodes
-//! beside it when all is well.
+//! beside it when all is well. Each pair of nodes has a stage of its own.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use super::{
     gate::Gate,
     link,
-    nodes::{self, NODES},
+    nodes::{self, Pair},
 };
 use crate::{
     cluster::{Cluster, Pod},
@@ -19,6 +19,14 @@ use crate::{
 /// The application's name.
 pub const NAME: &str = "counter";
 const APPLICATION: &str = include_str!("../../../examples/counter.yaml");
+/// Where the application may run is put before this line of its pod's template.
+const BEFORE: &str = "      terminationGracePeriodSeconds";
+/// Put before [`PROBE`]: a probe that lets kubelet kill what stands still for [`IMPATIENCE`].
+const LIVENESS: &str = "          livenessProbe: {tcpSocket: {port: tcp}, periodSeconds: 5, \
+     timeoutSeconds: 3, failureThreshold: 4}\n";
+const PROBE: &str = "          readinessProbe";
+/// How long the application with that probe may stand still.
+pub const IMPATIENCE: Duration = Duration::from_secs(20);
 /// Everybody who takes something away between two cells does so within seconds, but not all at once.
 const SOON: Duration = Duration::from_secs(45);
 
@@ -26,6 +34,8 @@ const SOON: Duration = Duration::from_secs(45);
 pub struct Stage {
     /// The cluster, in the application's namespace.
     pub cluster: Cluster,
+    /// The nodes that it is moved between.
+    pub nodes: Pair,
     /// What lies on the nodes without the application.
     empty: Kinds,
     /// What the application adds to the node it is on, its address apart.
@@ -34,14 +44,14 @@ pub struct Stage {
 
 impl Stage {
     /// Puts everything in order, whatever an earlier run has left, and starts the application.
-    pub fn set() -> Result<Stage> {
-        let cluster = Cluster::with_namespace("faults")?;
+    pub fn set(nodes: Pair) -> Result<Stage> {
+        let cluster = Cluster::with_namespace(&format!("faults-{}", nodes[0]))?;
         // After a run that was broken off, too.
         Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster))?;
-        NODES.iter().try_for_each(|node| link::mend(&cluster, node))?;
-        nodes::healthy(&cluster)?;
+        nodes.iter().try_for_each(|node| link::mend(&cluster, node))?;
+        nodes::healthy(&cluster, &nodes)?;
         let quiet = cluster.await_that("nothing of an earlier run is left", SOON, || {
-            let all = residue::both_nodes(&cluster)?;
+            let all = residue::on_all(&cluster, &nodes)?;
             let ours = |thing: &String| {
                 ["record", "journal", "lent"]
                     .iter()
@@ -53,33 +63,39 @@ impl Stage {
             // Who left it has failed already; the others are to be tried all the same.
             eprintln!("{error:#}");
         }
-        let empty = present(&cluster, None)?;
-        let mut stage = Stage { cluster, empty, application: Kinds::new() };
-        let pod = stage.start()?;
-        let with = present(&stage.cluster, Some(&pod))?;
+        let empty = present(&cluster, &nodes, None)?;
+        let mut stage = Stage { cluster, nodes, empty, application: Kinds::new() };
+        let pod = stage.start(false)?;
+        let with = present(&stage.cluster, &nodes, Some(&pod))?;
         stage.application = difference(&with, &stage.empty, &pod.node);
         Ok(stage)
     }
 
-    fn start(&self) -> Result<Pod> {
-        self.cluster.apply(APPLICATION)?;
+    fn start(&self, impatient: bool) -> Result<Pod> {
+        let mut manifest = on_nodes(APPLICATION, &self.nodes);
+        if impatient {
+            manifest = manifest.replacen(PROBE, &(LIVENESS.to_owned() + PROBE), 1);
+        }
+        self.cluster.apply(&manifest)?;
         self.cluster.rolled_out(NAME)?;
         self.cluster.pod("app=counter")
     }
 
-    /// The application's pod, running as if nothing had ever happened to it.
-    pub fn pod(&self) -> Result<Pod> {
-        nodes::healthy(&self.cluster)?;
+    /// The application's pod, running as if nothing had ever happened to it. An impatient one has a
+    /// liveness probe.
+    pub fn pod(&self, impatient: bool) -> Result<Pod> {
+        nodes::healthy(&self.cluster, &self.nodes)?;
         let pods = self.cluster.list("pods", "app=counter")?;
         if let [pod] = pods.as_slice()
             && nodes::is_ready(pod)
             && nodes::restarts(pod) == 0
+            && pod["spec"]["containers"][0]["livenessProbe"].is_null() != impatient
             && !self.cluster.get("deployment", NAME)?.is_null()
         {
             return Ok(Pod::of(pod));
         }
         self.clear()?;
-        self.start()
+        self.start(impatient)
     }
 
     /// Removes the application.
@@ -115,7 +131,8 @@ impl Stage {
 
     fn no_more_than(&self, allowed: &Kinds, pod: Option<&Pod>) -> Result<()> {
         let counts = |thing: &str| counts(thing, pod);
-        residue::no_more_than(&self.cluster, allowed, SOON, counts).map_err(|(error, after)| {
+        let found = residue::no_more_than(&self.cluster, &self.nodes, allowed, SOON, counts);
+        found.map_err(|(error, after)| {
             let too_many = |thing: &&String| {
                 residue::kinds([*thing]).into_keys().any(|kind| {
                     let there = after.iter().filter(|other| other.starts_with(&kind)).count();
@@ -134,9 +151,19 @@ impl Stage {
     }
 }
 
+/// The application's manifest, for these nodes only.
+fn on_nodes(manifest: &str, nodes: &Pair) -> String {
+    let affinity = format!(
+        "      affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: \
+         [{{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{}]}}]}}]}}}}}}\n",
+        nodes.join(", ")
+    );
+    manifest.replacen(BEFORE, &(affinity + BEFORE), 1)
+}
+
 /// What lies on the nodes.
-fn present(cluster: &Cluster, pod: Option<&Pod>) -> Result<Kinds> {
-    let all = residue::both_nodes(cluster).context("looking at the nodes")?;
+fn present(cluster: &Cluster, nodes: &Pair, pod: Option<&Pod>) -> Result<Kinds> {
+    let all = residue::on_all(cluster, nodes).context("looking at the nodes")?;
     Ok(residue::kinds(all.iter().filter(|thing| counts(thing, pod))))
 }
 
@@ -189,6 +216,16 @@ mod tests {
             assert_eq!(counts(thing, Some(&pod)), counted, "{thing}");
         }
         assert!(counts("node-a: lent address 10.0.0.4.json", None));
+    }
+
+    #[test]
+    fn the_application_runs_on_its_pair_of_nodes_only() {
+        let manifest = on_nodes(APPLICATION, &["node-d", "node-e"]);
+        let line = manifest.lines().find(|line| line.contains("affinity")).unwrap();
+        assert!(line.ends_with("operator: In, values: [node-d, node-e]}]}]}}}"), "{line}");
+        assert_eq!(line.matches('{').count(), line.matches('}').count());
+        assert_eq!(manifest.lines().count(), APPLICATION.lines().count() + 1);
+        assert_eq!(APPLICATION.matches(PROBE).count(), 1);
     }
 
     #[test]

@@ -1,13 +1,21 @@
-//! The table of outcomes, on the terminal and as a document.
+//! What was seen of the cells: kept in a file cell by cell, so that a run can be broken off and gone on
+//! with, and put together as a document.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use transship_api::Step;
 
-use super::outcome::Outcome;
+use super::{cell::Cell, moment::Moment, outcome::Outcome};
 
 /// What was seen of a cell that holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// The cell's name.
     pub name: String,
@@ -23,70 +31,214 @@ pub struct Row {
     pub says: String,
 }
 
-const HEADING: &str = "# Faults
+/// What a cell came to, as one line of a run's file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// Everything held.
+    Held(Row),
+    /// Something did not.
+    Failed {
+        /// The cell's name.
+        name: String,
+        /// What.
+        why: String,
+    },
+}
 
-What became of a migration in which something failed: one row for each fault and moment, written by
-`cargo xtask test --faults` from a run in which every row held. In each of them one copy of the
-application ran at any time, no request was lost or answered twice, the decision stayed as it was
-recorded, and nothing was left behind on the nodes.
+/// A run of the matrix, kept in a file.
+#[derive(Debug)]
+pub struct Run {
+    path: PathBuf,
+    entries: Vec<Entry>,
+}
 
-*Step* is where the Migration stood when the fault began, *told after* the time from the fault's end
-until the outcome was there and the Migration said so, *longest wait* what a client with one open
-connection waited for a reply.
+impl Run {
+    /// Goes on with the run of this file, or begins it.
+    pub fn open(path: &Path) -> Result<Run> {
+        let told = || format!("reading {}", path.display());
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error).with_context(told),
+        };
+        let entries: Result<Vec<Entry>, _> = text.lines().map(serde_json::from_str).collect();
+        Ok(Run { path: path.to_owned(), entries: entries.with_context(told)? })
+    }
 
-| fault and moment | step | outcome | told after | longest wait | the Migration says |
-| --- | --- | --- | --- | --- | --- |
-";
+    /// The runs that are kept in files of this one's kind beside it, in order of their names.
+    pub fn all_beside(path: &Path) -> Result<Vec<Run>> {
+        let directory = path.parent().context("a file in a directory")?;
+        let entries = fs::read_dir(directory)
+            .with_context(|| format!("reading {}", directory.display()))?
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+        paths.retain(|other| other.extension() == path.extension());
+        paths.sort();
+        paths.iter().map(|path| Run::open(path)).collect()
+    }
 
-/// The document.
-pub fn document(rows: &[Row]) -> String {
-    let line = |row: &Row| {
-        format!(
-            "| {} | `{}` | {} | {:.1} s | {:.1} s | {} |\n",
-            row.name.replace('_', " "),
-            row.struck,
-            row.outcome,
-            row.settled.as_secs_f64(),
-            row.standstill.as_secs_f64(),
-            row.says.replace('|', "\\|"),
-        )
-    };
-    rows.iter().map(line).fold(HEADING.to_owned(), |text, line| text + &line)
+    /// Adds what a cell came to. The file is whole at any time.
+    pub fn add(&mut self, entry: Entry) -> Result<()> {
+        self.entries.push(entry);
+        let mut text = String::new();
+        for entry in &self.entries {
+            text += &(serde_json::to_string(entry)? + "\n");
+        }
+        let write = || -> std::io::Result<()> {
+            if let Some(directory) = self.path.parent() {
+                fs::create_dir_all(directory)?;
+            }
+            let partial = self.path.with_extension("partial");
+            fs::write(&partial, &text)?;
+            fs::rename(&partial, &self.path)
+        };
+        write().with_context(|| format!("writing {}", self.path.display()))
+    }
+
+    /// Begins anew; what the file holds goes with the first addition.
+    pub fn forget(&mut self) {
+        self.entries.clear();
+    }
+
+    /// What was seen of a cell, if it held.
+    pub fn held(&self, name: &str) -> Option<&Row> {
+        self.entries.iter().rev().find_map(|entry| match entry {
+            Entry::Held(row) if row.name == name => Some(row),
+            _ => None,
+        })
+    }
+
+    /// Whether a cell failed, though it may have held when it was tried again.
+    fn failed(&self, name: &str) -> bool {
+        let is = |entry: &Entry| matches!(entry, Entry::Failed { name: of, .. } if of == name);
+        self.entries.iter().any(is)
+    }
+}
+
+const HEADING: &str = include_str!("heading.md");
+
+/// The document: rows are faults, columns moments.
+pub fn document(cells: &[Cell], runs: &[Run]) -> String {
+    let mut text = HEADING.to_owned();
+    for (run, number) in runs.iter().zip(1..) {
+        text += &summary(cells, run, number);
+    }
+    text += "\n| fault |";
+    for moment in Moment::ALL {
+        text += &format!(" {} |", moment.title());
+    }
+    text += "\n| --- |";
+    text += &" --- |".repeat(Moment::ALL.len());
+    let mut faults = BTreeSet::new();
+    for fault in cells.iter().map(|cell| cell.fault).filter(|fault| faults.insert(fault.name())) {
+        text += &format!("\n| {} |", fault.name().replace('_', " "));
+        for moment in Moment::ALL {
+            let cell = cells.iter().find(|cell| cell.fault == fault && cell.moment == moment);
+            text += &format!(" {} |", cell.map(|cell| field(cell, runs)).unwrap_or_default());
+        }
+    }
+    text + "\n"
+}
+
+/// Every outcome that a cell came to in any run.
+fn field(cell: &Cell, runs: &[Run]) -> String {
+    let name = cell.name();
+    let outcomes: BTreeSet<Outcome> =
+        runs.iter().filter_map(|run| run.held(&name)).map(|row| row.outcome).collect();
+    let mut words: Vec<String> = outcomes.iter().map(Outcome::to_string).collect();
+    if runs.iter().any(|run| run.failed(&name)) {
+        words.push("**failed**".into());
+    }
+    if words.is_empty() { "not run".into() } else { words.join(" or ") }
+}
+
+fn summary(cells: &[Cell], run: &Run, number: usize) -> String {
+    let rows: Vec<&Row> = cells.iter().filter_map(|cell| run.held(&cell.name())).collect();
+    let failed = cells.iter().filter(|cell| run.failed(&cell.name())).count();
+    let latest = rows.iter().map(|row| row.settled).max().unwrap_or_default();
+    format!(
+        "* Run {number}: {} of {} held, {failed} failed; the last outcome was there and told {:.1} s after its \
+         fault's end.\n",
+        rows.len(),
+        cells.len(),
+        latest.as_secs_f64()
+    )
 }
 
 /// For the terminal.
-pub fn lines(rows: &[Row]) -> String {
-    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
-    let line = |row: &Row| {
-        format!(
-            "{:width$}  {:16} {:28} {:>5.1} s {:>6.1} s\n",
-            row.name,
-            row.struck.as_str(),
-            row.outcome.to_string(),
-            row.settled.as_secs_f64(),
-            row.standstill.as_secs_f64(),
-        )
-    };
-    rows.iter().map(line).collect()
+pub fn line(row: &Row) -> String {
+    format!(
+        "{:56} {:16} {:28} {:>5.1} s {:>6.1} s",
+        row.name,
+        row.struck.as_str(),
+        row.outcome.to_string(),
+        row.settled.as_secs_f64(),
+        row.standstill.as_secs_f64(),
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::faults::fault::Fault;
 
-    #[test]
-    fn a_row_is_one_line_of_the_document() {
-        let row = Row {
-            name: "kill_leader_while_dumping".into(),
+    const CELLS: [Cell; 2] = [
+        Cell { fault: Fault::KillLeader, moment: Moment::Dumping, outcomes: &[Outcome::Moved] },
+        Cell { fault: Fault::KillOperators, moment: Moment::Voted, outcomes: &[Outcome::Moved] },
+    ];
+
+    fn row(name: &str, outcome: Outcome) -> Row {
+        Row {
+            name: name.into(),
             struck: Step::Freezing,
-            outcome: Outcome::Moved,
+            outcome,
             settled: Duration::from_millis(4250),
             standstill: Duration::from_millis(900),
-            says: "a|b".into(),
+            says: "why".into(),
+        }
+    }
+
+    /// Removes itself.
+    struct Directory(PathBuf);
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn directory(name: &str) -> Directory {
+        let name = format!("transship-table-{name}-{}", std::process::id());
+        Directory(std::env::temp_dir().join(name))
+    }
+
+    #[test]
+    fn a_run_that_was_broken_off_is_gone_on_with() {
+        let directory = directory("broken-off");
+        let path = directory.0.join("run-1.jsonl");
+        let mut run = Run::open(&path).unwrap();
+        run.add(Entry::Failed { name: "a".into(), why: "x".into() }).unwrap();
+        run.add(Entry::Held(row("a", Outcome::Moved))).unwrap();
+        let again = Run::open(&path).unwrap();
+        assert_eq!(again.entries, run.entries);
+        assert!(again.held("a").is_some() && again.failed("a"));
+        assert!(again.held("b").is_none() && !again.failed("b"));
+        assert_eq!(Run::all_beside(&path).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_document_has_a_row_for_each_fault_and_every_outcome_of_all_runs() {
+        let run = |number: u8, outcome: Outcome| Run {
+            path: format!("run-{number}.jsonl").into(),
+            entries: vec![Entry::Held(row("kill_leader_while_dumping", outcome))],
         };
-        let text = document(std::slice::from_ref(&row));
-        let last = "| kill leader while dumping | `Freezing` | moved | 4.2 s | 0.9 s | a\\|b |\n";
-        assert!(text.ends_with(last), "{text}");
-        assert_eq!(lines(&[row]).lines().count(), 1);
+        let text = document(&CELLS, &[run(1, Outcome::Moved), run(2, Outcome::Stayed)]);
+        let line = |fault: &str| text.lines().find(|line| line.starts_with(fault)).unwrap();
+        assert!(line("| kill leader |").contains("| moved or stayed |"), "{text}");
+        assert!(line("| kill operators |").contains("| not run |"), "{text}");
+        assert!(text.contains("* Run 1: 1 of 2 held, 0 failed;"), "{text}");
+        let columns = |line: &str| line.matches('|').count();
+        assert_eq!(columns(line("| kill leader |")), columns(line("| fault |")));
+        assert_eq!(columns(line("| fault |")), columns(line("| --- |")));
     }
 }

@@ -1,6 +1,9 @@
 //! What people do in the middle of a migration, knowing nothing of it or too much.
 
-use std::time::Duration;
+use std::{
+    io::{BufRead, BufReader},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -80,17 +83,7 @@ impl Act {
                 cluster.kubectl(&["scale", "deployment", "counter", "--replicas=0"]).map(drop)
             }
             Self::Roll => cluster.kubectl(&["rollout", "restart", "deployment/counter"]).map(drop),
-            Self::Drain => {
-                // It ends when the pod is gone, or gives up: either is judged by what is there then.
-                cluster.try_kubectl(&[
-                    "drain",
-                    scene.node(Role::Source),
-                    "--pod-selector=app=counter",
-                    "--ignore-daemonsets",
-                    "--timeout=30s",
-                ])?;
-                Ok(())
-            }
+            Self::Drain => drain(scene),
             Self::MigrateAgain => {
                 let target = scene.node(Role::Target);
                 cluster.apply(&migration("again", &scene.source.name, target)).map(drop)
@@ -102,10 +95,35 @@ impl Act {
     /// Takes back what would disturb others.
     pub fn undo(self, scene: &Scene) -> Result<()> {
         match self {
-            Self::Drain => scene.cluster.kubectl(&["uncordon", scene.node(Role::Source)]).map(drop),
+            Self::Drain => {
+                let drains = std::mem::take(&mut *scene.background.borrow_mut());
+                drains.into_iter().for_each(|drain| drop(drain.join()));
+                scene.cluster.kubectl(&["uncordon", scene.node(Role::Source)]).map(drop)
+            }
             _ => Ok(()),
         }
     }
+}
+
+/// Begins it, and returns when it has got to the pod. It ends when the pod is gone, or gives up: either is
+/// judged by what is there then.
+fn drain(scene: &Scene) -> Result<()> {
+    let mut drain = scene.cluster.spawn_kubectl(&[
+        "drain",
+        scene.node(Role::Source),
+        "--pod-selector=app=counter",
+        "--ignore-daemonsets",
+        "--timeout=30s",
+    ])?;
+    let said = BufReader::new(drain.stdout.take().context("no stdout")?);
+    let mut lines = said.lines().map_while(Result::ok);
+    let _begun = lines.find(|line| line.starts_with("evicting pod"));
+    scene.background.borrow_mut().push(std::thread::spawn(move || {
+        // Somebody has to listen to the end.
+        lines.for_each(drop);
+        let _ = drain.wait();
+    }));
+    Ok(())
 }
 
 /// An administrator's way past the guard.

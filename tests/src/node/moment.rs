@@ -12,13 +12,17 @@ use super::{process, side::Side};
 
 /// Pace at which a node is looked at.
 const LOOK: Duration = Duration::from_micros(300);
+/// As long as it has no part in the migration, which comes a good second before any moment.
+const EARLY: Duration = Duration::from_millis(3);
+/// In the error about a moment that has passed.
+pub const MISSED: &str = "was over before it was seen";
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Moment {
     /// The holder of this node has journalled something of this kind.
     Journal(&'static str),
-    /// CRIU is at work.
+    /// CRIU is in the middle of a dump, and stopped there: see [`process::continue_criu`].
     Criu,
     /// CRIU's script is called with every task restored and none running.
     Hold,
@@ -37,12 +41,31 @@ const KINDS: [&str; 9] = [
     "aborted_before_vote",
 ];
 
+/// Whether a moment is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Is {
+    Coming,
+    Now,
+    Over,
+}
+
 impl Moment {
-    fn is_now(self, side: Option<&Side>) -> bool {
+    fn look(self, side: Option<&Side>) -> Is {
+        let journalled = |kind| side.is_some_and(|side| side.has_journalled(kind));
         match self {
-            Self::Journal(kind) => side.is_some_and(|side| side.has_journalled(kind)),
-            Self::Criu => side.is_some() && process::criu().is_some(),
-            Self::Hold => process::holding().is_some(),
+            // An entry stays.
+            Self::Journal(kind) if journalled(kind) => Is::Now,
+            // CRIU makes its log when it begins to dump, and not when it is asked for its version.
+            Self::Criu if side.is_some_and(Side::has_begun_to_dump) => {
+                if process::stop_criu() {
+                    Is::Now
+                } else {
+                    Is::Over
+                }
+            }
+            Self::Hold if process::holding().is_some() => Is::Now,
+            Self::Hold if journalled("voted") => Is::Over,
+            _ => Is::Coming,
         }
     }
 }
@@ -80,13 +103,15 @@ pub fn wait(moment: Moment, namespace: &str, patience: Duration) -> Result<Optio
         if side.is_none() {
             side = Side::find(namespace);
         }
-        if moment.is_now(side.as_ref()) {
-            return Ok(side);
+        match moment.look(side.as_ref()) {
+            Is::Now => return Ok(side),
+            Is::Over => bail!("{moment} {MISSED}"),
+            Is::Coming if Instant::now() >= end => {
+                bail!("{moment} did not come within {patience:?}")
+            }
+            Is::Coming => {}
         }
-        if Instant::now() >= end {
-            bail!("{moment} did not come within {patience:?}");
-        }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(if side.is_some() { LOOK } else { EARLY });
     }
 }
 

@@ -124,10 +124,36 @@ pub fn kill(victim: Victim, side: Option<&Side>) -> Result<()> {
         thread::sleep(Duration::from_millis(5));
     };
     for pid in found {
-        let Some(pid) = Pid::from_raw(pid.cast_signed()) else { bail!("{pid} is no process") };
-        kill_process(pid, Signal::KILL).with_context(|| format!("killing {}", victim.as_str()))?;
+        signal(pid, Signal::KILL).with_context(|| format!("killing {}", victim.as_str()))?;
     }
     Ok(())
+}
+
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let Some(pid) = Pid::from_raw(pid.cast_signed()) else { bail!("{pid} is no process") };
+    Ok(kill_process(pid, signal)?)
+}
+
+/// Stops the CRIU that is at work, so that a dump stands still in its middle; tells whether it does.
+pub fn stop_criu() -> bool {
+    let Some(pid) = criu().filter(|pid| signal(*pid, Signal::STOP).is_ok()) else { return false };
+    let end = Instant::now() + PATIENCE;
+    // It stops on its way out of the kernel, or ends there.
+    loop {
+        match status(pid, "State:") {
+            Some(state) if state.starts_with('T') => return true,
+            Some(state) if !state.starts_with(['Z', 'X']) && Instant::now() < end => {}
+            _ => return false,
+        }
+        thread::yield_now();
+    }
+}
+
+/// Lets it go on. If it has been killed it is gone.
+pub fn continue_criu() {
+    if let Some(pid) = criu() {
+        let _ = signal(pid, Signal::CONT);
+    }
 }
 
 /// The script, in the moment in which every task is restored and none runs yet.

@@ -43,6 +43,12 @@ impl Side {
         self.directory.extension().and_then(|role| role.to_str()).unwrap_or_default()
     }
 
+    /// Whether a CRIU has begun to dump one of its containers: from then on there is its log.
+    pub fn has_begun_to_dump(&self) -> bool {
+        let works = fs::read_dir(self.directory.join("work")).into_iter().flatten().flatten();
+        works.map(|work| work.path().join("dump.log")).any(|log| log.exists())
+    }
+
     /// Whether its journal has an entry of this kind.
     pub fn has_journalled(&self, kind: &str) -> bool {
         let journal = fs::read_to_string(self.directory.join("journal")).unwrap_or_default();
