@@ -1,6 +1,7 @@
 //! The pods of a sequential hand-over: whose order is sequential, the pod of the restore on trial, and
 //! the pod that is made again under its own name.
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use transship_api::names;
@@ -19,6 +20,18 @@ pub fn is_exclusive(pod: &Pod) -> bool {
 /// The pod's controlling owner.
 pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
     pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
+/// Whether a StatefulSet counts the pod of this name among those that it wants: its controller ends all
+/// others.
+pub fn counts(set: &StatefulSet, pod: &str) -> bool {
+    let Some(ordinal) = pod.rsplit('-').next().and_then(|text| text.parse::<i64>().ok()) else {
+        // Not a name that the controller gives.
+        return true;
+    };
+    let start = i64::from(set.spec.ordinals.as_ref().and_then(|o| o.start).unwrap_or(0));
+    let wanted = i64::from(set.spec.replicas.unwrap_or(1));
+    (start..start + wanted).contains(&ordinal)
 }
 
 /// Names of the volumes that are handed over, and cannot be mounted before.
@@ -114,6 +127,23 @@ mod tests {
             node: "node-b",
             preserve_address: true,
         }
+    }
+
+    #[rstest]
+    #[case("web-0", json!({}), true)]
+    #[case("web-1", json!({}), false)]
+    #[case("web-0", json!({"replicas": 0}), false)]
+    #[case("web-2", json!({"replicas": 3}), true)]
+    #[case("web-0", json!({"replicas": 3, "ordinals": {"start": 1}}), false)]
+    #[case("web-3", json!({"replicas": 3, "ordinals": {"start": 1}}), true)]
+    #[case("web", json!({"replicas": 0}), true)]
+    fn a_stateful_set_counts_the_pods_of_its_ordinals(
+        #[case] pod: &str,
+        #[case] spec: Value,
+        #[case] expected: bool,
+    ) {
+        let set: StatefulSet = serde_json::from_value(json!({"spec": spec})).unwrap();
+        assert_eq!(counts(&set, pod), expected);
     }
 
     #[rstest]

@@ -224,7 +224,8 @@ impl Reporter {
     }
 
     fn node_facts(&self, found: &Found<'_>) -> NodeFacts {
-        let free = rustix::fs::statvfs(self.host.join("/var/lib"));
+        // Perhaps a disk of its own.
+        let free = rustix::fs::statvfs(self.host.state());
         NodeFacts {
             name: self.identity.node.clone(),
             kernel: found.machine.kernel.clone(),

@@ -22,7 +22,7 @@ use super::plan::{Action, LOOK_AGAIN, Plan, Record};
 use super::state::{Observed, Owner, Report, Role, Side, any_container_runs};
 use super::status::{self, Draft};
 use super::{takeover, voting};
-use crate::sequential_pod::{again_pod, controller};
+use crate::sequential_pod::{again_pod, controller, counts};
 use crate::target_pod::TargetFor;
 
 pub(crate) use crate::sequential_pod::trial_pod;
@@ -56,6 +56,8 @@ enum Next {
     Do { actions: Vec<Action>, message: String, again: Duration },
     /// As [`Next::Do`], for something that only somebody else can mend.
     Stuck { message: String },
+    /// As [`Next::Stuck`], for something that is tried all the same until it can be done.
+    Insist { actions: Vec<Action>, message: String },
     /// The source's deletion is announced, then done.
     Announce,
     /// This pod is the one that was made again.
@@ -117,6 +119,10 @@ fn finish(observed: &Observed, mut draft: Draft, next: Next) -> Plan {
         Next::Stuck { message } => {
             draft.stalled(reasons::WAITING_FOR_NODE, message);
             plan(draft, None, vec![], LOOK_AGAIN)
+        }
+        Next::Insist { actions, message } => {
+            draft.stalled(reasons::TARGET_POD_FAILED, message);
+            plan(draft, None, actions, Duration::ZERO)
         }
         Next::Announce => {
             let node = observed.node(Role::Source);
@@ -289,6 +295,14 @@ fn source_ends(observed: &Observed) -> Option<Next> {
     }
 }
 
+/// The pod's StatefulSet, if it has one, still wants a pod of this name.
+fn is_wanted(observed: &Observed) -> bool {
+    match &observed.owner {
+        Owner::StatefulSet(set) => counts(set, source_name(observed)),
+        Owner::None | Owner::Controller(_) | Owner::Gone => true,
+    }
+}
+
 /// Where nothing is made again, what is left is removed and the migration ends.
 fn trial_goes(observed: &Observed) -> Option<Next> {
     let why = if somebody_deleted(observed) {
@@ -297,6 +311,8 @@ fn trial_goes(observed: &Observed) -> Option<Next> {
         (reasons::CANCELLED, "the Migration was deleted and the pod cannot be made again")
     } else if observed.owner == Owner::Gone {
         (reasons::SOURCE_GONE, "the pod's owner was deleted after the commit")
+    } else if !is_wanted(observed) {
+        (reasons::SOURCE_GONE, "the pod's StatefulSet was scaled down after the commit")
     } else {
         return None;
     };
@@ -372,10 +388,19 @@ fn make_again(observed: &Observed) -> Next {
     );
     let again = observed.manifest.as_ref().and_then(|m| again_pod(m, &target_for(observed)).ok());
     match again {
-        Some(pod) if allowed => at_once(
-            vec![Action::CreateTarget(Box::new(pod))],
-            format!("pod {name} is made again on {}", observed.node(Role::Target)),
-        ),
+        Some(pod) if allowed => {
+            let node = observed.node(Role::Target);
+            let create = Action::CreateTarget(Box::new(pod));
+            match &observed.refused {
+                Some(why) => Next::Insist {
+                    actions: trial_makes_room(observed).into_iter().chain([create]).collect(),
+                    message: format!(
+                        "pod {name} cannot be made again on {node} yet: {why}; its state is kept, and it is tried until it can"
+                    ),
+                },
+                None => at_once(vec![create], format!("pod {name} is made again on {node}")),
+            }
+        }
         Some(_) => wait("the source's end is awaited"),
         None => Next::Stuck {
             message: format!(
@@ -482,6 +507,12 @@ fn deletion_is_noted(observed: &Observed) -> bool {
         .is_some_and(|c| c.status == "False" && c.reason == reasons::TARGET_GONE)
 }
 
+/// The pod of the restore on trial goes, if it does not already.
+fn trial_makes_room(observed: &Observed) -> Option<Action> {
+    let trial = observed.trial_pod.as_ref()?;
+    trial.metadata.deletion_timestamp.is_none().then_some(Action::DeleteTrial)
+}
+
 /// Address, record and holder come before the gate goes; the trial's pod makes room.
 fn prepare_again(observed: &Observed, report: Option<&Report>) -> Next {
     let node = observed.node(Role::Target);
@@ -491,9 +522,7 @@ fn prepare_again(observed: &Observed, report: Option<&Report>) -> Next {
             actions.push(Action::NoteLease { address, home });
         }
     }
-    if observed.trial_pod.as_ref().is_some_and(|pod| pod.metadata.deletion_timestamp.is_none()) {
-        actions.push(Action::DeleteTrial);
-    }
+    actions.extend(trial_makes_room(observed));
     if report.is_none() {
         // Another life may have been the last that was heard of.
         if !matches!(observed.side(Role::Target), Side::Unreachable { .. }) {

@@ -458,6 +458,34 @@ fn an_owner_that_is_gone_gets_no_pod() {
 }
 
 #[test]
+fn a_stateful_set_that_was_scaled_down_meanwhile_gets_no_pod() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.done.last().is_some_and(|d| d == "delete source"));
+    let Owner::StatefulSet(set) = &mut world.seen.owner else { panic!("no StatefulSet") };
+    set.spec.replicas = Some(0);
+    world.run();
+    assert_eq!(world.made, 0);
+    let (succeeded, message) = world.succeeded();
+    assert!(succeeded == "False" && message.contains("scaled down"), "{succeeded}: {message}");
+    assert!(world.seen.trial_pod.is_none());
+}
+
+#[test]
+fn a_pod_that_the_api_server_refuses_is_tried_until_it_is_taken_and_the_status_says_why() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.done.last().is_some_and(|d| d == "delete source"));
+    world.seen.refused = Some("exceeded quota: one-pod".into());
+    world.until(|w| w.made == 1);
+    let conditions = world.seen.status().conditions;
+    let stalled = c::find(&conditions, c::STALLED).unwrap();
+    assert_eq!(stalled.status, "True", "{stalled:?}");
+    assert!(stalled.message.contains("exceeded quota: one-pod"), "{stalled:?}");
+    world.seen.refused = None;
+    world.run();
+    assert_eq!(world.succeeded().0, "True");
+}
+
+#[test]
 fn a_pod_that_somebody_deletes_before_it_runs_is_not_made_again() {
     let mut world = World::voted(&[Fate::DeletedBySomebody]);
     world.run();

@@ -223,6 +223,8 @@ pub struct Observed {
     pub frozen_seen: Option<Timestamp>,
     /// A step failed in a way that trying again cannot mend: a reason and a sentence.
     pub failure: Option<(&'static str, String)>,
+    /// Sequential: why the API server last refused the pod that is to be made again.
+    pub refused: Option<String>,
 }
 
 impl Observed {
@@ -247,6 +249,7 @@ impl Observed {
             endpoints_know_target: false,
             frozen_seen: None,
             failure: None,
+            refused: None,
         }
     }
 

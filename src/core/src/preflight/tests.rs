@@ -246,7 +246,7 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| { w.migration.spec.network = Network::Preserve; w.facts["network"]["cni"]["plugins"] = json!(["bridge"]); }, "Address", "transship-cni")]
 #[case(|w: &mut World| { w.migration.spec.network = Network::Preserve; w.target_facts["network"]["cni"]["name"] = json!("other"); }, "Address", "other")]
 #[case(|w: &mut World| { w.migration.spec.network = Network::Preserve; w.target_facts["network"]["cni"]["subnets"] = json!(["10.245.0.0/16"]); }, "Address", "10.245.0.0/16")]
-#[case(|w: &mut World| w.target_facts["node"]["freeBytes"] = json!(1999), "Space", "free")]
+#[case(|w: &mut World| w.target_facts["node"]["freeBytes"] = json!(1999), "Space", "node-b has 1.95 KiB free for receiving it in /var/lib/transship")]
 fn what_cannot_be_moved_is_found_and_remedied(
     #[case] change: fn(&mut World),
     #[case] check: &str,

@@ -175,7 +175,9 @@ impl World<'_> {
                     pod.name_any()
                 )))
             }
-            // After the Commit there is no way back: it is tried until it succeeds.
+            Err(error @ kube::Error::Api(_)) if self.is_committed() => {
+                Err(Error::AgainRefused(Box::new(error)))
+            }
             Err(error) if self.is_committed() => Err(Error::api("make the pod again")(error)),
             Err(error) => Err(Error::TargetRefused(Box::new(error))),
         }

@@ -28,6 +28,9 @@ pub enum Error {
     /// The API server refused the target pod.
     #[error("the target pod was refused")]
     TargetRefused(#[source] Box<kube::Error>),
+    /// The API server refused the pod that is to be made again.
+    #[error("the API server refused it")]
+    AgainRefused(#[source] Box<kube::Error>),
     /// An agent refused or did not answer.
     #[error("an agent could not be asked")]
     Agent(#[from] agents::Error),
@@ -59,6 +62,7 @@ impl Error {
         match self {
             Self::Api { .. } => "ApiError",
             Self::TargetRefused(_) => "TargetRefused",
+            Self::AgainRefused(_) => "AgainRefused",
             Self::Agent(_) => "AgentError",
             Self::StartRefused(_) => "StartRefused",
             Self::Incomplete(_) => "Incomplete",
@@ -73,6 +77,8 @@ impl Error {
                 if matches!(status.code, 400 | 403 | 404 | 405 | 422)),
             Self::StartRefused(source) => source.is_permanent(),
             Self::Json(_) => true,
+            // After the Commit there is no way back: it is tried until it succeeds.
+            Self::AgainRefused(_) => false,
             Self::Api { .. } | Self::Agent(_) | Self::Incomplete(_) => false,
         };
         if permanent { Class::Permanent } else { Class::Transient }

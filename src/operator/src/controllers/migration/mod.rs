@@ -73,7 +73,10 @@ async fn reconcile(migration: Arc<Migration>, context: Arc<Context>) -> Result<A
     context.metrics.reconciles.get_or_create(&KIND).inc();
     context.metrics.reconcile_duration.observe(begun.elapsed().as_secs_f64());
     if result.is_ok() {
-        context.memory.note(&uid, |notes| notes.errors = 0);
+        context.memory.note(&uid, |notes| {
+            notes.errors = 0;
+            notes.refused = None;
+        });
     }
     result
 }
@@ -176,6 +179,9 @@ fn error_policy(migration: Arc<Migration>, error: &Error, context: Arc<Context>)
     let errors = context.memory.note(&uid, |notes| {
         if error.class() == Class::Permanent {
             notes.failure.get_or_insert((error.condition_reason(), text.clone()));
+        }
+        if matches!(error, Error::AgainRefused(_)) {
+            notes.refused = Some(text.clone());
         }
         notes.errors += 1;
         notes.errors

@@ -3,12 +3,17 @@
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ListParams;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use transship_core::migration::owner::{Controller, Kind};
+use transship_core::migration::state::Owner;
 
 use super::Error;
+
+/// Finalizer of an object that is deleted without what it owns: its pods are let go first.
+const ORPHANS: &str = "orphan";
 
 /// The controllers of a namespace. Those that are being deleted count as gone.
 pub struct Owners<'a> {
@@ -19,11 +24,20 @@ pub struct Owners<'a> {
 }
 
 impl Owners<'_> {
+    /// Whose a pod with this claim is.
+    pub async fn of(&self, claim: &OwnerReference) -> Result<Owner, Error> {
+        match Kind::of(claim) {
+            Some(Kind::ReplicaSet) => Ok(whose(self.read::<ReplicaSet>(&claim.name).await?, claim)),
+            Some(Kind::Job) => Ok(whose(self.read::<Job>(&claim.name).await?, claim)),
+            None => Ok(Owner::Gone),
+        }
+    }
+
     /// The one of this kind and name.
     pub async fn named(&self, kind: Kind, name: &str) -> Result<Option<Controller>, Error> {
         match kind {
-            Kind::ReplicaSet => self.get::<ReplicaSet>(name).await,
-            Kind::Job => self.get::<Job>(name).await,
+            Kind::ReplicaSet => Ok(self.read::<ReplicaSet>(name).await?.and_then(standing)),
+            Kind::Job => Ok(self.read::<Job>(name).await?.and_then(standing)),
         }
     }
 
@@ -42,16 +56,14 @@ impl Owners<'_> {
         Api::namespaced(self.client.clone(), self.namespace)
     }
 
-    async fn get<K>(&self, name: &str) -> Result<Option<Controller>, Error>
+    async fn read<K>(&self, name: &str) -> Result<Option<K>, Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone
             + std::fmt::Debug
-            + DeserializeOwned
-            + Into<Controller>,
+            + DeserializeOwned,
     {
-        let found = self.api::<K>().get_opt(name).await.map_err(Error::api("read the owner"))?;
-        Ok(found.and_then(standing))
+        self.api::<K>().get_opt(name).await.map_err(Error::api("read the owner"))
     }
 
     async fn find<K>(&self, uid: &str) -> Result<Option<Controller>, Error>
@@ -74,4 +86,49 @@ impl Owners<'_> {
 
 fn standing<K: ResourceExt + Into<Controller>>(object: K) -> Option<Controller> {
     object.meta().deletion_timestamp.is_none().then(|| object.into())
+}
+
+/// Whose a pod is that claims an object of the name under which `found` was.
+fn whose<K: ResourceExt + Into<Controller>>(found: Option<K>, claim: &OwnerReference) -> Owner {
+    let Some(object) = found.filter(|object| object.uid().as_deref() == Some(claim.uid.as_str()))
+    else {
+        return Owner::Gone;
+    };
+    let deleted = object.meta().deletion_timestamp.is_some();
+    if deleted && object.finalizers().iter().any(|finalizer| finalizer == ORPHANS) {
+        return Owner::None;
+    }
+    standing(object).map_or(Owner::Gone, |controller| Owner::Controller(Box::new(controller)))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[rstest]
+    #[case::stands(json!({"uid": "rs"}), "rs", "Controller")]
+    #[case::another_of_its_name(json!({"uid": "rs"}), "other", "Gone")]
+    #[case::goes_with_its_pods(json!({"uid": "rs", "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "finalizers": ["foregroundDeletion"]}), "rs", "Gone")]
+    #[case::goes_without_its_pods(json!({"uid": "rs", "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "finalizers": ["orphan"]}), "rs", "None")]
+    fn an_owner_that_is_deleted_takes_its_pods_along_unless_it_orphans_them(
+        #[case] metadata: Value,
+        #[case] claimed: &str,
+        #[case] expected: &str,
+    ) {
+        let set: ReplicaSet = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+        let claim = OwnerReference { uid: claimed.into(), ..OwnerReference::default() };
+        let found = match whose(Some(set), &claim) {
+            Owner::None => "None",
+            Owner::Controller(_) => "Controller",
+            Owner::StatefulSet(_) => "StatefulSet",
+            Owner::Gone => "Gone",
+        };
+        assert_eq!(found, expected);
+        assert_eq!(whose::<ReplicaSet>(None, &claim), Owner::Gone);
+    }
 }
