@@ -15,7 +15,7 @@ use super::{
     gate::Gate,
     history::History,
     judge,
-    moment::Sign,
+    moment::{Moment, Sign},
     nodes::NODES,
     outcome::{Outcome, Seen},
     sentry::Sentry,
@@ -73,7 +73,7 @@ pub fn run(stage: &Stage, cell: &Cell) -> Result<Row> {
     let outcome = cell.fault.prepare(&scene).and_then(|()| judged(cell, &scene, &mut watch));
     // Whatever went wrong, the next cell finds everything in order.
     let ended = cell.fault.end(&scene);
-    let opened = Gate::ALL.iter().try_for_each(|gate| gate.open(cluster));
+    let opened = Gate::open_all(cluster);
     let outcome = outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)));
     let cleared = cell.fault.clear(&scene);
     let row = outcome?;
@@ -167,21 +167,32 @@ fn orders_a_fresh_pod(fault: Fault) -> bool {
 
 /// Begins the migration and the fault at its moment; gives the step at which that was.
 fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
-    let cluster = scene.cluster;
-    if let Some(gate) = cell.moment.gate() {
-        gate.close(cluster)?;
-    }
-    let (first, later) = cell.moment.signs().split_first().context("a moment without a sign")?;
     // Some moments are over before another process could be started in the node.
-    let at_once = match (first, cell.fault) {
-        (Sign::InNode(where_, _), Fault::Kill(role, victim)) if later.is_empty() => {
+    let at_once = match (cell.moment.signs(), cell.fault) {
+        ([Sign::InNode(where_, _)], Fault::Kill(role, victim)) => {
             (*where_ == role).then_some(victim.as_str())
         }
         _ => None,
     };
-    let mut probe = watch(scene, first, at_once)?;
+    begin(scene, cell.moment, at_once)?;
+    let struck = scene.history.step();
+    if at_once.is_none() {
+        cell.fault.begin(scene).context("injecting the fault")?;
+    }
+    Ok(struck)
+}
+
+/// Begins the migration and waits for a moment of it. Where the moment has a gate, that stays closed.
+/// `kill`: a process of the sign's node that is killed at the very moment, if it has but one sign.
+pub fn begin(scene: &Scene, moment: Moment, kill: Option<&str>) -> Result<()> {
+    let cluster = scene.cluster;
+    if let Some(gate) = moment.gate() {
+        gate.close(cluster)?;
+    }
+    let first = moment.signs().first().context("a moment without a sign")?;
+    let mut probe = watch(scene, first, kill)?;
     cluster.apply(&migration(&scene.migration, &scene.source.name, scene.node(Role::Target)))?;
-    for (index, sign) in cell.moment.signs().iter().enumerate() {
+    for (index, sign) in moment.signs().iter().enumerate() {
         if index > 0 {
             probe = watch(scene, sign, None)?;
         }
@@ -190,11 +201,7 @@ fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
             Sign::InNode(..) => finish(probe.take().context("no probe")?)?,
         }
     }
-    let struck = scene.history.step();
-    if at_once.is_none() {
-        cell.fault.begin(scene).context("injecting the fault")?;
-    }
-    Ok(struck)
+    Ok(())
 }
 
 /// Starts the probe that sees a sign in a node, if it is one.
@@ -245,8 +252,8 @@ fn settled(cell: &Cell, scene: &Scene) -> Result<Outcome> {
     outcome.context("no outcome")
 }
 
-/// What somebody needs who asks why a cell has failed.
-fn evidence(scene: &Scene) -> String {
+/// What somebody needs who asks why a migration did not go as it should.
+pub fn evidence(scene: &Scene) -> String {
     let cluster = scene.cluster;
     let shown = |args: &[&str]| cluster.kubectl(args).unwrap_or_else(|error| format!("{error:#}"));
     let mut text = format!("Migration: {:#}\n", scene.history.latest()["status"]);

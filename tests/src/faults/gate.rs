@@ -1,4 +1,4 @@
-//! Keeps the operator from recording something, so that a migration stands still where it would
+//! Keeps the operator from writing something, so that a migration stands still where it would
 //! otherwise pass in milliseconds.
 
 use std::time::Duration;
@@ -7,15 +7,20 @@ use anyhow::Result;
 
 use crate::cluster::Cluster;
 
-/// What cannot be recorded.
+/// What cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
+    /// The checks have passed and the pod is claimed, but nothing of it is recorded.
+    Admission,
+    /// The target pod is made, and cannot be let go to its node.
+    LetGo,
     /// Both sides have voted and nothing is decided.
     Decision,
     /// The target runs and nobody has confirmed it.
     ResumedAt,
 }
 
+/// A ConfigMap of the policy's name cannot be made either: so it is known whether it is in force.
 const POLICY: &str = r#"
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
@@ -24,9 +29,10 @@ spec:
   failurePolicy: Fail
   matchConstraints:
     resourceRules:
-      - {apiGroups: [transship.dev], apiVersions: [v1alpha1], resources: [migrations/status], operations: [UPDATE]}
+      - {apiGroups: [""], apiVersions: [v1], resources: [configmaps], operations: [CREATE]}
+      - {RESOURCE, operations: [UPDATE]}
   validations:
-    - expression: "!has(object.status.FIELD)"
+    - expression: "request.resource.resource == 'configmaps' ? object.metadata.name != 'NAME' : (ALLOWED)"
       message: held back by a test
 ---
 apiVersion: admissionregistration.k8s.io/v1
@@ -35,32 +41,59 @@ metadata: {name: NAME}
 spec: {policyName: NAME, validationActions: [Deny]}
 "#;
 
-impl Gate {
-    /// Every gate.
-    pub const ALL: [Self; 2] = [Self::Decision, Self::ResumedAt];
+const STATUS: &str =
+    "apiGroups: [transship.dev], apiVersions: [v1alpha1], resources: [migrations/status]";
+const PODS: &str = r#"apiGroups: [""], apiVersions: [v1], resources: [pods]"#;
 
-    fn names(self) -> (&'static str, &'static str) {
+impl Gate {
+    const ALL: [Self; 4] = [Self::Admission, Self::LetGo, Self::Decision, Self::ResumedAt];
+
+    fn name(self) -> &'static str {
         match self {
-            Self::Decision => ("test-no-decision", "decision"),
-            Self::ResumedAt => ("test-no-resumed-at", "resumedAt"),
+            Self::Admission => "test-no-admission",
+            Self::LetGo => "test-no-let-go",
+            Self::Decision => "test-no-decision",
+            Self::ResumedAt => "test-no-resumed-at",
         }
     }
 
-    /// From now on it cannot be recorded.
+    /// What is held back, and how it may be written all the same.
+    fn rule(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Admission => (STATUS, "!has(object.status.source)"),
+            Self::LetGo => {
+                (PODS, "!has(oldObject.spec.schedulingGates) || has(object.spec.schedulingGates)")
+            }
+            Self::Decision => (STATUS, "!has(object.status.decision)"),
+            Self::ResumedAt => (STATUS, "!has(object.status.resumedAt)"),
+        }
+    }
+
+    /// From now on it cannot be written.
     pub fn close(self, cluster: &Cluster) -> Result<()> {
-        let (name, field) = self.names();
-        cluster.apply(&POLICY.replace("NAME", name).replace("FIELD", field))?;
+        let (name, (resource, allowed)) = (self.name(), self.rule());
+        let policy =
+            POLICY.replace("NAME", name).replace("RESOURCE", resource).replace("ALLOWED", allowed);
+        cluster.apply(&policy)?;
         cluster.await_that("the policy is in force", Duration::from_secs(30), || {
-            let observed = "jsonpath={.status.observedGeneration}";
-            let args = ["get", "validatingadmissionpolicy", name, "-o", observed];
-            Ok(cluster.try_kubectl(&args)?.stdout == b"1")
+            let refused =
+                cluster.try_kubectl(&["create", "configmap", name, "--dry-run=server"])?;
+            Ok(String::from_utf8_lossy(&refused.stderr).contains("held back by a test"))
         })
     }
 
-    /// It can be recorded again. Does nothing if it always could.
+    /// It can be written again. Does nothing if it always could.
     pub fn open(self, cluster: &Cluster) -> Result<()> {
-        let kinds = "validatingadmissionpolicybinding,validatingadmissionpolicy";
-        cluster.kubectl(&["delete", kinds, self.names().0, "--ignore-not-found"])?;
-        Ok(())
+        open(cluster, &[self.name()])
     }
+
+    /// Opens every gate.
+    pub fn open_all(cluster: &Cluster) -> Result<()> {
+        open(cluster, &Self::ALL.map(Self::name))
+    }
+}
+
+fn open(cluster: &Cluster, names: &[&str]) -> Result<()> {
+    let kinds = "validatingadmissionpolicybinding,validatingadmissionpolicy";
+    cluster.kubectl(&[&["delete", kinds, "--ignore-not-found"], names].concat()).map(drop)
 }

@@ -37,7 +37,7 @@ impl Stage {
     pub fn set() -> Result<Stage> {
         let cluster = Cluster::with_namespace("faults")?;
         // After a run that was broken off, too.
-        Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster))?;
+        Gate::open_all(&cluster)?;
         NODES.iter().try_for_each(|node| link::mend(&cluster, node))?;
         nodes::healthy(&cluster)?;
         let quiet = cluster.await_that("nothing of an earlier run is left", SOON, || {
