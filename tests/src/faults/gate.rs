@@ -95,5 +95,5 @@ impl Gate {
 
 fn open(cluster: &Cluster, names: &[&str]) -> Result<()> {
     let kinds = "validatingadmissionpolicybinding,validatingadmissionpolicy";
-    cluster.kubectl(&[&["delete", kinds, "--ignore-not-found"], names].concat()).map(drop)
+    cluster.kubectl(&[&["delete", kinds, "--ignore-not-found"][..], names].concat()).map(drop)
 }
