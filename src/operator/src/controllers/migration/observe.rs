@@ -211,7 +211,7 @@ async fn owner(observed: &Observed, namespace: &str, context: &Context) -> Resul
         return owners.of(claim).await;
     }
     if let Some(uid) = observed.migration.labels().get(names::HANDOVER_LABEL) {
-        return Ok(owners.with_uid(uid).await?.map_or(Owner::Gone, standing));
+        return owners.with_uid(uid).await;
     }
     if observed.source_pod.is_some() {
         return Ok(Owner::None);

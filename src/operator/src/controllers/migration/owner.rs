@@ -15,7 +15,8 @@ use super::Error;
 /// Finalizer of an object that is deleted without what it owns: its pods are let go first.
 const ORPHANS: &str = "orphan";
 
-/// The controllers of a namespace. Those that are being deleted count as gone.
+/// The controllers of a namespace. Those that are being deleted count as gone, and those that are
+/// deleted without their pods as nobody's.
 pub struct Owners<'a> {
     /// Reads them.
     pub client: &'a Client,
@@ -26,9 +27,10 @@ pub struct Owners<'a> {
 impl Owners<'_> {
     /// Whose a pod with this claim is.
     pub async fn of(&self, claim: &OwnerReference) -> Result<Owner, Error> {
+        let uid = &claim.uid;
         match Kind::of(claim) {
-            Some(Kind::ReplicaSet) => Ok(whose(self.read::<ReplicaSet>(&claim.name).await?, claim)),
-            Some(Kind::Job) => Ok(whose(self.read::<Job>(&claim.name).await?, claim)),
+            Some(Kind::ReplicaSet) => Ok(whose(self.read::<ReplicaSet>(&claim.name).await?, uid)),
+            Some(Kind::Job) => Ok(whose(self.read::<Job>(&claim.name).await?, uid)),
             None => Ok(Owner::Gone),
         }
     }
@@ -41,12 +43,14 @@ impl Owners<'_> {
         }
     }
 
-    /// The one with this UID.
-    pub async fn with_uid(&self, uid: &str) -> Result<Option<Controller>, Error> {
-        match self.find::<ReplicaSet>(uid).await? {
-            Some(found) => Ok(Some(found)),
-            None => self.find::<Job>(uid).await,
+    /// Whose a pod is that is handed over for the one with this UID. That there is none proves
+    /// nothing: it may have let go of a pod that had its claim already.
+    pub async fn with_uid(&self, uid: &str) -> Result<Owner, Error> {
+        if let Some(found) = self.find::<ReplicaSet>(uid).await? {
+            return Ok(whose(Some(found), uid));
         }
+        let found = self.find::<Job>(uid).await?;
+        Ok(found.map_or(Owner::None, |job| whose(Some(job), uid)))
     }
 
     fn api<K>(&self) -> Api<K>
@@ -66,21 +70,19 @@ impl Owners<'_> {
         self.api::<K>().get_opt(name).await.map_err(Error::api("read the owner"))
     }
 
-    async fn find<K>(&self, uid: &str) -> Result<Option<Controller>, Error>
+    async fn find<K>(&self, uid: &str) -> Result<Option<K>, Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone
             + std::fmt::Debug
-            + DeserializeOwned
-            + Into<Controller>,
+            + DeserializeOwned,
     {
         let listed = self
             .api::<K>()
             .list(&ListParams::default())
             .await
             .map_err(Error::api("list owners"))?;
-        let found = listed.items.into_iter().find(|object| object.uid().as_deref() == Some(uid));
-        Ok(found.and_then(standing))
+        Ok(listed.items.into_iter().find(|object| object.uid().as_deref() == Some(uid)))
     }
 }
 
@@ -88,10 +90,9 @@ fn standing<K: ResourceExt + Into<Controller>>(object: K) -> Option<Controller> 
     object.meta().deletion_timestamp.is_none().then(|| object.into())
 }
 
-/// Whose a pod is that claims an object of the name under which `found` was.
-fn whose<K: ResourceExt + Into<Controller>>(found: Option<K>, claim: &OwnerReference) -> Owner {
-    let Some(object) = found.filter(|object| object.uid().as_deref() == Some(claim.uid.as_str()))
-    else {
+/// Whose a pod is that bears the claim of an object with this UID; `found` is what has its name.
+fn whose<K: ResourceExt + Into<Controller>>(found: Option<K>, uid: &str) -> Owner {
+    let Some(object) = found.filter(|object| object.uid().as_deref() == Some(uid)) else {
         return Owner::Gone;
     };
     let deleted = object.meta().deletion_timestamp.is_some();
@@ -121,14 +122,13 @@ mod tests {
         #[case] expected: &str,
     ) {
         let set: ReplicaSet = serde_json::from_value(json!({"metadata": metadata})).unwrap();
-        let claim = OwnerReference { uid: claimed.into(), ..OwnerReference::default() };
-        let found = match whose(Some(set), &claim) {
+        let found = match whose(Some(set), claimed) {
             Owner::None => "None",
             Owner::Controller(_) => "Controller",
             Owner::StatefulSet(_) => "StatefulSet",
             Owner::Gone => "Gone",
         };
         assert_eq!(found, expected);
-        assert_eq!(whose::<ReplicaSet>(None, &claim), Owner::Gone);
+        assert_eq!(whose::<ReplicaSet>(None, claimed), Owner::Gone);
     }
 }
