@@ -49,6 +49,8 @@ pub struct Notes {
     pub facts: Option<Arc<PodFacts>>,
     /// A step failed for good.
     pub failure: Option<(&'static str, String)>,
+    /// Why the API server last refused the pod that is to be made again.
+    pub refused: Option<String>,
     /// Errors in a row, for the pause before the next try.
     pub errors: u32,
     /// The target's signs of life since the Commit was first seen.

@@ -22,7 +22,7 @@ use super::plan::{Action, LOOK_AGAIN, Plan, Record};
 use super::state::{Observed, Owner, Report, Role, Side, any_container_runs};
 use super::status::{self, Draft};
 use super::{takeover, voting};
-use crate::sequential_pod::{again_pod, controller};
+use crate::sequential_pod::{again_pod, controller, leave_owner};
 use crate::target_pod::TargetFor;
 
 pub(crate) use crate::sequential_pod::trial_pod;
@@ -56,6 +56,8 @@ enum Next {
     Do { actions: Vec<Action>, message: String, again: Duration },
     /// As [`Next::Do`], for something that only somebody else can mend.
     Stuck { message: String },
+    /// As [`Next::Stuck`], for something that is tried all the same until it can be done.
+    Insist { action: Action, reason: &'static str, message: String },
     /// The source's deletion is announced, then done.
     Announce,
     /// This pod is the one that was made again.
@@ -117,6 +119,10 @@ fn finish(observed: &Observed, mut draft: Draft, next: Next) -> Plan {
         Next::Stuck { message } => {
             draft.stalled(reasons::WAITING_FOR_NODE, message);
             plan(draft, None, vec![], LOOK_AGAIN)
+        }
+        Next::Insist { action, reason, message } => {
+            draft.stalled(reason, message);
+            plan(draft, None, vec![action], Duration::ZERO)
         }
         Next::Announce => {
             let node = observed.node(Role::Source);
@@ -225,6 +231,45 @@ fn manifest_is_current(observed: &Observed) -> bool {
     stored.metadata.labels == source.metadata.labels
         && stored.metadata.annotations == source.metadata.annotations
         && stored.metadata.finalizers == source.metadata.finalizers
+        && stored.metadata.owner_references == source.metadata.owner_references
+}
+
+/// What the deletion of the pod's StatefulSet means for the pod.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OwnersWord {
+    /// It was not deleted.
+    Stands,
+    /// It is not known yet.
+    Awaited,
+    /// It takes its pods along.
+    PodGoes,
+    /// Its pods live on without it (`--cascade=orphan`).
+    PodStays,
+}
+
+/// The garbage collector's word, by the Migration's own reference to the StatefulSet (see
+/// [`crate::sequential_pod::witness`]). With `--cascade=orphan` the reference is off before the
+/// StatefulSet goes, so what the Migration says counts once that has gone; a Migration that
+/// somebody has deleted as well is no sign before. Without a reference, for whatever reason,
+/// the pod is made: a pod too many can be deleted, a state that was given up cannot be brought back.
+fn owners_word(observed: &Observed) -> OwnersWord {
+    match observed.owner {
+        Owner::Going(_) => return OwnersWord::Awaited,
+        Owner::Gone => {}
+        Owner::None | Owner::Controller(_) | Owner::StatefulSet(_) => return OwnersWord::Stands,
+    }
+    let uid = owner_uid(observed);
+    let mut references = observed.migration.metadata.owner_references.iter().flatten();
+    match references.any(|reference| Some(&reference.uid) == uid) {
+        false => OwnersWord::PodStays,
+        true if observed.is_deleting() => OwnersWord::PodGoes,
+        true => OwnersWord::Awaited,
+    }
+}
+
+/// UID of the owner that the stored manifest names.
+fn owner_uid(observed: &Observed) -> Option<&String> {
+    observed.manifest.as_ref().and_then(controller).map(|owner| &owner.uid)
 }
 
 /// An eviction, a drain or a taint: it means the node, not the pod. So does a pod that kubelet has
@@ -295,8 +340,8 @@ fn trial_goes(observed: &Observed) -> Option<Next> {
         (reasons::SOURCE_GONE, "the pod was deleted by somebody after the commit")
     } else if observed.is_deleting() && (observed.manifest.is_none() || nowhere(observed)) {
         (reasons::CANCELLED, "the Migration was deleted and the pod cannot be made again")
-    } else if observed.owner == Owner::Gone {
-        (reasons::SOURCE_GONE, "the pod's owner was deleted after the commit")
+    } else if owners_word(observed) == OwnersWord::PodGoes {
+        (reasons::SOURCE_GONE, "the pod's owner was deleted after the commit, with its pods")
     } else {
         return None;
     };
@@ -336,7 +381,7 @@ fn make_again(observed: &Observed) -> Next {
         if ours && uid != failed && !going {
             return Next::Adopt { uid };
         }
-        let owner = observed.manifest.as_ref().and_then(controller).map(|o| &o.uid);
+        let owner = owner_uid(observed);
         let same_owner = owner.is_some() && controller(pod).map(|o| &o.uid) == owner;
         // What has run under its name may have written to its volumes: the kept state is older.
         if going || ours || (same_owner && !any_container_runs(pod)) {
@@ -370,12 +415,32 @@ fn make_again(observed: &Observed) -> Next {
         observed.source_node_gone,
         observed.source_seen(),
     );
+    let word = owners_word(observed);
+    if word == OwnersWord::Awaited {
+        return wait(
+            "the pod's StatefulSet is deleted; whether its pods live on (--cascade=orphan) is awaited of Kubernetes' garbage collector",
+        );
+    }
     let again = observed.manifest.as_ref().and_then(|m| again_pod(m, &target_for(observed)).ok());
     match again {
-        Some(pod) if allowed => at_once(
-            vec![Action::CreateTarget(Box::new(pod))],
-            format!("pod {name} is made again on {}", observed.node(Role::Target)),
-        ),
+        Some(mut pod) if allowed => {
+            if let (OwnersWord::PodStays, Some(uid)) = (word, owner_uid(observed)) {
+                // With it the garbage collector would take the pod for one that was left over.
+                leave_owner(&mut pod, uid);
+            }
+            let action = Action::CreateTarget(Box::new(pod));
+            let node = observed.node(Role::Target);
+            match &observed.refused {
+                Some(why) => Next::Insist {
+                    action,
+                    reason: reasons::TARGET_POD_FAILED,
+                    message: format!(
+                        "cannot make pod {name} on node {node} again: {why}; change what refuses it (quota, policy or webhook), it is tried until it is taken and its state is kept meanwhile"
+                    ),
+                },
+                None => at_once(vec![action], format!("pod {name} is made again on {node}")),
+            }
+        }
         Some(_) => wait("the source's end is awaited"),
         None => Next::Stuck {
             message: format!(
@@ -444,7 +509,7 @@ fn pod_goes(observed: &Observed, report: Option<&Report>) -> Option<Next> {
     let node = observed.node(Role::Target);
     let noted = deletion_is_noted(observed);
     let there = observed.target_pod.as_ref();
-    let meant = there.is_some_and(|pod| !is_disrupted(pod));
+    let meant = there.is_some_and(|pod| !is_disrupted(pod) && !is_left_over(observed, pod));
     if observed.target_seen() == PodSeen::Deleting && meant && !noted {
         return Some(Next::Unwanted);
     }
@@ -469,6 +534,13 @@ fn pod_goes(observed: &Observed, report: Option<&Report>) -> Option<Next> {
         message: unwanted(observed),
         actions: vec![],
     })
+}
+
+/// The pod names an owner that has let its pods go, and was made too late to be let go with them: the
+/// garbage collector deletes it, and nobody has meant it.
+fn is_left_over(observed: &Observed, pod: &Pod) -> bool {
+    let owner = controller(pod).map(|owner| &owner.uid);
+    owners_word(observed) == OwnersWord::PodStays && owner.is_some() && owner == owner_uid(observed)
 }
 
 fn unwanted(observed: &Observed) -> String {

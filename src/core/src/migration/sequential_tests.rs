@@ -11,6 +11,7 @@ use transship_protocol::{Decision, SourceOutcome, SourceWord, TargetOutcome, Tar
 use super::admission::{self, Admitted};
 use super::plan::{Action, Plan, Record, plan};
 use super::state::{Observed, Owner, Report, Role, Side, Stage};
+use crate::sequential_pod::{controller, witness};
 
 /// What becomes of the pods that are made again, in order; the last counts for all that follow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +57,7 @@ impl World {
         migration.metadata.creation_timestamp = Some(Time(now));
         let pod = source(json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web",
             "uid": "uid-sts", "controller": true}]));
+        migration.metadata.owner_references = witness(&pod).map(|witness| vec![witness]);
         let decided = Admitted {
             pod: &pod,
             target: "node-b",
@@ -448,13 +450,89 @@ fn an_eviction_means_the_node_and_not_the_pod() {
 }
 
 #[test]
-fn an_owner_that_is_gone_gets_no_pod() {
+fn an_owner_that_goes_with_its_pods_gets_no_pod() {
     let mut world = World::voted(&[Fate::Runs]);
     world.until(|w| w.committed());
     world.seen.owner = Owner::Gone;
+    // The garbage collector deletes what refers to it.
+    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
     world.run();
     assert_eq!(world.made, 0);
     assert!(world.succeeded().1.contains("owner was deleted"));
+}
+
+#[test]
+fn nothing_is_concluded_from_a_deleted_owner_before_the_garbage_collector_has_spoken() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.done.last().is_some_and(|d| d == "delete source"));
+    let Owner::StatefulSet(set) = world.seen.owner.clone() else { panic!("it has an owner") };
+    let looks = |world: &mut World| {
+        for _ in 0..5 {
+            world.look();
+        }
+        assert_eq!(world.made, 0);
+        assert_eq!(world.succeeded().0, "Unknown");
+    };
+    // Whoever deletes the Migration as well has not yet said that the pod goes.
+    world.seen.owner = Owner::Going(set);
+    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
+    looks(&mut world);
+    world.seen.migration.metadata.deletion_timestamp = None;
+    world.seen.owner = Owner::Gone;
+    looks(&mut world);
+    assert!(world.succeeded().1.contains("orphan"), "{:?}", world.succeeded());
+}
+
+#[test]
+fn a_pod_that_its_owner_let_go_is_made_again_without_it() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.done.last().is_some_and(|d| d == "delete source"));
+    world.seen.owner = Owner::Gone;
+    world.seen.migration.metadata.owner_references = None;
+    world.run();
+    assert_eq!((world.made, world.succeeded().0.as_str()), (1, "True"));
+    assert!(controller(world.seen.target_pod.as_ref().unwrap()).is_none());
+}
+
+#[test]
+fn a_pod_that_was_made_too_late_to_be_let_go_is_made_once_more() {
+    let mut world = World::voted(&[Fate::DeletedBySomebody, Fate::Runs]);
+    world.until(|w| w.made == 1);
+    world.seen.owner = Owner::Gone;
+    world.seen.migration.metadata.owner_references = None;
+    world.run();
+    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
+    assert!(controller(world.seen.target_pod.as_ref().unwrap()).is_none());
+}
+
+#[test]
+fn an_owner_that_the_source_has_lost_meanwhile_is_not_stored() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.committed());
+    world.seen.source_pod.as_mut().unwrap().metadata.owner_references = None;
+    world.until(|w| w.seen.source_pod.is_none());
+    assert!(controller(world.seen.manifest.as_ref().unwrap()).is_none());
+}
+
+#[test]
+fn a_refusal_of_the_pod_is_told_as_long_as_it_lasts() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.done.last().is_some_and(|d| d == "delete source"));
+    world.seen.refused = Some("pods \"web-0\" is forbidden: exceeded quota".into());
+    let Plan { status, actions, .. } = plan(&world.seen, world.now);
+    assert!(actions.iter().any(|action| matches!(action, Action::CreateTarget(_))), "it is tried");
+    let stalled = c::find(&status.conditions, c::STALLED).unwrap();
+    assert_eq!((stalled.status.as_str(), stalled.reason.as_str()), ("True", "TargetPodFailed"));
+    for words in ["cannot make pod web-0 on node node-b again", "exceeded quota", "change what"] {
+        assert!(stalled.message.contains(words), "{}", stalled.message);
+        let succeeded = c::find(&status.conditions, c::SUCCEEDED).unwrap();
+        assert!(succeeded.message.contains(words), "{}", succeeded.message);
+    }
+    world.until(|w| w.made == 1);
+    world.look();
+    assert!(!c::is_true(&world.seen.status().conditions, c::STALLED));
+    world.run();
+    assert_eq!(world.succeeded().0, "True");
 }
 
 #[test]

@@ -43,7 +43,8 @@ pub async fn observe(migration: Migration, context: &Context) -> Result<Observed
     observed.frozen_seen = frozen_seen;
     observed.source_node_gone = node_gone(observed.node(Role::Source), context).await?;
     observed.target_node_gone = node_gone(observed.node(Role::Target), context).await?;
-    observed.failure = context.memory.get(&uid).failure;
+    let notes = context.memory.get(&uid);
+    (observed.failure, observed.refused) = (notes.failure, notes.refused);
     if observed.is_sequential() {
         sequential::observe(&mut observed, context).await?;
     }
