@@ -151,6 +151,11 @@ impl Collector {
         if !is_needed(task.part, side.state(), &others) {
             return Ok(true);
         }
+        // This node was perhaps cut off when the migration ended well, and was not waited for.
+        let pod = &task.pod;
+        if self.cluster.pod_has_moved(&pod.namespace, &pod.name, &pod.uid).await? {
+            return Ok(true);
+        }
         let Some(since) = side.vanished else {
             files::write_atomic(&side.dir.vanished(), b"")?;
             tracing::warn!(
