@@ -287,6 +287,11 @@ impl MigrationDir {
         self.0.join("kept")
     }
 
+    /// Marker: the Migration has vanished; since when, its own time says.
+    pub fn vanished(&self) -> PathBuf {
+        self.0.join("vanished")
+    }
+
     /// Marker: finished, nothing to supervise.
     pub fn closed(&self) -> PathBuf {
         self.0.join("closed")

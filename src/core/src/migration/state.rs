@@ -169,7 +169,9 @@ pub enum Owner {
     Controller(Box<Controller>),
     /// This StatefulSet's.
     StatefulSet(Box<StatefulSet>),
-    /// It had one, which is gone or being deleted.
+    /// Its StatefulSet is being deleted, and is still there.
+    Going,
+    /// It had one, which is gone (a controller: or is being deleted).
     Gone,
 }
 
@@ -178,7 +180,7 @@ impl Owner {
     pub fn controller(&self) -> Option<&Controller> {
         match self {
             Self::Controller(controller) => Some(controller),
-            Self::None | Self::StatefulSet(_) | Self::Gone => None,
+            Self::None | Self::StatefulSet(_) | Self::Going | Self::Gone => None,
         }
     }
 }

@@ -84,7 +84,7 @@ pub(super) fn awaits_ready(observed: &Observed, now: Timestamp) -> Option<(Vec<A
 /// the others. It goes before the source does: only the source's claim tells of an owner that is gone.
 fn goes_with_its_owner(observed: &Observed) -> Option<Next> {
     living_target(observed)?;
-    // In the sequential order the pod was made again with its owner's claim.
+    // In the sequential order the pod was made again with its owner's claim, or is to live on without it.
     let gone = observed.owner == Owner::Gone && !observed.is_sequential();
     (gone && is_confirmed(observed)).then(|| Next {
         step: Step::HandingOver,

@@ -468,3 +468,16 @@ fn names_of_checks_are_unique_and_fit_the_status() {
     assert_eq!(names.len(), different.len());
     assert!(checks().all(|c| c.name.len() <= 64 && c.remedy.len() <= 1000 && !c.remedy.is_empty()));
 }
+
+#[test]
+fn of_several_pods_a_refusal_counts_first_and_every_change_once() {
+    use TargetAnswer::{Refused, Taken};
+    let taken = |changes: &[&str]| Taken(changes.iter().map(|c| (*c).to_owned()).collect());
+    assert_eq!(TargetAnswer::of_all([]), None);
+    assert_eq!(TargetAnswer::of_all([taken(&[])]), Some(taken(&[])));
+    assert_eq!(TargetAnswer::of_all([taken(&["a"]), taken(&["a", "b"])]), Some(taken(&["a", "b"])));
+    let refused = || Refused("no".into());
+    assert_eq!(TargetAnswer::of_all([taken(&["a"]), refused()]), Some(refused()));
+    assert_eq!(TargetAnswer::of_all([refused(), Refused("later".into())]), Some(refused()));
+    assert_eq!(TargetAnswer::of_all([refused(), taken(&["a"])]), Some(refused()));
+}

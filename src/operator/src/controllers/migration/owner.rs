@@ -125,7 +125,7 @@ mod tests {
         let found = match whose(Some(set), claimed) {
             Owner::None => "None",
             Owner::Controller(_) => "Controller",
-            Owner::StatefulSet(_) => "StatefulSet",
+            Owner::StatefulSet(_) | Owner::Going => "StatefulSet",
             Owner::Gone => "Gone",
         };
         assert_eq!(found, expected);
