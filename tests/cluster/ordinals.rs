@@ -1,4 +1,4 @@
-//! People who scale a StatefulSet, or delete its pod, in the middle of a move of that pod.
+//! People who scale or delete a StatefulSet, or delete its pod, in the middle of a move of that pod.
 
 use std::time::Duration;
 
@@ -105,20 +105,7 @@ fn comes_true(scene: &Scene, (when, act, fate): Case) -> Result<()> {
     let moment = if when == When::Prepared { Moment::Prepared } else { Moment::Voted };
     begin(scene, moment, None)?;
     if when == When::MadeAgain {
-        allow_pods(cluster, QUOTA, 0)?;
-        Gate::open_all(cluster)?;
-        cluster.await_that("it says why the pod is not made again", SOON, || {
-            let migration = cluster.get("migration", NAME)?;
-            let (stalled, reason, message) = condition(&migration, "Stalled");
-            ensure!(
-                stalled == "True"
-                    && reason == "TargetPodFailed"
-                    && message.contains("exceeded quota: no-pods"),
-                "{:#}",
-                migration["status"]
-            );
-            Ok(true)
-        })?;
+        is_refused(cluster)?;
     }
     act.act(cluster)?;
     if when != When::MadeAgain {
@@ -143,6 +130,24 @@ fn comes_true(scene: &Scene, (when, act, fate): Case) -> Result<()> {
     judge::one_copy_ran(scene, &looks, outcome, true)?;
     ensure!(ran(&looks, &scene.source.uid), "nobody looked: {looks:?}");
     scene.history.kept_its_word()
+}
+
+/// From now on the pod is a state on two disks, and the Migration says why it is not made again.
+fn is_refused(cluster: &Cluster) -> Result<()> {
+    allow_pods(cluster, QUOTA, 0)?;
+    Gate::open_all(cluster)?;
+    cluster.await_that("it says why the pod is not made again", SOON, || {
+        let migration = cluster.get("migration", NAME)?;
+        let (stalled, reason, message) = condition(&migration, "Stalled");
+        ensure!(
+            stalled == "True"
+                && reason == "TargetPodFailed"
+                && message.contains("exceeded quota: no-pods"),
+            "{:#}",
+            migration["status"]
+        );
+        Ok(true)
+    })
 }
 
 /// The StatefulSet's controller has done what it can as long as the pod is what it is.
@@ -222,4 +227,102 @@ fn a_stateful_set_is_scaled_and_its_pod_deleted_during_a_move() -> Result<()> {
         (When::MadeAgain, Act::Scale(0), Fate::Gone),
     ];
     cases.iter().try_for_each(|case| play(&cluster, *case))
+}
+
+/// The StatefulSet is deleted with this `--cascade`, when its pod is not there.
+fn delete(cluster: &Cluster, cascade: &str) -> Result<()> {
+    let manifest = stateful(&spec(EMPTY_DIR, "", ""), "");
+    cluster.apply(&manifest)?;
+    let source = running(cluster, POD)?;
+    let history = History::start(cluster, NAME);
+    let scene = Scene { cluster, source, migration: NAME.into(), history };
+    let outcome = goes_as_told(&scene, cascade);
+    Gate::open_all(cluster)?;
+    say_no_more(cluster, QUOTA)?;
+    outcome.map_err(|error| anyhow!("--cascade={cascade}: {error:#}\n{}", evidence(&scene)))?;
+    let migration = scene.history.latest();
+    drop(scene);
+
+    // The next one adopts the pod that lives on, and makes another in the place of one that went.
+    cluster.apply(&manifest)?;
+    running(cluster, POD)?;
+    nothing_is_left(cluster, &migration, POD)?;
+    cluster.kubectl(&["delete", "statefulset", NAME, "--cascade=foreground", "--timeout=60s"])?;
+    cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"]).map(drop)
+}
+
+fn goes_as_told(scene: &Scene, cascade: &str) -> Result<()> {
+    let cluster = scene.cluster;
+    let client = connect(&scene.source)?;
+    let sentry = Sentry::start(cluster, &NODES);
+    cluster.await_that("both nodes are looked at", SOON, || Ok(sentry.stands(&NODES)))?;
+
+    begin(scene, Moment::Voted, None)?;
+    is_refused(cluster)?;
+    let flag = format!("--cascade={cascade}");
+    cluster.kubectl(&["delete", "statefulset", NAME, &flag, "--timeout=60s"])?;
+    let outcome = match cascade {
+        "orphan" => {
+            say_no_more(cluster, QUOTA)?;
+            lives_on(scene)?;
+            goes_on(cluster, &client)?;
+            let report = client.stop();
+            ensure!(report.is_whole(), "{report:?}");
+            Outcome::Moved
+        }
+        _ => {
+            goes_along(scene)?;
+            Outcome::Gone
+        }
+    };
+    let looks = sentry.stop();
+    judge::one_copy_ran(scene, &looks, outcome, true)?;
+    ensure!(ran(&looks, &scene.source.uid), "nobody looked: {looks:?}");
+    scene.history.kept_its_word()
+}
+
+/// The pod runs on the other node, and belongs to nobody.
+fn lives_on(scene: &Scene) -> Result<()> {
+    let cluster = scene.cluster;
+    cluster.ended(NAME, PATIENCE)?;
+    let migration = cluster.get("migration", NAME)?;
+    let (succeeded, reason, message) = condition(&migration, "Succeeded");
+    ensure!(succeeded == "True", "{reason}: {message}");
+    let pod = running(cluster, POD)?;
+    let object = cluster.get("pod", POD)?;
+    ensure!(
+        pod.uid == scene.target_uid()
+            && pod.node == scene.source.other_node()
+            && restarts(&object) == 0
+            && object["metadata"]["ownerReferences"].is_null(),
+        "{:?} became {object:#}",
+        scene.source
+    );
+    Ok(())
+}
+
+/// The Migration goes with what belongs to the StatefulSet, and says before that no pod is made again.
+fn goes_along(scene: &Scene) -> Result<()> {
+    let cluster = scene.cluster;
+    cluster.await_that("the Migration goes", PATIENCE, || {
+        Ok(cluster.get("migration", NAME)?.is_null())
+    })?;
+    cluster.await_that("it has told why", SOON, || {
+        let (succeeded, reason, message) = condition(&scene.history.latest(), "Succeeded");
+        // In the foreground the stored manifest may go before the Migration.
+        ensure!(
+            succeeded == "False" && ["SourceGone", "Cancelled"].contains(&reason.as_str()),
+            "{succeeded}, {reason}: {message}"
+        );
+        Ok(true)
+    })?;
+    say_no_more(cluster, QUOTA)?;
+    cluster.await_that("no pod is left", SOON, || Ok(cluster.list("pods", "")?.is_empty()))
+}
+
+#[test]
+fn a_stateful_set_that_is_deleted_takes_along_the_state_of_its_pod_or_lets_it_go() -> Result<()> {
+    let cluster = Cluster::with_namespace("stateful-deleted")?;
+    Gate::open_all(&cluster)?;
+    ["background", "foreground", "orphan"].iter().try_for_each(|cascade| delete(&cluster, cascade))
 }
