@@ -47,7 +47,8 @@ const SPEC: &str = "{terminationGracePeriodSeconds: 1, volumes: [VOLUMES], conta
     command: [python3, -u, -c, SCRIPT, FILES], \
     volumeMounts: [{name: data, mountPath: /data}, MOUNTS], \
     readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}}]}";
-const EMPTY_DIR: &str = "{name: data, emptyDir: {}}";
+/// An empty directory in the place of the volume.
+pub const EMPTY_DIR: &str = "{name: data, emptyDir: {}}";
 
 const STATEFUL: &str = r#"
 apiVersion: v1
@@ -98,7 +99,8 @@ spec:
 const CLAIM: &str = "{metadata: {name: data}, spec: {accessModes: [ReadWriteOncePod], \
     storageClassName: test-exclusive, resources: {requests: {storage: 16Mi}}}}";
 
-fn spec(volumes: &str, mounts: &str, files: &str) -> String {
+/// A pod's spec with these volumes, further mounts, and files that the application keeps open.
+pub fn spec(volumes: &str, mounts: &str, files: &str) -> String {
     // JSON's quoted text is YAML's.
     let script = Value::from(SCRIPT).to_string();
     SPEC.replace("VOLUMES", volumes)
@@ -107,7 +109,8 @@ fn spec(volumes: &str, mounts: &str, files: &str) -> String {
         .replace("SCRIPT", &script)
 }
 
-fn stateful(spec: &str, claim: &str) -> String {
+/// A StatefulSet `web` with its Service.
+pub fn stateful(spec: &str, claim: &str) -> String {
     STATEFUL.replace("CLAIM", claim).replace("SPEC", spec)
 }
 
@@ -121,12 +124,14 @@ pub fn running(cluster: &Cluster, name: &str) -> Result<Pod> {
     Ok(Pod::of(&pod))
 }
 
-fn connect(pod: &Pod) -> Result<Client> {
+/// A client of the pod's.
+pub fn connect(pod: &Pod) -> Result<Client> {
     let address = format!("{}:8080", pod.ip).parse()?;
     Client::with_patience(address, Duration::from_millis(5), PATIENCE)
 }
 
-fn goes_on(cluster: &Cluster, client: &Client) -> Result<()> {
+/// Waits until the connection is answered again.
+pub fn goes_on(cluster: &Cluster, client: &Client) -> Result<()> {
     let so_far = client.replies();
     cluster
         .await_that("the connection goes on", RETRANSMISSION, || Ok(client.replies() > so_far + 50))

@@ -20,8 +20,8 @@ use transship_tests::{
             Stream::{Corrupted, Slow, Truncated},
         },
         moment::Moment::{
-            self, Decided, Dumping, Freezing, HandingOver, Preflight, Releasing, Restoring,
-            TargetIsMade, TargetStarts, Thawed, Thawing, Voted,
+            self, Decided, Dumping, Freezing, HandingOver, Preflight, Prepared, Releasing,
+            Restoring, TargetIsMade, TargetStarts, Thawed, Thawing, Voted,
         },
         outcome::Outcome::{
             self, Gone, Moved, Replaced, Restarted, RestartedThere, Stayed, TargetLost,
@@ -283,6 +283,17 @@ const GROUPS: &[Group] = &[
     (&[Voted], &[User(DeleteMigration), User(DeleteTarget), User(StripFinalizer)], &[Stayed]),
     (&[TargetStarts, Dumping], &[User(DeleteTarget)], &[Stayed, Replaced]),
     (&[TargetStarts, Dumping, Voted], &[User(DeleteSource), User(Roll)], &[Replaced, Moved]),
+    (
+        &[Preflight, TargetIsMade, Prepared, Freezing, Restoring],
+        &[User(DeleteSource)],
+        &[Replaced, Moved],
+    ),
+    (&[Prepared, Freezing, Restoring], &[User(DeleteTarget)], &[Stayed, Replaced]),
+    // The owner makes a fresh pod for the source that goes, and has one too many when it gets the target.
+    (&[Decided, Thawing, Thawed], &[User(DeleteSource)], &[Moved, Replaced]),
+    (&[Decided, Thawing, Thawed], &[User(DeleteTarget)], &[Replaced, TargetLost]),
+    (&[Releasing], &[User(DeleteSource)], &[Moved]),
+    (&[Releasing], &[User(DeleteTarget)], &[Replaced]),
     (&[TargetStarts, Dumping, Voted], &[User(Drain)], &[Moved, Replaced]),
     (&[TargetStarts, Dumping, Voted, HandingOver], &[User(MigrateAgain)], &[Moved]),
     (

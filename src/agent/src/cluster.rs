@@ -11,7 +11,7 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
-use transship_api::{Migration, Node};
+use transship_api::{Migration, Node, names};
 
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -92,6 +92,19 @@ impl Cluster {
         }))
     }
 
+    /// Whether the name is that of another pod by now, in which a migration has brought an application
+    /// back to life.
+    pub async fn pod_has_moved(
+        &self,
+        namespace: &str,
+        name: &str,
+        former_uid: &str,
+    ) -> anyhow::Result<bool> {
+        let pods: Api<corev1::Pod> = Api::namespaced(self.client.clone(), namespace);
+        let found = answer(pods.get_opt(name)).await?;
+        Ok(found.is_some_and(|pod| is_moved(&pod, former_uid)))
+    }
+
     /// Whether no Migration of this UID exists.
     pub async fn migration_is_gone(
         &self,
@@ -115,9 +128,37 @@ impl Cluster {
     }
 }
 
+/// The operator alone sets the condition, and only when the application runs.
+fn is_moved(pod: &corev1::Pod, former_uid: &str) -> bool {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let resumed = |c: &corev1::PodCondition| c.type_ == names::RESUMED_GATE && c.status == "True";
+    pod.metadata.uid.as_deref() != Some(former_uid) && conditions.any(resumed)
+}
+
 /// The answer, if it comes in time. A question over a connection that has died (a node may have been
 /// cut off) would wait for the kernel to give up; dropped, it takes its connection with it.
 async fn answer<T>(question: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
     let answer = tokio::time::timeout(ANSWER_LIMIT, question).await;
     Ok(answer.context("the API server did not answer in time")??)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_has_moved_when_the_application_runs_in_another_one() {
+        for (uid, conditions, moved) in [
+            ("new", json!([{"type": names::RESUMED_GATE, "status": "True"}]), true),
+            ("new", json!([{"type": names::RESUMED_GATE, "status": "False"}]), false),
+            ("new", json!([{"type": "Ready", "status": "True"}]), false),
+            ("old", json!([{"type": names::RESUMED_GATE, "status": "True"}]), false),
+        ] {
+            let pod = json!({"metadata": {"uid": uid}, "status": {"conditions": conditions}});
+            let pod: corev1::Pod = serde_json::from_value(pod).unwrap();
+            assert_eq!(is_moved(&pod, "old"), moved, "{pod:?}");
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! The migrations in which this node has a part, by their directories: what their holders wrote
 //! down last. Reads only; the directories belong to the holders.
 
+use std::time::SystemTime;
+
 use transship_api::node::{ActiveMigration, HolderState, Role as ApiRole};
 use transship_host::HostRoot;
 use transship_host::files;
@@ -23,6 +25,8 @@ pub struct Side {
     pub status: SideStatus,
     /// Whether nothing is left to do.
     pub closed: bool,
+    /// Since when its Migration has been seen to have vanished.
+    pub vanished: Option<SystemTime>,
 }
 
 impl Side {
@@ -45,14 +49,19 @@ impl Side {
             status.stage = Stage::Started as i32;
         }
         status.closed |= closed;
-        Some(Self { dir, uid, role, task, status, closed })
+        let vanished = std::fs::metadata(dir.vanished()).and_then(|marker| marker.modified()).ok();
+        Some(Self { dir, uid, role, task, status, closed, vanished })
+    }
+
+    /// Where its holder stands, as it wrote it down last.
+    pub fn state(&self) -> HolderState {
+        serde_json::from_value(self.status.holder_state.clone().into())
+            .unwrap_or(HolderState::Preparing)
     }
 
     /// As published in the Node's status.
     pub fn published(&self) -> ActiveMigration {
         let status = &self.status;
-        let state = serde_json::from_value::<HolderState>(status.holder_state.clone().into())
-            .unwrap_or(HolderState::Preparing);
         let time = |micros: i64| {
             (micros > 0)
                 .then(|| jiff::Timestamp::from_microsecond(micros).ok())
@@ -68,7 +77,7 @@ impl Side {
                 Role::Target => ApiRole::Target,
             },
             pod_uid: status.pod_uid.clone(),
-            state,
+            state: self.state(),
             voted: status.voted,
             resumed_at: match self.role {
                 Role::Target => time(status.thawed_at_unix_micros),

@@ -39,6 +39,8 @@ pub const CRIU_READY: &str = "CriuReady";
 pub const RUNTIME_READY: &str = "RuntimeReady";
 /// The node reaches the checkpoint store.
 pub const STORE_REACHABLE: &str = "StoreReachable";
+/// The node keeps the state of a pod whose Migration vanished before the pod was made again of it.
+pub const STATE_KEPT: &str = "StateKept";
 /// The node is proven not to run protected pods any more. Written by the operator.
 pub const FENCED: &str = "Fenced";
 /// The node stands on the static list of nodes; there only if there is such a list. Written by the
@@ -65,7 +67,8 @@ pub const STALLED: &str = "Stalled";
 pub const MIGRATION_TYPES: [&str; 8] =
     [ADMITTED, SCHEDULED, COPIED, FROZEN, RESTORED, SUCCEEDED, RECONCILING, STALLED];
 /// Types of a Node that its agent writes.
-pub const NODE_AGENT_TYPES: [&str; 4] = [READY, CRIU_READY, RUNTIME_READY, STORE_REACHABLE];
+pub const NODE_AGENT_TYPES: [&str; 5] =
+    [READY, CRIU_READY, RUNTIME_READY, STORE_REACHABLE, STATE_KEPT];
 /// Types of a Checkpoint.
 pub const CHECKPOINT_TYPES: [&str; 6] = [READY, CAPTURED, STORED, VERIFIED, RECONCILING, STALLED];
 
@@ -210,6 +213,10 @@ pub mod reasons {
     pub const WRAPPER_NOT_ACTIVE: &str = "WrapperNotActive";
     /// The node has neither a CriuReady nor a RuntimeReady of True.
     pub const COMPONENT_NOT_READY: &str = "ComponentNotReady";
+    /// A Migration vanished when the node had the state of its pod and the pod ran nowhere.
+    pub const MIGRATION_VANISHED: &str = "MigrationVanished";
+    /// No state is kept that no Migration answers for.
+    pub const NOTHING_KEPT: &str = "NothingKept";
     /// No store is configured.
     pub const NO_STORE: &str = "NoStore";
     /// Nothing suggests that the node must be fenced.

@@ -312,7 +312,7 @@ pub struct NodeStatus {
     /// Generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready (summary), CriuReady, RuntimeReady, StoreReachable, Fenced, Listed.
+    /// Ready (summary), CriuReady, RuntimeReady, StoreReachable, StateKept, Fenced, Listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -1,24 +1,54 @@
 //! The pods of a sequential hand-over: whose order is sequential, the pod of the restore on trial, and
 //! the pod that is made again under its own name.
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use transship_api::names;
 
-use crate::target_pod::{TargetFor, TargetPodError, target_pod};
+use crate::target_pod::{TargetFor, TargetPodError, target_name, target_pod};
 
 /// Whether the pod's name is exclusive, so that no other can stand beside it: it belongs to a
 /// StatefulSet, or to nobody.
 pub fn is_exclusive(pod: &Pod) -> bool {
-    controller(pod).is_none_or(|owner| {
-        // Other groups have kinds of this name, whose controllers are not ours to know.
-        owner.kind == "StatefulSet" && owner.api_version.starts_with("apps/")
-    })
+    controller(pod).is_none_or(is_stateful_set)
+}
+
+fn is_stateful_set(owner: &OwnerReference) -> bool {
+    // Other groups have kinds of this name, whose controllers are not ours to know.
+    owner.kind == "StatefulSet" && owner.api_version.starts_with("apps/")
+}
+
+/// The Migration's own reference to its pod's StatefulSet, for as long as the pod is handed over. It is
+/// a witness: when the StatefulSet is deleted, Kubernetes' garbage collector takes the reference off
+/// if the pods are to live on (`--cascade=orphan`), and else deletes the Migration as it deletes pods.
+/// Of the StatefulSet itself nothing is left that could be asked.
+pub fn witness(pod: &Pod) -> Option<OwnerReference> {
+    let owner = controller(pod).filter(|owner| is_stateful_set(owner))?;
+    // It must not keep the StatefulSet from going, nor claim to be one of its pods.
+    Some(OwnerReference { controller: None, block_owner_deletion: None, ..owner.clone() })
+}
+
+/// Whether a Migration's reference is a [`witness`].
+pub fn is_witness(reference: &OwnerReference) -> bool {
+    is_stateful_set(reference) && reference.controller != Some(true)
 }
 
 /// The pod's controlling owner.
 pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
     pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
+/// Whether a StatefulSet counts the pod of this name among those that it wants: its controller ends all
+/// others.
+pub fn counts(set: &StatefulSet, pod: &str) -> bool {
+    let Some(ordinal) = pod.rsplit('-').next().and_then(|text| text.parse::<i64>().ok()) else {
+        // Not a name that the controller gives.
+        return true;
+    };
+    let start = i64::from(set.spec.ordinals.as_ref().and_then(|o| o.start).unwrap_or(0));
+    let wanted = i64::from(set.spec.replicas.unwrap_or(1));
+    (start..start + wanted).contains(&ordinal)
 }
 
 /// Names of the volumes that are handed over, and cannot be mounted before.
@@ -72,6 +102,27 @@ pub fn again_pod(manifest: &Pod, target: &TargetFor<'_>) -> Result<Pod, TargetPo
     Ok(again)
 }
 
+/// The pods that the API server is asked about before anything is touched: the trial's, and that which
+/// is made again after the commit, with its real labels, annotations, owner and volumes, so that
+/// webhooks, Pod Security, LimitRange and ResourceQuota judge it by what it will be.
+///
+/// The second one bears the trial's name, since its own is taken by the source, and what goes by the
+/// name is not shown. The quota counts the source where the trial's pod will be when it is made:
+/// both are of one size. What is changed in policies and quotas between this and the commit shows
+/// only then, and is told in the Migration's status.
+pub fn tried_pods(source: &Pod, target: &TargetFor<'_>) -> Result<[Pod; 2], TargetPodError> {
+    let mut again = again_pod(source, target)?;
+    again.metadata.name = Some(target_name(source, target.migration_uid));
+    Ok([trial_pod(source, target)?, again])
+}
+
+/// Lets the pod live on without the owner of this UID.
+pub fn leave_owner(pod: &mut Pod, owner_uid: &str) {
+    if let Some(owners) = &mut pod.metadata.owner_references {
+        owners.retain(|owner| owner.uid != owner_uid);
+    }
+}
+
 /// What of the source is stored: everything but what the API server alone writes.
 pub fn manifest(source: &Pod) -> Pod {
     let mut manifest = source.clone();
@@ -115,6 +166,58 @@ mod tests {
             preserve_address: true,
             starts_afresh: false,
         }
+    }
+
+    #[test]
+    fn what_the_api_server_is_asked_about_has_the_real_labels_owner_and_volumes() {
+        let source = source();
+        let [trial, again] = tried_pods(&source, &target()).unwrap();
+        assert_eq!(trial, trial_pod(&source, &target()).unwrap());
+        assert_eq!(again.metadata.name, trial.metadata.name, "its own is taken");
+        assert_eq!(again.metadata.owner_references, source.metadata.owner_references);
+        assert_eq!(again.metadata.labels.as_ref().unwrap()["app"], "web");
+        assert_eq!(again.metadata.annotations.as_ref().unwrap()["team"], "a");
+        let real = again_pod(&source, &target()).unwrap();
+        assert_eq!(again.spec, real.spec, "volumes and all");
+    }
+
+    #[test]
+    fn a_witness_belongs_to_the_stateful_set_without_being_its_pod() {
+        let witness = witness(&source()).unwrap();
+        assert_eq!((witness.kind.as_str(), witness.uid.as_str()), ("StatefulSet", "sts"));
+        assert_eq!((witness.controller, witness.block_owner_deletion), (None, None));
+        assert!(is_witness(&witness));
+        assert!(!is_witness(controller(&source()).unwrap()));
+        assert!(super::witness(&pod(json!({"metadata": {}}))).is_none());
+    }
+
+    #[test]
+    fn a_pod_that_lives_on_without_its_owner_keeps_the_others() {
+        let mut pod = source();
+        let other = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": "c"});
+        let owners = pod.metadata.owner_references.as_mut().unwrap();
+        owners.push(serde_json::from_value(other).unwrap());
+        leave_owner(&mut pod, "sts");
+        let left = pod.metadata.owner_references.as_ref().unwrap();
+        assert_eq!(left.iter().map(|o| o.uid.as_str()).collect::<Vec<_>>(), ["c"]);
+        assert!(controller(&pod).is_none() && is_exclusive(&pod));
+    }
+
+    #[rstest]
+    #[case("web-0", json!({}), true)]
+    #[case("web-1", json!({}), false)]
+    #[case("web-0", json!({"replicas": 0}), false)]
+    #[case("web-2", json!({"replicas": 3}), true)]
+    #[case("web-0", json!({"replicas": 3, "ordinals": {"start": 1}}), false)]
+    #[case("web-3", json!({"replicas": 3, "ordinals": {"start": 1}}), true)]
+    #[case("web", json!({"replicas": 0}), true)]
+    fn a_stateful_set_counts_the_pods_of_its_ordinals(
+        #[case] pod: &str,
+        #[case] spec: Value,
+        #[case] expected: bool,
+    ) {
+        let set: StatefulSet = serde_json::from_value(json!({"spec": spec})).unwrap();
+        assert_eq!(counts(&set, pod), expected);
     }
 
     #[rstest]

@@ -386,7 +386,8 @@ pub fn changes_by_admission(sent: &Pod, stored: &Pod) -> Vec<String> {
             changes.push(format!("metadata.annotations[{key}]"));
         }
     }
-    if stored.metadata.owner_references.as_ref().is_some_and(|o| !o.is_empty()) {
+    let owners = |pod: &Pod| pod.metadata.owner_references.clone().unwrap_or_default();
+    if owners(sent) != owners(stored) {
         changes.push("metadata.ownerReferences".into());
     }
     changes

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
+use tokio::sync::{oneshot, watch};
 use transship_host::files;
 use transship_host::paths::MigrationDir;
 
@@ -26,14 +28,64 @@ const MADE_BY_KUBELET: [&str; 5] = [
 /// All data and names of the file system that holds the migration's directory are on the disk when
 /// this returns. One call for thousands of files; what others write waits with it.
 pub fn durable(dir: &MigrationDir) -> Result<()> {
-    sync([dir.path()])
+    sync([dir.path()], |_| ())
 }
 
 /// The same of a source in the sequential order, and of the file systems of the pod's persistent
-/// volumes: the memory that is kept takes what was written there for written.
-pub fn durable_with_volumes(holder: &Holder, pod: &Pod) -> Result<()> {
-    let volumes = persistent(holder, pod)?;
-    sync(std::iter::once(holder.dir.path()).chain(volumes.iter().map(PathBuf::as_path)))
+/// volumes: the memory that is kept takes what was written there for written. `limit` is what is left
+/// of the freeze: storage that does not answer must not keep the pod frozen.
+pub async fn durable_with_volumes(holder: &Holder, pod: &Pod, limit: Duration) -> Result<()> {
+    let mut places = vec![holder.dir.path().to_path_buf()];
+    places.extend(persistent(holder, pod)?);
+    let work = move |at: &watch::Sender<PathBuf>| {
+        sync(places.iter().map(PathBuf::as_path), |place| {
+            at.send_replace(place.to_path_buf());
+        })
+    };
+    let Some(place) = within(limit, work).await? else { return Ok(()) };
+    let pod_dir = holder.task.kubelet_root.join("pods").join(&holder.task.pod.uid);
+    bail!(
+        "{} was not written through in the {:.1} s that were left of the freeze; see whether its storage answers",
+        name(&place, &pod_dir),
+        limit.as_secs_f64()
+    )
+}
+
+/// Waits for `work` no longer than `limit`; then it gives the place that it is still at. On a thread of
+/// its own, which nothing waits for at the end: it may hang in the kernel.
+async fn within(
+    limit: Duration,
+    work: impl FnOnce(&watch::Sender<PathBuf>) -> Result<()> + Send + 'static,
+) -> Result<Option<PathBuf>> {
+    let (sender, at) = watch::channel(PathBuf::new());
+    let (end, ended) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("sync".into())
+        .spawn(move || {
+            // Nobody listens when the time is up.
+            let _ = end.send(work(&sender));
+        })
+        .context("cannot start a thread")?;
+    match tokio::time::timeout(limit, ended).await {
+        Ok(outcome) => outcome.context("the sync ended unexpectedly")?.map(|()| None),
+        Err(_) => Ok(Some(at.borrow().clone())),
+    }
+}
+
+/// What people call the place: a volume by the name of its directory, which is that of its
+/// PersistentVolume or, with sub-paths, of the pod's volume.
+fn name(place: &Path, pod_dir: &Path) -> String {
+    let below = place.strip_prefix(pod_dir).unwrap_or(Path::new(""));
+    let mut parts = below.iter().map(|part| part.to_string_lossy());
+    let volume = match parts.next().as_deref() {
+        Some("volumes") => parts.nth(1),
+        Some("volume-subpaths") => parts.next(),
+        _ => None,
+    };
+    match volume {
+        Some(volume) => format!("volume {volume} ({})", place.display()),
+        None => place.display().to_string(),
+    }
 }
 
 /// Where the persistent volumes that the containers have mounted lie on the node.
@@ -72,10 +124,15 @@ fn is_persistent(source: &Path, pod_dir: &Path, sandbox_id: &str) -> bool {
     }
 }
 
-/// Every file system that holds one of the paths is on its disk when this returns, each asked once.
-fn sync<'a>(places: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+/// Every file system that holds one of the paths is on its disk when this returns, each asked once;
+/// `began` is told each path before.
+fn sync<'a>(
+    places: impl IntoIterator<Item = &'a Path>,
+    mut began: impl FnMut(&Path),
+) -> Result<()> {
     let mut done = BTreeSet::new();
     for place in places {
+        began(place);
         // A sub-path may be a FIFO, which must not wait for a writer.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = rustix::fs::open(place, flags, Mode::empty())
@@ -114,7 +171,7 @@ mod tests {
         let path = root.path().join("fifo");
         let mode = Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-        sync([path.as_path()]).unwrap();
+        sync([path.as_path()], |_| ()).unwrap();
     }
 
     #[test]
@@ -137,8 +194,42 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn storage_that_does_not_answer_is_waited_for_no_longer_than_the_freeze_lasts() {
+        let (answer, never) = std::sync::mpsc::channel::<()>();
+        let hangs = move |at: &watch::Sender<PathBuf>| {
+            at.send_replace("/srv/data".into());
+            // Until the test has ended.
+            let _ = never.recv();
+            Ok(())
+        };
+        let late = within(Duration::from_millis(50), hangs).await.unwrap();
+        assert!(late.is_some());
+        drop(answer);
+        let minute = Duration::from_secs(60);
+        assert_eq!(within(minute, |_| Ok(())).await.unwrap(), None);
+        let error = within(minute, |_| bail!("no")).await.unwrap_err();
+        assert_eq!(error.to_string(), "no");
+    }
+
     #[test]
-    fn persistent_volumes_are_durable_with_the_state() {
+    fn a_volume_is_told_by_its_name() {
+        let pod_dir = Path::new("/var/lib/kubelet/pods/u");
+        for (place, expected) in [
+            ("volumes/kubernetes.io~nfs/pvc-1", "volume pvc-1 ("),
+            ("volumes/kubernetes.io~csi/pvc-1/mount", "volume pvc-1 ("),
+            ("volume-subpaths/data/web/0", "volume data ("),
+            ("/srv/data", "/srv/data"),
+        ] {
+            let place = pod_dir.join(place);
+            let name = name(&place, pod_dir);
+            assert!(name.starts_with(expected), "{name}");
+            assert!(name.contains(&place.display().to_string()), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn persistent_volumes_are_durable_with_the_state() {
         let root = tempfile::tempdir().unwrap();
         let host = HostRoot::at(root.path());
         let mut task = task();
@@ -151,10 +242,13 @@ mod tests {
         let pod = pod_of_self();
         let bundle = layout.bundle(&pod.containers[0].id);
         let mut holder = Holder::new(host, layout, dir, task);
-        durable_with_volumes(&holder, &pod).expect("a pod without claims needs no bundle");
+        let minute = Duration::from_secs(60);
+        let synced = durable_with_volumes(&holder, &pod, minute).await;
+        synced.expect("a pod without claims needs no bundle");
 
         holder.task.stand_ins = vec!["data".into()];
-        assert!(durable_with_volumes(&holder, &pod).is_err(), "its mounts are not known");
+        let synced = durable_with_volumes(&holder, &pod, minute).await;
+        assert!(synced.is_err(), "its mounts are not known");
         std::fs::create_dir_all(&bundle).unwrap();
         let config = json!({"mounts": [
             {"destination": "/proc", "source": "proc"},
@@ -164,9 +258,10 @@ mod tests {
         ]});
         std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
         assert_eq!(persistent(&holder, &pod).unwrap(), BTreeSet::from([claim.clone()]));
-        let error = format!("{:#}", durable_with_volumes(&holder, &pod).unwrap_err());
+        let error = durable_with_volumes(&holder, &pod, minute).await.unwrap_err();
+        let error = format!("{error:#}");
         assert!(error.contains("pvc-1"), "{error}");
         std::fs::create_dir_all(&claim).unwrap();
-        durable_with_volumes(&holder, &pod).unwrap();
+        durable_with_volumes(&holder, &pod, minute).await.unwrap();
     }
 }

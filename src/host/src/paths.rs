@@ -297,6 +297,11 @@ impl MigrationDir {
         Ok(trees.join(format!("rootfs.{container}")))
     }
 
+    /// Marker: the Migration has vanished; since when, its own time says.
+    pub fn vanished(&self) -> PathBuf {
+        self.0.join("vanished")
+    }
+
     /// Marker: finished, nothing to supervise.
     pub fn closed(&self) -> PathBuf {
         self.0.join("closed")

@@ -199,6 +199,7 @@ impl Lead {
         });
         tokio::join!(
             migration::run(controller, context.clone(), triggers, stop.clone()),
+            migration::keep_names(context.clone(), stop.clone()),
             node::run(context, self.expectation.clone(), stop.clone()),
         );
     }

@@ -51,6 +51,8 @@ pub struct Notes {
     pub failure: Option<(&'static str, String)>,
     /// Errors in a row, for the pause before the next try.
     pub errors: u32,
+    /// Why the API server last refused the pod that is to be made again.
+    pub refused: Option<String>,
     /// The target's signs of life since the Commit was first seen.
     pub signatures: Signatures,
 }

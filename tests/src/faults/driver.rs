@@ -19,7 +19,7 @@ use super::{
     gate::Gate,
     history::History,
     judge,
-    moment::Sign,
+    moment::{Moment, Sign},
     nodes::Pair,
     outcome::{Outcome, Seen},
     sentry::Sentry,
@@ -57,7 +57,19 @@ pub struct Scene<'a> {
     pub background: RefCell<Vec<JoinHandle<()>>>,
 }
 
-impl Scene<'_> {
+impl<'a> Scene<'a> {
+    /// Before a migration of this name begins, which is followed from now on.
+    pub fn new(cluster: &'a Cluster, nodes: Pair, source: Pod, migration: &str) -> Self {
+        Scene {
+            cluster,
+            nodes,
+            source,
+            migration: migration.into(),
+            history: History::start(cluster, migration),
+            background: RefCell::default(),
+        }
+    }
+
     /// A side's node.
     pub fn node(&self, role: Role) -> &'static str {
         let [first, second] = self.nodes;
@@ -103,21 +115,13 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     let mut watch = Stopwatch::start(cell);
     let cluster = &stage.cluster;
     let source = stage.pod(cell.leaves_the_source_alone())?;
-    let history = History::start(cluster, NAME);
-    let scene = Scene {
-        cluster,
-        nodes: stage.nodes,
-        source,
-        migration: NAME.into(),
-        history,
-        background: RefCell::default(),
-    };
+    let scene = Scene::new(cluster, stage.nodes, source, NAME);
     watch.lap("in order");
 
     let outcome = cell.fault.prepare(&scene).and_then(|()| judged(cell, &scene, &mut watch));
     // Whatever went wrong, the next cell finds everything in order.
     let ended = cell.fault.end(&scene);
-    let opened = Gate::ALL.iter().try_for_each(|gate| gate.open(cluster));
+    let opened = Gate::open_all(cluster);
     let outcome = match outcome {
         // It takes its course, of which nothing is known.
         Err(error) if error.is::<Missed>() => {
@@ -227,37 +231,15 @@ fn orders_a_fresh_pod(fault: Fault) -> bool {
 
 /// Begins the migration and the fault at its moment; gives the step at which that was.
 fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
-    let cluster = scene.cluster;
-    if let Some(gate) = cell.moment.gate() {
-        gate.close(cluster)?;
-    }
-    let (first, later) = cell.moment.signs().split_first().context("a moment without a sign")?;
     // Some moments are over before another process could be started in the node.
-    let at_once = match (first, cell.fault) {
-        (Sign::InNode(where_, _), Fault::Kill(role, victim)) if later.is_empty() => {
+    let at_once = match (cell.moment.signs(), cell.fault) {
+        ([Sign::InNode(where_, _)], Fault::Kill(role, victim)) => {
             (*where_ == role).then_some(victim.as_str())
         }
         _ => None,
     };
-    let mut probe = Probe::start(scene, first, at_once)?;
-    cluster.apply(&migration(&scene.migration, &scene.source.name, scene.node(Role::Target)))?;
-    let mut standing = None;
-    for (index, sign) in cell.moment.signs().iter().enumerate() {
-        if index > 0 {
-            probe = Probe::start(scene, sign, None)?;
-        }
-        match sign {
-            Sign::Step(step) => scene.history.reaches(*step, MOMENT)?,
-            Sign::InNode(..) => standing = probe.take().context("no probe")?.sees()?,
-        }
-    }
-    let latest = scene.history.latest();
+    let standing = begin(scene, cell.moment, at_once)?;
     let struck = scene.history.step();
-    if let Some(gate) = cell.moment.gate()
-        && !latest["status"][gate.field()].is_null()
-    {
-        return Err(Missed(format!("{} was recorded too early", gate.field())).into());
-    }
     let begun = match at_once {
         None => cell.fault.begin(scene).context("injecting the fault"),
         Some(_) => Ok(()),
@@ -269,8 +251,39 @@ fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
     begun.map(|()| struck)
 }
 
+/// Begins the migration and waits for a moment of it. Where the moment has a gate, that stays closed;
+/// where CRIU is stopped for it, it goes on with the probe that is given back. `kill`: a process of the
+/// sign's node that is killed at the very moment, if it has but one sign.
+pub fn begin(scene: &Scene, moment: Moment, kill: Option<&str>) -> Result<Option<Probe>> {
+    let cluster = scene.cluster;
+    if let Some(gate) = moment.gate() {
+        gate.close(cluster)?;
+    }
+    let first = moment.signs().first().context("a moment without a sign")?;
+    let mut probe = Probe::start(scene, first, kill)?;
+    cluster.apply(&migration(&scene.migration, &scene.source.name, scene.node(Role::Target)))?;
+    let mut standing = None;
+    for (index, sign) in moment.signs().iter().enumerate() {
+        if index > 0 {
+            probe = Probe::start(scene, sign, None)?;
+        }
+        match sign {
+            Sign::Step(step) => scene.history.reaches(*step, MOMENT)?,
+            Sign::InNode(..) => standing = probe.take().context("no probe")?.sees()?,
+        }
+    }
+    let latest = scene.history.latest();
+    if let Some(field) = moment.gate().and_then(Gate::field)
+        && !latest["status"][field].is_null()
+    {
+        return Err(Missed(format!("{field} was recorded too early")).into());
+    }
+    Ok(standing)
+}
+
 /// Looks for a sign in a node.
-struct Probe {
+#[derive(Debug)]
+pub struct Probe {
     child: Child,
     /// Where it keeps CRIU standing when it has seen the sign.
     said: Option<ChildStdout>,
@@ -361,8 +374,8 @@ fn settled(cell: &Cell, scene: &Scene) -> Result<Outcome> {
     outcome.context("no outcome")
 }
 
-/// What somebody needs who asks why a cell has failed.
-fn evidence(scene: &Scene) -> String {
+/// What somebody needs who asks why a migration did not go as it should.
+pub fn evidence(scene: &Scene) -> String {
     let cluster = scene.cluster;
     let shown = |args: &[&str]| cluster.kubectl(args).unwrap_or_else(|error| format!("{error:#}"));
     let mut text = format!("Migration: {:#}\n", scene.history.latest()["status"]);

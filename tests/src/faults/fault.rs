@@ -7,6 +7,7 @@ use transship_api::Role;
 
 use super::{
     chart::Chart,
+    disk,
     driver::Scene,
     link::{self, Link, Stream},
     nodes,
@@ -16,8 +17,8 @@ use crate::node::process::Victim;
 
 /// The machine of the API server.
 const CONTROL_PLANE: &str = "control-plane";
-/// What lies on the disk that becomes full.
-const STATE: &str = "/var/lib/transship";
+/// What a full disk has left, in KiB: less than anything needs.
+const NOTHING: u32 = 16;
 
 /// How long something is out of order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -141,12 +142,7 @@ impl Fault {
             return chart.prepare(scene.cluster);
         }
         let Self::FillDisk(role) = self else { return Ok(()) };
-        // The nodes share one disk with everybody else; this one is small and their own.
-        let script = format!(
-            "set -e; new=/var/tmp/small-disk; mkdir -p $new; mount -t tmpfs -o size=640m,mode=755 none $new; \
-             cp -a {STATE}/. $new; mount --bind $new {STATE}; umount $new; rmdir $new"
-        );
-        scene.cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
+        disk::make_small(scene.cluster, scene.node(role))
     }
 
     /// Injects it.
@@ -170,12 +166,7 @@ impl Fault {
             Self::Cut(link, _) => link.cut(scene),
             Self::Stream(stream) => stream.disturb(scene),
             Self::PauseApi(_) => pause_api(scene, "-STOP"),
-            Self::FillDisk(role) => {
-                let script = format!(
-                    "free=$(df --output=avail -k {STATE} | tail -1); fallocate -l $((free - 16))K {STATE}/filler"
-                );
-                cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
-            }
+            Self::FillDisk(role) => disk::fill(cluster, scene.node(role), NOTHING),
             Self::TakeMemory(role) => {
                 // Little more: what is not touched is given up first.
                 let limit = "echo $(($(cat memory.usage_in_bytes) + (32 << 20)))";
@@ -201,10 +192,7 @@ impl Fault {
                 scene.nodes.iter().try_for_each(|node| link::mend(cluster, node))
             }
             Self::PauseApi(_) => pause_api(scene, "-CONT"),
-            Self::FillDisk(role) => {
-                let filler = format!("{STATE}/filler");
-                cluster.on_node(scene.node(role), &["rm", "-f", &filler]).map(drop)
-            }
+            Self::FillDisk(role) => disk::empty(cluster, scene.node(role)),
             Self::TakeMemory(role) => limit_memory(scene, role, "echo -1"),
             Self::Chart(_) => Chart::settled(cluster),
             Self::PowerOff(role, _) => cluster.sandbox(&["start", scene.node(role)]).map(drop),
@@ -215,14 +203,7 @@ impl Fault {
     /// Removes what [`Fault::prepare`] has made.
     pub fn clear(self, scene: &Scene) -> Result<()> {
         let Self::FillDisk(role) = self else { return Ok(()) };
-        // With what it holds by now. Lazily: whoever has a file open there is about to close it.
-        let (parent, name) = STATE.rsplit_once('/').unwrap_or_default();
-        let script = format!(
-            "mountpoint -q {STATE} || exit 0; set -e; under=/var/tmp/under; mkdir -p $under; \
-             mount --bind {parent} $under; find $under/{name} -mindepth 1 -delete; \
-             cp -a {STATE}/. $under/{name}; umount $under; rmdir $under; umount --lazy {STATE}"
-        );
-        scene.cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
+        disk::make_large(scene.cluster, scene.node(role))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Keeps the operator from recording something in a namespace, so that a migration stands still where it
+//! Keeps the operator from writing something in a namespace, so that a migration stands still where it
 //! would otherwise pass in milliseconds.
 
 use std::time::Duration;
@@ -7,16 +7,20 @@ use anyhow::Result;
 
 use crate::cluster::Cluster;
 
-/// What cannot be recorded.
+/// What cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
+    /// The checks have passed and the pod is claimed, but nothing of it is recorded.
+    Admission,
+    /// The target pod is made, and cannot be let go to its node.
+    LetGo,
     /// Both sides have voted and nothing is decided.
     Decision,
     /// The target runs and nobody has confirmed it.
     ResumedAt,
 }
 
-/// It refuses a ConfigMap as well, by which it is seen to be in force.
+/// A ConfigMap of the policy's name cannot be made either: so it is known whether it is in force.
 const POLICY: &str = r#"
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
@@ -26,10 +30,10 @@ spec:
   matchConstraints:
     namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: NAMESPACE}}
     resourceRules:
-      - {apiGroups: [transship.dev], apiVersions: [v1alpha1], resources: [migrations/status], operations: [UPDATE]}
       - {apiGroups: [""], apiVersions: [v1], resources: [configmaps], operations: [CREATE]}
+      - {RESOURCE, operations: [UPDATE]}
   validations:
-    - expression: "request.kind.kind == 'ConfigMap' ? object.metadata.name != 'NAME' : !has(object.status.FIELD)"
+    - expression: "request.resource.resource == 'configmaps' ? object.metadata.name != 'NAME' : (ALLOWED)"
       message: held back by a test
 ---
 apiVersion: admissionregistration.k8s.io/v1
@@ -38,33 +42,52 @@ metadata: {name: NAME}
 spec: {policyName: NAME, validationActions: [Deny]}
 "#;
 
-impl Gate {
-    /// Every gate.
-    pub const ALL: [Self; 2] = [Self::Decision, Self::ResumedAt];
+const STATUS: &str =
+    "apiGroups: [transship.dev], apiVersions: [v1alpha1], resources: [migrations/status]";
+const PODS: &str = r#"apiGroups: [""], apiVersions: [v1], resources: [pods]"#;
 
-    /// The field of a Migration's status that it keeps away.
-    pub fn field(self) -> &'static str {
+impl Gate {
+    const ALL: [Self; 4] = [Self::Admission, Self::LetGo, Self::Decision, Self::ResumedAt];
+
+    /// The field of a Migration's status that it keeps away, if it is one.
+    pub fn field(self) -> Option<&'static str> {
         match self {
-            Self::Decision => "decision",
-            Self::ResumedAt => "resumedAt",
+            Self::Admission => Some("source"),
+            Self::LetGo => None,
+            Self::Decision => Some("decision"),
+            Self::ResumedAt => Some("resumedAt"),
         }
     }
 
     fn name(self, cluster: &Cluster) -> String {
         let what = match self {
+            Self::Admission => "admission",
+            Self::LetGo => "let-go",
             Self::Decision => "decision",
             Self::ResumedAt => "resumed-at",
         };
         format!("{}-no-{what}", cluster.namespace)
     }
 
-    /// From now on it cannot be recorded in this namespace.
+    /// What is held back, and how it may be written all the same.
+    fn rule(self) -> (&'static str, String) {
+        match self.field() {
+            Some(field) => (STATUS, format!("!has(object.status.{field})")),
+            None => (
+                PODS,
+                "!has(oldObject.spec.schedulingGates) || has(object.spec.schedulingGates)".into(),
+            ),
+        }
+    }
+
+    /// From now on it cannot be written in this namespace.
     pub fn close(self, cluster: &Cluster) -> Result<()> {
-        let name = self.name(cluster);
+        let (name, (resource, allowed)) = (self.name(cluster), self.rule());
         let policy = POLICY
             .replace("NAMESPACE", &cluster.namespace)
             .replace("NAME", &name)
-            .replace("FIELD", self.field());
+            .replace("RESOURCE", resource)
+            .replace("ALLOWED", &allowed);
         cluster.apply(&policy)?;
         // The API server goes by the old policies for a moment.
         cluster.await_that("the policy is in force", Duration::from_secs(30), || {
@@ -75,10 +98,21 @@ impl Gate {
         })
     }
 
-    /// It can be recorded again. Does nothing if it always could.
+    /// It can be written again. Does nothing if it always could.
     pub fn open(self, cluster: &Cluster) -> Result<()> {
-        let kinds = "validatingadmissionpolicybinding,validatingadmissionpolicy";
-        cluster.kubectl(&["delete", kinds, &self.name(cluster), "--ignore-not-found"])?;
-        Ok(())
+        open(cluster, &[self.name(cluster)])
     }
+
+    /// Opens every gate of this namespace.
+    pub fn open_all(cluster: &Cluster) -> Result<()> {
+        open(cluster, &Self::ALL.map(|gate| gate.name(cluster)))
+    }
+}
+
+fn open(cluster: &Cluster, names: &[String]) -> Result<()> {
+    let kinds = "validatingadmissionpolicybinding,validatingadmissionpolicy";
+    let names = names.iter().map(String::as_str);
+    let arguments: Vec<&str> =
+        ["delete", kinds, "--ignore-not-found"].into_iter().chain(names).collect();
+    cluster.kubectl(&arguments).map(drop)
 }

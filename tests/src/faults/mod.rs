@@ -6,10 +6,11 @@
 
 pub mod cell;
 pub mod chart;
+pub mod disk;
 pub mod driver;
 pub mod fault;
 mod gate;
-mod history;
+pub mod history;
 pub mod judge;
 pub mod link;
 pub mod moment;

@@ -12,6 +12,8 @@ pub enum Moment {
     Preflight,
     /// The target pod is being made.
     TargetIsMade,
+    /// Both sides have begun, and the target pod is kept from its node.
+    Prepared,
     /// The target's sandbox comes up and its first container waits.
     TargetStarts,
     /// The source is about to freeze.
@@ -45,9 +47,10 @@ pub enum Sign {
 
 impl Moment {
     /// All, in their order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Preflight,
         Self::TargetIsMade,
+        Self::Prepared,
         Self::TargetStarts,
         Self::Freezing,
         Self::Dumping,
@@ -65,6 +68,7 @@ impl Moment {
         match self {
             Self::Preflight => "checks",
             Self::TargetIsMade => "target made",
+            Self::Prepared => "prepared",
             Self::TargetStarts => "target starts",
             Self::Freezing => "freezing",
             Self::Dumping => "dumping",
@@ -83,6 +87,7 @@ impl Moment {
         match self {
             Self::Preflight => "in_preflight",
             Self::TargetIsMade => "while_the_target_is_made",
+            Self::Prepared => "when_the_target_is_made",
             Self::TargetStarts => "while_the_target_starts",
             Self::Freezing => "while_freezing",
             Self::Dumping => "while_dumping",
@@ -103,6 +108,9 @@ impl Moment {
         match self {
             Self::Preflight => &[Sign::Step(Step::Preflight)],
             Self::TargetIsMade => &[Sign::Step(Step::PreparingTarget)],
+            Self::Prepared => {
+                &[Sign::InNode(Target, Journal("begun")), Sign::InNode(Source, Journal("begun"))]
+            }
             Self::TargetStarts => &[Sign::Step(Step::WaitingForTarget)],
             Self::Freezing => &[Sign::InNode(Source, Journal("freezing"))],
             Self::Dumping => &[Sign::InNode(Source, Criu)],
@@ -121,6 +129,7 @@ impl Moment {
     /// What makes it last.
     pub fn gate(self) -> Option<Gate> {
         match self {
+            Self::Prepared => Some(Gate::LetGo),
             Self::Voted => Some(Gate::Decision),
             Self::Thawed => Some(Gate::ResumedAt),
             _ => None,

@@ -47,7 +47,7 @@ impl Stage {
     pub fn set(nodes: Pair) -> Result<Stage> {
         let cluster = Cluster::with_namespace(&format!("faults-{}", nodes[0]))?;
         // After a run that was broken off, too.
-        Gate::ALL.iter().try_for_each(|gate| gate.open(&cluster))?;
+        Gate::open_all(&cluster)?;
         nodes.iter().try_for_each(|node| link::mend(&cluster, node))?;
         nodes::healthy(&cluster, &nodes)?;
         let quiet = cluster.await_that("nothing of an earlier run is left", SOON, || {

@@ -233,7 +233,7 @@ mod tests {
             entries: vec![Entry::Held(row("kill_leader_while_dumping", outcome))],
         };
         let text = document(&CELLS, &[run(1, Outcome::Moved), run(2, Outcome::Stayed)]);
-        let line = |fault: &str| text.lines().find(|line| line.starts_with(fault)).unwrap();
+        let line = |fault: &str| text.lines().rfind(|line| line.starts_with(fault)).unwrap();
         assert!(line("| kill leader |").contains("| moved or stayed |"), "{text}");
         assert!(line("| kill operators |").contains("| not run |"), "{text}");
         assert!(text.contains("* Run 1: 1 of 2 held, 0 failed;"), "{text}");

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use transship_api::conditions::{
-    self, ConditionStatus, FENCED, NODE_AGENT_TYPES, READY, reasons, set_condition,
+    self, ConditionStatus, FENCED, NODE_AGENT_TYPES, READY, STATE_KEPT, reasons, set_condition,
 };
 use transship_api::node::{
     ActiveMigration, Agent, Amounts, Cpu, Criu, HostSideState, NodeSpec, NodeStatus,
@@ -35,6 +35,7 @@ use crate::args::Args;
 use crate::certs::Current;
 use crate::cluster::Cluster;
 use crate::events::Events;
+use crate::gc;
 use crate::hostns::HostNs;
 use crate::identity::Identity;
 use crate::install::HostSide;
@@ -224,7 +225,8 @@ impl Reporter {
     }
 
     fn node_facts(&self, found: &Found<'_>) -> NodeFacts {
-        let free = rustix::fs::statvfs(self.host.join("/var/lib"));
+        // Perhaps a disk of its own.
+        let free = rustix::fs::statvfs(self.host.state());
         NodeFacts {
             name: self.identity.node.clone(),
             kernel: found.machine.kernel.clone(),
@@ -277,6 +279,10 @@ impl Reporter {
         if let Some(ready) = conditions::find(&wanted.conditions, READY) {
             let well = ready.status == ConditionStatus::True.as_str();
             self.events.tell(&node, READY, well, &ready.reason, &ready.message).await;
+        }
+        if let Some(kept) = conditions::find(&wanted.conditions, STATE_KEPT) {
+            let well = kept.status == ConditionStatus::False.as_str();
+            self.events.tell(&node, STATE_KEPT, well, &kept.reason, &kept.message).await;
         }
         Ok(())
     }
@@ -424,6 +430,10 @@ fn judge(
     }
     set(conditions::RUNTIME_READY, runtime.0, runtime.1, &runtime.2);
     set(conditions::STORE_REACHABLE, Unknown, reasons::NO_STORE, "no store is configured");
+    match kept(found.sides) {
+        Some(message) => set(STATE_KEPT, True, reasons::MIGRATION_VANISHED, &message),
+        None => set(STATE_KEPT, False, reasons::NOTHING_KEPT, ""),
+    }
     if found.side.state == HostSideState::Installed
         && let Some(problem) = found.supervisor
     {
@@ -447,6 +457,35 @@ fn judge(
         set(READY, False, reason, &missing.join("; "));
     }
     conditions
+}
+
+/// Which pods' states are kept though their Migrations have vanished, until when, and how they are
+/// removed before that; none where there are none.
+fn kept(sides: &[migrations::Side]) -> Option<String> {
+    const SHOWN: usize = 5;
+    let states: Vec<String> = sides
+        .iter()
+        .filter(|side| !gc::pod_runs(side.state()))
+        .filter_map(|side| Some((side, side.vanished?)))
+        .map(|(side, since)| {
+            let end = Timestamp::try_from(since + gc::KEPT_FOR).unwrap_or_default();
+            let end = Timestamp::from_second(end.as_second()).unwrap_or(end);
+            let task = side.task.as_ref();
+            let [pod, migration] = [task.map(|t| &t.pod), task.map(|t| &t.migration)]
+                .map(|object| object.map_or("?".into(), |o| format!("{}/{}", o.namespace, o.name)));
+            let marker = HostRoot::host().migrations().join(format!("{}.{}", side.uid, side.role));
+            format!(
+                "the state of pod {pod}, whose Migration {migration} vanished before it was made again, is kept until {end}; to remove it at once, run on the node: touch -d @0 {}",
+                marker.join("vanished").display()
+            )
+        })
+        .collect();
+    let more = states.len().saturating_sub(SHOWN);
+    let mut text = states.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(" | ");
+    if more > 0 {
+        text.push_str(&format!(" | and {more} more"));
+    }
+    (!states.is_empty()).then_some(text)
 }
 
 /// Whether what the agent wants to say is not what is stored. Fields of others are not looked at.

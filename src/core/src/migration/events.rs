@@ -15,8 +15,8 @@ pub struct Note {
 }
 
 /// Conditions whose transitions are told, in the order in which they happen.
-const TOLD: [&str; 6] =
-    [c::ADMITTED, c::SCHEDULED, c::FROZEN, c::RESTORED, c::HOOKS_RUN, c::SUCCEEDED];
+const TOLD: [&str; 7] =
+    [c::ADMITTED, c::SCHEDULED, c::FROZEN, c::RESTORED, c::HOOKS_RUN, c::STALLED, c::SUCCEEDED];
 
 /// What happened between two statuses.
 pub fn between(before: Option<&MigrationStatus>, after: &MigrationStatus) -> Vec<Note> {
@@ -29,9 +29,12 @@ pub fn between(before: Option<&MigrationStatus>, after: &MigrationStatus) -> Vec
             let untold = new.status == "Unknown"
                 || new.reason == c::reasons::NOT_REACHED
                 // A refusal is told once, by Succeeded.
-                || (*type_ == c::ADMITTED && new.status == "False");
+                || (*type_ == c::ADMITTED && new.status == "False")
+                // That it goes on shows by what happens next.
+                || (*type_ == c::STALLED && new.status == "False");
             (!same && !untold).then(|| Note {
-                warning: [c::SUCCEEDED, c::HOOKS_RUN].contains(type_) && new.status == "False",
+                warning: *type_ == c::STALLED
+                    || ([c::SUCCEEDED, c::HOOKS_RUN].contains(type_) && new.status == "False"),
                 reason: new.reason.clone(),
                 message: new.message.clone(),
             })
@@ -77,6 +80,12 @@ mod tests {
         let hook = status(&[(c::HOOKS_RUN, False, reasons::HOOK_FAILED, "it exited with 1")]);
         let notes = between(None, &hook);
         assert!(notes.len() == 1 && notes[0].warning, "{notes:?}");
+
+        let stalled = |value| status(&[(c::STALLED, value, reasons::TARGET_POD_FAILED, "no")]);
+        let notes = between(None, &stalled(True));
+        assert!(notes.len() == 1 && notes[0].warning, "{notes:?}");
+        assert!(between(Some(&stalled(True)), &stalled(True)).is_empty());
+        assert!(between(Some(&stalled(True)), &stalled(False)).is_empty());
 
         let refused = status(&[
             (c::ADMITTED, False, reasons::SAME_NODE, "it runs there already"),

@@ -20,6 +20,4 @@ pub use state::{Observed, Report, Role, Side, Stage};
 #[cfg(test)]
 mod plan_tests;
 #[cfg(test)]
-mod sequential_tests;
-#[cfg(test)]
 mod testing;

@@ -405,6 +405,20 @@ fn an_owner_that_went_away_takes_the_target_with_it() {
 }
 
 #[test]
+fn an_owner_that_only_the_source_tells_of_takes_the_target_with_it() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.recorded().resumed_at);
+    world.seen.owner = Owner::Gone;
+    run_until(&mut world, |w| w.seen.source_pod.is_none());
+    // The target was never claimed, so from now on nobody can say whose it was.
+    world.seen.owner = Owner::None;
+    run_until(&mut world, |w| w.step() == Step::Succeeded);
+    let target = world.seen.target_pod.as_ref().unwrap();
+    assert!(target.metadata.deletion_timestamp.is_some(), "nobody would ever end it");
+    assert!(message(&world).contains("has been deleted there"), "{}", message(&world));
+}
+
+#[test]
 fn a_pod_that_its_owner_let_go_moves_without_a_claim() {
     let mut world = World::admitted();
     run_until(&mut world, |w| w.seen.recorded().resumed_at);

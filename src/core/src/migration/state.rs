@@ -169,7 +169,9 @@ pub enum Owner {
     Controller(Box<Controller>),
     /// This StatefulSet's.
     StatefulSet(Box<StatefulSet>),
-    /// It had one, which is gone or being deleted.
+    /// Its StatefulSet is being deleted, and is still there.
+    Going,
+    /// It had one, which is gone (a controller: or is being deleted).
     Gone,
 }
 
@@ -178,7 +180,7 @@ impl Owner {
     pub fn controller(&self) -> Option<&Controller> {
         match self {
             Self::Controller(controller) => Some(controller),
-            Self::None | Self::StatefulSet(_) | Self::Gone => None,
+            Self::None | Self::StatefulSet(_) | Self::Going | Self::Gone => None,
         }
     }
 }
@@ -223,6 +225,8 @@ pub struct Observed {
     pub frozen_seen: Option<Timestamp>,
     /// A step failed in a way that trying again cannot mend: a reason and a sentence.
     pub failure: Option<(&'static str, String)>,
+    /// Sequential: why the API server last refused the pod that is to be made again.
+    pub refused: Option<String>,
 }
 
 impl Observed {
@@ -247,6 +251,7 @@ impl Observed {
             endpoints_know_target: false,
             frozen_seen: None,
             failure: None,
+            refused: None,
         }
     }
 

@@ -39,7 +39,8 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let mut actions = hints(observed, |role, read| {
         role == Role::Target || (role == Role::Source && read != Some(Decision::Commit))
     });
-    let next = becomes_available(observed, now)
+    let next = goes_with_its_owner(observed)
+        .or_else(|| becomes_available(observed, now))
         .or_else(|| confirms(observed))
         .or_else(|| takes_over(observed, now))
         .or_else(|| source_goes(observed));
@@ -79,11 +80,30 @@ pub(super) fn awaits_ready(observed: &Observed, now: Timestamp) -> Option<(Vec<A
     becomes_available(observed, now).map(|next| (next.actions, next.again))
 }
 
-/// Nothing of the source's place is taken away before the target's holder has read `resumedAt`
-/// and said so, or its node has been removed from the cluster.
-fn confirms(observed: &Observed) -> Option<Next> {
+/// Who deleted the owner meant its pods, and the target has no claim yet by which it would go with
+/// the others. It goes before the source does: only the source's claim tells of an owner that is gone.
+fn goes_with_its_owner(observed: &Observed) -> Option<Next> {
+    living_target(observed)?;
+    // In the sequential order the pod was made again with its owner's claim, or is to live on without it.
+    let gone = observed.owner == Owner::Gone && !observed.is_sequential();
+    (gone && is_confirmed(observed)).then(|| Next {
+        step: Step::HandingOver,
+        actions: vec![Action::DeleteTarget],
+        message: "the pod's owner was deleted, and the target pod goes as well".into(),
+        again: Duration::ZERO,
+    })
+}
+
+/// The target's holder has read `resumedAt` and said so, or its node has been removed from the
+/// cluster.
+fn is_confirmed(observed: &Observed) -> bool {
     let resumed = observed.target_word().outcome == Some(TargetOutcome::Resumed);
-    if may_release_source(observed.recorded()) && (resumed || observed.target_node_gone) {
+    may_release_source(observed.recorded()) && (resumed || observed.target_node_gone)
+}
+
+/// Nothing of the source's place is taken away before the target is confirmed.
+fn confirms(observed: &Observed) -> Option<Next> {
+    if is_confirmed(observed) {
         return None;
     }
     Some(Next {
@@ -250,7 +270,7 @@ pub(super) fn move_leases(observed: &Observed) -> Vec<Action> {
     addresses.map(|address| Action::MoveLease { address, home: home.clone() }).collect()
 }
 
-fn succeeded(observed: &Observed, mut draft: Draft, mut actions: Vec<Action>) -> Plan {
+fn succeeded(observed: &Observed, mut draft: Draft, actions: Vec<Action>) -> Plan {
     let status = observed.status();
     let node = observed.node(Role::Target).to_owned();
     let name = status.target.as_ref().map_or("", |t| t.pod_name.as_str());
@@ -261,13 +281,10 @@ fn succeeded(observed: &Observed, mut draft: Draft, mut actions: Vec<Action>) ->
     };
     let alive = observed.target_seen() == PodSeen::Alive;
     let message = match (&observed.owner, alive) {
-        (_, false) => format!("the pod ran on {node} as {name} and has been deleted there{still}"),
-        // The reference to its owner is on a pod that was made again: what becomes of it then is for
-        // whoever deleted the owner to say.
-        (Owner::Gone, true) if !observed.is_sequential() => {
-            actions.push(Action::DeleteTarget);
-            format!("the pod's owner was deleted meanwhile, and so is {name} on {node}{still}")
+        (Owner::Gone, false) => {
+            format!("the pod's owner was deleted meanwhile, and so was {name} on {node}{still}")
         }
+        (_, false) => format!("the pod ran on {node} as {name} and has been deleted there{still}"),
         (_, true) => format!("the pod runs on {node} as {name}{still}"),
     };
     draft

@@ -106,6 +106,24 @@ pub enum TargetAnswer {
     Refused(String),
 }
 
+impl TargetAnswer {
+    /// One answer of those about several pods: the first refusal, else everything that would be
+    /// changed. None without any.
+    pub fn of_all(answers: impl IntoIterator<Item = Self>) -> Option<Self> {
+        answers.into_iter().reduce(|all, next| match (all, next) {
+            (Self::Taken(mut all), Self::Taken(changes)) => {
+                for change in changes {
+                    if !all.contains(&change) {
+                        all.push(change);
+                    }
+                }
+                Self::Taken(all)
+            }
+            (refused @ Self::Refused(_), _) | (_, refused) => refused,
+        })
+    }
+}
+
 impl Input<'_> {
     /// The node that the pod runs on.
     pub fn source(&self) -> Option<&NodeView> {

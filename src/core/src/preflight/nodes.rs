@@ -202,6 +202,9 @@ fn image_id<'a>(pod: &'a Pod, container: &str) -> &'a str {
     of.unwrap_or_default()
 }
 
+/// Where a node keeps what it receives.
+const STATE: &str = "/var/lib/transship";
+
 fn space(input: &Input<'_>) -> Vec<Violation> {
     if super::cold::is_cold(input) {
         return super::cold::space(input);
@@ -215,20 +218,22 @@ fn space(input: &Input<'_>) -> Vec<Violation> {
     // Images and files are received before they are used: twice the amount leaves room for both.
     let target = lacks(free, needed.saturating_mul(2)).then(|| {
         format!(
-            "the pod has {} of memory and files, the target {} free for receiving it",
+            "the pod has {} of memory and files, {} has {} free for receiving it in {STATE}",
             people(needed),
+            input.target.map_or("the target", |target| target.name.as_str()),
             people(free)
         )
     });
     // CRIU writes files without a name into its images.
     let unlinked = super::process::unlinked_bytes(facts);
     let free = facts.node.free_bytes;
+    let node = input.source().map_or("the source", |source| source.name.as_str());
     let source = if input.pod.is_some_and(is_exclusive) {
         // In the sequential order everything else is kept there as well.
         let kept = needed.saturating_add(unlinked);
         lacks(free, kept).then(|| {
             format!(
-                "the pod's {} of memory and files are kept on the source as well, which has {} free",
+                "the pod's {} of memory and files are kept on the source as well, and {node} has {} free in {STATE}",
                 people(kept),
                 people(free)
             )
@@ -236,7 +241,7 @@ fn space(input: &Input<'_>) -> Vec<Violation> {
     } else {
         lacks(free, unlinked).then(|| {
             format!(
-                "unlinked files of {} are saved on the source first, which has {} free",
+                "unlinked files of {} are saved on the source first, and {node} has {} free in {STATE}",
                 people(unlinked),
                 people(free)
             )

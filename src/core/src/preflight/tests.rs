@@ -246,7 +246,7 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| { w.migration.spec.network = Network::Preserve; w.facts["network"]["cni"]["plugins"] = json!(["bridge"]); }, "Address", "transship-cni")]
 #[case(|w: &mut World| { w.migration.spec.network = Network::Preserve; w.target_facts["network"]["cni"]["name"] = json!("other"); }, "Address", "other")]
 #[case(|w: &mut World| { w.migration.spec.network = Network::Preserve; w.target_facts["network"]["cni"]["subnets"] = json!(["10.245.0.0/16"]); }, "Address", "10.245.0.0/16")]
-#[case(|w: &mut World| w.target_facts["node"]["freeBytes"] = json!(1999), "Space", "free")]
+#[case(|w: &mut World| w.target_facts["node"]["freeBytes"] = json!(1999), "Space", "node-b has 1.95 KiB free for receiving it in /var/lib/transship")]
 fn what_cannot_be_moved_is_found_and_remedied(
     #[case] change: fn(&mut World),
     #[case] check: &str,
@@ -539,4 +539,17 @@ fn names_of_the_checks_for_files_alone_are_no_others() {
         assert!(checks().all(|check| check.name != own.name), "{}", own.name);
         assert!(own.name.len() <= 64 && !own.remedy.is_empty());
     }
+}
+
+#[test]
+fn of_several_pods_a_refusal_counts_first_and_every_change_once() {
+    use TargetAnswer::{Refused, Taken};
+    let taken = |changes: &[&str]| Taken(changes.iter().map(|c| (*c).to_owned()).collect());
+    assert_eq!(TargetAnswer::of_all([]), None);
+    assert_eq!(TargetAnswer::of_all([taken(&[])]), Some(taken(&[])));
+    assert_eq!(TargetAnswer::of_all([taken(&["a"]), taken(&["a", "b"])]), Some(taken(&["a", "b"])));
+    let refused = || Refused("no".into());
+    assert_eq!(TargetAnswer::of_all([taken(&["a"]), refused()]), Some(refused()));
+    assert_eq!(TargetAnswer::of_all([refused(), Refused("later".into())]), Some(refused()));
+    assert_eq!(TargetAnswer::of_all([refused(), taken(&["a"])]), Some(refused()));
 }

@@ -393,11 +393,13 @@ impl SourceHands {
                 .await
                 .map_err(|error| Failed::other("FilesNotKept", error)),
             Effect::SyncState => {
-                let pod = self.pod("made durable")?.clone();
-                holder
-                    .blocking("sync", move |holder| durable_with_volumes(holder, &pod))
-                    .await
-                    .map_err(|error| Failed::other("StateNotDurable", error))
+                let pod = self.pod("made durable")?;
+                let began = Instant::now();
+                let frozen = self.freeze_began.map_or(Duration::ZERO, |at| at.elapsed());
+                let limit = Duration::from_millis(holder.task.max_frozen_millis);
+                let synced = durable_with_volumes(&holder, pod, limit.saturating_sub(frozen)).await;
+                holder.board.took("sync", began.elapsed());
+                synced.map_err(|error| Failed::other("StateNotDurable", error))
             }
             // A source has no dead-man: it stays frozen until it has read the decision.
             Effect::ArmDeadman | Effect::CheckDeadman | Effect::DisarmDeadman => Ok(()),

@@ -133,7 +133,8 @@ impl Transfer {
                     return;
                 }
                 Err(error) => {
-                    holder.board.failed(reason(&error), &format!("{error:#}"));
+                    let message = message(&error, &holder.task.peer.node);
+                    holder.board.failed(reason(&error), &message);
                     SourceEvent::LocalFailure
                 }
             };
@@ -169,6 +170,15 @@ fn reason(error: &anyhow::Error) -> &'static str {
         "TransferFailed"
     } else {
         "SourceFailed"
+    }
+}
+
+/// What is shown of it: what the peer has said of itself is told under its name.
+fn message(error: &anyhow::Error, peer: &str) -> String {
+    use transship_transport::Error;
+    match error.chain().find_map(|cause| cause.downcast_ref::<Error>()) {
+        Some(Error::Peer { message, .. }) => format!("{peer} failed: {message}"),
+        _ => format!("{error:#}"),
     }
 }
 
@@ -335,5 +345,9 @@ mod tests {
         let wire = anyhow::Error::from(transship_transport::Error::Closed);
         assert_eq!(reason(&wire), "TransferFailed");
         assert_eq!(reason(&anyhow::anyhow!("x")), "SourceFailed");
+        assert_eq!(message(&wire, "node-b"), "the other node closed the connection");
+        let (reason, told) = ("DiskFull".to_owned(), "no room".to_owned());
+        let peer = anyhow::Error::from(transship_transport::Error::Peer { reason, message: told });
+        assert_eq!(message(&peer.context("files"), "node-b"), "node-b failed: no room");
     }
 }

@@ -62,7 +62,8 @@ pub fn start(
         let event = match outcome {
             Ok(()) => TargetEvent::AllRestoredAndFrozen,
             Err(error) => {
-                holder.board.failed(&hold::reason(&error), &format!("{error:#}"));
+                let (reason, message) = hold::told(&error, holder.dir.path());
+                holder.board.failed(&reason, &message);
                 TargetEvent::LocalFailure
             }
         };

@@ -3,6 +3,7 @@
 //! way out: ending restores and killing whatever they have left, by cgroup.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -87,8 +88,8 @@ pub fn start(
         let event = match outcome {
             Ok(()) => TargetEvent::AllRestoredAndFrozen,
             Err(error) => {
-                let reason = reason(&error);
-                holder.board.failed(&reason, &format!("{error:#}"));
+                let (reason, message) = told(&error, holder.dir.path());
+                holder.board.failed(&reason, &message);
                 TargetEvent::LocalFailure
             }
         };
@@ -117,16 +118,20 @@ struct RestoreFailed {
     message: String,
 }
 
-pub(super) fn reason(error: &anyhow::Error) -> String {
-    let transport =
-        error.chain().find_map(|cause| cause.downcast_ref::<transship_transport::Error>());
-    if let Some(transport) = transport {
-        transport.reason().to_owned()
-    } else if error.is::<RestoreFailed>() {
-        "RestoreFailed".to_owned()
-    } else {
-        "TargetFailed".to_owned()
-    }
+/// Reason and message of a failure; `dir` is where everything is received.
+pub(super) fn told(error: &anyhow::Error, dir: &Path) -> (String, String) {
+    use transship_transport::Error;
+    let transport = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
+    let reason = match transport {
+        Some(Error::File { source, .. }) if source.kind() == ErrorKind::StorageFull => {
+            let message = format!("the disk with {} is full: {error:#}", dir.display());
+            return ("DiskFull".to_owned(), message);
+        }
+        Some(transport) => transport.reason(),
+        None if error.is::<RestoreFailed>() => "RestoreFailed",
+        None => "TargetFailed",
+    };
+    (reason.to_owned(), format!("{error:#}"))
 }
 
 /// Takes the source's connection and everything that comes over it.
@@ -474,7 +479,7 @@ mod tests {
         wrapper.kill().unwrap();
         wrapper.wait().unwrap();
         let error = wrappers.check(&dir).unwrap_err();
-        assert_eq!(reason(&error), "RestoreFailed");
+        assert_eq!(told(&error, Path::new("/dir")).0, "RestoreFailed");
         dir.mark("web", &Failed { message: "no".into(), log: String::new() }).unwrap();
         wrappers.check(&dir).unwrap();
         wrappers.add(wrapper.id(), "gone-before");
@@ -522,11 +527,19 @@ mod tests {
 
     #[test]
     fn a_failure_is_called_by_its_cause() {
+        use transship_transport::Error;
+        let dir = Path::new("/var/lib/transship/migrations/m");
+        let told = |error: anyhow::Error| told(&error, dir);
         let failed = RestoreFailed { container: "web".into(), message: "no".into() };
-        assert_eq!(reason(&anyhow::Error::from(failed)), "RestoreFailed");
-        let refused = transship_transport::Error::Closed;
-        assert_eq!(reason(&anyhow::Error::from(refused)), "ConnectionLost");
-        assert_eq!(reason(&anyhow::anyhow!("x")), "TargetFailed");
+        assert_eq!(told(failed.into()).0, "RestoreFailed");
+        assert_eq!(told(Error::Closed.into()).0, "ConnectionLost");
+        assert_eq!(told(anyhow::anyhow!("x")).0, "TargetFailed");
+        let file =
+            |kind: ErrorKind| Error::File { what: "pages-1.img".into(), source: kind.into() };
+        assert_eq!(told(file(ErrorKind::PermissionDenied).into()).0, "StorageFailed");
+        let (reason, message) = told(file(ErrorKind::StorageFull).into());
+        assert_eq!(reason, "DiskFull");
+        assert!(message.contains("migrations/m is full: pages-1.img"), "{message}");
     }
 
     #[test]

@@ -77,13 +77,22 @@ fn pod_of(request: &AdmissionRequest<DynamicObject>) -> Option<Pod> {
     })
     .ok()?;
     pod.metadata.namespace.clone_from(&request.namespace);
+    // With its group: what becomes of the pod's claims depends on whose it is.
     pod.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: api_version(&request.kind.group, &request.kind.version),
         kind: kind.to_owned(),
         name: object.name_any(),
         controller: Some(true),
         ..OwnerReference::default()
     }]);
     Some(pod)
+}
+
+fn api_version(group: &str, version: &str) -> String {
+    match group {
+        "" => version.to_owned(),
+        group => format!("{group}/{version}"),
+    }
 }
 
 /// Whether the pod asks to be movable. Without an answer about policies it does not.
@@ -113,11 +122,16 @@ mod tests {
     use super::*;
 
     fn request(kind: &str, object: Value) -> AdmissionRequest<DynamicObject> {
+        let group = match kind {
+            "Pod" => "",
+            "CronJob" | "Job" => "batch",
+            _ => "apps",
+        };
         let review: AdmissionReview<DynamicObject> = serde_json::from_value(json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
             "request": {
-                "uid": "u", "kind": {"group": "", "version": "v1", "kind": kind},
-                "resource": {"group": "", "version": "v1", "resource": "x"},
+                "uid": "u", "kind": {"group": group, "version": "v1", "kind": kind},
+                "resource": {"group": group, "version": "v1", "resource": "x"},
                 "name": "x", "namespace": "shop", "operation": "CREATE",
                 "userInfo": {"username": "kate"}, "object": object, "dryRun": false
             }
@@ -150,6 +164,24 @@ mod tests {
         let found = preflight::warnings(&pod);
         assert_eq!(found.len(), warnings, "{found:?}");
         assert!(found.iter().any(|w| w.contains("hostNetwork")));
+    }
+
+    #[rstest]
+    #[case("Pod", false)]
+    #[case("StatefulSet", false)]
+    #[case("Deployment", true)]
+    #[case("ReplicaSet", true)]
+    #[case("Job", true)]
+    fn a_claim_is_warned_of_where_it_is_not_handed_over(#[case] kind: &str, #[case] warned: bool) {
+        let spec = json!({"containers": [{"name": "web"}],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]});
+        let spec = match kind {
+            "Pod" => spec,
+            _ => json!({"template": {"metadata": {}, "spec": spec}}),
+        };
+        let pod = pod_of(&request(kind, object(kind, spec))).unwrap();
+        let found = preflight::warnings(&pod);
+        assert_eq!(found.iter().any(|w| w.contains("volume data")), warned, "{found:?}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
@@ -19,7 +20,7 @@ use transship_core::migration::state::claimed_by;
 use transship_core::placement::volumes::Volumes;
 use transship_core::placement::{self, Load};
 use transship_core::preflight::{Claim, Input, NodeView, TargetAnswer};
-use transship_core::sequential_pod::{controller, is_exclusive, trial_pod};
+use transship_core::sequential_pod::{controller, is_exclusive, tried_pods, witness};
 use transship_core::target_pod::{self, TargetFor};
 
 use super::owner::Owners;
@@ -168,7 +169,8 @@ async fn inspected_all_the_same(input: &Input<'_>, context: &Context) -> Option<
 }
 
 /// Asks the API server, without storing anything, whether it would take the target pod as it is
-/// sent. None where it cannot say, such as with a webhook that does not know dry runs.
+/// sent; in the sequential order also that which is made again after the commit. None where it cannot
+/// say, such as with a webhook that does not know dry runs.
 async fn ask_about_target(
     migration: &Migration,
     pod: &Pod,
@@ -190,17 +192,25 @@ async fn ask_about_target(
         preserve_address: false,
         starts_afresh: migration.spec.mode == Mode::Cold,
     };
-    let make = if is_exclusive(pod) { trial_pod } else { target_pod::target_pod };
-    let wanted = make(pod, &target).ok()?;
+    let wanted = match is_exclusive(pod) {
+        true => Vec::from(tried_pods(pod, &target).ok()?),
+        false => vec![target_pod::target_pod(pod, &target).ok()?],
+    };
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    // Nobody sees them, whatever their labels: a dry run is neither stored nor watched.
+    let answers = join_all(wanted.iter().map(|wanted| ask_about(wanted, &pods, node))).await;
+    TargetAnswer::of_all(answers.into_iter().flatten())
+}
+
+async fn ask_about(wanted: &Pod, pods: &Api<Pod>, node: &str) -> Option<TargetAnswer> {
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    let asked = tokio::time::timeout(TRY_LIMIT, pods.create(&dry_run, &wanted));
+    let asked = tokio::time::timeout(TRY_LIMIT, pods.create(&dry_run, wanted));
     let Ok(answer) = asked.await else {
         tracing::info!(node, "the target pod was not tried in time");
         return None;
     };
     match answer {
-        Ok(stored) => Some(TargetAnswer::Taken(target_pod::changes_by_admission(&wanted, &stored))),
+        Ok(stored) => Some(TargetAnswer::Taken(target_pod::changes_by_admission(wanted, &stored))),
         Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) => {
             Some(TargetAnswer::Refused(status.message.clone()))
         }
@@ -267,10 +277,14 @@ async fn prepare(
     // Names of nodes may be longer than values of labels.
     .filter(|(_, value)| value.len() <= 63)
     .collect();
+    let mut owners = migration.owner_references().to_vec();
+    let witness = witness(pod).filter(|witness| owners.iter().all(|o| o.uid != witness.uid));
+    owners.extend(witness);
     let patch = json!({"metadata": {
         "resourceVersion": migration.resource_version(),
         "finalizers": finalizers,
         "labels": labels,
+        "ownerReferences": owners,
     }});
     let namespace = migration.namespace().unwrap_or_default();
     let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &namespace);

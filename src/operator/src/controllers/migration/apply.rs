@@ -13,6 +13,7 @@ use transship_core::migration::handover::Labels;
 use transship_core::migration::owner::{JOB_TRACKING, Kind};
 use transship_core::migration::plan::Action;
 use transship_core::migration::{Observed, Role};
+use transship_core::sequential_pod::is_witness;
 use transship_rpc as rpc;
 
 use super::Error;
@@ -175,7 +176,9 @@ impl World<'_> {
                     pod.name_any()
                 )))
             }
-            // After the Commit there is no way back: it is tried until it succeeds.
+            Err(error @ kube::Error::Api(_)) if self.is_committed() => {
+                Err(Error::AgainRefused(Box::new(error)))
+            }
             Err(error) if self.is_committed() => Err(Error::api("make the pod again")(error)),
             Err(error) => Err(Error::TargetRefused(Box::new(error))),
         }
@@ -478,11 +481,18 @@ pub async fn remove_finalizer(migration: &Migration, context: &Context) -> Resul
 fn without_finalizer(migration: &Migration) -> Value {
     let left: Vec<&String> =
         migration.finalizers().iter().filter(|f| *f != names::FINALIZER).collect();
-    json!({"metadata": {
+    let mut metadata = json!({
         "uid": migration.uid(),
         "resourceVersion": migration.resource_version(),
         "finalizers": left,
-    }})
+    });
+    let owners = migration.owner_references();
+    if owners.iter().any(is_witness) {
+        // From now on what becomes of the pod's owner is no matter of the Migration.
+        let left: Vec<_> = owners.iter().filter(|owner| !is_witness(owner)).collect();
+        metadata["ownerReferences"] = json!(left);
+    }
+    json!({"metadata": metadata})
 }
 
 #[cfg(test)]
@@ -501,6 +511,13 @@ mod tests {
             without_finalizer(&migration),
             json!({"metadata": {"uid": "uid-m", "resourceVersion": "7", "finalizers": ["other"]}})
         );
+        let owners = json!([
+            {"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": "uid-c"},
+            {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "uid-sts"}
+        ]);
+        migration.metadata.owner_references = serde_json::from_value(owners.clone()).unwrap();
+        let left = &without_finalizer(&migration)["metadata"]["ownerReferences"];
+        assert_eq!(*left, json!([owners[0]]), "the witness goes with it");
     }
 
     #[test]

@@ -28,6 +28,10 @@ pub enum Error {
     /// The API server refused the target pod.
     #[error("the target pod was refused")]
     TargetRefused(#[source] Box<kube::Error>),
+    /// The API server refused the pod that is to be made again. There is no way back: it is tried until
+    /// it is taken.
+    #[error("the pod was not made again")]
+    AgainRefused(#[source] Box<kube::Error>),
     /// An agent refused or did not answer.
     #[error("an agent could not be asked")]
     Agent(#[from] agents::Error),
@@ -50,7 +54,7 @@ impl Error {
 
     /// Somebody else wrote in between.
     pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Api { source, .. }
+        matches!(self, Self::Api { source, .. } | Self::AgainRefused(source)
             if matches!(&**source, kube::Error::Api(status) if status.is_conflict()))
     }
 
@@ -59,6 +63,7 @@ impl Error {
         match self {
             Self::Api { .. } => "ApiError",
             Self::TargetRefused(_) => "TargetRefused",
+            Self::AgainRefused(_) => "AgainRefused",
             Self::Agent(_) => "AgentError",
             Self::StartRefused(_) => "StartRefused",
             Self::Incomplete(_) => "Incomplete",
@@ -73,7 +78,9 @@ impl Error {
                 if matches!(status.code, 400 | 403 | 404 | 405 | 422)),
             Self::StartRefused(source) => source.is_permanent(),
             Self::Json(_) => true,
-            Self::Api { .. } | Self::Agent(_) | Self::Incomplete(_) => false,
+            Self::Api { .. } | Self::AgainRefused(_) | Self::Agent(_) | Self::Incomplete(_) => {
+                false
+            }
         };
         if permanent { Class::Permanent } else { Class::Transient }
     }
@@ -83,6 +90,17 @@ impl Error {
         match self {
             Self::TargetRefused(_) => reasons::TARGET_POD_FAILED,
             _ => reasons::PREFLIGHT_FAILED,
+        }
+    }
+
+    /// Why the pod is not made again, in the API server's own words.
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Self::AgainRefused(source) => match &**source {
+                kube::Error::Api(status) => Some(status.message.clone()),
+                other => Some(other.to_string()),
+            },
+            _ => None,
         }
     }
 
@@ -101,6 +119,17 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_after_the_commit_is_told_in_the_api_servers_words_and_tried_again() {
+        let status = serde_json::json!({"status": "Failure", "code": 403, "reason": "Forbidden",
+            "message": "exceeded quota: q"});
+        let answer = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
+        let error = Error::AgainRefused(Box::new(answer));
+        assert_eq!(error.refusal().as_deref(), Some("exceeded quota: q"));
+        assert_eq!((error.class(), error.is_conflict()), (Class::Transient, false));
+        assert_eq!(Error::Incomplete("x".into()).refusal(), None);
+    }
 
     #[test]
     fn an_error_tells_its_causes() {

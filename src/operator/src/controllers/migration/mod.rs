@@ -31,6 +31,7 @@ use crate::context::Context;
 use crate::metrics::{Kind, KindReason};
 pub use error::{Class, Error};
 pub use observe::node_gone;
+pub use sequential::keep_names;
 
 /// Migrations reconciled at a time.
 const CONCURRENCY: u16 = 16;
@@ -74,7 +75,10 @@ async fn reconcile(migration: Arc<Migration>, context: Arc<Context>) -> Result<A
     context.metrics.reconciles.get_or_create(&KIND).inc();
     context.metrics.reconcile_duration.observe(begun.elapsed().as_secs_f64());
     if result.is_ok() {
-        context.memory.note(&uid, |notes| notes.errors = 0);
+        context.memory.note(&uid, |notes| {
+            notes.errors = 0;
+            notes.refused = None;
+        });
     }
     result
 }
@@ -108,7 +112,7 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
     let found = api.get_opt(&cached.name_any()).await.map_err(Error::api("read the Migration"))?;
     let Some(migration) = found.filter(|m| m.uid().as_deref() == Some(uid.as_str())) else {
         // Somebody took its finalizer off: a name must not stay held back for it.
-        sequential::free_name_of(cached, context).await?;
+        sequential::free_name(&namespace, &uid, context).await?;
         context.sides.drop_migration(&uid);
         context.memory.forget(&uid);
         return Ok(Next::WhenChanged);
@@ -177,6 +181,9 @@ fn error_policy(migration: Arc<Migration>, error: &Error, context: Arc<Context>)
     let errors = context.memory.note(&uid, |notes| {
         if error.class() == Class::Permanent {
             notes.failure.get_or_insert((error.condition_reason(), text.clone()));
+        }
+        if let Some(refusal) = error.refusal() {
+            notes.refused = Some(refusal);
         }
         notes.errors += 1;
         notes.errors

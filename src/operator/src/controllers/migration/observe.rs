@@ -43,7 +43,8 @@ pub async fn observe(migration: Migration, context: &Context) -> Result<Observed
     observed.frozen_seen = frozen_seen;
     observed.source_node_gone = node_gone(observed.node(Role::Source), context).await?;
     observed.target_node_gone = node_gone(observed.node(Role::Target), context).await?;
-    observed.failure = context.memory.get(&uid).failure;
+    let notes = context.memory.get(&uid);
+    (observed.failure, observed.refused) = (notes.failure, notes.refused);
     if observed.is_sequential() {
         sequential::observe(&mut observed, context).await?;
     }
@@ -207,14 +208,10 @@ async fn owner(observed: &Observed, namespace: &str, context: &Context) -> Resul
     let claim =
         claims.flat_map(|pod| pod.owner_references()).find(|owner| owner.controller == Some(true));
     if let Some(claim) = claim {
-        let found = match Kind::of(claim) {
-            Some(kind) => owners.named(kind, &claim.name).await?,
-            None => None,
-        };
-        return Ok(found.filter(|owner| owner.uid == claim.uid).map_or(Owner::Gone, standing));
+        return owners.of(claim).await;
     }
     if let Some(uid) = observed.migration.labels().get(names::HANDOVER_LABEL) {
-        return Ok(owners.with_uid(uid).await?.map_or(Owner::Gone, standing));
+        return owners.with_uid(uid).await;
     }
     if observed.source_pod.is_some() {
         return Ok(Owner::None);

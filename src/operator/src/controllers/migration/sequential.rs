@@ -1,16 +1,19 @@
 //! What a sequential hand-over reads and does beside the rest: the stored manifest, the name that is
 //! held back, the pods on trial and made again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 use transship_api::{Migration, names};
 use transship_core::facts::NetworkFacts;
 use transship_core::migration::state::Owner;
@@ -26,6 +29,8 @@ use crate::context::Context;
 /// Keys in the Secret.
 const POD: &str = "pod.json";
 const NETWORK: &str = "network.json";
+/// How often names are looked for that are held back for nobody.
+const SWEEP: Duration = Duration::from_secs(60);
 
 fn namespace(observed: &Observed) -> String {
     observed.migration.namespace().unwrap_or_default()
@@ -64,7 +69,13 @@ pub async fn observe(observed: &mut Observed, context: &Context) -> Result<(), E
     if observed.recorded().decision != Some(Decision::Commit) || ended {
         return Ok(());
     }
-    let Some(manifest) = observed.manifest.clone() else { return Ok(()) };
+    let Some(manifest) = observed.manifest.clone() else {
+        // The Secret may go before its Migration (`--cascade=foreground`); the trial's pod goes all the same.
+        if matches!(part(observed, Role::Target), Part::Trial) {
+            observed.trial_pod.clone_from(&observed.target_pod);
+        }
+        return Ok(());
+    };
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace(observed));
     let trial = target_name(&manifest, observed.uid());
     let (trial, again) = tokio::join!(
@@ -127,13 +138,10 @@ async fn owner(manifest: &Pod, namespace: &str, context: &Context) -> Result<Own
     let sets: Api<StatefulSet> = Api::namespaced(context.client.clone(), namespace);
     let found = sets.get_opt(&claim.name).await.map_err(Error::api("read the StatefulSet"))?;
     Ok(match found {
-        Some(set)
-            if set.uid().as_deref() == Some(claim.uid.as_str())
-                && set.metadata.deletion_timestamp.is_none() =>
-        {
-            Owner::StatefulSet(Box::new(set))
-        }
-        _ => Owner::Gone,
+        Some(set) if set.uid().as_deref() != Some(claim.uid.as_str()) => Owner::Gone,
+        Some(set) if set.metadata.deletion_timestamp.is_some() => Owner::Going,
+        Some(set) => Owner::StatefulSet(Box::new(set)),
+        None => Owner::Gone,
     })
 }
 
@@ -191,39 +199,97 @@ pub async fn delete_manifest(observed: &Observed, context: &Context) -> Result<(
     }
 }
 
-/// Frees the name that a Migration held which has vanished.
-pub async fn free_name_of(migration: &Migration, context: &Context) -> Result<(), Error> {
-    let was_sequential = migration.status.as_ref().is_some_and(|s| s.is_sequential());
-    match was_sequential {
-        true => hold_name(&Observed::of(migration.clone()), false, context).await,
-        false => Ok(()),
+/// Holds the source's name back in its namespace, or frees it.
+pub async fn hold_name(observed: &Observed, held: bool, context: &Context) -> Result<(), Error> {
+    let source = observed.status().source.map(|source| source.pod_name).filter(|_| held);
+    mark_name(&namespace(observed), observed.uid(), source.as_deref(), context).await
+}
+
+/// Frees the name that a Migration held which has vanished. Whether it did the namespace says: what was
+/// last seen of the Migration may be older.
+pub async fn free_name(namespace: &str, uid: &str, context: &Context) -> Result<(), Error> {
+    mark_name(namespace, uid, None, context).await
+}
+
+/// Frees, until `stop`, the names of Migrations that vanished unseen: while no operator ran, or a watch
+/// was broken. No pod of these names could ever be made.
+pub async fn keep_names(context: Arc<Context>, stop: CancellationToken) {
+    loop {
+        if let Err(error) = free_vanished(&context).await {
+            tracing::warn!(error = error.chain(), "held names are looked at later");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP) => {}
+        }
     }
 }
 
-/// Holds the source's name back in its namespace, or frees it. The label goes with the last name.
-pub async fn hold_name(observed: &Observed, held: bool, context: &Context) -> Result<(), Error> {
+async fn free_vanished(context: &Context) -> Result<(), Error> {
     let namespaces: Api<Namespace> = Api::all(context.client.clone());
-    let name = namespace(observed);
-    let found = namespaces.get_opt(&name).await.map_err(Error::api("read the namespace"))?;
+    let marked = ListParams::default().labels(names::HANDOVER_NAMESPACE_LABEL);
+    let listed =
+        namespaces.list_metadata(&marked).await.map_err(Error::api("list the namespaces"))?;
+    for namespace in &listed.items {
+        let name = namespace.name_any();
+        let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &name);
+        // After the marks: a Migration for which one was set has been there before.
+        let listed = migrations
+            .list_metadata(&ListParams::default())
+            .await
+            .map_err(Error::api("list the Migrations"))?;
+        let there: BTreeSet<String> = listed.items.iter().filter_map(ResourceExt::uid).collect();
+        for uid in held_for_nobody(namespace.annotations(), &there) {
+            tracing::info!(
+                namespace = name,
+                migration = uid,
+                "a vanished Migration's name is freed"
+            );
+            free_name(&name, uid, context).await?;
+        }
+    }
+    Ok(())
+}
+
+/// UIDs for which a namespace's annotations hold names, though no such Migration is there.
+fn held_for_nobody<'a>(
+    annotations: &'a BTreeMap<String, String>,
+    there: &BTreeSet<String>,
+) -> Vec<&'a str> {
+    annotations
+        .keys()
+        .filter_map(|key| key.strip_prefix(names::HELD_NAME_PREFIX))
+        .filter(|uid| !there.contains(*uid))
+        .collect()
+}
+
+/// Holds a name back for a Migration, or none any more. The label goes with the last name.
+async fn mark_name(
+    namespace: &str,
+    uid: &str,
+    held: Option<&str>,
+    context: &Context,
+) -> Result<(), Error> {
+    let namespaces: Api<Namespace> = Api::all(context.client.clone());
+    let found = namespaces.get_opt(namespace).await.map_err(Error::api("read the namespace"))?;
     let Some(found) = found else { return Ok(()) };
-    let key = names::held_name(observed.uid());
-    if !held && !found.annotations().contains_key(&key) {
+    let key = names::held_name(uid);
+    if held.is_none() && !found.annotations().contains_key(&key) {
         return Ok(());
     }
     let others = found
         .annotations()
         .keys()
         .any(|other| other.starts_with(names::HELD_NAME_PREFIX) && *other != key);
-    let source = observed.status().source.map(|source| source.pod_name);
     let patch = json!({"metadata": {
         "uid": found.uid(),
         // Somebody else may hold or free another name at this moment.
         "resourceVersion": found.resource_version(),
-        "labels": {names::HANDOVER_NAMESPACE_LABEL: (held || others).then_some("true")},
-        "annotations": {key: source.filter(|_| held)},
+        "labels": {names::HANDOVER_NAMESPACE_LABEL: (held.is_some() || others).then_some("true")},
+        "annotations": {key: held},
     }});
     namespaces
-        .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .patch(namespace, &PatchParams::default(), &Patch::Merge(patch))
         .await
         .map_err(Error::api("mark the namespace"))?;
     Ok(())
@@ -232,6 +298,20 @@ pub async fn hold_name(observed: &Observed, held: bool, context: &Context) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_held_for_migrations_that_are_there() {
+        let annotations: BTreeMap<String, String> = [
+            (names::held_name("m-1"), "web-0"),
+            (names::held_name("m-2"), "web-1"),
+            ("x".into(), "y"),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key, value.to_owned()))
+        .collect();
+        let there = BTreeSet::from(["m-2".to_owned()]);
+        assert_eq!(held_for_nobody(&annotations, &there), ["m-1"]);
+    }
 
     #[test]
     fn the_digest_tells_every_content_from_every_other() {

@@ -5,16 +5,17 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::json;
 use transship_api::conditions as c;
-use transship_api::{self as api, HandOver, Migration, MigrationSpec, Step, names};
+use transship_api::{self as api, Migration, MigrationSpec, names};
 use transship_protocol::{Decision, SourceOutcome, SourceWord, TargetOutcome, TargetWord};
 
-use super::admission::{self, Admitted};
-use super::plan::{Action, Plan, Record, plan};
-use super::state::{Observed, Owner, Report, Role, Side, Stage};
+use crate::migration::admission::{self, Admitted};
+use crate::migration::plan::{Action, Plan, Record, plan};
+use crate::migration::state::{Observed, Owner, Report, Role, Side, Stage};
+use crate::sequential_pod::witness;
 
 /// What becomes of the pods that are made again, in order; the last counts for all that follow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fate {
+pub(super) enum Fate {
     Runs,
     Fails,
     DeletedBySomebody,
@@ -23,15 +24,15 @@ enum Fate {
     Vanishes,
 }
 
-struct World {
-    seen: Observed,
-    now: Timestamp,
+pub(super) struct World {
+    pub(super) seen: Observed,
+    pub(super) now: Timestamp,
     fates: Vec<Fate>,
-    made: usize,
-    done: Vec<String>,
+    pub(super) made: usize,
+    pub(super) done: Vec<String>,
 }
 
-fn source(owners: serde_json::Value) -> Pod {
+pub(super) fn source(owners: serde_json::Value) -> Pod {
     serde_json::from_value(json!({
         "metadata": {"name": "web-0", "generateName": "web-", "namespace": "shop", "uid": "uid-s",
             "labels": {"app": "web"}, "annotations": {names::CLAIM: "uid-m"},
@@ -47,11 +48,11 @@ fn source(owners: serde_json::Value) -> Pod {
 
 impl World {
     /// Both sides have voted.
-    fn voted(fates: &[Fate]) -> Self {
+    pub(super) fn voted(fates: &[Fate]) -> Self {
         Self::voted_in(api::Mode::StopAndCopy, fates)
     }
 
-    fn voted_in(mode: api::Mode, fates: &[Fate]) -> Self {
+    pub(super) fn voted_in(mode: api::Mode, fates: &[Fate]) -> Self {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let mut migration = Migration::new("move", MigrationSpec::for_pod("web-0"));
         migration.spec.mode = mode;
@@ -61,6 +62,7 @@ impl World {
         migration.metadata.creation_timestamp = Some(Time(now));
         let pod = source(json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web",
             "uid": "uid-sts", "controller": true}]));
+        migration.metadata.owner_references = witness(&pod).map(|witness| vec![witness]);
         let decided = Admitted {
             pod: &pod,
             target: "node-b",
@@ -98,7 +100,7 @@ impl World {
         *self.fates.get(self.made - 1).or(self.fates.last()).unwrap_or(&Fate::Runs)
     }
 
-    fn set(&mut self, role: Role, change: impl FnOnce(&mut Report)) {
+    pub(super) fn set(&mut self, role: Role, change: impl FnOnce(&mut Report)) {
         let mut report = self.seen.side(role).report().cloned().unwrap_or_default();
         change(&mut report);
         match role {
@@ -108,7 +110,7 @@ impl World {
     }
 
     /// Lets the operator look until something holds.
-    fn until(&mut self, holds: impl Fn(&Self) -> bool) {
+    pub(super) fn until(&mut self, holds: impl Fn(&Self) -> bool) {
         for _ in 0..200 {
             if holds(self) {
                 return;
@@ -118,11 +120,11 @@ impl World {
         panic!("in vain; {:#?} {:?}", self.seen.status(), self.done);
     }
 
-    fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         self.until(|w| w.seen.migration.metadata.finalizers.is_none());
     }
 
-    fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         self.now += jiff::SignedDuration::from_secs(1);
         let Plan { mut status, record, actions, .. } = plan(&self.seen, self.now);
         match record {
@@ -153,7 +155,7 @@ impl World {
         }
     }
 
-    fn committed(&self) -> bool {
+    pub(super) fn committed(&self) -> bool {
         self.seen.recorded().decision == Some(Decision::Commit)
     }
 
@@ -346,255 +348,9 @@ impl World {
         }
     }
 
-    fn succeeded(&self) -> (String, String) {
+    pub(super) fn succeeded(&self) -> (String, String) {
         let conditions = self.seen.status().conditions;
         let condition = c::find(&conditions, c::SUCCEEDED).unwrap();
         (condition.status.clone(), condition.message.clone())
     }
-}
-
-#[test]
-fn the_source_ends_before_the_pod_is_made_again_and_nothing_is_left() {
-    let mut world = World::voted(&[Fate::Runs]);
-    world.run();
-    assert_eq!(
-        world.done,
-        [
-            "store manifest",
-            "hold name",
-            "create trial",
-            "start target",
-            "start source",
-            "remove gate",
-            "freeze",
-            "decision",
-            "trial ends",
-            "move lease",
-            "release",
-            "delete source",
-            "create again",
-            "delete trial",
-            "start target",
-            "remove gate",
-            "resumedat",
-            "move lease",
-            "mark resumed",
-            "free name",
-        ]
-    );
-    let status = world.seen.status();
-    assert_eq!(status.step, Some(Step::Succeeded));
-    assert_eq!(status.hand_over, Some(HandOver::Sequential));
-    assert!(status.trial.unwrap().contains("volume data"));
-    assert_eq!(status.target.unwrap().pod_name, "web-0");
-    assert_eq!(world.succeeded().0, "True");
-    assert!(world.seen.manifest.is_none() && world.seen.target_pod.is_some());
-}
-
-#[test]
-fn a_restore_that_fails_is_tried_again_on_the_target() {
-    let mut world = World::voted(&[Fate::Fails, Fate::Runs]);
-    world.run();
-    assert_eq!(world.made, 2);
-    let status = world.seen.status();
-    assert_eq!((status.step, status.failed_restores), (Some(Step::Succeeded), Some(1)));
-    assert_eq!(status.target.unwrap().node, "node-b");
-}
-
-#[test]
-fn a_pod_that_cannot_be_restored_on_the_target_goes_back_and_stays() {
-    let mut world = World::voted(&[Fate::Fails, Fate::Fails, Fate::Fails, Fate::Runs]);
-    world.run();
-    assert_eq!(world.made, 4, "on its own node it is tried until it runs");
-    let status = world.seen.status();
-    assert_eq!(status.resolution, Some(api::Resolution::SourceResumes));
-    assert_eq!(status.step, Some(Step::Failed));
-    assert_eq!(status.target.unwrap().node, "node-a");
-    let (succeeded, message) = world.succeeded();
-    assert_eq!(succeeded, "False");
-    assert!(message.contains("node-b") && message.contains("goes on"), "{message}");
-    assert!(world.seen.target_pod.is_some(), "the pod that was made again is the pod");
-}
-
-#[test]
-fn a_node_that_is_gone_gets_no_second_try() {
-    let mut world = World::voted(&[Fate::Runs]);
-    world.until(|w| w.done.last().is_some_and(|d| d == "delete source"));
-    world.seen.target_node_gone = true;
-    world.until(|w| w.seen.recorded().resolution.is_some());
-    world.seen.target_node_gone = false;
-    world.run();
-    assert_eq!(world.seen.status().target.unwrap().node, "node-a");
-}
-
-#[test]
-fn somebody_elses_deletion_is_carried_over() {
-    let mut world = World::voted(&[Fate::Runs]);
-    world.until(|w| w.committed());
-    world.seen.source_pod.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(world.now));
-    world.until(|w| w.done.iter().any(|d| d == "release"));
-    world.seen.source_pod = None;
-    world.run();
-    assert_eq!(world.made, 0);
-    assert!(world.succeeded().1.contains("deleted by somebody"));
-    assert!(world.seen.trial_pod.is_none());
-}
-
-#[test]
-fn an_eviction_means_the_node_and_not_the_pod() {
-    let mut world = World::voted(&[Fate::Runs]);
-    world.until(|w| w.committed());
-    let source = world.seen.source_pod.as_mut().unwrap();
-    source.metadata.deletion_timestamp = Some(Time(world.now));
-    source.status.as_mut().unwrap().conditions =
-        serde_json::from_value(json!([{"type": "DisruptionTarget", "status": "True"}])).unwrap();
-    world.run();
-    assert_eq!((world.made, world.succeeded().0.as_str()), (1, "True"));
-}
-
-#[test]
-fn an_owner_that_is_gone_gets_no_pod() {
-    let mut world = World::voted(&[Fate::Runs]);
-    world.until(|w| w.committed());
-    world.seen.owner = Owner::Gone;
-    world.run();
-    assert_eq!(world.made, 0);
-    assert!(world.succeeded().1.contains("owner was deleted"));
-}
-
-#[test]
-fn a_pod_that_somebody_deletes_before_it_runs_is_not_made_again() {
-    let mut world = World::voted(&[Fate::DeletedBySomebody]);
-    world.run();
-    assert_eq!(world.made, 1);
-    assert!(world.succeeded().1.contains("by somebody"));
-}
-
-#[test]
-fn a_pod_that_goes_with_its_node_or_unseen_is_made_again() {
-    for fate in [Fate::Evicted, Fate::Vanishes] {
-        let mut world = World::voted(&[fate, Fate::Runs]);
-        world.run();
-        assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"), "{fate:?}");
-        assert_eq!(world.seen.status().failed_restores, Some(1));
-    }
-}
-
-#[test]
-fn nothing_is_concluded_from_a_side_that_is_not_known() {
-    let mut world = World::voted(&[Fate::Vanishes]);
-    world.until(|w| w.made == 1 && w.seen.again_pod.is_none());
-    world.seen.target = Side::Unknown;
-    let given_up = |w: &World| w.done.last().is_some_and(|d| d == "give up");
-    world.until(given_up);
-    assert_eq!(world.seen.status().failed_restores, None);
-}
-
-#[test]
-fn a_manifest_that_is_missing_is_stored_again_as_long_as_there_is_a_source() {
-    let mut world = World::voted(&[Fate::Runs]);
-    world.seen.manifest = None;
-    world.until(World::committed);
-    assert!(world.seen.manifest.is_some(), "{:?}", world.done);
-    world.seen.manifest = None;
-    world.until(|w| w.done.iter().any(|d| d == "release"));
-    assert!(world.seen.manifest.is_some(), "{:?}", world.done);
-    let labels = &mut world.seen.source_pod.as_mut().unwrap().metadata.labels;
-    labels.as_mut().unwrap().insert("role".into(), "replica".into());
-    world.until(|w| w.seen.source_pod.is_none());
-    let stored = world.seen.manifest.as_ref().unwrap().metadata.labels.as_ref().unwrap();
-    assert_eq!(stored["role"], "replica");
-
-    world.seen.manifest = None;
-    for _ in 0..5 {
-        world.look();
-    }
-    assert!(c::is_true(&world.seen.status().conditions, c::STALLED));
-    assert_eq!(world.made, 0);
-    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
-    world.run();
-    assert!(world.succeeded().1.contains("cannot be made again"));
-}
-
-#[test]
-fn without_any_node_that_has_the_state_nothing_is_made() {
-    let mut world = World::voted(&[Fate::Runs]);
-    world.until(|w| w.done.last().is_some_and(|d| d == "delete source"));
-    (world.seen.source_node_gone, world.seen.target_node_gone) = (true, true);
-    for _ in 0..5 {
-        world.look();
-    }
-    assert!(c::is_true(&world.seen.status().conditions, c::STALLED));
-    assert_eq!((world.made, world.seen.recorded().resolution), (0, None));
-}
-
-#[test]
-fn a_pod_does_not_go_back_to_a_node_that_is_gone() {
-    let mut world = World::voted(&[Fate::Fails, Fate::Fails, Fate::Fails, Fate::Runs]);
-    world.until(|w| w.made == 1);
-    world.seen.source_node_gone = true;
-    world.run();
-    assert_eq!((world.made, world.succeeded().0.as_str()), (4, "True"));
-}
-
-#[test]
-fn a_fresh_pod_of_the_owner_makes_room_unless_it_ran_and_a_strangers_is_left() {
-    for (owner, ran, deleted) in
-        [("uid-sts", false, true), ("uid-sts", true, false), ("uid-x", false, false)]
-    {
-        let mut world = World::voted(&[Fate::Runs]);
-        world.until(|w| w.done.last().is_some_and(|d| d == "delete source"));
-        let mut fresh = source(json!([{"apiVersion": "apps/v1", "kind": "StatefulSet",
-            "name": "web", "uid": owner, "controller": true}]));
-        fresh.metadata.uid = Some("uid-fresh".into());
-        if !ran {
-            fresh.status = None;
-        }
-        world.seen.again_pod = Some(fresh);
-        if deleted {
-            world.run();
-            assert!(world.done.iter().any(|d| d == "delete again"));
-            continue;
-        }
-        for _ in 0..5 {
-            world.look();
-        }
-        let conditions = world.seen.status().conditions;
-        assert!(c::is_true(&conditions, c::STALLED), "{conditions:?}");
-        assert_eq!(world.made, 0);
-    }
-}
-
-#[test]
-fn a_cold_one_takes_the_same_course_and_says_what_it_does() {
-    let mut world = World::voted_in(api::Mode::Cold, &[Fate::Fails, Fate::Runs]);
-    let status = world.seen.status();
-    assert_eq!(status.chosen_mode, Some(api::Mode::Cold));
-    assert!(status.choice_message.unwrap().contains("starts afresh with its files"));
-    assert!(status.trial.unwrap().contains("nothing is started"));
-    world.run();
-    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
-    let conditions = world.seen.status().conditions;
-    let restored = c::find(&conditions, c::RESTORED).unwrap();
-    assert_eq!(restored.message, "started 1 container on node-b");
-}
-
-#[test]
-fn what_has_ended_may_stay_so_until_the_time_is_up() {
-    let mut world = World::voted_in(api::Mode::Cold, &[Fate::Runs]);
-    world.seen.frozen_seen = Some(world.now);
-    world.set(Role::Source, |r| {
-        (r.stage, r.voted, r.source_word) = (Stage::Frozen, false, None);
-    });
-    world.set(Role::Target, |r| {
-        (r.stage, r.voted, r.target_word) = (Stage::Connected, false, None);
-    });
-    world.now += jiff::SignedDuration::from_secs(300);
-    assert_eq!(plan(&world.seen, world.now).record, None);
-    world.now += jiff::SignedDuration::from_secs(300);
-    assert_eq!(
-        plan(&world.seen, world.now).record,
-        Some(Record::Decision(Decision::Abort)),
-        "spec.timeout"
-    );
 }

@@ -1,0 +1,93 @@
+//! The source ends: its containers, then its object.
+
+use k8s_openapi::api::core::v1::Pod;
+use transship_protocol::{PodSeen, SourceOutcome, may_yield};
+
+use super::{Next, act, at_once, source_name, wait};
+use crate::migration::plan::Action;
+use crate::migration::state::{Observed, Role, any_container_runs};
+use crate::migration::{takeover, voting};
+
+/// Until the source has ended and its object is gone; then `None`.
+pub(super) fn source_ends(observed: &Observed) -> Option<Next> {
+    let (node, target) = (observed.node(Role::Source), observed.node(Role::Target));
+    let seen = observed.source_seen();
+    if is_released(observed) && seen == PodSeen::Gone {
+        return None;
+    }
+    let trial = observed.target_word();
+    if on_trial(observed) && !may_yield(observed.recorded(), trial, observed.target_node_gone) {
+        let hints = voting::hints(observed, |_, read| read.is_none());
+        return Some(act(hints, format!("{target} is to end the restore on trial")));
+    }
+    let disrupted = observed.source_pod.as_ref().is_some_and(is_disrupted);
+    if somebody_deleted(observed) && disrupted {
+        return Some(Next::Announce);
+    }
+    if !somebody_deleted(observed) && !observed.name_is_held {
+        let message = "creating a pod of the source's name is held back";
+        return Some(at_once(vec![Action::HoldName], message));
+    }
+    if seen == PodSeen::Alive && !manifest_is_current(observed) {
+        let message = "the pod's manifest is stored as it is now";
+        return Some(at_once(vec![Action::StoreManifest], message));
+    }
+    if !is_released(observed) {
+        // The address must not be freed with the source's sandbox, which can go from now on.
+        let mut actions = takeover::move_leases(observed);
+        actions
+            .extend(voting::hints(observed, |role, read| role == Role::Source && read.is_none()));
+        actions.push(Action::Release);
+        return Some(act(actions, format!("{node} ends the source's containers")));
+    }
+    match (&observed.source_pod, seen) {
+        (Some(source), PodSeen::Alive) => {
+            if any_container_runs(source) && !observed.source_node_gone {
+                let message = format!("{node} is to show the source's containers as ended");
+                return Some(wait(message));
+            }
+            if observed.status().source_deletion_time.is_none() {
+                return Some(Next::Announce);
+            }
+            Some(act(vec![Action::DeleteSource], format!("the source pod goes from {node}")))
+        }
+        _ => Some(wait(format!("the source pod goes from {node}"))),
+    }
+}
+
+/// The trial's pod is recorded as the target, or nothing is.
+fn on_trial(observed: &Observed) -> bool {
+    let status = observed.migration.status.as_ref();
+    let target = status.and_then(|s| s.target.as_ref());
+    target.is_some_and(|t| t.pod_name != source_name(observed))
+}
+
+fn is_released(observed: &Observed) -> bool {
+    observed.source_word().outcome == Some(SourceOutcome::Released) || observed.source_node_gone
+}
+
+/// Somebody else deleted the source: its object goes, or has gone, though no deletion was announced.
+pub(super) fn somebody_deleted(observed: &Observed) -> bool {
+    observed.status().source_deletion_time.is_none() && observed.source_seen() != PodSeen::Alive
+}
+
+/// The manifest is stored, with the labels and annotations of this moment: people and their operators
+/// may change them as long as the source is there.
+fn manifest_is_current(observed: &Observed) -> bool {
+    let (Some(stored), Some(source)) = (&observed.manifest, &observed.source_pod) else {
+        return observed.manifest.is_some();
+    };
+    stored.metadata.labels == source.metadata.labels
+        && stored.metadata.annotations == source.metadata.annotations
+        && stored.metadata.finalizers == source.metadata.finalizers
+        && stored.metadata.owner_references == source.metadata.owner_references
+}
+
+/// An eviction, a drain or a taint: it means the node, not the pod. So does a pod that kubelet has
+/// refused or ended.
+pub(super) fn is_disrupted(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    phase == Some("Failed")
+        || conditions.iter().any(|c| c.type_ == "DisruptionTarget" && c.status == "True")
+}

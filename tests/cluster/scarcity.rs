@@ -1,0 +1,157 @@
+//! Room that is there when the checks look and gone when it is needed: the move is rolled back, the
+//! source goes on with its connection, and the Migration says what is full and where.
+
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, ensure};
+use serde_json::{Value, json};
+use transship_tests::{
+    cluster::{Cluster, Pod, condition, migration},
+    counter::Client,
+    faults::{
+        Gate, disk,
+        driver::{Scene, begin, evidence},
+        judge::no_record_is_left,
+        moment::Moment,
+        nodes::NODES,
+    },
+};
+
+use crate::{counter, faults::source_goes_on, refusal::refused};
+
+const NAME: &str = "counter";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What is left on the disk, in KiB: room for everything but the application's 256 MiB.
+const LITTLE: u32 = 8 << 10;
+
+/// Allows a namespace so many pods, once the ones that are there are counted.
+pub fn allow_pods(cluster: &Cluster, quota: &str, count: usize) -> Result<()> {
+    let manifest = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": quota},
+        "spec": {"hard": {"pods": count.to_string()}}});
+    cluster.apply(&manifest.to_string())?;
+    cluster.await_that("the quota counts the pods", PATIENCE, || {
+        Ok(cluster.get("resourcequota", quota)?["status"]["used"]["pods"].is_string())
+    })
+}
+
+/// Takes a quota away again, if it is there.
+pub fn say_no_more(cluster: &Cluster, quota: &str) -> Result<()> {
+    cluster.kubectl(&["delete", "resourcequota", quota, "--ignore-not-found"]).map(drop)
+}
+
+/// The Migration was rolled back, and its message has all of these words.
+fn rolled_back(cluster: &Cluster, words: &[&str]) -> Result<()> {
+    cluster.ended(NAME, PATIENCE)?;
+    let migration = cluster.get("migration", NAME)?;
+    let status = &migration["status"];
+    let (succeeded, reason, message) = condition(&migration, "Succeeded");
+    ensure!(succeeded == "False" && status["phase"] == "RolledBack", "{reason}: {message}");
+    ensure!(status["decision"] == "Abort" && status["resumedAt"].is_null(), "{status:#}");
+    for word in words {
+        ensure!(message.contains(word), "{word:?} is not in {reason}: {message}");
+    }
+    Ok(())
+}
+
+fn connect(pod: &Pod) -> Result<Client> {
+    Client::connect(format!("{}:8080", pod.ip).parse()?, Duration::from_millis(2))
+}
+
+/// Forgets the Migration; nothing of it is left but the pod with its connection.
+fn nothing_happened(cluster: &Cluster, pod: &Pod, client: Client) -> Result<()> {
+    source_goes_on(cluster, pod, client)?;
+    cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
+    NODES.iter().try_for_each(|node| no_record_is_left(cluster, node))
+}
+
+/// What is made between the checks and the target pod, and the words in which the API server refuses the
+/// pod from then on.
+fn limits() -> [(Value, &'static str); 2] {
+    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "late"},
+        "spec": {"hard": {"pods": "1"}}});
+    let range = json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "late"},
+        "spec": {"limits": [{"type": "Pod", "max": {"memory": "1Mi"}}]}});
+    [(quota, "exceeded quota: late"), (range, "maximum memory usage per Pod")]
+}
+
+#[test]
+fn a_limit_that_comes_after_the_checks_rolls_back_and_one_that_stands_is_found_by_them()
+-> Result<()> {
+    let cluster = Cluster::with_namespace("late-limit")?;
+    Gate::open_all(&cluster)?;
+    let pod = counter(&cluster)?;
+    for (limit, words) in limits() {
+        let client = connect(&pod)?;
+        let outcome = comes_late(&cluster, &pod, &limit, words);
+        Gate::open_all(&cluster)?;
+        outcome?;
+        nothing_happened(&cluster, &pod, client)?;
+        // It still stands: now the checks find it.
+        let client = connect(&pod)?;
+        refused(&cluster, &pod, &Value::Null, &[("TargetPod", words)])?;
+        nothing_happened(&cluster, &pod, client)?;
+        let kind = limit["kind"].as_str().unwrap_or_default();
+        cluster.kubectl(&["delete", kind, "late"])?;
+    }
+    Ok(())
+}
+
+fn comes_late(cluster: &Cluster, pod: &Pod, limit: &Value, words: &str) -> Result<()> {
+    Gate::Admission.close(cluster)?;
+    cluster.apply(&migration(NAME, &pod.name, pod.other_node()))?;
+    // The claim is the last thing before the checks' outcome is recorded.
+    cluster.await_that("the checks have passed", PATIENCE, || {
+        let metadata = cluster.get("pod", &pod.name)?["metadata"].clone();
+        Ok(!metadata["annotations"]["transship.dev/claim"].is_null())
+    })?;
+    cluster.apply(&limit.to_string())?;
+    cluster.await_that("the limit is in force", PATIENCE, || {
+        let probe = ["run", "probe", "--image=none", "--restart=Never", "--dry-run=server"];
+        let answer = cluster.try_kubectl(&probe)?;
+        Ok(String::from_utf8_lossy(&answer.stderr).contains(words))
+    })?;
+    Gate::Admission.open(cluster)?;
+    rolled_back(cluster, &["the target pod was refused", words])
+}
+
+#[test]
+fn a_disk_that_fills_up_at_the_target_rolls_back_and_one_that_is_full_is_found_by_the_checks()
+-> Result<()> {
+    let cluster = Cluster::with_namespace("full-disk")?;
+    Gate::open_all(&cluster)?;
+    let pod = counter(&cluster)?;
+    let node = pod.other_node();
+    disk::make_small(&cluster, node)?;
+    let outcome = fills_up(&cluster, &pod);
+    // Whatever came of it: others need the node.
+    let emptied = disk::empty(&cluster, node);
+    let opened = Gate::open_all(&cluster);
+    let enlarged = disk::make_large(&cluster, node);
+    outcome.and(emptied).and(opened).and(enlarged)
+}
+
+fn fills_up(cluster: &Cluster, pod: &Pod) -> Result<()> {
+    let node = pod.other_node();
+    let client = connect(pod)?;
+    let scene = Scene::new(cluster, NODES, pod.clone(), NAME);
+    // Both sides have begun and nothing has been sent.
+    let outcome = begin(&scene, Moment::Prepared, None)
+        .and_then(|_| disk::fill(cluster, node, LITTLE))
+        .and_then(|()| Gate::open_all(cluster))
+        .and_then(|()| {
+            rolled_back(cluster, &[node, "the disk with /var/lib/transship", "is full"])
+        });
+    outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)))?;
+    drop(scene);
+    nothing_happened(cluster, pod, client)?;
+
+    // The node tells of its room from time to time.
+    let client = connect(pod)?;
+    let found = format!("{node} has ");
+    let room = "free for receiving it in /var/lib/transship";
+    cluster.await_that("the checks find that the disk is full", PATIENCE, || {
+        let expected = [("Space", found.as_str()), ("Space", room)];
+        refused(cluster, pod, &Value::Null, &expected).map(|()| true)
+    })?;
+    nothing_happened(cluster, pod, client)
+}
