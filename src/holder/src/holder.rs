@@ -108,6 +108,12 @@ impl Holder {
         });
     }
 
+    /// What is left of the time for the whole migration.
+    pub fn time_left(&self) -> Duration {
+        let end = UNIX_EPOCH + Duration::from_millis(self.task.timeout_at_unix_millis);
+        end.duration_since(SystemTime::now()).unwrap_or_default()
+    }
+
     /// Sends an event later.
     pub fn after<E: Send + 'static>(&self, wait: Duration, events: mpsc::Sender<E>, event: E) {
         tokio::spawn(async move {

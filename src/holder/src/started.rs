@@ -12,11 +12,12 @@ use transship_host::HostRoot;
 use transship_host::markers::Filled;
 use transship_host::paths::{MigrationDir, PodDir, Role};
 use transship_runtime::cri::Cri;
-use transship_transport::tree::apply_spool;
+use transship_transport::tree::{Kinds, apply_spool};
 
 use crate::holder::Holder;
 use crate::logs;
 use crate::pod::moving;
+use crate::source::files;
 
 /// How often it is looked whether a container was started.
 const LOOK: Duration = Duration::from_millis(200);
@@ -25,9 +26,12 @@ const LOOK: Duration = Duration::from_millis(200);
 /// log begins with what it has printed before.
 pub fn fill(host: &HostRoot, dir: &MigrationDir, container: &str, root: &Path) -> Result<ExitCode> {
     let tree = dir.rootfs_tree(container)?;
-    apply_spool(&tree, root)
-        .with_context(|| format!("{} cannot be applied to {}", tree.display(), root.display()))?;
     let task = dir.read_task()?.context("the migration has no task")?;
+    if task.role == Role::Source && files::lost(dir).iter().any(|lost| lost == container) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    apply_spool(&tree, root, Kinds::All)
+        .with_context(|| format!("{} cannot be applied to {}", tree.display(), root.display()))?;
     if task.role == Role::Target
         && let Err(error) = logs::carry_one(host, dir, &task.pod, container)
     {
@@ -36,11 +40,10 @@ pub fn fill(host: &HostRoot, dir: &MigrationDir, container: &str, root: &Path) -
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lets every container of the pod that has files be started with them once. `has_files` says of which that
-/// is; one without starts like any other.
-pub fn grant(holder: &Holder, has_files: impl Fn(&str) -> bool) -> Result<()> {
+/// Lets every container of the pod be started once with its files, those of which are lost without.
+pub fn grant(holder: &Holder) -> Result<()> {
     let pod = holder.host.pod(&holder.task.pod.uid)?;
-    for container in moving(&holder.task).filter(|name| has_files(name)) {
+    for container in moving(&holder.task) {
         pod.grant_ticket(container)?;
     }
     Ok(())
@@ -154,9 +157,10 @@ mod tests {
     async fn all_are_started_when_no_ticket_is_left() {
         let root = tempfile::tempdir().unwrap();
         let holder = holder(root.path());
-        grant(&holder, |name| name == "web").unwrap();
+        grant(&holder).unwrap();
         let pod = holder.host.pod(&holder.task.pod.uid).unwrap();
-        assert_eq!(waiting(&holder, &pod).unwrap(), ["web"]);
+        assert_eq!(waiting(&holder, &pod).unwrap(), ["web", "aux"]);
+        pod.consume_ticket("aux").unwrap();
         let (events, mut received) = mpsc::channel(1);
         watch(Arc::clone(&holder), events, "started", "gone");
         pod.consume_ticket("web").unwrap();

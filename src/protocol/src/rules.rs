@@ -107,7 +107,7 @@ pub(crate) enum Rule {
     AgainOnlyAfterLastWord,
     /// Sequential: a pod made again runs only when it has itself read what calls for it.
     AgainNeedsCommit,
-    /// Cold: containers are ended only under a record that refuses their creation.
+    /// Cold: that containers end is journalled only under a record that refuses their creation.
     EndsOnlyRefused,
     /// Cold: containers are started again only when their files are kept.
     StartNeedsFiles,

@@ -158,7 +158,7 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
         }
         Effect::KillTasksFrozen => kill_frozen(world, R::SIDE)?,
         // The overlapping order keeps nothing on disks.
-        Effect::EndTasks | Effect::KeepFiles => {}
+        Effect::FindTasks | Effect::EndTasks | Effect::KeepFiles => {}
         Effect::SyncState | Effect::Announce | Effect::ReadRecorded | Effect::ReadPeer => {}
     }
     Ok(Done::Yes)

@@ -265,6 +265,7 @@ fn perform<M: Machine>(
             Tasks::Running | Tasks::Frozen => host.tasks = Tasks::Frozen,
         },
         Effect::VerifyTasks if host.cold && host.tasks == Tasks::Absent => {}
+        Effect::FindTasks if host.tasks != Tasks::Running => return Err(Failure::TasksLost),
         Effect::EndTasks => {
             host.ended_again |= host.started_again && host.tasks == Tasks::Running;
             host.unfilled |= host.tasks != Tasks::Absent;
