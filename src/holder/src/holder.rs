@@ -55,15 +55,19 @@ impl Holder {
         self.frozen.load(Ordering::SeqCst)
     }
 
+    /// A reader of the API server for this migration.
+    pub fn reader(&self) -> Reader {
+        let migration = &self.task.migration;
+        Reader::new(&self.host.api(), &migration.namespace, &migration.name, &migration.uid)
+    }
+
     /// Starts the task that reads the API server.
     pub fn start_reading<E: Send + 'static>(
         &self,
         events: mpsc::Sender<E>,
         into_event: impl Fn(Reading) -> Option<E> + Send + Sync + 'static,
     ) {
-        let migration = &self.task.migration;
-        let reader =
-            Reader::new(&self.host.api(), &migration.namespace, &migration.name, &migration.uid);
+        let reader = self.reader();
         let (asker, board) = (self.asker.clone(), self.board.clone());
         let peer = self.task.peer.node.clone();
         let into_event = move |reading: Reading| {

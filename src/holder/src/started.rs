@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::mpsc;
@@ -14,6 +14,7 @@ use transship_host::paths::{MigrationDir, PodDir, Role};
 use transship_runtime::cri::Cri;
 use transship_transport::tree::{Kinds, apply_spool};
 
+use crate::decision::Reader;
 use crate::holder::Holder;
 use crate::logs;
 use crate::pod::moving;
@@ -21,6 +22,8 @@ use crate::source::files;
 
 /// How often it is looked whether a container was started.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often it is asked whether the pod is still to be started at all.
+const ASK: Duration = Duration::from_secs(2);
 
 /// Puts the files of a container of the migration in `dir` into its root. On a node that it has come to, its
 /// log begins with what it has printed before.
@@ -53,12 +56,21 @@ pub fn grant(holder: &Holder) -> Result<()> {
 /// the pod before that.
 pub fn watch<E: Send + 'static>(holder: Arc<Holder>, events: mpsc::Sender<E>, started: E, gone: E) {
     tokio::spawn(async move {
+        let (mut reader, mut asked) = (holder.reader(), Instant::now());
         loop {
             match look(&holder).await {
                 Ok(true) => return drop(events.send(started).await),
                 Ok(false) if is_removed(&holder) => return drop(events.send(gone).await),
                 Ok(false) => {}
                 Err(error) => tracing::warn!("whether all are started is not known: {error:#}"),
+            }
+            if asked.elapsed() >= ASK {
+                asked = Instant::now();
+                match has_gone(&holder, &mut reader).await {
+                    Ok(true) => return drop(events.send(gone).await),
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!("whether the pod is gone is not known: {error:#}"),
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
@@ -73,6 +85,15 @@ fn is_removed(holder: &Holder) -> bool {
     let task = &holder.task;
     let pods = task.kubelet_root.join("pods");
     pods.is_dir() && matches!(pods.join(&task.pod.uid).try_exists(), Ok(false))
+}
+
+/// Nothing of it runs and its object is gone. Its directory may stay for other reasons, a volume that cannot be
+/// taken off.
+async fn has_gone(holder: &Holder, reader: &mut Reader) -> Result<bool> {
+    let pod = &holder.task.pod;
+    let cri = Cri::connect(&holder.layout.containerd_socket).await?;
+    let runs = !cri.sandboxes(&pod.uid).await?.is_empty();
+    Ok(!runs && reader.pod_is_gone(&pod.name, &pod.uid).await?)
 }
 
 /// Takes the tickets of those that were started; whether none is left.
