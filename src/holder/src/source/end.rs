@@ -156,18 +156,19 @@ impl Ender<'_> {
     }
 }
 
-/// Has runc forget what containerd has forgotten of ended containers, their state and cgroups: the `delete` that
-/// came when a shim died was refused. Without consequences where that fails.
+/// Has runc forget what containerd has forgotten of ended containers and of a sandbox, their state and cgroups: the
+/// `delete` that came when a shim died was refused. Without consequences where that fails.
 pub async fn clear_leftovers(layout: &Layout, runc: &Path, pod: &Pod) {
-    for container in &pod.containers {
-        let is_left = layout.runc_root.join(&container.id).exists();
-        if !is_left || layout.bundle(&container.id).exists() || container.is_alive(layout) {
+    let ended = pod.containers.iter().filter(|container| !container.is_alive(layout));
+    for id in ended.map(|container| &container.id).chain([&pod.sandbox_id]) {
+        let is_left = layout.runc_root.join(id).exists();
+        if !is_left || layout.bundle(id).exists() {
             continue;
         }
-        match ending::delete(layout, runc, &container.id).await {
-            Ok(true) => tracing::info!(container = container.name, "runc has forgotten it"),
-            Ok(false) => tracing::warn!(container = container.name, "runc does not forget it"),
-            Err(error) => tracing::warn!(container = container.name, "{error}"),
+        match ending::delete(layout, runc, id).await {
+            Ok(true) => tracing::info!(id, "runc has forgotten it"),
+            Ok(false) => tracing::warn!(id, "runc does not forget it"),
+            Err(error) => tracing::warn!(id, "{error}"),
         }
     }
 }
