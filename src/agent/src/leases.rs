@@ -1,14 +1,8 @@
 //! Addresses of this node that pods on other nodes use: lent when their pod leaves, moved on when it
 //! moves again, taken back when it comes home or is gone for certain.
 //!
-//! For certain means both: a quorum read says that no pod of this UID exists, and its node says
-//! that it has no sandbox of it (a pod's object can be deleted by force while its sandbox still
-//! answers on the network), or that node's object is gone.
-//!
-//! A pod that lives may have left its address, too: after a loss of power kubelet makes it a new
-//! sandbox, which gets another one, and the pod keeps its UID. Kubelet makes a sandbox only when the one
-//! before is off the network, so the pod's status, by a quorum read, is proof enough. In doubt an address
-//! stays lent.
+//! What is certain is decided by `transship-protocol` ([`may_give_back`]); here it is asked for. A pod that
+//! lives may have left its address, too, after a loss of power. In doubt an address stays lent.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -19,6 +13,7 @@ use transship_host::HostRoot;
 use transship_host::lease::{self, Lease, LeaseOwner};
 use transship_host::paths::Role;
 use transship_host::record::RecordState;
+use transship_protocol::{SandboxSeen, UserSeen, may_give_back};
 use transship_rpc::LeaseMovedRequest;
 
 use crate::cluster::Cluster;
@@ -125,20 +120,16 @@ impl Leases {
         Ok(all.into_iter().map(|sandbox| sandbox.id).collect())
     }
 
-    /// Whether a sandbox of the pod on this node has the address, whatever the pod's status says. Nobody can
-    /// tell of another node.
-    async fn has_address(&self, owner: &LeaseOwner, ip: IpAddr) -> anyhow::Result<bool> {
-        if owner.node != self.node {
-            return Ok(false);
-        }
+    /// Whether a sandbox of the pod on this node has the address, whatever the pod's status says.
+    async fn sandbox_with(&self, owner: &LeaseOwner, ip: IpAddr) -> anyhow::Result<SandboxSeen> {
         let cri = self.runtime.cri().await?;
         for sandbox in cri.sandboxes(&owner.pod_uid).await? {
             let address = cri.address(&sandbox.id).await?;
             if address.and_then(|address| address.parse::<IpAddr>().ok()) == Some(ip) {
-                return Ok(true);
+                return Ok(SandboxSeen::There);
             }
         }
-        Ok(false)
+        Ok(SandboxSeen::Free)
     }
 
     /// Gives back every address whose pod is gone or has left it, of those whose turn it is; returns how many.
@@ -154,8 +145,10 @@ impl Leases {
         for lease in turn(leases, round) {
             match self.is_over(&lease, cluster, relay).await {
                 Ok(false) => {}
-                Ok(true) => match lease::give_back(&self.host, lease.ip) {
-                    Ok(_) => {
+                Ok(true) => match lease::give_back(&self.host, &lease) {
+                    // Moved on since it was listed.
+                    Ok(false) => {}
+                    Ok(true) => {
                         tracing::info!(ip = %lease.ip, pod = lease.owner.pod_name, "an address came back");
                         given_back += 1;
                     }
@@ -179,31 +172,44 @@ impl Leases {
     ) -> anyhow::Result<bool> {
         let owner = &lease.owner;
         let said = cluster.pod_addresses(&owner.pod_namespace, &owner.pod_name, &owner.pod_uid);
-        if let Some(said) = said.await? {
-            return Ok(has_left(lease.ip, &said) && !self.has_address(owner, lease.ip).await?);
-        }
-        if owner.node == self.node {
-            return Ok(!relay.has_sandbox(&owner.pod_uid).await?);
-        }
-        if cluster.core_node(&owner.node).await?.is_none() {
-            return Ok(true);
-        }
-        let other = cluster.node(&owner.node).await?.context("its node has no agent")?;
-        let address = other
-            .status
-            .and_then(|status| status.agent)
-            .map(|agent| agent.data_address)
-            .context("its node's agent has no address")?;
-        let present = relay.ask_for_sandbox(&owner.node, address.parse()?, &owner.pod_uid).await?;
-        Ok(!present)
+        let (user, sandbox) = match said.await? {
+            None => (UserSeen::Gone, self.sandbox_of_gone(owner, cluster, relay).await?),
+            Some(said) => {
+                let user = UserSeen::saying(lease.ip, &said);
+                // Nobody can tell more of another node.
+                let here = user == UserSeen::SaysOthers && owner.node == self.node;
+                let sandbox = match here {
+                    true => self.sandbox_with(owner, lease.ip).await?,
+                    false => SandboxSeen::Unknown,
+                };
+                (user, sandbox)
+            }
+        };
+        Ok(may_give_back(user, sandbox))
     }
-}
 
-/// Whether a pod that says these addresses uses another one than `ip`. One without any may be about to get
-/// it, and what cannot be read proves nothing.
-fn has_left(ip: IpAddr, said: &[String]) -> bool {
-    let read: Result<Vec<IpAddr>, _> = said.iter().map(|address| address.parse()).collect();
-    read.is_ok_and(|addresses| !addresses.is_empty() && !addresses.contains(&ip))
+    /// What the node of a pod that does not exist any more says of its sandbox.
+    async fn sandbox_of_gone(
+        &self,
+        owner: &LeaseOwner,
+        cluster: &Cluster,
+        relay: &Relay,
+    ) -> anyhow::Result<SandboxSeen> {
+        let there = if owner.node == self.node {
+            relay.has_sandbox(&owner.pod_uid).await?
+        } else if cluster.core_node(&owner.node).await?.is_none() {
+            false
+        } else {
+            let other = cluster.node(&owner.node).await?.context("its node has no agent")?;
+            let address = other
+                .status
+                .and_then(|status| status.agent)
+                .map(|agent| agent.data_address)
+                .context("its node's agent has no address")?;
+            relay.ask_for_sandbox(&owner.node, address.parse()?, &owner.pod_uid).await?
+        };
+        Ok(if there { SandboxSeen::There } else { SandboxSeen::Free })
+    }
 }
 
 /// Those that are asked about in this round. Each costs a question to the API server, so that of many
@@ -267,22 +273,6 @@ mod tests {
                 }
             }
             assert!(asked.iter().all(|times| *times >= 1), "{count}: {asked:?}");
-        }
-    }
-
-    #[test]
-    fn a_pod_has_left_an_address_when_it_says_others_only() {
-        let ip = IpAddr::from([10, 0, 0, 4]);
-        for (said, left) in [
-            (vec!["10.0.0.9"], true),
-            (vec!["10.0.0.9", "fd00::9"], true),
-            (vec!["10.0.0.4"], false),
-            (vec!["fd00::9", "10.0.0.4"], false),
-            (vec![], false),
-            (vec!["10.0.0.9", "none"], false),
-        ] {
-            let said: Vec<String> = said.into_iter().map(str::to_owned).collect();
-            assert_eq!(has_left(ip, &said), left, "{said:?}");
         }
     }
 

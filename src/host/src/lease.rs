@@ -163,6 +163,9 @@ pub fn lend(
 /// A lent address has moved on to another pod. `Ok(false)`: it is not lent by this node.
 pub fn pass_on(host: &HostRoot, ip: IpAddr, owner: &LeaseOwner) -> Result<bool> {
     owner.validate()?;
+    let Some(seen) = read(host, ip)? else { return Ok(false) };
+    let _lock = lock(&host.join(&seen.file))?;
+    // It may have been given back meanwhile.
     let Some(mut lease) = read(host, ip)? else { return Ok(false) };
     lease.owner = owner.clone();
     files::write_json(&path(host, ip), &lease)?;
@@ -182,12 +185,16 @@ pub fn come_home(host: &HostRoot, ip: IpAddr, container_id: &str, interface: &st
     Ok(true)
 }
 
-/// The pod with this address is gone everywhere: the address may be given out again. `Ok(false)`: it was not
-/// lent. A file that has another owner by now is left alone.
-pub fn give_back(host: &HostRoot, ip: IpAddr) -> Result<bool> {
-    let Some(lease) = read(host, ip)? else { return Ok(false) };
+/// The pod that this lease names does not use its address any more: it may be given out again. `Ok(false)`: it
+/// is not lent, or it has moved on to another pod since the lease was read. A file that has another owner by
+/// now is left alone.
+pub fn give_back(host: &HostRoot, lease: &Lease) -> Result<bool> {
+    let ip = lease.ip;
     let on_host = host.join(&lease.file);
     let _lock = lock(&on_host)?;
+    if read(host, ip)?.as_ref() != Some(lease) {
+        return Ok(false);
+    }
     match fs::read_to_string(&on_host) {
         Ok(text) if parse(&text).0 == marker(ip) => {
             files::remove_durably(&on_host)?;
@@ -314,21 +321,32 @@ mod tests {
         let host = HostRoot::at(dir.path());
         assert!(!lend(&host, ip(), SANDBOX, &owner("p-2"), &dirs()).unwrap());
         assert!(!pass_on(&host, ip(), &owner("p-2")).unwrap());
-        assert!(!give_back(&host, ip()).unwrap());
+    }
+
+    #[test]
+    fn an_address_that_has_moved_on_is_not_given_back_for_its_former_user() {
+        let (_dir, host, file) = home();
+        lend(&host, ip(), SANDBOX, &owner("p-2"), &dirs()).unwrap();
+        let asked_about = read(&host, ip()).unwrap().unwrap();
+        assert!(pass_on(&host, ip(), &owner("p-3")).unwrap());
+        assert!(!give_back(&host, &asked_about).unwrap());
+        assert_eq!(text(&file), "transship-lease-10.244.1.5\r\neth0");
+        assert_eq!(read(&host, ip()).unwrap().unwrap().owner, owner("p-3"));
     }
 
     #[test]
     fn giving_back_frees_the_address_but_never_a_newer_users() {
         let (_dir, host, file) = home();
         lend(&host, ip(), SANDBOX, &owner("p-2"), &dirs()).unwrap();
-        assert!(give_back(&host, ip()).unwrap());
+        let lease = read(&host, ip()).unwrap().unwrap();
+        assert!(give_back(&host, &lease).unwrap());
         assert!(!file.exists());
-        assert!(!give_back(&host, ip()).unwrap());
+        assert!(!give_back(&host, &lease).unwrap());
 
         fs::write(&file, format!("{SANDBOX}\r\neth0")).unwrap();
         lend(&host, ip(), SANDBOX, &owner("p-2"), &dirs()).unwrap();
         fs::write(&file, "newer\r\neth0").unwrap();
-        assert!(give_back(&host, ip()).unwrap());
+        assert!(give_back(&host, &lease).unwrap());
         assert_eq!(text(&file), "newer\r\neth0");
     }
 

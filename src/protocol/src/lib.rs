@@ -6,6 +6,7 @@
 //!   state is the journal; `recover` rebuilds it after a crash or reboot.
 //! * [`decide`] and the `may_…` functions: the operator.
 //! * [`judge_read`]: what a quorum read of the Migration means to a holder.
+//! * [`may_give_back`]: when an address that a pod took along is free again.
 //! * [`Part`], [`may_yield`], [`may_make_again`], [`may_return`]: the sequential order, for pods whose
 //!   name or volume is exclusive; and the cold one, in which only files move.
 //!
@@ -65,7 +66,12 @@
 //!
 //! 10. **The dead-man outlives the holder**: it counts and acts also while no holder runs and after
 //!     one was started again, whatever the phase, until it is disarmed.
-//! 11. **The proof follows the Commit**: the operator counts a target's silence only from a read of
+//! 11. **A dump counts only if nothing ran while it was taken.** CRIU thaws what it dumps and holds it by
+//!     ptrace alone, so where it dies the source runs on under a record `frozen`. The tasks are frozen again,
+//!     but what has been taken of them is not sent for good; and no dump outlives the thaw.
+//! 12. **A target votes only in contact**: the API server could be reached since everything had arrived.
+//!     A decision that cannot be read is one for which the source waits frozen.
+//! 13. **The proof follows the Commit**: the operator counts a target's silence only from a read of
 //!     an open Commit. A silence from before the vote, when no dead-man counted, proves nothing.
 //!
 //! # What it takes for granted
@@ -79,6 +85,7 @@
 mod cold;
 mod effect;
 mod lease;
+mod lent;
 mod operator;
 mod record;
 mod recorded;
@@ -95,6 +102,7 @@ mod orders;
 
 pub use effect::{Driver, Effect, Facts, Failure, Guard, Machine};
 pub use lease::{PATIENCE, PROOF, RENEWAL, Signatures};
+pub use lent::{SandboxSeen, UserSeen, may_give_back};
 pub use operator::{
     DecisionInput, PodSeen, TargetProof, decide, may_record_resumed, may_release_source,
     may_remove_finalizer, may_resolve_source_resumes, may_restore_version,

@@ -88,6 +88,7 @@ pub fn wrapper_verdict(record: Option<RecordState>, verb: Verb, ticket_present: 
         (Restore | Prepared, Verb::Kill | Verb::Delete) => Verdict::KillFrozen,
         (Frozen, Verb::Create) if broken(Rule::FrozenRefusesCreate) => Verdict::Pass,
         (Frozen, Verb::Kill) if broken(Rule::FrozenRefusesKill) => Verdict::Pass,
+        (Frozen, Verb::Delete) if broken(Rule::FrozenRefusesDelete) => Verdict::Pass,
         (Held, Verb::Create) if broken(Rule::HeldRefusesCreate) => Verdict::Pass,
         (Held, Verb::Kill) if broken(Rule::HeldRefusesKill) => Verdict::KillFrozen,
         (Moved, Verb::Create) if broken(Rule::MovedRefusesCreate) => Verdict::Pass,

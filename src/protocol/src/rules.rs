@@ -77,6 +77,8 @@ pub(crate) enum Rule {
     FrozenRefusesCreate,
     /// Wrapper: no kill on an undecided source.
     FrozenRefusesKill,
+    /// Wrapper: no delete on an undecided source, whose files may be the only ones.
+    FrozenRefusesDelete,
     /// Wrapper: no create on a held target.
     HeldRefusesCreate,
     /// Wrapper: no kill on a held target.
@@ -95,6 +97,18 @@ pub(crate) enum Rule {
     OneHolder,
     /// One migration per pod: none begins while another's journal is open.
     OneMigration,
+    /// A dump during which tasks ran is not sent: CRIU thaws them for it, and lets go when it dies.
+    DumpIsWhole,
+    /// The source thaws only when no dump is at work any more, which would freeze it once more.
+    DumpEndsBeforeThaw,
+    /// A target votes only if the API server could be reached since everything arrived.
+    VotesOnlyInContact,
+    /// A restore that ends without a word is a failure, and not a wait.
+    RestoresAreWatched,
+    /// Wrapper: runc deletes nothing while a container's root is mounted in its state.
+    DeleteDetaches,
+    /// A target that gives up leaves nothing of a restore behind.
+    LoserLeavesNothing,
     /// Sequential: a side votes only when the whole state is durable on its disk.
     StateIsDurable,
     /// Sequential: a trial has no way to a thaw.
@@ -107,12 +121,22 @@ pub(crate) enum Rule {
     AgainOnlyAfterLastWord,
     /// Sequential: a pod made again runs only when it has itself read what calls for it.
     AgainNeedsCommit,
+    /// The address of a pod that is gone stays lent until its node has nothing of it.
+    GoneNeedsItsSandboxGone,
+    /// The address of a pod that says none stays lent.
+    SilenceKeepsTheAddress,
+    /// The address of a pod that says others only is over.
+    LeavingGivesBack,
+    /// An address is given back only if it is still lent to the pod that was asked about.
+    OnlyTheAskedIsGivenBack,
     /// Cold: that containers end is journalled only under a record that refuses their creation.
     EndsOnlyRefused,
     /// Cold: containers are started again only when their files are kept.
     StartNeedsFiles,
     /// Cold: the record is opened only when every container was started with its files.
     OpensOnlyStarted,
+    /// Cold: a pod that is removed meanwhile is not waited for.
+    StartEndsWithPod,
     /// Cold: that containers may start again is journalled first, so that nobody ends them once more.
     StartIsJournalledFirst,
 }
@@ -181,6 +205,7 @@ impl Rule {
         Rule::LoserIsReaped,
         Rule::FrozenRefusesCreate,
         Rule::FrozenRefusesKill,
+        Rule::FrozenRefusesDelete,
         Rule::HeldRefusesCreate,
         Rule::HeldRefusesKill,
         Rule::MovedRefusesCreate,
@@ -190,15 +215,26 @@ impl Rule {
         Rule::GateUntilRecord,
         Rule::OneHolder,
         Rule::OneMigration,
+        Rule::DumpIsWhole,
+        Rule::DumpEndsBeforeThaw,
+        Rule::VotesOnlyInContact,
+        Rule::RestoresAreWatched,
+        Rule::DeleteDetaches,
+        Rule::LoserLeavesNothing,
         Rule::StateIsDurable,
         Rule::TrialNeverThaws,
         Rule::YieldsOnlyAfterCommit,
         Rule::AgainOnlyAfterReleased,
         Rule::AgainOnlyAfterLastWord,
         Rule::AgainNeedsCommit,
+        Rule::GoneNeedsItsSandboxGone,
+        Rule::SilenceKeepsTheAddress,
+        Rule::LeavingGivesBack,
+        Rule::OnlyTheAskedIsGivenBack,
         Rule::EndsOnlyRefused,
         Rule::StartNeedsFiles,
         Rule::OpensOnlyStarted,
+        Rule::StartEndsWithPod,
         Rule::StartIsJournalledFirst,
     ];
 }

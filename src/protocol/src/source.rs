@@ -74,7 +74,7 @@ pub enum SourceEvent {
     Begin,
     /// Freeze now.
     FreezeNow,
-    /// All containers are frozen and everything has been sent.
+    /// All containers are frozen and everything has been sent; no task ran while it was dumped.
     AllFrozenAndSent,
     /// Something failed on this side or on the way to the peer.
     LocalFailure,
@@ -482,7 +482,8 @@ impl Machine for SourceMachine {
                 self.memory_lost = true;
                 plan
             }
-            (P::Starting, E::AllStarted | E::PodGone) => plan.started(),
+            (P::Starting, E::AllStarted) => plan.started(),
+            (P::Starting, E::PodGone) if holds(Rule::StartEndsWithPod) => plan.started(),
             (P::Moved, E::ReleaseRequested | E::ObjectGone | E::TasksLost) => plan.release(),
             _ => plan,
         };

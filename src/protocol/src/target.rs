@@ -60,6 +60,7 @@ pub enum TargetEvent {
     Begin,
     /// Every container is Running in the CRI with the restored pid, frozen and alive. Cold: everything has
     /// arrived, or (of a pod that was made again) everything but what is each container's own is in its place.
+    /// Either way the API server could be reached since, from which the decision is to be read.
     AllRestoredAndFrozen,
     /// Something failed on this side or on the way to the peer.
     LocalFailure,

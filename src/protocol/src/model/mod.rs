@@ -1,6 +1,6 @@
 //! The model checker: every interleaving of the two machines, two operators, kubelet, the wrapper
-//! and the faults of [`world::Fault`], crashes between any two effects included, up to a bound on
-//! the number of faults.
+//! and the faults of [`overlap`] and [`sequential`], crashes between any two effects included, up to a
+//! bound on the number of faults. Addresses that are lent have a small model of their own ([`lent`]).
 //!
 //! A message is only a hint here: loss and delay are that an action is taken late or never,
 //! repetition that it is taken again, since every action whose guard holds stays enabled. What
@@ -12,16 +12,46 @@
 //!
 //! Checked in every state: at most one copy runs; the address is open on one node; nobody lies;
 //! nothing is lost before the commit; the write-once fields change once. And from every state a
-//! continuation without further faults leads to an end in which both sides are closed and the right
-//! copy runs.
+//! continuation leads to an end in which both sides are closed, nothing is frozen and the right copy runs:
+//! without further faults, **and without that anybody's patience has to run out**. There is no clock, so how
+//! long something takes is not told apart; but a failure that nobody notices before a time-out is found.
+//!
+//! # Which fault stands for what
+//!
+//! | on a cluster | here |
+//! | --- | --- |
+//! | the API server stands still, a link between nodes or to the operators is cut and mended | nothing of its own: actions are taken late, patience may run out at any time before (`Deadline`, "loses patience", "gives up") |
+//! | a target is cut off from the API server when it should vote | `CutOff`, `cuts` |
+//! | a target is cut off while it runs unconfirmed | `Lapse` |
+//! | a disk is full, a page stream breaks, a transfer ends | `EffectFails`, `failures`; where the journal cannot be written: `Crash` |
+//! | agent, supervisor or operator die or are upgraded | nothing of its own: none of them keeps a state that decides; the holder: `Crash` |
+//! | containerd dies or is restarted | kubelet asks for containers and kills others: what it may ask for under the record is asked in every state, `KubeletKill`, `kills` |
+//! | the wrapper, runc, the script or CRIU die in a restore | `RestoreDies` |
+//! | CRIU or runc die in a dump | `DumpDies`; a dump that outlives its holder: `DumpEnds` |
+//! | a node loses power for a while, for ever | `Reboot`; `Die`, `deaths` |
+//! | the memory limit ends an application | `TasksDie` |
+//! | a probe fails in the long frozen wait, and kubelet kills for it even after the thaw | `KubeletKill` at any time |
+//! | a user, drain or controller deletes the pod | `DeletePod`, `deletes` |
+//! | a pod is deleted by force, gets another address in a reboot, or moves on while its home asks | [`lent`] |
+//! | an application ends in the grace period of a cold move, and then its holder dies | "ends, as it was asked to" and a crash |
+//!
+//! # What the protocol cannot see
+//!
+//! Effects on the host that are right or wrong by themselves have tests where they are made:
+//!
+//! * A dead task is in the root cgroup, which must never be frozen: `src/host/tests/kernel.rs`.
+//! * That a restore's mount is detached and the files below it stay: there, and `src/shim/tests/restore.rs`.
+//! * That tasks stay frozen when CRIU, the script, the wrapper or runc is killed in the hold:
+//!   `src/shim/tests/restore.rs`, `tests/cluster/hold.rs`.
+//! * That a wrapper which ended without a word is noticed at once: `src/holder/src/target/hold.rs`.
+//! * That a dump which fails leaves the container frozen, and processes of a dump are found and ended:
+//!   `src/holder/src/source/dump.rs` and the fault matrix (`tests/faults`).
+//! * A process stopped between vfork and exec is let go on before the dump: `src/holder/src/source/freeze.rs`.
+//! * What contact is, in seconds: `src/holder/src/signing.rs`; what silence proves: [`crate::Signatures`].
 //!
 //! `cargo test -p transship-protocol --release -- --ignored --nocapture` searches deeper.
 
-mod actors;
-mod cold;
-mod faults;
-mod host;
+mod lent;
+mod overlap;
 mod search;
 mod sequential;
-mod tests;
-mod world;

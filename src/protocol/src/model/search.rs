@@ -1,29 +1,59 @@
-//! Breadth-first search over all states, with shortest traces and a check that every state can
+//! Breadth-first search over all states of a model, with shortest traces and a check that every state can
 //! reach an end.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::time::Instant;
 
-use super::actors::{Action, successors};
-use super::host::Broken;
-use super::world::World;
+use crate::rules::{Rule, break_rule};
+
+/// A broken invariant.
+pub type Broken = &'static str;
+
+/// Successors of a state, each with the action that leads to it.
+pub type Steps<S> = Vec<(<S as Space>::Action, Result<S, Broken>)>;
+
+/// The states of a model.
+pub trait Space: Clone + Hash {
+    /// What leads from one to the next.
+    type Action: Copy;
+
+    /// Everything that can happen next, always in the same order.
+    fn successors(&self, out: &mut Steps<Self>);
+
+    /// What must hold in every state.
+    fn invariant(&self) -> Result<(), Broken>;
+
+    /// Everything has come to a right end.
+    fn is_end(&self) -> bool;
+
+    /// It happens by itself: nothing goes wrong, nobody's patience has to run out. Such actions alone
+    /// must lead to an end, from wherever.
+    fn is_sure(action: Self::Action) -> bool;
+
+    /// A line of a trace: the action, taken here.
+    fn tell(&self, action: Self::Action) -> String;
+
+    /// The last line of a trace.
+    fn show(&self) -> String;
+}
 
 /// What a search found.
 #[derive(Debug)]
-pub struct Report {
-    pub states: usize,
-    pub transitions: usize,
-    pub ends: usize,
-    pub depth: usize,
-    pub broken: Option<Trace>,
+struct Report {
+    states: usize,
+    transitions: usize,
+    ends: usize,
+    depth: usize,
+    broken: Option<Trace>,
 }
 
 /// The shortest way to a broken invariant, or to a state without an end.
 #[derive(Debug)]
-pub struct Trace {
-    pub invariant: Broken,
-    pub steps: String,
+struct Trace {
+    invariant: Broken,
+    steps: String,
 }
 
 /// 128 bits: two states of millions share one with a probability of about 1e-25.
@@ -62,9 +92,9 @@ impl Hasher for Fingerprint {
     }
 }
 
-fn fingerprint(world: &World) -> u128 {
+fn fingerprint(state: &impl Hash) -> u128 {
     let mut hasher = Fingerprint { a: 0x243F_6A88_85A3_08D3, b: 0x1319_8A2E_0370_7344 };
-    world.hash(&mut hasher);
+    state.hash(&mut hasher);
     u128::from(hasher.a) << 64 | u128::from(hasher.b)
 }
 
@@ -84,28 +114,31 @@ impl Hasher for Own {
 
 type Seen = HashMap<u128, u32, BuildHasherDefault<Own>>;
 
+/// How a state was reached first: from which one, and by which of its successors.
+type Came = (u32, u32);
+
 /// Explores everything reachable from `start`; stops at the first broken invariant.
-pub fn explore(start: &World) -> Report {
+fn explore<S: Space>(start: &S) -> Report {
     let mut seen = Seen::default();
-    let mut came: Vec<(u32, Option<Action>)> = vec![(0, None)];
+    let mut came: Vec<Came> = vec![(0, 0)];
     let mut ends: Vec<bool> = Vec::new();
-    let mut benign: Vec<(u32, u32)> = Vec::new();
+    let mut sure: Vec<(u32, u32)> = Vec::new();
     let mut queue = VecDeque::from([(0_u32, 0_usize, start.clone())]);
     let (mut transitions, mut depth) = (0, 0);
     let mut next = Vec::new();
     seen.insert(fingerprint(start), 0);
-    while let Some((index, level, world)) = queue.pop_front() {
+    while let Some((index, level, state)) = queue.pop_front() {
         depth = level;
-        ends.push(world.is_terminal());
+        ends.push(state.is_end());
         next.clear();
-        successors(&world, &mut next);
-        for (action, result) in next.drain(..) {
+        state.successors(&mut next);
+        for (nth, (action, result)) in (0_u32..).zip(next.drain(..)) {
             transitions += 1;
             let checked = result.and_then(|after| after.invariant().map(|()| after));
             let after = match checked {
                 Ok(after) => after,
                 Err(invariant) => {
-                    let steps = trace(start, &came, index, Some(action));
+                    let steps = trace(start, &came, index, Some(nth));
                     let broken = Some(Trace { invariant, steps });
                     return Report { states: came.len(), transitions, ends: 0, depth, broken };
                 }
@@ -113,35 +146,35 @@ pub fn explore(start: &World) -> Report {
             let known = came.len() as u32;
             let target = *seen.entry(fingerprint(&after)).or_insert(known);
             if target == known {
-                came.push((index, Some(action)));
+                came.push((index, nth));
                 queue.push_back((target, level + 1, after));
             }
-            if action.is_benign() && target != index {
-                benign.push((index, target));
+            if S::is_sure(action) && target != index {
+                sure.push((index, target));
             }
         }
     }
-    let stuck = first_without_end(&ends, &benign);
+    let stuck = first_without_end(&ends, &sure);
     let broken = stuck.map(|index| Trace {
-        invariant: "no end can be reached",
+        invariant: "no end can be reached unless somebody loses patience",
         steps: trace(start, &came, index as u32, None),
     });
     let count = ends.iter().filter(|end| **end).count();
     Report { states: came.len(), transitions, ends: count, depth, broken }
 }
 
-/// The first state (in breadth-first order) from which no end is reachable by benign steps.
-fn first_without_end(ends: &[bool], benign: &[(u32, u32)]) -> Option<usize> {
+/// The first state (in breadth-first order) from which no end is reachable by these steps.
+fn first_without_end(ends: &[bool], steps: &[(u32, u32)]) -> Option<usize> {
     let mut offset = vec![0_u32; ends.len() + 1];
-    for (_, to) in benign {
+    for (_, to) in steps {
         offset[*to as usize + 1] += 1;
     }
     for index in 0..ends.len() {
         offset[index + 1] += offset[index];
     }
     let mut fill = offset.clone();
-    let mut back = vec![0_u32; benign.len()];
-    for (from, to) in benign {
+    let mut back = vec![0_u32; steps.len()];
+    for (from, to) in steps {
         let place = &mut fill[*to as usize];
         back[*place as usize] = *from;
         *place += 1;
@@ -158,50 +191,60 @@ fn first_without_end(ends: &[bool], benign: &[(u32, u32)]) -> Option<usize> {
     good.iter().position(|good| !good)
 }
 
-fn trace(
-    start: &World,
-    came: &[(u32, Option<Action>)],
-    mut index: u32,
-    last: Option<Action>,
-) -> String {
-    let mut actions: Vec<Action> = last.into_iter().collect();
-    while let (from, Some(action)) = came[index as usize] {
-        actions.push(action);
+fn trace<S: Space>(start: &S, came: &[Came], mut index: u32, last: Option<u32>) -> String {
+    let mut choices: Vec<u32> = last.into_iter().collect();
+    while index != 0 {
+        let (from, nth) = came[index as usize];
+        choices.push(nth);
         index = from;
     }
     let mut text = String::new();
-    let mut world = start.clone();
-    for action in actions.into_iter().rev() {
+    let mut state = start.clone();
+    for nth in choices.into_iter().rev() {
         let mut next = Vec::new();
-        successors(&world, &mut next);
-        let what = match action {
-            Action::DoEffect(super::world::Side::S, super::host::Which::First) => {
-                format!("{:?}", world.s.holder.as_ref().and_then(|d| d.next_effect()))
-            }
-            Action::DoEffect(super::world::Side::T, super::host::Which::First) => {
-                format!("{:?}", world.t.holder.as_ref().and_then(|d| d.next_effect()))
-            }
-            _ => String::new(),
-        };
-        let _ = writeln!(text, "  {action:?} {what}");
-        match next.into_iter().find(|(taken, _)| *taken == action) {
-            Some((_, Ok(after))) => world = after,
-            _ => break,
+        state.successors(&mut next);
+        let Some((action, after)) = next.into_iter().nth(nth as usize) else { break };
+        let _ = writeln!(text, "  {}", state.tell(action));
+        match after {
+            Ok(after) => state = after,
+            Err(_) => break,
         }
     }
-    let _ = writeln!(
-        text,
-        "  => M {:?} exists {} | S {:?} {:?} {:?} | T {:?} {:?} {:?} ran {} | fail-over {}",
-        world.api.recorded,
-        world.api.exists,
-        world.s_phase(),
-        world.s.env.record,
-        world.s.env.tasks,
-        world.t_phase(),
-        world.t.env.record,
-        world.t.env.tasks,
-        world.t_ran,
-        world.replica,
-    );
+    let _ = writeln!(text, "  => {}", state.show());
     text
+}
+
+fn search<S: Space>(name: &str, start: &S) -> Report {
+    let started = Instant::now();
+    let report = explore(start);
+    println!(
+        "{name}: {} states, {} transitions, {} ends, depth {}, {:.1} s",
+        report.states,
+        report.transitions,
+        report.ends,
+        report.depth,
+        started.elapsed().as_secs_f64()
+    );
+    report
+}
+
+/// Nothing reachable from `start` is wrong.
+pub fn passes<S: Space>(name: &str, start: &S) {
+    let report = search(name, start);
+    if let Some(broken) = report.broken {
+        panic!("{name}: {}\n{}", broken.invariant, broken.steps);
+    }
+    assert!(report.ends > 0, "{name}: nothing ever ends");
+}
+
+/// Breaks `rule`: from one of `starts`, tried in turn, something wrong can be reached.
+pub fn fails<S: Space>(rule: Rule, starts: impl IntoIterator<Item = S>) {
+    break_rule(Some(rule));
+    let found = starts
+        .into_iter()
+        .zip(0..)
+        .find_map(|(start, nth)| search(&format!("{rule:?} broken, {nth}"), &start).broken);
+    break_rule(None);
+    let Some(broken) = found else { panic!("{rule:?} can be broken and nobody notices") };
+    println!("{rule:?} broken: {}\n{}", broken.invariant, broken.steps);
 }

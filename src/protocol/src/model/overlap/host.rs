@@ -1,15 +1,14 @@
 //! What effects do on a node, and what must hold when they are done.
 
-use super::world::{CONTAINERS, Inflight, Role, Side, Tasks, World};
+use super::super::search::Broken;
+use super::role::Role;
+use super::world::{CONTAINERS, Inflight, Side, Tasks, World};
 use crate::rules::{Rule, holds};
 use crate::source::SourceEntry;
 use crate::{
     Decision, Driver, Effect, Facts, Failure, Guard, Machine, RecordState, SourcePhase,
     TargetOutcome, TargetPhase,
 };
-
-/// A broken invariant.
-pub type Broken = &'static str;
 
 enum Done {
     Yes,
@@ -89,6 +88,9 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
             if R::is_vote(entry) && env.tasks == Tasks::Absent && env.ended {
                 return Err("a side votes though kubelet has ended its tasks");
             }
+            if R::is_vote(entry) && R::SIDE == Side::S && world.torn {
+                return Err("the source votes for a dump during which it ran");
+            }
             R::host_mut(world).journal.push(entry);
         }
         Effect::Publish(word) => R::host_mut(world).word = word,
@@ -148,6 +150,9 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
             if guard == Guard::Deadman && world.env(R::SIDE).lapsed {
                 return Ok(Done::No(Failure::Lapsed));
             }
+            if holds(Rule::DumpEndsBeforeThaw) {
+                world.env_mut(R::SIDE).dumping = false;
+            }
             if world.env(R::SIDE).tasks == Tasks::Frozen {
                 world.env_mut(R::SIDE).tasks = Tasks::Running;
                 match R::SIDE {
@@ -156,7 +161,12 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
                 }
             }
         }
-        Effect::KillTasksFrozen => kill_frozen(world, R::SIDE)?,
+        Effect::KillTasksFrozen => {
+            kill_frozen(world, R::SIDE)?;
+            if holds(Rule::LoserLeavesNothing) {
+                world.env_mut(R::SIDE).residue = false;
+            }
+        }
         // The overlapping order keeps nothing on disks.
         Effect::FindTasks | Effect::EndTasks | Effect::KeepFiles => {}
         Effect::SyncState | Effect::Announce | Effect::ReadRecorded | Effect::ReadPeer => {}
@@ -248,10 +258,15 @@ pub fn finish_verb(world: &World, side: Side) -> Option<Result<World, Broken>> {
             env.tasks = Tasks::Frozen;
             env.whole += 1;
             env.restored += 1;
+            env.heard |= env.restored == CONTAINERS && !env.cut;
             Ok(())
         }
         Inflight::Kill => runc_kill(&mut next, side),
-        Inflight::KillFrozen => kill_frozen(&mut next, side),
+        Inflight::KillFrozen => kill_frozen(&mut next, side).and_then(|()| {
+            next.env_mut(side).residue &= !holds(Rule::DeleteDetaches);
+            runc_delete(&next, side)
+        }),
+        Inflight::Delete => runc_delete(&next, side),
     };
     Some(result.map(|()| next))
 }
@@ -284,6 +299,14 @@ fn runc_kill(world: &mut World, side: Side) -> Result<(), Broken> {
         }
     }
     Ok(())
+}
+
+/// runc's delete removes everything in its state of the container.
+fn runc_delete(world: &World, side: Side) -> Result<(), Broken> {
+    match world.env(side).residue {
+        true => Err("runc's delete goes through the mounted root of the container"),
+        false => Ok(()),
+    }
 }
 
 /// The supervisor starts a holder (or a second one, where nothing keeps it from doing so).

@@ -1,8 +1,11 @@
 //! What goes wrong: one action per fault that the bounds still allow.
 
-use super::actors::{Action, Next, ask, bump, push};
+use super::super::search::Steps;
+use super::actors::{Action, ask, push};
 use super::host::{Which, fail_effect, feed, start_holder};
-use super::world::{FAULTS, Fault, Role, Side, Tasks, World};
+use super::operators::bump;
+use super::role::Role;
+use super::world::{FAULTS, Fault, Inflight, Side, Tasks, World};
 use crate::rules::{Rule, holds};
 use crate::{
     Decision, Driver, Read, RecordState, Recorded, SourceEntry, SourceMachine, TargetMachine,
@@ -18,7 +21,7 @@ pub(super) fn spend(world: &mut World, fault: Fault) {
     }
 }
 
-pub(super) fn faults(world: &World, out: &mut Vec<Next>) {
+pub(super) fn faults(world: &World, out: &mut Steps<World>) {
     let has = |fault: Fault| world.left[fault as usize] > 0;
     let with = |fault: Fault, change: &dyn Fn(&mut World)| {
         let mut next = world.clone();
@@ -106,7 +109,29 @@ pub(super) fn faults(world: &World, out: &mut Vec<Next>) {
             bump(next);
         });
     }
+    if has(Fault::DumpDies) && world.s.env.dumping && world.s.env.tasks == Tasks::Frozen {
+        happens(Fault::DumpDies, Side::S, &|next| {
+            next.torn = true;
+            next.s.env.dumping = false;
+            next.s.env.tasks = Tasks::Running;
+        });
+    }
     let env = &world.t.env;
+    if has(Fault::RestoreDies) && env.inflight == Some(Inflight::Restore) {
+        happens(Fault::RestoreDies, Side::T, &|next| {
+            let restored = next.sent;
+            let env = &mut next.t.env;
+            env.inflight = None;
+            env.died = true;
+            if restored {
+                env.tasks = Tasks::Frozen;
+                env.residue = true;
+            }
+        });
+    }
+    if has(Fault::CutOff) && !env.dead && !env.cut && !env.heard {
+        happens(Fault::CutOff, Side::T, &|next| next.t.env.cut = true);
+    }
     if has(Fault::Lapse) && env.armed && !env.lapsed && !env.dead {
         happens(Fault::Lapse, Side::T, &|next| {
             let env = &mut next.t.env;
@@ -193,7 +218,7 @@ fn lose_holder(world: &mut World, side: Side) {
     }
 }
 
-fn forged_hints(world: &World, out: &mut Vec<Next>) {
+fn forged_hints(world: &World, out: &mut Steps<World>) {
     fn told<R: Role>(world: &World, decision: Decision) -> Option<World> {
         if R::host(world).env.dead {
             return None;
@@ -214,8 +239,8 @@ fn forged_hints(world: &World, out: &mut Vec<Next>) {
     }
 }
 
-fn late_begins(world: &World, out: &mut Vec<Next>) {
-    fn late<R: Role>(world: &World, out: &mut Vec<Next>) {
+fn late_begins(world: &World, out: &mut Steps<World>) {
+    fn late<R: Role>(world: &World, out: &mut Steps<World>) {
         let host = R::host(world);
         if host.journal.is_empty()
             && !host.env.dead

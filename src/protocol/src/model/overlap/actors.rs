@@ -1,16 +1,17 @@
 //! Everything that can happen next.
 
+use super::super::search::Steps;
 use super::faults::{faults, spend};
-use super::host::{Broken, Which, feed, finish_verb, run_effect, start_holder};
-use super::world::{Fault, Inflight, Intent, Role, Side, Tasks, World};
+use super::host::{Which, feed, finish_verb, run_effect, start_holder};
+use super::operators::operators;
+use super::role::Role;
+use super::world::{CONTAINERS, Fault, Inflight, Intent, Side, Tasks, World};
 use crate::rules::{Rule, holds};
 use crate::source::SourceEvent;
 use crate::target::TargetEvent;
 use crate::{
-    Decision, DecisionInput, PodSeen, Read, RecordState, Recorded, Resolution, SourceMachine,
-    SourcePhase, TargetMachine, TargetProof, Verb, Verdict, decide, judge_read, may_begin,
-    may_record_resumed, may_remove_finalizer, may_resolve_source_resumes, may_restore_version,
-    wrapper_verdict,
+    Decision, Driver, Read, RecordState, Recorded, SourceMachine, SourcePhase, TargetMachine,
+    TargetPhase, Verb, Verdict, judge_read, may_begin, wrapper_verdict,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,12 @@ pub enum Action {
     StartHolder(Side, Which),
     Begin(Side),
     FreezeNow,
+    DumpBegins,
+    /// One that nobody waits for any more undoes itself, freezer included.
+    DumpEnds,
+    /// What ran on when a dump died is frozen again.
+    FreezeAgain,
+    DumpFails,
     SendEverything,
     ReportReady(Side, Which),
     Deadline(Side, Which),
@@ -26,6 +33,8 @@ pub enum Action {
     ReadPeer,
     PeerNodeGone,
     NoticeTasksLost(Side),
+    NoticeRestoreDied,
+    LinkIsBack,
     NoticeLapse,
     /// T's Lease is renewed after all, and the dead-man forgets (only where that rule is broken).
     ForgetLapse,
@@ -34,6 +43,7 @@ pub enum Action {
     VerbEnds(Side),
     Reap(Side),
     OperatorReads(Intent),
+    OperatorGivesUp,
     OperatorWrites(Intent),
     OperatorFindsSilence,
     RemoveFinalizer,
@@ -43,19 +53,23 @@ pub enum Action {
 }
 
 impl Action {
-    /// Happens without anything going wrong: the continuations that must lead to an end.
-    pub fn is_benign(self) -> bool {
+    /// See [`super::super::search::Space::is_sure`]. Kubelet need not ask for the end of a container whose
+    /// creation failed.
+    pub fn is_sure(self) -> bool {
         !matches!(
             self,
-            Action::Fault(..) | Action::Forge(..) | Action::StartHolder(_, Which::Second)
+            Action::Fault(..)
+                | Action::Forge(..)
+                | Action::StartHolder(_, Which::Second)
+                | Action::Deadline(..)
+                | Action::OperatorGivesUp
+                | Action::KubeletAsks(_, Verb::Delete)
         )
     }
 }
 
-pub(super) type Next = (Action, Result<World, Broken>);
-
 /// All successors of `world`.
-pub fn successors(world: &World, out: &mut Vec<Next>) {
+pub fn successors(world: &World, out: &mut Steps<World>) {
     holder::<SourceMachine>(world, out);
     holder::<TargetMachine>(world, out);
     source_events(world, out);
@@ -69,14 +83,14 @@ pub fn successors(world: &World, out: &mut Vec<Next>) {
     }
 }
 
-pub(super) fn push(out: &mut Vec<Next>, action: Action, next: Option<World>) {
+pub(super) fn push(out: &mut Steps<World>, action: Action, next: Option<World>) {
     if let Some(next) = next {
         out.push((action, Ok(next)));
     }
 }
 
 /// What both sides' holders do.
-fn holder<R: Role>(world: &World, out: &mut Vec<Next>) {
+fn holder<R: Role>(world: &World, out: &mut Steps<World>) {
     let host = R::host(world);
     if host.env.dead {
         return;
@@ -94,8 +108,10 @@ fn holder<R: Role>(world: &World, out: &mut Vec<Next>) {
         if driver.machine().is_idle_phase() {
             continue;
         }
-        let read = Action::ReadMigration(R::SIDE, which);
-        push(out, read, feed::<R>(world, which, R::read(quorum_read(world))));
+        if !host.env.cut {
+            let read = Action::ReadMigration(R::SIDE, which);
+            push(out, read, feed::<R>(world, which, R::read(quorum_read(world))));
+        }
         let deadline = Action::Deadline(R::SIDE, which);
         push(out, deadline, feed::<R>(world, which, R::deadline()));
     }
@@ -122,7 +138,7 @@ fn quorum_read(world: &World) -> Read {
     }
 }
 
-fn source_events(world: &World, out: &mut Vec<Next>) {
+fn source_events(world: &World, out: &mut Steps<World>) {
     if world.s.env.dead {
         return;
     }
@@ -134,13 +150,7 @@ fn source_events(world: &World, out: &mut Vec<Next>) {
         };
         let Some(driver) = driver.as_ref().filter(|driver| driver.is_idle()) else { continue };
         if driver.machine().phase() == SourcePhase::Freezing {
-            // The target acknowledges, so it has begun.
-            let acknowledged = !world.t.journal.is_empty() && world.t.holder.is_some();
-            if world.s.env.tasks == Tasks::Frozen && !world.sent && acknowledged {
-                let mut next = world.clone();
-                next.sent = true;
-                out.push((Action::SendEverything, Ok(next)));
-            }
+            dump(world, out);
             if world.sent {
                 let event = SourceEvent::AllFrozenAndSent;
                 let next = feed::<SourceMachine>(world, which, event);
@@ -148,21 +158,76 @@ fn source_events(world: &World, out: &mut Vec<Next>) {
             }
         }
     }
+    if world.torn && is_freezing(world) {
+        push(out, Action::DumpFails, first(SourceEvent::LocalFailure));
+    }
     push(out, Action::FreezeNow, first(SourceEvent::FreezeNow));
     push(out, Action::AskRelease, first(SourceEvent::ReleaseRequested));
     push(out, Action::ReadPeer, first(SourceEvent::PeerRead(world.t.word)));
+    if world.s.env.dumping && !is_freezing(world) {
+        let mut next = world.clone();
+        let env = &mut next.s.env;
+        env.dumping = false;
+        if env.tasks == Tasks::Running {
+            env.tasks = Tasks::Frozen;
+        }
+        out.push((Action::DumpEnds, Ok(next)));
+    }
     if world.t.env.dead {
         push(out, Action::PeerNodeGone, first(SourceEvent::PeerNodeGone));
     }
 }
 
-fn target_events(world: &World, out: &mut Vec<Next>) {
+fn is_freezing(world: &World) -> bool {
+    let freezing =
+        |driver: &Driver<SourceMachine>| driver.machine().phase() == SourcePhase::Freezing;
+    world.s.holder.as_ref().is_some_and(freezing) || world.s.second.as_ref().is_some_and(freezing)
+}
+
+/// A holder that freezes has the pod dumped and sent.
+fn dump(world: &World, out: &mut Steps<World>) {
+    let env = &world.s.env;
+    let mut happens = |action: Action, change: &dyn Fn(&mut World)| {
+        let mut next = world.clone();
+        change(&mut next);
+        out.push((action, Ok(next)));
+    };
+    if world.torn && env.tasks == Tasks::Running && !env.dying {
+        happens(Action::FreezeAgain, &|next| next.s.env.tasks = Tasks::Frozen);
+    }
+    // The target acknowledges, so it has begun.
+    let acknowledged = !world.t.journal.is_empty() && world.t.holder.is_some();
+    if env.tasks != Tasks::Frozen || world.sent || !acknowledged {
+        return;
+    }
+    if env.dumping || (world.torn && !holds(Rule::DumpIsWhole)) {
+        happens(Action::SendEverything, &|next| {
+            next.s.env.dumping = false;
+            next.sent = true;
+        });
+    } else if !world.torn {
+        happens(Action::DumpBegins, &|next| next.s.env.dumping = true);
+    }
+}
+
+fn target_events(world: &World, out: &mut Steps<World>) {
     if world.t.env.dead {
         return;
     }
     let env = &world.t.env;
+    if env.cut {
+        let mut next = world.clone();
+        next.t.env.cut = false;
+        next.t.env.heard |= env.restored == CONTAINERS;
+        out.push((Action::LinkIsBack, Ok(next)));
+    }
+    if env.died && holds(Rule::RestoresAreWatched) && world.t_phase() == TargetPhase::Begun {
+        let next = feed::<TargetMachine>(world, Which::First, TargetEvent::LocalFailure);
+        push(out, Action::NoticeRestoreDied, next);
+    }
     for which in [Which::First, Which::Second] {
-        if env.restored == super::world::CONTAINERS {
+        let in_contact = env.heard || !holds(Rule::VotesOnlyInContact);
+        if env.restored == CONTAINERS && in_contact {
             let next = feed::<TargetMachine>(world, which, TargetEvent::AllRestoredAndFrozen);
             push(out, Action::ReportReady(Side::T, which), next);
         }
@@ -178,7 +243,7 @@ fn target_events(world: &World, out: &mut Vec<Next>) {
     }
 }
 
-fn kubelet(world: &World, side: Side, out: &mut Vec<Next>) {
+fn kubelet(world: &World, side: Side, out: &mut Steps<World>) {
     let env = world.env(side);
     if env.dead {
         return;
@@ -206,13 +271,17 @@ fn kubelet(world: &World, side: Side, out: &mut Vec<Next>) {
     if world.pod_deleting(side) && env.tasks != Tasks::Absent {
         ask(world, side, Verb::Kill, Action::KubeletAsks(side, Verb::Kill), out);
     }
+    if env.residue {
+        ask(world, side, Verb::Delete, Action::KubeletAsks(side, Verb::Delete), out);
+    }
 }
 
 /// kubelet asks for a verb and the wrapper judges; the verb's end is a later step.
-pub(super) fn ask(world: &World, side: Side, verb: Verb, action: Action, out: &mut Vec<Next>) {
+pub(super) fn ask(world: &World, side: Side, verb: Verb, action: Action, out: &mut Steps<World>) {
     let env = world.env(side);
     let inflight = match (wrapper_verdict(env.record, verb, env.tickets > 0), verb) {
         (Verdict::Pass, Verb::Create) => Inflight::Create,
+        (Verdict::Pass, Verb::Delete) => Inflight::Delete,
         (Verdict::Pass, _) => Inflight::Kill,
         (Verdict::Restore, _) => Inflight::Restore,
         (Verdict::KillFrozen, _) => Inflight::KillFrozen,
@@ -229,137 +298,4 @@ pub(super) fn ask(world: &World, side: Side, verb: Verb, action: Action, out: &m
         spend(&mut next, fault);
     }
     out.push((action, Ok(next)));
-}
-
-fn observe(world: &World, give_up: bool) -> DecisionInput {
-    let cached = !holds(Rule::UncachedReads);
-    let pod = |deleting: bool| if deleting && !cached { PodSeen::Deleting } else { PodSeen::Alive };
-    DecisionInput {
-        recorded: world.api.recorded,
-        migration_deleting: world.api.deleting && !cached,
-        source: world.s.word,
-        target: world.t.word,
-        source_pod: pod(world.api.s_deleting),
-        target_pod: pod(world.api.t_deleting),
-        claim_held: world.api.claim,
-        source_node_dead: world.s.env.dead,
-        target_node_dead: world.t.env.dead,
-        give_up,
-    }
-}
-
-fn operators(world: &World, out: &mut Vec<Next>) {
-    let recorded = world.api.recorded;
-    if world.api.exists {
-        if world.ops.contains(&None) {
-            let proof = if world.proof { TargetProof::NodeDead } else { TargetProof::None };
-            let target = world.t.word;
-            let wishes = [
-                (decide(&observe(world, false)) == Some(Decision::Commit), Intent::Commit),
-                (decide(&observe(world, true)) == Some(Decision::Abort), Intent::Abort),
-                // The other operator need not have found what this one has.
-                (may_record_resumed(recorded, target, false), Intent::Resumed),
-                (may_resolve_source_resumes(recorded, target, proof), Intent::Resolve),
-            ];
-            for (wish, intent) in wishes {
-                if wish && !world.ops.contains(&Some(intent)) {
-                    let mut next = world.clone();
-                    next.ops[0] = Some(intent);
-                    next.ops.sort();
-                    out.push((
-                        Action::OperatorReads(intent),
-                        lawful_wish(world, intent).map(|()| next),
-                    ));
-                }
-            }
-        }
-        for slot in 0..2 {
-            if let Some(intent) = world.ops[slot] {
-                out.push((Action::OperatorWrites(intent), write(world, slot, intent)));
-            }
-        }
-        if !world.proof && silent_for_long(world) {
-            let mut next = world.clone();
-            next.proof = true;
-            out.push((Action::OperatorFindsSilence, Ok(next)));
-        }
-        let done = may_remove_finalizer(
-            recorded,
-            world.s.word,
-            world.t.word,
-            world.s.env.dead,
-            world.t.env.dead,
-        );
-        if done {
-            let mut next = world.clone();
-            next.api.exists = false;
-            next.ops = [None; 2];
-            out.push((Action::RemoveFinalizer, Ok(next)));
-        }
-        let (s_dead, t_dead) = (world.s.env.dead, world.t.env.dead);
-        if !world.replica && may_restore_version(recorded, world.s.word, s_dead, t_dead) {
-            let mut next = world.clone();
-            next.replica = true;
-            out.push((Action::RestoreVersion, Ok(next)));
-        }
-    }
-}
-
-/// Whether T's signature may have been found unchanged for T₂.
-fn silent_for_long(world: &World) -> bool {
-    let env = &world.t.env;
-    if holds(Rule::ProofFollowsCommit) {
-        world.api.recorded.is_open_commit() && (env.dead || env.lapsed)
-    } else {
-        // Before its vote a target may be silent for as long as it likes.
-        env.dead || env.lapsed || !env.armed
-    }
-}
-
-/// What no operator may make up its mind to, judged by the truth at the moment of its read.
-fn lawful_wish(world: &World, intent: Intent) -> Result<(), Broken> {
-    if intent != Intent::Commit {
-        return Ok(());
-    }
-    let s_voted = world.s.journal.contains(&crate::SourceEntry::Voted);
-    let t_voted = world.t.journal.contains(&crate::TargetEntry::Voted);
-    if world.api.deleting || world.api.t_deleting {
-        return Err("Commit though the Migration or T is being deleted");
-    }
-    if world.api.s_deleting && !world.s.env.dead {
-        return Err("Commit though S is being deleted");
-    }
-    if !world.api.claim && !world.s.env.dead {
-        return Err("Commit though S is claimed by another");
-    }
-    if !(s_voted && t_voted) {
-        return Err("Commit without both votes");
-    }
-    Ok(())
-}
-
-fn write(world: &World, slot: usize, intent: Intent) -> Result<World, Broken> {
-    let mut next = world.clone();
-    next.ops[slot] = None;
-    next.ops.sort();
-    let recorded = &mut next.api.recorded;
-    let before = *recorded;
-    match intent {
-        Intent::Commit => recorded.decision = Some(Decision::Commit),
-        Intent::Abort => recorded.decision = Some(Decision::Abort),
-        Intent::Resumed => recorded.resumed_at = true,
-        Intent::Resolve => recorded.resolution = Some(Resolution::SourceResumes),
-    }
-    if before.decision.is_some() && before.decision != recorded.decision {
-        return Err("the decision was changed");
-    }
-    bump(&mut next);
-    Ok(next)
-}
-
-/// The object has another resourceVersion: writes on an older read fail.
-pub(super) fn bump(world: &mut World) {
-    if holds(Rule::ConditionalWrites) {
-        world.ops = [None; 2];
-    }
 }

@@ -1,11 +1,8 @@
 //! The state of the modelled cluster.
 
-use crate::source::{SourceEntry, SourceEvent, SourceMachine, SourcePhase};
-use crate::target::{TargetEntry, TargetEvent, TargetMachine, TargetPhase};
-use crate::{
-    Driver, Effect, Facts, Machine, Read, RecordState, Recorded, SourceOutcome, SourceWord,
-    TargetOutcome, TargetWord,
-};
+use crate::source::{SourceMachine, SourcePhase};
+use crate::target::{TargetMachine, TargetPhase};
+use crate::{Driver, Machine, RecordState, Recorded, SourceWord, TargetOutcome, TargetWord};
 
 /// Containers of the pod that are restored one by one.
 pub const CONTAINERS: u8 = 2;
@@ -30,6 +27,8 @@ pub enum Inflight {
     Restore,
     Kill,
     KillFrozen,
+    /// runc's own, of what is left of a container.
+    Delete,
 }
 
 /// What an operator has made up its mind to write, on the read whose resourceVersion it holds.
@@ -79,9 +78,16 @@ pub enum Fault {
     EffectFails,
     /// The tasks end by themselves (exit, OOM), frozen or not.
     TasksDie,
+    /// CRIU dies while it dumps: what it had stopped runs on, whatever the record says.
+    DumpDies,
+    /// The wrapper, runc or CRIU dies in a restore: nobody is left who says how it went, what is restored
+    /// stays, and the container's root stays mounted in runc's state.
+    RestoreDies,
+    /// Before its vote T's node loses the API server; others reach it.
+    CutOff,
 }
 
-pub const FAULTS: usize = 17;
+pub const FAULTS: usize = 20;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Api {
@@ -120,6 +126,16 @@ pub struct Env {
     pub watched: bool,
     pub lapsed: bool,
     pub sockets_destroyed: bool,
+    /// S: CRIU is at work.
+    pub dumping: bool,
+    /// T: a restore died; nobody says so.
+    pub died: bool,
+    /// T: a container's root is mounted in runc's state of it.
+    pub residue: bool,
+    /// T: the API server cannot be reached.
+    pub cut: bool,
+    /// T: it could be reached since everything was restored.
+    pub heard: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -140,6 +156,8 @@ pub struct World {
     pub ops: [Option<Intent>; 2],
     /// Everything of S has reached T.
     pub sent: bool,
+    /// S ran while its dump was taken.
+    pub torn: bool,
     /// Fail-over has started a stored version elsewhere.
     pub replica: bool,
     /// An operator has found that T has been silent for long enough. It may act on it much later.
@@ -149,106 +167,6 @@ pub struct World {
     /// Faults that may still happen, by kind and in all.
     pub left: [u8; FAULTS],
     pub total: u8,
-}
-
-/// Effects of a machine.
-pub type Effects<M> = Vec<Effect<<M as Machine>::Entry, <M as Machine>::Word>>;
-
-/// What the model needs to know of a side's machine.
-pub trait Role: Machine<Entry: PartialEq, Word: PartialEq> + Clone + PartialEq {
-    const SIDE: Side;
-    fn recover(entries: &[Self::Entry], facts: Facts) -> (Self, Effects<Self>);
-    fn is_vote(entry: Self::Entry) -> bool;
-    fn read(read: Read) -> Self::Event;
-    fn begin() -> Self::Event;
-    fn poked() -> Self::Event;
-    fn deadline() -> Self::Event;
-    fn tasks_lost() -> Self::Event;
-    fn is_idle_phase(&self) -> bool;
-    fn is_before_vote(&self) -> bool;
-    fn is_final(word: &Self::Word) -> bool;
-    fn host(world: &World) -> &Host<Self>;
-    fn host_mut(world: &mut World) -> &mut Host<Self>;
-}
-
-impl Role for SourceMachine {
-    const SIDE: Side = Side::S;
-    fn recover(entries: &[SourceEntry], facts: Facts) -> (Self, Effects<Self>) {
-        SourceMachine::recover(entries, facts)
-    }
-    fn is_vote(entry: SourceEntry) -> bool {
-        entry == SourceEntry::Voted
-    }
-    fn read(read: Read) -> SourceEvent {
-        read.into()
-    }
-    fn begin() -> SourceEvent {
-        SourceEvent::Begin
-    }
-    fn poked() -> SourceEvent {
-        SourceEvent::Poked
-    }
-    fn deadline() -> SourceEvent {
-        SourceEvent::DeadlinePassed
-    }
-    fn tasks_lost() -> SourceEvent {
-        SourceEvent::TasksLost
-    }
-    fn is_idle_phase(&self) -> bool {
-        self.phase() == SourcePhase::Idle
-    }
-    fn is_before_vote(&self) -> bool {
-        SourceMachine::is_before_vote(self)
-    }
-    fn is_final(word: &SourceWord) -> bool {
-        word.outcome.is_some()
-    }
-    fn host(world: &World) -> &Host<Self> {
-        &world.s
-    }
-    fn host_mut(world: &mut World) -> &mut Host<Self> {
-        &mut world.s
-    }
-}
-
-impl Role for TargetMachine {
-    const SIDE: Side = Side::T;
-    fn recover(entries: &[TargetEntry], facts: Facts) -> (Self, Effects<Self>) {
-        TargetMachine::recover(entries, facts)
-    }
-    fn is_vote(entry: TargetEntry) -> bool {
-        entry == TargetEntry::Voted
-    }
-    fn read(read: Read) -> TargetEvent {
-        read.into()
-    }
-    fn begin() -> TargetEvent {
-        TargetEvent::Begin
-    }
-    fn poked() -> TargetEvent {
-        TargetEvent::Poked
-    }
-    fn deadline() -> TargetEvent {
-        TargetEvent::DeadlinePassed
-    }
-    fn tasks_lost() -> TargetEvent {
-        TargetEvent::TasksLost
-    }
-    fn is_idle_phase(&self) -> bool {
-        self.phase() == TargetPhase::Idle
-    }
-    fn is_before_vote(&self) -> bool {
-        TargetMachine::is_before_vote(self)
-    }
-    fn is_final(word: &TargetWord) -> bool {
-        word.closed
-    }
-    fn host(world: &World) -> &Host<Self> {
-        &world.t
-    }
-    fn host_mut(world: &mut World) -> &mut Host<Self> {
-        &mut world.t
-    }
 }
 
 impl Env {
@@ -269,6 +187,11 @@ impl Env {
             watched: false,
             lapsed: false,
             sockets_destroyed: false,
+            dumping: false,
+            died: false,
+            residue: false,
+            cut: false,
+            heard: false,
         }
     }
 
@@ -279,6 +202,8 @@ impl Env {
         self.dying = false;
         self.net = false;
         self.inflight = None;
+        self.dumping = false;
+        self.residue = false;
     }
 
     pub fn runs(&self) -> bool {
@@ -321,6 +246,7 @@ impl World {
             t: host_t,
             ops: [None; 2],
             sent: false,
+            torn: false,
             replica: false,
             proof: false,
             t_ran: false,
@@ -371,73 +297,5 @@ impl World {
                 TargetPhase::NeverThawed
                     | TargetPhase::Closed(TargetOutcome::NeverThawed | TargetOutcome::Stopped)
             )
-    }
-
-    /// What must hold in every state.
-    pub fn invariant(&self) -> Result<(), &'static str> {
-        let copies = [self.s.env.runs(), self.t.env.runs(), self.replica];
-        if copies.into_iter().filter(|runs| *runs).count() > 1 {
-            return Err("two copies run");
-        }
-        if self.s.env.net && self.t.env.net {
-            return Err("the address is open on both nodes");
-        }
-        if self.t.env.restored > CONTAINERS {
-            return Err("a container was restored twice");
-        }
-        let recorded = self.api.recorded;
-        if !recorded.is_lawful() {
-            return Err("resumedAt and a resolution are recorded");
-        }
-        let t_phase = self.t_phase();
-        let never = matches!(
-            t_phase,
-            TargetPhase::NeverThawed | TargetPhase::Closed(TargetOutcome::NeverThawed)
-        ) || self.t.word.outcome == Some(TargetOutcome::NeverThawed);
-        if never && self.t_ran {
-            return Err("the target says that it never ran, but it did");
-        }
-        let s_phase = self.s_phase();
-        let held_back =
-            matches!(s_phase, SourcePhase::Voted | SourcePhase::Committed | SourcePhase::Moved);
-        if held_back && self.s.env.runs() {
-            return Err("a voted source runs undecided");
-        }
-        if self.s.env.runs() && self.t_ran && !self.s.env.sockets_destroyed && !self.s.env.rebooted
-        {
-            return Err("the source goes on with connections that the target has served");
-        }
-        Ok(())
-    }
-
-    /// An end: everything is closed and the right copy runs.
-    pub fn is_terminal(&self) -> bool {
-        let quiet = |env: &Env| {
-            env.dead || (env.tasks != Tasks::Frozen && env.inflight.is_none() && !env.dying)
-        };
-        let s_idle = self.s.holder.as_ref().is_none_or(Driver::is_idle);
-        let t_idle = self.t.holder.as_ref().is_none_or(Driver::is_idle);
-        let s_closed =
-            self.s.env.dead || self.s.journal.is_empty() || self.s.word.outcome.is_some();
-        let t_closed = self.t.env.dead || self.t.journal.is_empty() || self.t.word.closed;
-        if self.api.exists
-            || !quiet(&self.s.env)
-            || !quiet(&self.t.env)
-            || !(s_idle || self.s.env.dead)
-            || !(t_idle || self.t.env.dead)
-            || !s_closed
-            || !t_closed
-        {
-            return false;
-        }
-        let target_won = match self.s.word.outcome {
-            Some(outcome) => outcome == SourceOutcome::Released,
-            None => self.s.env.dead && self.t.word.outcome == Some(TargetOutcome::Resumed),
-        };
-        let winner = if target_won { Side::T } else { Side::S };
-        let runs = self.env(winner).runs() || self.replica;
-        let loser = if target_won { &self.s.env } else { &self.t.env };
-        let excused = self.pod_deleting(winner) || self.env(winner).dead;
-        (loser.dead || loser.tasks == Tasks::Absent) && (runs || excused)
     }
 }

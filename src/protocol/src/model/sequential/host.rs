@@ -1,0 +1,157 @@
+//! A node, as far as one pod on it goes, and what effects do there.
+
+use crate::effect::{Effect, Facts, Failure, Machine};
+use crate::{Driver, Part, RecordState};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tasks {
+    Absent,
+    Running,
+    Frozen,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Host<M: Machine> {
+    pub tasks: Tasks,
+    pub record: Option<RecordState>,
+    /// The state has arrived on the disk.
+    pub stored: bool,
+    /// It is durable there.
+    pub durable: bool,
+    pub rebooted: bool,
+    /// It is down for ever.
+    pub dead: bool,
+    pub journal: Vec<M::Entry>,
+    pub holder: Option<Driver<M>>,
+    pub word: M::Word,
+    /// Only files move.
+    pub cold: bool,
+    /// A pod made again, on the source's node.
+    pub at_source: bool,
+    /// Its one restore has been made.
+    pub restored: bool,
+    /// The API server cannot be reached.
+    pub cut: bool,
+    /// It could be reached since everything arrived.
+    pub heard: bool,
+    /// Cold: its tasks were ended, or have not begun here, and its files are to be put into their place.
+    pub unfilled: bool,
+    /// Cold: it was started with its files.
+    pub started_again: bool,
+    /// Cold: and ended again.
+    pub ended_again: bool,
+    /// Cold: the ended containers were deleted before their files were kept.
+    pub collected: bool,
+}
+
+impl<M: Machine<Word: Default>> Host<M> {
+    pub fn new(tasks: Tasks, machine: M, part: Part) -> Self {
+        Self {
+            tasks,
+            record: None,
+            stored: false,
+            durable: false,
+            rebooted: false,
+            dead: false,
+            journal: Vec::new(),
+            holder: Some(Driver::new(machine, Vec::new())),
+            word: M::Word::default(),
+            cold: part.is_cold(),
+            at_source: part.is_at_source(),
+            restored: false,
+            cut: false,
+            heard: false,
+            unfilled: part.is_cold() && part.is_again(),
+            started_again: false,
+            ended_again: false,
+            collected: false,
+        }
+    }
+
+    pub fn runs(&self) -> bool {
+        self.tasks == Tasks::Running && !self.dead
+    }
+
+    pub fn facts(&self) -> Facts {
+        Facts { same_boot: !self.rebooted, tasks: self.tasks != Tasks::Absent, lapsed: false }
+    }
+
+    /// The node loses its power.
+    pub fn power_cut(&mut self) {
+        self.holder = None;
+        self.tasks = Tasks::Absent;
+        self.stored = self.durable;
+    }
+
+    /// Cold: the application ends, asked to or killed; its files stay where they are.
+    pub fn end_tasks(&mut self) {
+        self.ended_again |= self.started_again && self.tasks == Tasks::Running;
+        self.unfilled |= self.tasks != Tasks::Absent;
+        self.tasks = Tasks::Absent;
+    }
+
+    /// One effect; `Err` is the failure that the machine is told.
+    fn perform(&mut self, effect: Effect<M::Entry, M::Word>) -> Result<(), Failure> {
+        match effect {
+            Effect::Journal(entry) => self.journal.push(entry),
+            Effect::Publish(word) => self.word = word,
+            Effect::WriteRecord(state) => self.record = Some(state),
+            Effect::FreezeTasks => match self.tasks {
+                Tasks::Absent => return Err(Failure::TasksLost),
+                Tasks::Running | Tasks::Frozen => self.tasks = Tasks::Frozen,
+            },
+            Effect::FindTasks if self.tasks != Tasks::Running => return Err(Failure::TasksLost),
+            Effect::EndTasks => self.end_tasks(),
+            // What a reboot has taken cannot be kept any more.
+            Effect::KeepFiles => {
+                self.stored |= !self.rebooted;
+                self.durable = self.stored;
+            }
+            Effect::VerifyTasks if self.cold && self.tasks == Tasks::Absent => {}
+            Effect::VerifyTasks if self.tasks != Tasks::Frozen => return Err(Failure::TasksLost),
+            Effect::SyncState => self.durable = self.stored,
+            Effect::ThawTasks(_) if self.tasks == Tasks::Frozen => self.tasks = Tasks::Running,
+            Effect::KillTasksFrozen => self.tasks = Tasks::Absent,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl<M: Machine<Word: Default> + Clone> Host<M> {
+    /// The holder does its next effect.
+    pub fn work(&self) -> Option<Self> {
+        let mut next = self.clone();
+        let effect = next.holder.as_ref()?.next_effect()?;
+        match next.perform(effect) {
+            Ok(()) => next.holder.as_mut()?.done(),
+            Err(failure) => {
+                // Freezing what is gone is done, but for a source before its vote.
+                if !next.holder.as_mut()?.failed(failure) {
+                    next.holder.as_mut()?.done();
+                }
+            }
+        }
+        Some(next)
+    }
+
+    /// The holder's next effect cannot be done.
+    pub fn fail(&self) -> Option<Self> {
+        let mut next = self.clone();
+        let driver = next.holder.as_mut()?;
+        if matches!(driver.next_effect()?, Effect::Journal(_) | Effect::Publish(_)) {
+            return None;
+        }
+        driver.failed(Failure::Other).then_some(next)
+    }
+
+    /// Cold: the holder has asked the application to end, and it does; the holder has not noticed yet.
+    pub fn ends(&self) -> Option<Self> {
+        let asked = matches!(self.holder.as_ref()?.next_effect(), Some(Effect::EndTasks));
+        (asked && self.tasks != Tasks::Absent).then(|| {
+            let mut next = self.clone();
+            next.end_tasks();
+            next
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! kubelet, through the wrapper's verdicts. It may ask for a container whenever none runs, be it that one has
+//! ended or that containerd was restarted and knows it no more; so no fault of its own stands for that.
+
+use super::host::{Host, Tasks};
+use super::world::{Moves, Place, TARGETS, World, source, target};
+use crate::effect::Machine;
+use crate::{RecordState, SourceEvent, TargetEvent, Verb, Verdict, wrapper_verdict};
+
+fn verdict<M: Machine>(host: &Host<M>, verb: Verb) -> Verdict {
+    wrapper_verdict(host.record, verb, host.unfilled)
+}
+
+/// A container that kubelet makes where none runs.
+fn create<M: Machine>(host: &Host<M>, afresh: &mut bool) -> Option<Host<M>>
+where
+    Host<M>: Clone,
+{
+    if host.dead || host.tasks != Tasks::Absent {
+        return None;
+    }
+    let mut next = host.clone();
+    match verdict(host, Verb::Create) {
+        // An end and a loss of power before anything was kept are what they are for any pod.
+        Verdict::Pass => *afresh |= host.unfilled && (host.durable || !host.rebooted),
+        Verdict::Fill if host.record == Some(RecordState::Starting) => {
+            *afresh |= host.unfilled && !host.stored && !host.rebooted;
+            next.started_again = true;
+        }
+        // Restores are the sides' own business.
+        _ => return None,
+    }
+    next.tasks = Tasks::Running;
+    next.unfilled = false;
+    Some(next)
+}
+
+/// What kubelet wants to end.
+fn kill<M: Machine>(host: &Host<M>) -> Option<Host<M>>
+where
+    Host<M>: Clone,
+{
+    if host.dead || host.tasks == Tasks::Absent {
+        return None;
+    }
+    let tasks = match (verdict(host, Verb::Kill), host.tasks) {
+        // runc thaws what it has signalled.
+        (Verdict::Pass, Tasks::Frozen) => Tasks::Running,
+        (Verdict::Pass | Verdict::KillFrozen, _) => Tasks::Absent,
+        _ => return None,
+    };
+    Some(Host { tasks, ..host.clone() })
+}
+
+/// Whether every container was started with its files.
+fn all_started<M: Machine>(host: &Host<M>) -> bool {
+    host.record == Some(RecordState::Starting) && host.tasks == Tasks::Running && !host.unfilled
+}
+
+pub fn source_pod(world: &World, moves: &mut Moves) {
+    let s = &world.s;
+    let with = |s: Option<Host<_>>, afresh: bool| s.map(|s| World { s, afresh, ..world.clone() });
+    if all_started(s) {
+        moves.sure("S's containers were started", source(world, SourceEvent::AllStarted));
+    }
+    if !world.s_object {
+        if world.s_deleting {
+            moves.sure("S's holder sees that S is gone", source(world, SourceEvent::PodGone));
+        }
+        return;
+    }
+    let may_delete = verdict(s, Verb::Delete) != Verdict::Refuse;
+    let mut afresh = world.afresh;
+    if world.s_deleting {
+        moves.sure("kubelet kills S, which is deleted", with(kill(s), afresh));
+        if s.tasks == Tasks::Absent && (may_delete || s.dead) {
+            moves.sure("S is gone", world.with(|next| next.s_object = false));
+        }
+    } else {
+        let started = create(s, &mut afresh);
+        moves.sure("kubelet starts S", with(started, afresh));
+        moves.fault("kubelet kills S", |left| &mut left.kills, with(kill(s), world.afresh));
+        let deleted = world.with(|next| next.s_deleting = true);
+        moves.fault("somebody deletes S", |left| &mut left.deletes, deleted);
+    }
+    if s.unfilled && s.tasks == Tasks::Absent && may_delete && !s.stored && !s.rebooted {
+        moves.may("S's containers are deleted", world.with(|next| next.s.collected = true));
+    }
+}
+
+pub fn target_pods(world: &World, moves: &mut Moves) {
+    if !world.trial_deleting {
+        let deleted = world.with(|next| next.trial_deleting = true);
+        moves.fault("somebody deletes the trial's pod", |left| &mut left.deletes, deleted);
+    }
+    for place in TARGETS {
+        let Some(host) = world.target(place) else { continue };
+        let with = |changed: Option<Host<_>>, afresh: bool| {
+            changed.and_then(|changed| {
+                let mut next = World { afresh, ..world.clone() };
+                *next.target_mut(place)? = changed;
+                Some(next)
+            })
+        };
+        moves.fault("kubelet kills T", |left| &mut left.kills, with(kill(host), world.afresh));
+        if all_started(host) {
+            moves
+                .sure("T's containers were started", target(world, place, TargetEvent::AllStarted));
+        }
+        // Before its record is there the scheduling gate keeps kubelet from it.
+        if place != Place::Trial && host.record.is_some() {
+            let mut afresh = world.afresh;
+            let started = create(host, &mut afresh);
+            moves.sure("kubelet starts T", with(started, afresh));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The operator, and whoever acts in its place.
+
+use super::host::{Host, Tasks};
+use super::world::{Moves, World, source};
+use crate::rules::{Rule, holds};
+use crate::{
+    Decision, DecisionInput, PodSeen, Resolution, SourceEvent, SourceOutcome, TargetMachine,
+    TargetWord, decide, has_failed, may_make_again, may_record_resumed, may_return, may_yield,
+};
+
+/// How often the pod is made again, at most: once more than it can fail in any of the runs.
+const TRIES: u8 = 4;
+
+fn observe(world: &World, give_up: bool) -> DecisionInput {
+    let seen = |deleting: bool| if deleting { PodSeen::Deleting } else { PodSeen::Alive };
+    DecisionInput {
+        recorded: world.recorded,
+        migration_deleting: false,
+        source: world.s.word,
+        target: world.trial.word,
+        source_pod: if world.s_object { seen(world.s_deleting) } else { PodSeen::Gone },
+        target_pod: seen(world.trial_deleting),
+        claim_held: true,
+        source_node_dead: world.s.dead,
+        target_node_dead: world.trial.dead,
+        give_up,
+    }
+}
+
+pub fn operator(world: &World, moves: &mut Moves) {
+    if !world.exists {
+        return;
+    }
+    let decides = |decision: Option<Decision>| {
+        decision.and_then(|decision| world.with(|next| next.recorded.decision = Some(decision)))
+    };
+    moves.sure("the operator decides", decides(decide(&observe(world, false))));
+    moves.may("the operator gives up", decides(decide(&observe(world, true))));
+
+    // Only a pod that the operator has made itself is asked, and it makes one after the release.
+    let released = world.s.word.outcome == Some(SourceOutcome::Released);
+    let ended = released || world.s.dead;
+    let (word, gone) = match &world.again {
+        Some(again) => (again.word, again.dead),
+        None => (TargetWord::default(), world.trial.dead),
+    };
+    if ended && may_record_resumed(world.recorded, word, gone) {
+        let resumed = world.with(|next| {
+            next.recorded.resumed_at = true;
+            next.resumed = true;
+        });
+        moves.sure("the operator records resumedAt", resumed);
+    }
+    let tried = world.tries > 0 || world.trial.dead;
+    if released && tried && !world.s.dead && may_return(world.recorded, word, gone) {
+        let resolved =
+            world.with(|next| next.recorded.resolution = Some(Resolution::SourceResumes));
+        moves.sure("the operator records the resolution", resolved);
+    }
+    if ended && world.s_object {
+        moves.sure("S's object goes", world.with(|next| next.s_object = false));
+    }
+    make(world, moves);
+    let asked = may_yield(world.recorded, world.trial.word, world.trial.dead);
+    if asked || !holds(Rule::YieldsOnlyAfterCommit) {
+        let asks = source(world, SourceEvent::ReleaseRequested);
+        moves.sure("the operator asks for the release", asks);
+    }
+    let s_over = world.s.word.outcome.is_some() || world.s.dead;
+    let trial_over = world.trial.word.closed || world.trial.dead;
+    if !(world.recorded.decision.is_some() && s_over && trial_over) {
+        let vanishes = world.with(|next| next.exists = false);
+        moves.fault("the Migration vanishes", |left| &mut left.strips, vanishes);
+    }
+}
+
+/// Somebody starts a pod of the state that has arrived, though nobody has decided anything.
+pub fn forge(world: &World, moves: &mut Moves) {
+    if world.again.is_some() || !world.trial.stored || world.trial.dead {
+        return;
+    }
+    let forged = world.with(|next| {
+        let part = world.again_part(false);
+        let mut host = Host::new(Tasks::Absent, TargetMachine::of(part), part);
+        host.stored = true;
+        next.again = Some(host);
+    });
+    moves.fault("somebody makes a pod of the state", |left| &mut left.forged, forged);
+}
+
+/// The pod is made again.
+fn make(world: &World, moves: &mut Moves) {
+    let seen = if world.s_object && holds(Rule::AgainOnlyAfterReleased) {
+        PodSeen::Alive
+    } else {
+        PodSeen::Gone
+    };
+    let free = match &world.again {
+        None => true,
+        Some(host) => has_failed(host.word, host.dead) && world.former.is_none(),
+    };
+    let at_source = world.recorded.resolution.is_some();
+    let node_gone = if at_source { world.s.dead } else { world.trial.dead };
+    let allowed = may_make_again(world.recorded, world.s.word, world.s.dead, seen);
+    if !free || node_gone || world.tries >= TRIES || !allowed {
+        return;
+    }
+    let made = world.with(|next| {
+        // The former one stays in sight, in case that it lives against its word.
+        let lives = |host: &Host<TargetMachine>| {
+            !host.dead && (host.tasks != Tasks::Absent || !host.word.closed)
+        };
+        if let Some(former) = next.again.take().filter(lives) {
+            next.former = Some(former);
+        }
+        let part = world.again_part(at_source);
+        let mut host = Host::new(Tasks::Absent, TargetMachine::of(part), part);
+        host.stored = if at_source { world.s.stored } else { world.trial.stored };
+        host.durable = host.stored;
+        next.again = Some(host);
+        next.tries += 1;
+    });
+    moves.sure("the pod is made again", made);
+}
