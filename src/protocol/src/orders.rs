@@ -208,7 +208,7 @@ fn a_cold_source_is_ended_only_by_what_comes_after_it_was_found() {
     );
     let untouched = "AbortedBeforeVote record:Open +OpenNetwork(None) +Announce +ThawTasks(None) Opened publish";
     let ended = "AbortedBeforeVote +EndTasks +KeepFiles Starting record:Starting +OpenNetwork(None) +Announce";
-    let until = |effect| {
+    let until = |effect: SourceEffect| {
         let mut driver = driver.clone();
         while driver.next_effect() != Some(effect) {
             driver.done();

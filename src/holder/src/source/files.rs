@@ -109,7 +109,7 @@ fn send(holder: &Holder, pod: &Pod, sender: &Sender) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the containers' changes for their start here, if that has not been done. Shows whose are lost.
+/// Keeps the containers' changes for their start here, if that has not been done, and shows whose are lost.
 pub fn keep(holder: &Holder) -> Result<()> {
     if !is_whole(holder) {
         let keep = Keep::new(&holder.dir)?;
@@ -132,9 +132,14 @@ pub fn keep(holder: &Holder) -> Result<()> {
         }
         mark_whole(holder, &lost)?;
     }
+    show_lost(holder);
+    Ok(())
+}
+
+/// Shows whose files are lost, as it was noted durably.
+pub fn show_lost(holder: &Holder) {
     let lost = lost(&holder.dir);
     holder.board.update(|status| status.files_lost = lost);
-    Ok(())
 }
 
 /// Whether a container's changes were still there to be kept.
@@ -172,8 +177,6 @@ impl Layer {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use transship_host::HostRoot;
     use transship_host::paths::Role;
     use transship_runtime::Layout;

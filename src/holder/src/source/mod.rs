@@ -305,6 +305,8 @@ impl SourceHands {
                         .map_err(|error| Failed::other("NotKilled", error))?;
                 }
                 if state == RecordState::Starting {
+                    // Perhaps by a holder that has come after a loss of power.
+                    files::show_lost(&holder);
                     started::grant(&holder)
                         .map_err(|error| Failed::other("RecordNotWritten", error))?;
                 }
