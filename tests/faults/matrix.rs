@@ -245,7 +245,12 @@ const GROUPS: &[Group] = &[
         &[Moved],
     ),
     (&[Thawed], &[Cut(Api(Target), Long), PauseApi(Long)], &[Moved, TargetLost]),
-    (&[Thawed], &[PowerOff(Target, Briefly), PowerOff(Target, Long)], &[TargetLost]),
+    // Whether it had said that it runs before it was lost decides.
+    (
+        &[Thawed],
+        &[PowerOff(Target, Briefly), PowerOff(Target, Long)],
+        &[TargetLost, RestartedThere],
+    ),
     // The target is the pod; the rest is tidying up.
     (
         &[HandingOver, Releasing],

@@ -96,8 +96,9 @@ impl Seen<'_> {
         ensure!(ready.0 == "True", "{} on {} is not Ready: {}", now.name, now.node, ready.2);
         let afresh = restarts(pod) > 0;
         if now.uid == self.target_uid {
+            // After a loss of power its node gives it another one, as it does any pod.
             ensure!(
-                now.ip == self.source.ip,
+                afresh || now.ip == self.source.ip,
                 "the address went from {} to {}",
                 self.source.ip,
                 now.ip
