@@ -21,11 +21,12 @@ use crate::sequential::{
 };
 
 /// How long a move may take. containerd looks for the end of what has ended at intervals that double.
-const PATIENCE: Duration = Duration::from_secs(240);
-const SOON: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(240);
+pub const SOON: Duration = Duration::from_secs(90);
 
 /// Notes each start and each graceful end in a volume and in the container's own files, and counts requests in
-/// memory. Takes as many seconds to end as its argument says. The sentry knows it by its first line.
+/// memory. Takes as many seconds to end as /data/linger says, if that is there. The sentry knows it by its first
+/// line.
 const SCRIPT: &str = r#"import mmap, socket, threading, os, signal, sys, time
 places = ["/data", "/srv"]
 os.makedirs("/srv", exist_ok=True)
@@ -35,7 +36,8 @@ def note(what):
             file.write(f"{socket.gethostname()}\n")
 def end(*_):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(float(sys.argv[1]))
+    if os.path.exists("/data/linger"):
+        time.sleep(float(open("/data/linger").read()))
     note("ended")
     print("ended", flush=True)
     os._exit(0)
@@ -55,7 +57,7 @@ while True:
 /// In one line, as it stands in manifests of pods and of what makes pods.
 const SPEC: &str = "{terminationGracePeriodSeconds: 20, volumes: [{name: data, emptyDir: {}}], \
     containers: [{name: main, image: 'localhost/transship-examples:1', imagePullPolicy: IfNotPresent, \
-    command: [python3, -u, -c, SCRIPT, 'LINGER'], volumeMounts: [{name: data, mountPath: /data}], \
+    command: [python3, -u, -c, SCRIPT], volumeMounts: [{name: data, mountPath: /data}], \
     lifecycle: {preStop: {exec: {command: [sh, -c, 'echo x >> /data/stopping']}}, \
     postStart: {exec: {command: [sh, -c, 'echo x >> /data/starting']}}}, \
     readinessProbe: {exec: {command: [sh, -c, 'test -s /data/started']}, periodSeconds: 1}}]}";
@@ -77,7 +79,7 @@ spec:
     spec: SPEC
 "#;
 
-const BARE: &str = r#"
+pub const BARE: &str = r#"
 apiVersion: v1
 kind: Pod
 metadata:
@@ -87,11 +89,20 @@ metadata:
 spec: SPEC
 "#;
 
-fn manifest(of: &str, linger: u32) -> String {
+pub fn manifest(of: &str) -> String {
     // JSON's quoted text is YAML's.
     let script = Value::from(SCRIPT).to_string();
-    let spec = SPEC.replace("LINGER", &linger.to_string()).replace("SCRIPT", &script);
-    of.replace("SPEC", &spec)
+    of.replace("SPEC", &SPEC.replace("SCRIPT", &script))
+}
+
+/// Runs a shell's command in the pod's application.
+pub fn sh(cluster: &Cluster, pod: &str, script: &str) -> Result<String> {
+    cluster.kubectl(&["exec", pod, "-c", "main", "--", "sh", "-c", script])
+}
+
+/// From now on the application takes so many seconds to end.
+pub fn lingers(cluster: &Cluster, pod: &str, seconds: u32) -> Result<()> {
+    sh(cluster, pod, &format!("echo {seconds} > /data/linger")).map(drop)
 }
 
 /// Asks the application how often it was asked, this time included: since its start, as nothing else is in
@@ -110,27 +121,30 @@ fn ask(cluster: &Cluster, pod: &Pod) -> Result<u64> {
 }
 
 /// The lines of a file in the pod; none of one that is not there.
-fn lines(cluster: &Cluster, pod: &str, path: &str) -> Result<Vec<String>> {
-    let script = format!("cat {path} 2>/dev/null || true");
-    let text = cluster.kubectl(&["exec", pod, "--", "sh", "-c", &script])?;
+pub fn lines(cluster: &Cluster, pod: &str, path: &str) -> Result<Vec<String>> {
+    let text = sh(cluster, pod, &format!("cat {path} 2>/dev/null || true"))?;
     Ok(text.lines().map(str::to_owned).collect())
 }
 
 /// Both kinds of files say that the application was started and has ended so often, always as this pod.
-fn files_say(cluster: &Cluster, pod: &str, started: usize, ended: usize) -> Result<()> {
-    for (file, times) in [
-        ("/data/started", started),
-        ("/srv/started", started),
-        ("/data/ended", ended),
-        ("/srv/ended", ended),
-    ] {
-        let found = lines(cluster, pod, file)?;
-        ensure!(found == vec![pod.to_owned(); times], "{file}, wanted {times} times: {found:?}");
+pub fn files_say(cluster: &Cluster, pod: &str, started: usize, ended: usize) -> Result<()> {
+    ["/data", "/srv"].iter().try_for_each(|place| says(cluster, pod, place, started, ended))
+}
+
+/// The same of one kind.
+pub fn says(cluster: &Cluster, pod: &str, place: &str, started: usize, ended: usize) -> Result<()> {
+    for (file, times) in [("started", started), ("ended", ended)] {
+        let found = lines(cluster, pod, &format!("{place}/{file}"))?;
+        ensure!(
+            found == vec![pod.to_owned(); times],
+            "{place}/{file}, wanted {times} times: {found:?}"
+        );
     }
     Ok(())
 }
 
-fn watched<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<(T, Looks)> {
+/// Does something while both nodes are watched for two copies.
+pub fn watched<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<(T, Looks)> {
     let sentry = Sentry::start(cluster, &NODES);
     cluster.await_that("both nodes are looked at", SOON, || Ok(sentry.stands(&NODES)))?;
     let done = work();
@@ -186,40 +200,36 @@ fn moved(cluster: &Cluster, before: &Pod, times: usize) -> Result<Pod> {
     Ok(after)
 }
 
+/// Begins to move a pod, and waits until its application is told to end, right after its hook.
+fn told_to_end(cluster: &Cluster, pod: &Pod) -> Result<String> {
+    let stops = || anyhow::Ok(lines(cluster, &pod.name, "/data/stopping")?.len());
+    let before = stops()?;
+    let migration = cluster.migrate_in("Cold", &pod.name, pod.other_node())?;
+    cluster.await_that("the application is told to end", SOON, || Ok(stops()? > before))?;
+    Ok(migration)
+}
+
 #[test]
-fn a_stateful_set_pod_ends_and_starts_elsewhere_with_its_name_and_its_files() -> Result<()> {
+fn a_stateful_set_pod_ends_and_starts_elsewhere_or_where_it_was_with_its_name_and_its_files()
+-> Result<()> {
     let cluster = Cluster::with_namespace("cold")?;
-    cluster.apply(&manifest(STATEFUL, 0))?;
-    let mut pod = running(&cluster, "web-0")?;
-    for times in 1..=2 {
-        pod = moved(&cluster, &pod, times)?;
-        owner_and_service_have(&cluster, &pod)?;
-    }
+    cluster.apply(&manifest(STATEFUL))?;
+    let pod = moved(&cluster, &running(&cluster, "web-0")?, 1)?;
+    owner_and_service_have(&cluster, &pod)?;
+    lingers(&cluster, "web-0", 8)?;
+    let pod = started_again(&cluster, &pod)?;
+    lingers(&cluster, "web-0", 0)?;
+    let pod = moved(&cluster, &pod, 3)?;
+    owner_and_service_have(&cluster, &pod)?;
     let made = made_by_the_controller(&cluster)?;
     ensure!(made == 1, "the StatefulSet's controller made {made} pods");
     Ok(())
 }
 
-#[test]
-fn a_bare_pod_ends_and_starts_elsewhere_with_its_name_and_its_files() -> Result<()> {
-    let cluster = Cluster::with_namespace("cold-bare")?;
-    cluster.apply(&manifest(BARE, 1))?;
-    let pod = running(&cluster, "lone")?;
-    moved(&cluster, &pod, 1).map(drop)
-}
-
-#[test]
-fn a_pod_whose_holder_dies_while_it_ends_is_started_again_where_it_was() -> Result<()> {
-    let cluster = Cluster::with_namespace("cold-holder")?;
-    cluster.apply(&manifest(STATEFUL, 8))?;
-    let before = running(&cluster, "web-0")?;
-    ask(&cluster, &before)?;
-    let (object, looks) = watched(&cluster, || {
-        let migration = cluster.migrate_in("Cold", &before.name, before.other_node())?;
-        // It is told to end right after the hook.
-        cluster.await_that("the application is told to end", SOON, || {
-            Ok(!lines(&cluster, "web-0", "/data/stopping")?.is_empty())
-        })?;
+/// The holder dies while the pod ends, which was moved once: it starts again where it was.
+fn started_again(cluster: &Cluster, before: &Pod) -> Result<Pod> {
+    let (object, looks) = watched(cluster, || {
+        let migration = told_to_end(cluster, before)?;
         cluster
             .on_node(&before.node, &["transship-probe", "kill", &cluster.namespace, "holder"])?;
         cluster.ended(&migration, PATIENCE)?;
@@ -230,44 +240,41 @@ fn a_pod_whose_holder_dies_while_it_ends_is_started_again_where_it_was() -> Resu
     ensure!(succeeded == "False" && status["decision"] == "Abort", "{status:#}");
     ensure!(status["phase"] == "RolledBack", "{status:#}");
     let again = format!("they were started again on {}", before.node);
-    ensure!(message.contains(&again), "{message}");
+    ensure!(message.ends_with(&again), "{message}");
 
-    nothing_is_left(&cluster, &object, "web-0")?;
-    let now = running(&cluster, "web-0")?;
-    ensure!(now == before, "{before:?} became {now:?}");
+    nothing_is_left(cluster, &object, "web-0")?;
+    let now = running(cluster, "web-0")?;
+    ensure!(now == *before, "{before:?} became {now:?}");
     let pod = cluster.get("pod", "web-0")?;
     ensure!(restarts(&pod) == 1, "{:#}", pod["status"]);
     let ended = &pod["status"]["containerStatuses"][0]["lastState"]["terminated"];
     ensure!(ended["exitCode"] == 0, "{ended:#}");
     // Its own files are there after a start that would otherwise have begun with the image's.
-    files_say(&cluster, "web-0", 2, 1)?;
-    ensure!(ask(&cluster, &now)? == 1, "it remembers");
+    files_say(cluster, "web-0", 3, 2)?;
+    ensure!(ask(cluster, &now)? == 1, "it remembers");
     let elsewhere =
         looks.iter().any(|(node, look)| *node != before.node && !look.running.is_empty());
     ensure!(!elsewhere && ran(&looks, &before.uid), "{looks:?}");
-    // And it moves.
-    moved(&cluster, &now, 2).map(drop)
+    Ok(now)
 }
 
 #[test]
-fn an_application_that_is_killed_while_it_ends_moves_all_the_same() -> Result<()> {
-    let cluster = Cluster::with_namespace("cold-killed")?;
-    cluster.apply(&manifest(STATEFUL, 15))?;
-    let before = running(&cluster, "web-0")?;
+fn a_bare_pod_ends_and_starts_elsewhere_also_when_it_is_killed_while_it_ends() -> Result<()> {
+    let cluster = Cluster::with_namespace("cold-bare")?;
+    cluster.apply(&manifest(BARE))?;
+    let before = moved(&cluster, &running(&cluster, "lone")?, 1)?;
+    lingers(&cluster, "lone", 15)?;
     let (object, _) = watched(&cluster, || {
-        let migration = cluster.migrate_in("Cold", &before.name, before.other_node())?;
-        cluster.await_that("the application is told to end", SOON, || {
-            Ok(!lines(&cluster, "web-0", "/data/stopping")?.is_empty())
-        })?;
+        let migration = told_to_end(&cluster, &before)?;
         // The brackets keep the shell from being meant.
         let kill = "pkill -9 -f '[m]map, socket, threading, os, signal'";
         cluster.on_node(&before.node, &["sh", "-c", kill])?;
         cluster.succeeded(&migration, PATIENCE)
     })?;
-    let after = running(&cluster, "web-0")?;
+    let after = running(&cluster, "lone")?;
     ensure!(after.node == before.other_node(), "{before:?} → {after:?}");
-    nothing_is_left(&cluster, &object, "web-0")?;
-    files_say(&cluster, "web-0", 2, 0)
+    nothing_is_left(&cluster, &object, "lone")?;
+    files_say(&cluster, "lone", 3, 1)
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod afterwards;
 mod cold;
+mod cold_ends;
 mod dual_stack;
 mod faults;
 mod hold;

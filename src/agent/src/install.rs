@@ -254,6 +254,16 @@ impl Installer {
     }
 
     async fn restart(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        if let Some(uid) = ended_pod(&migrations::list(&self.host)?) {
+            // Its holder must run for it to be over.
+            self.supervise(Wanted::Running);
+            return Err(problem(
+                reasons::IN_PROGRESS,
+                format!(
+                    "containerd is restarted when cold migration {uid} is over on this node: it might forget the containers that have ended"
+                ),
+            ));
+        }
         let command = &self.args.restart_command;
         tracing::info!(command, "restarting containerd");
         self.restarted = Some(Instant::now());
@@ -360,6 +370,14 @@ impl Installer {
     }
 }
 
+/// A migration under way that ends its pod's containers, or of which that is not known.
+fn ended_pod(sides: &[migrations::Side]) -> Option<&str> {
+    let may_end = |side: &&migrations::Side| {
+        !side.closed && side.task.as_ref().is_none_or(|task| task.part.is_cold())
+    };
+    sides.iter().find(may_end).map(|side| side.uid.as_str())
+}
+
 /// A problem whose reason is known; any other error counts as a failed installation.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -418,7 +436,26 @@ fn default_runtime_binary(config: &Value) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use transship_host::paths::Role;
+    use transship_host::task::Part;
+
     use super::*;
+
+    #[test]
+    fn containerd_is_not_restarted_under_containers_that_have_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(dir.path());
+        let waits_for = || ended_pod(&migrations::list(&host).unwrap()).map(str::to_owned);
+        let migration = host.migration("m-1", Role::Source).unwrap();
+        let mut task = migrations::tests::task("m-1", Role::Source);
+        migration.write_task(&task).unwrap();
+        assert_eq!(waits_for(), None, "frozen ones are found again");
+        task.part = Part::Cold;
+        migration.write_task(&task).unwrap();
+        assert_eq!(waits_for().as_deref(), Some("m-1"));
+        migration.close().unwrap();
+        assert_eq!(waits_for(), None);
+    }
 
     #[test]
     fn versions_are_read() {

@@ -180,6 +180,8 @@ pub mod reasons {
 
     // --- Reconciling, Stalled ---
 
+    /// The source is to go on, and its node does not succeed in something that must come before.
+    pub const SOURCE_STUCK: &str = "SourceStuck";
     /// A side must acknowledge before the operator can go on.
     pub const WAITING_FOR_NODE: &str = "WaitingForNode";
     /// The object is paused by annotation.

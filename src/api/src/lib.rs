@@ -11,6 +11,7 @@
 pub mod checkpoint;
 pub mod conditions;
 pub mod duration;
+pub mod limits;
 pub mod migration;
 pub mod names;
 pub mod node;

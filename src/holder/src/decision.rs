@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
+use k8s_openapi::api::core::v1::Pod;
 use kube::config::AuthInfo;
 use kube::{Api, Client, Config};
 use rustls::pki_types::CertificateDer;
@@ -97,6 +98,21 @@ impl Reader {
         outcome
     }
 
+    /// A quorum read of whether the pod of this name and UID, in the Migration's namespace, is gone.
+    pub async fn pod_is_gone(&mut self, name: &str, uid: &str) -> Result<bool> {
+        let outcome = tokio::time::timeout(READ_TIMEOUT, async {
+            let api: Api<Pod> = Api::namespaced(self.client().await?, &self.namespace);
+            let found = api.get_opt(name).await.context("cannot read the pod")?;
+            Ok(is_gone(found.as_ref(), uid))
+        })
+        .await
+        .unwrap_or_else(|_| Err(anyhow!("the API server did not answer in {READ_TIMEOUT:?}")));
+        if outcome.is_err() {
+            self.client = None;
+        }
+        outcome
+    }
+
     async fn get(&mut self) -> Result<Seen> {
         let client = self.client().await?;
         let api: Api<Migration> = Api::namespaced(client, &self.namespace);
@@ -121,6 +137,10 @@ impl Reader {
             std::fs::metadata(self.files.join(file)).and_then(|meta| meta.modified()).ok()
         }))
     }
+}
+
+fn is_gone(found: Option<&Pod>, uid: &str) -> bool {
+    found.is_none_or(|pod| pod.metadata.uid.as_deref() != Some(uid))
 }
 
 fn seen(found: Option<Migration>, uid: &str) -> Seen {
@@ -208,6 +228,15 @@ mod tests {
             seen(Some(migration("u", None)), "u"),
             Seen::Present { decision: None, resumed: false, resolution: None }
         );
+    }
+
+    #[test]
+    fn another_pod_of_the_name_is_not_the_pod() {
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some("u".into());
+        assert!(!is_gone(Some(&pod), "u"));
+        assert!(is_gone(Some(&pod), "other"));
+        assert!(is_gone(None, "u"));
     }
 
     #[test]

@@ -25,6 +25,9 @@ const MADE_BY_KUBELET: [&str; 5] = [
     "volumes/kubernetes.io~secret",
 ];
 
+/// File in the migration's directory that names them, once they were noted.
+const VOLUMES: &str = "volumes.json";
+
 /// All data and names of the file system that holds the migration's directory are on the disk when
 /// this returns. One call for thousands of files; what others write waits with it.
 pub fn durable(dir: &MigrationDir) -> Result<()> {
@@ -33,31 +36,45 @@ pub fn durable(dir: &MigrationDir) -> Result<()> {
 
 /// The same of a source in the sequential order, and of the file systems of the pod's persistent
 /// volumes: the memory that is kept takes what was written there for written. `limit` is what is left
-/// of the freeze: storage that does not answer must not keep the pod frozen.
-pub async fn durable_with_volumes(holder: &Holder, pod: &Pod, limit: Duration) -> Result<()> {
+/// of `what`, the freeze: storage that does not answer must not keep the pod frozen.
+pub async fn durable_with_volumes(
+    holder: &Holder,
+    pod: &Pod,
+    limit: Duration,
+    what: &str,
+) -> Result<()> {
     let mut places = vec![holder.dir.path().to_path_buf()];
-    places.extend(persistent(holder, pod)?);
+    let noted = files::read_json_opt::<BTreeSet<PathBuf>>(&holder.dir.path().join(VOLUMES))?;
+    places.extend(noted.map_or_else(|| persistent(holder, pod), Ok)?);
+    let first = places[0].clone();
     let work = move |at: &watch::Sender<PathBuf>| {
         sync(places.iter().map(PathBuf::as_path), |place| {
             at.send_replace(place.to_path_buf());
         })
     };
-    let Some(place) = within(limit, work).await? else { return Ok(()) };
+    let Some(place) = within(limit, first, work).await? else { return Ok(()) };
     let pod_dir = holder.task.kubelet_root.join("pods").join(&holder.task.pod.uid);
     bail!(
-        "{} was not written through in the {:.1} s that were left of the freeze; see whether its storage answers",
+        "{} was not written through in the {:.1} s that were left of {what}; see whether its storage answers",
         name(&place, &pod_dir),
         limit.as_secs_f64()
     )
 }
 
-/// Waits for `work` no longer than `limit`; then it gives the place that it is still at. On a thread of
-/// its own, which nothing waits for at the end: it may hang in the kernel.
+/// Notes the pod's persistent volumes: the bundles that tell of them go with containers that end.
+pub fn note_volumes(holder: &Holder, pod: &Pod) -> Result<()> {
+    Ok(files::write_json(&holder.dir.path().join(VOLUMES), &persistent(holder, pod)?)?)
+}
+
+/// Waits for `work` no longer than `limit`; then it gives the place that it is still at, which is `first`
+/// until it says another. On a thread of its own, which nothing waits for at the end: it may hang in the
+/// kernel.
 async fn within(
     limit: Duration,
+    first: PathBuf,
     work: impl FnOnce(&watch::Sender<PathBuf>) -> Result<()> + Send + 'static,
 ) -> Result<Option<PathBuf>> {
-    let (sender, at) = watch::channel(PathBuf::new());
+    let (sender, at) = watch::channel(first);
     let (end, ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("sync".into())
@@ -203,12 +220,18 @@ mod tests {
             let _ = never.recv();
             Ok(())
         };
-        let late = within(Duration::from_millis(50), hangs).await.unwrap();
+        let first = || PathBuf::from("/first");
+        let late = within(Duration::from_millis(50), first(), hangs).await.unwrap();
         assert!(late.is_some());
         drop(answer);
+        let late = within(Duration::ZERO, first(), |_| {
+            std::thread::sleep(Duration::from_millis(50));
+            Ok(())
+        });
+        assert_eq!(late.await.unwrap(), Some(first()), "nothing was begun");
         let minute = Duration::from_secs(60);
-        assert_eq!(within(minute, |_| Ok(())).await.unwrap(), None);
-        let error = within(minute, |_| bail!("no")).await.unwrap_err();
+        assert_eq!(within(minute, first(), |_| Ok(())).await.unwrap(), None);
+        let error = within(minute, first(), |_| bail!("no")).await.unwrap_err();
         assert_eq!(error.to_string(), "no");
     }
 
@@ -243,11 +266,11 @@ mod tests {
         let bundle = layout.bundle(&pod.containers[0].id);
         let mut holder = Holder::new(host, layout, dir, task);
         let minute = Duration::from_secs(60);
-        let synced = durable_with_volumes(&holder, &pod, minute).await;
+        let synced = durable_with_volumes(&holder, &pod, minute, "the freeze").await;
         synced.expect("a pod without claims needs no bundle");
 
         holder.task.stand_ins = vec!["data".into()];
-        let synced = durable_with_volumes(&holder, &pod, minute).await;
+        let synced = durable_with_volumes(&holder, &pod, minute, "the freeze").await;
         assert!(synced.is_err(), "its mounts are not known");
         std::fs::create_dir_all(&bundle).unwrap();
         let config = json!({"mounts": [
@@ -258,10 +281,12 @@ mod tests {
         ]});
         std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
         assert_eq!(persistent(&holder, &pod).unwrap(), BTreeSet::from([claim.clone()]));
-        let error = durable_with_volumes(&holder, &pod, minute).await.unwrap_err();
+        let error = durable_with_volumes(&holder, &pod, minute, "the freeze").await.unwrap_err();
         let error = format!("{error:#}");
         assert!(error.contains("pvc-1"), "{error}");
         std::fs::create_dir_all(&claim).unwrap();
-        durable_with_volumes(&holder, &pod, minute).await.unwrap();
+        note_volumes(&holder, &pod).unwrap();
+        std::fs::remove_file(bundle.join("config.json")).unwrap();
+        durable_with_volumes(&holder, &pod, minute, "the freeze").await.unwrap();
     }
 }

@@ -55,15 +55,19 @@ impl Holder {
         self.frozen.load(Ordering::SeqCst)
     }
 
+    /// A reader of the API server for this migration.
+    pub fn reader(&self) -> Reader {
+        let migration = &self.task.migration;
+        Reader::new(&self.host.api(), &migration.namespace, &migration.name, &migration.uid)
+    }
+
     /// Starts the task that reads the API server.
     pub fn start_reading<E: Send + 'static>(
         &self,
         events: mpsc::Sender<E>,
         into_event: impl Fn(Reading) -> Option<E> + Send + Sync + 'static,
     ) {
-        let migration = &self.task.migration;
-        let reader =
-            Reader::new(&self.host.api(), &migration.namespace, &migration.name, &migration.uid);
+        let reader = self.reader();
         let (asker, board) = (self.asker.clone(), self.board.clone());
         let peer = self.task.peer.node.clone();
         let into_event = move |reading: Reading| {
@@ -106,6 +110,12 @@ impl Holder {
                 }
             }
         });
+    }
+
+    /// What is left of the time for the whole migration.
+    pub fn time_left(&self) -> Duration {
+        let end = UNIX_EPOCH + Duration::from_millis(self.task.timeout_at_unix_millis);
+        end.duration_since(SystemTime::now()).unwrap_or_default()
     }
 
     /// Sends an event later.

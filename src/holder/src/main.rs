@@ -62,6 +62,12 @@ enum Command {
         /// The container's root
         root: PathBuf,
     },
+    /// Last resort of an administrator, for a pod that ended to be moved, goes on here, and waits for files that
+    /// cannot be kept: it starts again without what its containers have changed outside of volumes
+    GiveUpFiles {
+        /// UID of the Migration
+        migration_uid: String,
+    },
     /// Last resort of an administrator, for a source that waits for a target that is off for good:
     /// vouch that the target's node does not run
     Resolve {
@@ -85,6 +91,7 @@ fn main() -> ExitCode {
             started::fill(&host, &MigrationDir::at(dir), &container, &root)
         }
         Command::Status => report::status(&host),
+        Command::GiveUpFiles { migration_uid } => report::give_up_files(&host, &migration_uid),
         Command::Resolve { migration_uid, the_target_is_off } => {
             report::resolve(&host, &migration_uid, the_target_is_off)
         }

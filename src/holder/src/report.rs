@@ -10,6 +10,7 @@ use transship_host::{files, journal};
 use transship_rpc::{SideStatus, Stage};
 
 use crate::holder::VOUCHED;
+use crate::source::files::GIVEN_UP;
 use crate::status;
 
 /// Prints one line for each migration that this node has a part in.
@@ -46,9 +47,8 @@ fn line(name: &str, dir: &MigrationDir) -> Result<String> {
     Ok(format!("{name:<44} {last:<22} {:<9} {holder:<8} {pod}", stage.as_str_name()))
 }
 
-/// Leaves the administrator's word for the source's holder, which acts on it only where the
-/// protocol has no other way out.
-pub fn resolve(host: &HostRoot, migration_uid: &str, vouched: bool) -> Result<ExitCode> {
+/// The directory of a migration that this node is the source of, and that is not finished here.
+fn open_source(host: &HostRoot, migration_uid: &str) -> Result<MigrationDir> {
     let dir = host.migration(migration_uid, Role::Source)?;
     if dir.read_task()?.is_none() {
         bail!("this node is not the source of migration {migration_uid}");
@@ -56,6 +56,22 @@ pub fn resolve(host: &HostRoot, migration_uid: &str, vouched: bool) -> Result<Ex
     if dir.is_closed()? {
         bail!("migration {migration_uid} is finished on this node");
     }
+    Ok(dir)
+}
+
+/// Leaves the administrator's word that a pod which goes on here does so without the files that cannot be kept.
+pub fn give_up_files(host: &HostRoot, migration_uid: &str) -> Result<ExitCode> {
+    let dir = open_source(host, migration_uid)?;
+    files::write_atomic(&dir.path().join(GIVEN_UP), b"")
+        .context("the word cannot be left for the holder")?;
+    println!("noted; the Migration will say whose files are lost");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Leaves the administrator's word for the source's holder, which acts on it only where the
+/// protocol has no other way out.
+pub fn resolve(host: &HostRoot, migration_uid: &str, vouched: bool) -> Result<ExitCode> {
+    let dir = open_source(host, migration_uid)?;
     if !vouched {
         bail!(
             "the source goes on only where nothing else can: write --the-target-is-off to vouch \
@@ -103,5 +119,10 @@ mod tests {
         assert!(resolve(&host, "m-uid", false).unwrap_err().to_string().contains("vouch"));
         resolve(&host, "m-uid", true).unwrap();
         assert!(dir.path().join(VOUCHED).exists());
+        assert!(!dir.path().join(GIVEN_UP).exists());
+        give_up_files(&host, "m-uid").unwrap();
+        assert!(dir.path().join(GIVEN_UP).exists());
+        dir.close().unwrap();
+        assert!(give_up_files(&host, "m-uid").is_err());
     }
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::mpsc;
@@ -12,22 +12,29 @@ use transship_host::HostRoot;
 use transship_host::markers::Filled;
 use transship_host::paths::{MigrationDir, PodDir, Role};
 use transship_runtime::cri::Cri;
-use transship_transport::tree::apply_spool;
+use transship_transport::tree::{Kinds, apply_spool};
 
+use crate::decision::Reader;
 use crate::holder::Holder;
 use crate::logs;
 use crate::pod::moving;
+use crate::source::files;
 
 /// How often it is looked whether a container was started.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often it is asked whether the pod is still to be started at all.
+const ASK: Duration = Duration::from_secs(2);
 
 /// Puts the files of a container of the migration in `dir` into its root. On a node that it has come to, its
 /// log begins with what it has printed before.
 pub fn fill(host: &HostRoot, dir: &MigrationDir, container: &str, root: &Path) -> Result<ExitCode> {
     let tree = dir.rootfs_tree(container)?;
-    apply_spool(&tree, root)
-        .with_context(|| format!("{} cannot be applied to {}", tree.display(), root.display()))?;
     let task = dir.read_task()?.context("the migration has no task")?;
+    if task.role == Role::Source && files::lost(dir).iter().any(|lost| lost == container) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    apply_spool(&tree, root, Kinds::All)
+        .with_context(|| format!("{} cannot be applied to {}", tree.display(), root.display()))?;
     if task.role == Role::Target
         && let Err(error) = logs::carry_one(host, dir, &task.pod, container)
     {
@@ -36,11 +43,10 @@ pub fn fill(host: &HostRoot, dir: &MigrationDir, container: &str, root: &Path) -
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lets every container of the pod that has files be started with them once. `has_files` says of which that
-/// is; one without starts like any other.
-pub fn grant(holder: &Holder, has_files: impl Fn(&str) -> bool) -> Result<()> {
+/// Lets every container of the pod be started once with its files, those of which are lost without.
+pub fn grant(holder: &Holder) -> Result<()> {
     let pod = holder.host.pod(&holder.task.pod.uid)?;
-    for container in moving(&holder.task).filter(|name| has_files(name)) {
+    for container in moving(&holder.task) {
         pod.grant_ticket(container)?;
     }
     Ok(())
@@ -50,12 +56,21 @@ pub fn grant(holder: &Holder, has_files: impl Fn(&str) -> bool) -> Result<()> {
 /// the pod before that.
 pub fn watch<E: Send + 'static>(holder: Arc<Holder>, events: mpsc::Sender<E>, started: E, gone: E) {
     tokio::spawn(async move {
+        let (mut reader, mut asked) = (holder.reader(), Instant::now());
         loop {
             match look(&holder).await {
                 Ok(true) => return drop(events.send(started).await),
                 Ok(false) if is_removed(&holder) => return drop(events.send(gone).await),
                 Ok(false) => {}
                 Err(error) => tracing::warn!("whether all are started is not known: {error:#}"),
+            }
+            if asked.elapsed() >= ASK {
+                asked = Instant::now();
+                match has_gone(&holder, &mut reader).await {
+                    Ok(true) => return drop(events.send(gone).await),
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!("whether the pod is gone is not known: {error:#}"),
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
@@ -70,6 +85,15 @@ fn is_removed(holder: &Holder) -> bool {
     let task = &holder.task;
     let pods = task.kubelet_root.join("pods");
     pods.is_dir() && matches!(pods.join(&task.pod.uid).try_exists(), Ok(false))
+}
+
+/// Nothing of it runs and its object is gone. Its directory may stay for other reasons, a volume that cannot be
+/// taken off.
+async fn has_gone(holder: &Holder, reader: &mut Reader) -> Result<bool> {
+    let pod = &holder.task.pod;
+    let cri = Cri::connect(&holder.layout.containerd_socket).await?;
+    let runs = !cri.sandboxes(&pod.uid).await?.is_empty();
+    Ok(!runs && reader.pod_is_gone(&pod.name, &pod.uid).await?)
 }
 
 /// Takes the tickets of those that were started; whether none is left.
@@ -154,9 +178,10 @@ mod tests {
     async fn all_are_started_when_no_ticket_is_left() {
         let root = tempfile::tempdir().unwrap();
         let holder = holder(root.path());
-        grant(&holder, |name| name == "web").unwrap();
+        grant(&holder).unwrap();
         let pod = holder.host.pod(&holder.task.pod.uid).unwrap();
-        assert_eq!(waiting(&holder, &pod).unwrap(), ["web"]);
+        assert_eq!(waiting(&holder, &pod).unwrap(), ["web", "aux"]);
+        pod.consume_ticket("aux").unwrap();
         let (events, mut received) = mpsc::channel(1);
         watch(Arc::clone(&holder), events, "started", "gone");
         pod.consume_ticket("web").unwrap();

@@ -40,6 +40,8 @@ impl Board {
         status.migration_uid.clone_from(&task.migration.uid);
         status.pod_uid.clone_from(&task.pod.uid);
         status.role = role as i32;
+        // Of this one nothing is known yet.
+        status.stuck.clear();
         if status.stage == Stage::Unspecified as i32 {
             status.stage = Stage::Started as i32;
         }
@@ -89,6 +91,11 @@ impl Board {
                 message.clone_into(&mut status.message);
             }
         });
+    }
+
+    /// Notes what does not succeed however often it is tried, or with an empty text that it did.
+    pub fn stuck(&self, why: &str) {
+        self.update(|status| why.clone_into(&mut status.stuck));
     }
 
     /// Whether the tasks were frozen at some time, by this or an earlier holder.
@@ -235,6 +242,18 @@ mod tests {
         let status: SideStatus = files::read_json(&board.file).unwrap();
         assert_eq!((status.reason.as_str(), status.message.as_str()), ("DumpFailed", "first"));
         assert_eq!(status.micros["freeze"], 1500);
+    }
+
+    #[test]
+    fn what_a_former_holder_was_stuck_at_is_not_known_of_this_one() {
+        let (root, board) = board();
+        board.stuck("FilesNotKept: no room");
+        board.update(|status| status.files_lost = vec!["web".into()]);
+        let dir = HostRoot::at(root.path()).migration("m-1", Role::Source).unwrap();
+        let mut task = crate::areas::tests::task();
+        task.role = Role::Source;
+        let status = Board::new(&dir, &task).subscribe().borrow().clone();
+        assert_eq!((status.stuck.as_str(), status.files_lost), ("", vec!["web".to_owned()]));
     }
 
     #[test]

@@ -30,6 +30,7 @@ const VERB_VALUES: &[&str] = &[
     "status-fd",
     "page-server",
     "empty-ns",
+    "format",
     "lsm-profile",
     "lsm-mount-context",
 ];
@@ -55,6 +56,8 @@ pub struct Invocation {
     pub console_socket: Option<PathBuf>,
     /// `--no-pivot`.
     pub no_pivot: bool,
+    /// Whether `--format` is `json`.
+    pub format_json: bool,
     /// The container's id: the first argument of the verb.
     pub id: Option<String>,
 }
@@ -110,10 +113,16 @@ impl Invocation {
                 ("pid-file", Some(value)) => parsed.pid_file = Some(value.into()),
                 ("console-socket", Some(value)) => parsed.console_socket = Some(value.into()),
                 ("no-pivot", _) => parsed.no_pivot = true,
+                ("format", Some(value)) => parsed.format_json = value == "json",
                 _ => {}
             }
         }
         parsed
+    }
+
+    /// Whether a program asks for the container's processes.
+    pub fn lists_processes(&self) -> bool {
+        self.format_json && self.verb.as_deref().is_some_and(|verb| verb == "ps")
     }
 
     /// What the verb means to the commit protocol.
@@ -194,6 +203,7 @@ mod tests {
             ("run -d -b /b c1", Verb::Create, Some("c1")),
             ("restore --image-path /i --work-path /w --detach c1", Verb::Create, Some("c1")),
             ("exec --process /p c1", Verb::Other, Some("/p")),
+            ("ps --format json c1", Verb::Other, Some("c1")),
             ("--version", Verb::Other, None),
             ("", Verb::Other, None),
             ("kill c1 -9", Verb::Kill, Some("c1")),
@@ -202,6 +212,19 @@ mod tests {
         for (line, verb, id) in cases {
             let got = parse(line);
             assert_eq!((got.protocol_verb(), got.id.as_deref()), (verb, id), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_processes_for_a_program_is_told_from_one_for_people() {
+        for (line, lists) in [
+            ("--root /r ps --format json c1", true),
+            ("ps --format=json c1", true),
+            ("ps c1", false),
+            ("ps --format table c1", false),
+            ("list --format json", false),
+        ] {
+            assert_eq!(parse(line).lists_processes(), lists, "{line}");
         }
     }
 

@@ -38,6 +38,9 @@ pub enum Effect<E, W> {
     /// Check that every container's tasks are there, whole and frozen; [`Failure::TasksLost`]. Cold: that
     /// none is left.
     VerifyTasks,
+    /// Cold: the containers that run now, under a record that keeps them from being ended or made anew, are
+    /// those that move, and nothing keeps their files from it. Fails while that costs nothing.
+    FindTasks,
     /// Cold: end all containers as kubelet would (hook, signal, patience), those that do not by SIGKILL, and
     /// wait until nothing of them is left. Their files stay where they are.
     EndTasks,

@@ -187,6 +187,52 @@ fn the_target_keeps_the_orders() {
     }
 }
 
+/// A cold source with these entries in its journal, restarted.
+fn cold(journal: &[SourceEntry]) -> Driver<SourceMachine> {
+    let facts = Facts { same_boot: true, tasks: true, lapsed: false };
+    let (machine, effects) = SourceMachine::recover_as(Part::Cold, journal, facts);
+    Driver::new(machine, effects)
+}
+
+#[test]
+fn a_cold_source_is_ended_only_by_what_comes_after_it_was_found() {
+    use SourceEntry::{Begun, Ending, Freezing};
+    let mut driver = Driver::new(SourceMachine::of(Part::Cold), vec![]);
+    for event in [SourceEvent::Begin, SourceEvent::FreezeNow] {
+        drain(&mut driver);
+        driver.feed(event);
+    }
+    assert_eq!(
+        names(&driver),
+        "Freezing record:Frozen +QuiesceWrapper +FindTasks Ending +EndTasks"
+    );
+    let untouched = "AbortedBeforeVote record:Open +OpenNetwork(None) +Announce +ThawTasks(None) Opened publish";
+    let ended = "AbortedBeforeVote +EndTasks +KeepFiles Starting record:Starting +OpenNetwork(None) +Announce";
+    let until = |effect: SourceEffect| {
+        let mut driver = driver.clone();
+        while driver.next_effect() != Some(effect) {
+            driver.done();
+        }
+        driver
+    };
+    for (effect, way_back) in [
+        (Effect::WriteRecord(RecordState::Frozen), untouched),
+        (Effect::QuiesceWrapper, untouched),
+        (Effect::FindTasks, untouched),
+        (Effect::EndTasks, ended),
+    ] {
+        let mut failing = until(effect);
+        assert!(failing.failed(Failure::Other), "{effect:?}");
+        assert_eq!(names(&failing), way_back, "{effect:?}");
+    }
+    assert_eq!(names(&cold(&[Begun, Freezing])), untouched);
+    assert_eq!(names(&cold(&[Begun, Freezing, Ending])), ended);
+    let again = cold(&[Begun, Freezing, Ending, SourceEntry::AbortedBeforeVote]);
+    assert!(names(&again).starts_with("+EndTasks +KeepFiles Starting"), "{}", names(&again));
+    let plain = cold(&[Begun, Freezing, SourceEntry::AbortedBeforeVote]);
+    assert!(names(&plain).starts_with("record:Open"), "{}", names(&plain));
+}
+
 #[test]
 fn a_decision_before_the_own_vote_does_not_count() {
     for recorded in [COMMIT, RESUMED, ABORT] {
@@ -256,6 +302,7 @@ fn an_order_cut_off_anywhere_is_finished_after_a_restart() {
 fn journal_entries_are_stable_json() {
     let source = [
         (SourceEntry::Begun, r#"{"kind":"begun"}"#),
+        (SourceEntry::Ending, r#"{"kind":"ending"}"#),
         (
             SourceEntry::Decided { decision: Decision::Commit },
             r#"{"kind":"decided","decision":"Commit"}"#,

@@ -129,7 +129,7 @@ pub(crate) enum Rule {
     LeavingGivesBack,
     /// An address is given back only if it is still lent to the pod that was asked about.
     OnlyTheAskedIsGivenBack,
-    /// Cold: containers are ended only under a record that refuses their creation.
+    /// Cold: that containers end is journalled only under a record that refuses their creation.
     EndsOnlyRefused,
     /// Cold: containers are started again only when their files are kept.
     StartNeedsFiles,

@@ -35,6 +35,8 @@ pub enum SourceEntry {
     Begun,
     /// It is about to touch the pod.
     Freezing,
+    /// Cold: the containers are found, and are about to be ended.
+    Ending,
     /// Everything is frozen and sent: from here only a recorded decision counts.
     Voted,
     /// It gave up before its vote.
@@ -152,8 +154,8 @@ pub struct SourceMachine {
     resumed: bool,
     /// A release was asked for before it was allowed: it follows as soon as it is.
     release_wanted: bool,
-    /// The pod was touched, or was about to be.
-    touched: bool,
+    /// Cold: containers were ended, or were about to be.
+    ending: bool,
     part: Part,
 }
 
@@ -196,7 +198,7 @@ impl Plan {
 
     /// Back to an ordinary pod: record open (fsynced) → network open and announced → thaw.
     fn resume(mut self, sockets: Sockets) -> Self {
-        if self.ahead.part.is_cold() && self.ahead.touched {
+        if self.ahead.ending {
             return self.give_back();
         }
         if sockets == Sockets::Destroy {
@@ -419,17 +421,18 @@ impl Machine for SourceMachine {
             (_, E::Poked) if !self.is_closed() => plan.with(Effect::ReadRecorded),
             (P::Idle, E::Begin) => plan.journal(SourceEntry::Begun).publish(),
             (P::Begun, E::FreezeNow) => {
-                let plan = plan
-                    .journal(SourceEntry::Freezing)
-                    .with(Effect::WriteRecord(RecordState::Frozen));
+                let plan = plan.journal(SourceEntry::Freezing);
+                if self.part.is_cold() && !holds(Rule::EndsOnlyRefused) {
+                    return plan.end().with(Effect::WriteRecord(RecordState::Frozen)).effects;
+                }
+                let plan = plan.with(Effect::WriteRecord(RecordState::Frozen));
                 let plan = if holds(Rule::SourceQuiesces) {
                     plan.with(Effect::QuiesceWrapper)
                 } else {
                     plan
                 };
                 if self.part.is_cold() {
-                    // With its network: it may have things to finish.
-                    return plan.with(Effect::EndTasks).effects;
+                    return plan.end().effects;
                 }
                 plan.with(Effect::CloseNetwork).with(Effect::FreezeTasks)
             }
@@ -491,8 +494,9 @@ impl Machine for SourceMachine {
         use SourcePhase as P;
         self.phase = match entry {
             SourceEntry::Begun => P::Begun,
-            SourceEntry::Freezing => {
-                self.touched = true;
+            SourceEntry::Freezing => P::Freezing,
+            SourceEntry::Ending => {
+                self.ending = true;
                 P::Freezing
             }
             SourceEntry::Voted => {

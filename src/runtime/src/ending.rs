@@ -54,6 +54,18 @@ pub async fn signal(
     Ok(run.map_err(failed)?.status.success())
 }
 
+/// Has runc delete a container that has ended, whatever is left of it. `false`: runc does not.
+pub async fn delete(layout: &Layout, runc: &Path, container_id: &str) -> Result<bool> {
+    let run = Command::new(runc)
+        .arg("--root")
+        .arg(&layout.runc_root)
+        .args(["delete", "--force", container_id])
+        .output()
+        .await;
+    let failed = |source| Error::Run { program: runc.display().to_string(), source };
+    Ok(run.map_err(failed)?.status.success())
+}
+
 /// runc knows names and numbers, but not the real-time signals' names. What is neither is taken for nothing:
 /// it comes from an image, and must not become an option.
 fn argument(signal: &str) -> String {

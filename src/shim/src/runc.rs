@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode, Stdio};
 
 use transship_host::HostRoot;
 
@@ -36,6 +37,19 @@ pub fn find(host: &HostRoot) -> Option<PathBuf> {
 fn is_program(path: &Path) -> bool {
     use rustix::fs::{Access, access};
     access(path, Access::EXEC_OK).is_ok() && path.is_file()
+}
+
+/// Has runc list a container's processes for a program, and tells of one where there is none: a containerd that
+/// restarts takes a container without any for one that never came to life, and forgets it.
+pub fn list_never_none(runc: &Path, arguments: &[OsString]) -> std::io::Result<ExitCode> {
+    let output = Command::new(runc).args(arguments).stderr(Stdio::inherit()).output()?;
+    let listed = serde_json::from_slice::<Vec<u32>>(&output.stdout).unwrap_or_default();
+    let text = match output.status.success() && !listed.is_empty() {
+        true => output.stdout,
+        false => b"[1]\n".to_vec(),
+    };
+    std::io::stdout().write_all(&text)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Becomes runc. Returns only if that fails.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use transship_host::bundle::Bundle;
 use transship_host::invocation::Invocation;
 use transship_host::markers::Restored;
-use transship_host::paths::PodDir;
+use transship_host::paths::{PodDir, Role};
 use transship_host::record::{ContainerKind, Record, RecordState};
 use transship_host::{HostRoot, unfinished};
 use transship_protocol::{Verb, Verdict, sandbox_verdict, wrapper_verdict};
@@ -30,6 +30,8 @@ pub(crate) enum Act {
     Pass,
     /// Restore the container.
     Restore(Box<Subject>),
+    /// Have runc list the container's processes, and never none.
+    List,
     /// Put the container's files into its root, then hand over to runc.
     Fill(Box<Subject>),
     /// Replace the program of an init container, then hand over to runc.
@@ -73,6 +75,10 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
             log::error(&invocation, &reason);
             ExitCode::FAILURE
         }
+        Act::List => runc::list_never_none(&runc, &arguments).unwrap_or_else(|error| {
+            log::error(&invocation, &format!("cannot list processes: {error}"));
+            ExitCode::FAILURE
+        }),
         Act::Restore(subject) => match restore::run(&host, &runc, &invocation, &subject) {
             Ok(()) => ExitCode::SUCCESS,
             Err(reason) => {
@@ -125,7 +131,8 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
 /// What is to be done about a command line.
 pub(crate) fn judge(host: &HostRoot, invocation: &Invocation) -> Act {
     let verb = invocation.protocol_verb();
-    if verb == Verb::Other || !any_record(host) {
+    let lists = invocation.lists_processes();
+    if (verb == Verb::Other && !lists) || !any_record(host) {
         return Act::Pass;
     }
     let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
@@ -136,6 +143,11 @@ pub(crate) fn judge(host: &HostRoot, invocation: &Invocation) -> Act {
     // Whatever is wrong above the pod's own directory does not concern an ordinary pod.
     if !pod.exists().unwrap_or(false) {
         return Act::Pass;
+    }
+    if lists {
+        let is_frozen = |record: Record| record.state == RecordState::Frozen;
+        let frozen = pod.read_record().ok().flatten().is_some_and(is_frozen);
+        return if frozen && !bundle.sandbox { Act::List } else { Act::Pass };
     }
     let record = match pod.read_record() {
         Ok(Some(record)) => record,
@@ -162,6 +174,11 @@ pub(crate) fn judge(host: &HostRoot, invocation: &Invocation) -> Act {
     let ticket = pod.has_ticket(&container).unwrap_or(record.state == RecordState::Starting);
     let subject = Subject { pod, pod_uid, container, bundle };
     let init = record.kind_of(&subject.container) == Some(ContainerKind::Init);
+    // A new sandbox of a pod that starts with moved files, which init containers would change again.
+    let moved = record.state == RecordState::Starting && record.role == Role::Target;
+    if init && moved && verb == Verb::Create {
+        return Act::Noop(Box::new(subject));
+    }
     if init && matches!(record.state, RecordState::Restore | RecordState::Prepared) {
         match verb {
             Verb::Create => return Act::Noop(Box::new(subject)),
@@ -234,7 +251,6 @@ mod tests {
 
     use serde_json::json;
     use transship_host::files;
-    use transship_host::paths::Role;
     use transship_host::record::{ContainerRef, RECORD_VERSION};
 
     use super::*;
@@ -301,6 +317,7 @@ mod tests {
             match judge(&self.host, &invocation) {
                 Act::Pass => "pass",
                 Act::Restore(_) => "restore",
+                Act::List => "list",
                 Act::Fill(_) => "fill",
                 Act::Noop(_) => "noop",
                 Act::SkipStart(_) => "skip",
@@ -389,12 +406,71 @@ mod tests {
         assert_eq!(node.acts("s1"), ["pass", "pass", "kill", "kill", "refuse"]);
         assert_eq!(node.acts("setup"), ["noop", "pass", "kill", "kill", "refuse"]);
         node.record(Role::Target, RecordState::Starting);
-        assert_eq!(node.acts("setup"), ALL_PASS, "a new sandbox has its init containers run");
+        let acts = ["noop", "pass", "pass", "pass", "pass"];
+        assert_eq!(node.acts("setup"), acts, "its files have moved, also for a new sandbox");
+        node.record(Role::Source, RecordState::Starting);
+        assert_eq!(node.acts("setup"), ALL_PASS, "as in any pod whose sandbox is made anew");
         node.record(Role::Target, RecordState::Held);
         assert_eq!(node.act("create", "s1"), "refuse");
         assert_eq!(node.act("create", "setup"), "refuse");
         node.record(Role::Target, RecordState::Open);
         assert_eq!(node.acts("setup"), ALL_PASS);
+    }
+
+    #[test]
+    fn a_container_of_a_frozen_source_is_never_listed_as_without_processes() {
+        let node = Node::new();
+        let act = |id: &str| {
+            let bundle = node.dir.path().join(id).into_os_string();
+            let line = ["ps".into(), "--bundle".into(), bundle, "--format=json".into(), id.into()];
+            judge(&node.host, &Invocation::parse(line))
+        };
+        assert!(matches!(act("web"), Act::Pass));
+        for (role, state, lists) in [
+            (Role::Source, RecordState::Frozen, true),
+            (Role::Source, RecordState::Moved, false),
+            (Role::Source, RecordState::Starting, false),
+            (Role::Target, RecordState::Prepared, false),
+        ] {
+            node.record(role, state);
+            assert_eq!(matches!(act("web"), Act::List), lists, "{state:?}");
+            assert!(matches!(act("s1"), Act::Pass), "{state:?}");
+        }
+        files::write_atomic(&node.pod().record(), b"{").unwrap();
+        assert!(matches!(act("web"), Act::Pass), "a list brings nobody to life");
+    }
+
+    /// containerd takes an error with one of these words for a container that has gone by itself.
+    #[test]
+    fn no_refusal_sounds_like_success() {
+        let node = Node::new();
+        for (role, state) in [
+            (Role::Source, RecordState::Frozen),
+            (Role::Source, RecordState::Moved),
+            (Role::Target, RecordState::Restore),
+            (Role::Target, RecordState::Held),
+            (Role::Target, RecordState::Aborted),
+            (Role::Target, RecordState::Prepared),
+        ] {
+            node.record(role, state);
+            for verb in ["create", "start", "kill", "delete", "resume"] {
+                let bundle = node.dir.path().join("web").into_os_string();
+                let line = [verb.into(), "--bundle".into(), bundle, "web".into()];
+                let Act::Refuse(reason) = judge(&node.host, &Invocation::parse(line)) else {
+                    continue;
+                };
+                let reason = reason.to_lowercase();
+                for word in [
+                    "does not exist",
+                    "no such process",
+                    "container not running",
+                    "process already finished",
+                    "not found",
+                ] {
+                    assert!(!reason.contains(word), "{verb} under {state:?}: {reason}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use transship_host::paths::Role;
+use transship_host::record::{RECORD_VERSION, Record};
 use transship_host::{HostRoot, files};
+use transship_protocol::RecordState;
 
 struct Node {
     dir: tempfile::TempDir,
@@ -104,6 +107,39 @@ fn a_refused_create_writes_to_runcs_log_and_to_nothing_else() {
     let line: serde_json::Value = serde_json::from_str(&log).unwrap();
     assert_eq!(line["level"], "error");
     assert!(line["msg"].as_str().unwrap().contains("host record is unusable"), "{log}");
+}
+
+#[test]
+fn a_container_of_a_source_that_has_ended_is_listed_with_a_process() {
+    let node = Node::new();
+    let record = Record {
+        version: RECORD_VERSION,
+        pod_uid: "p-1".into(),
+        pod_namespace: "shop".into(),
+        pod_name: "web-7".into(),
+        migration_uid: "m-1".into(),
+        role: Role::Source,
+        state: RecordState::Frozen,
+        containers: Vec::new(),
+        network: None,
+    };
+    node.host.pod("p-1").unwrap().write_record(&record).unwrap();
+    let line = "--root /nowhere ps --format json c1";
+    for (runc, listed) in [
+        ("echo null", "[1]\n"),
+        ("echo []", "[1]\n"),
+        ("exit 1", "[1]\n"),
+        ("echo [7,8]", "[7,8]\n"),
+    ] {
+        fs::write(node.path("runc-here"), format!("#!/bin/sh\n{runc}\n")).unwrap();
+        let output = node.run(line);
+        assert!(output.status.success(), "{runc}: {output:?}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), listed, "{runc}");
+    }
+    let opened = Record { state: RecordState::Open, ..record };
+    node.host.pod("p-1").unwrap().write_record(&opened).unwrap();
+    fs::write(node.path("runc-here"), "#!/bin/sh\necho null\n").unwrap();
+    assert_eq!(node.run(line).stdout, b"null\n");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, Result};
+use crate::tree::Kinds;
 
 /// The version of the protocol. Both sides must speak the same one.
 pub const VERSION: u32 = 1;
@@ -50,6 +51,17 @@ pub enum Area {
     Network,
     /// What goes along beside the pod's own files: `beside`.
     Beside,
+}
+
+impl Area {
+    /// What a tree of it may consist of. Those that the target's own programs read hold nothing that leads
+    /// elsewhere.
+    pub fn kinds(&self) -> Kinds {
+        match self {
+            Area::Rootfs(_) | Area::EmptyDir(_) | Area::Shm => Kinds::All,
+            Area::Network | Area::Beside => Kinds::Plain,
+        }
+    }
 }
 
 /// Container and volume names are DNS labels; nothing else may become part of a path.

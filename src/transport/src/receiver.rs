@@ -236,7 +236,7 @@ impl Session<'_> {
                 let target = match self.handler.tree(&area).map_err(Error::Refused)? {
                     TreeTarget::Spool(path) => TreeWriter::Spool(create(&path)?),
                     TreeTarget::Apply(dir) => {
-                        let applier = Applier::new(&dir)
+                        let applier = Applier::new(&dir, area.kinds())
                             .map_err(|source| Error::Tree { area: area.to_string(), source })?;
                         TreeWriter::Apply(Box::new(applier))
                     }

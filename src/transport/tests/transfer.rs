@@ -172,7 +172,8 @@ fn a_pod_arrives_whole_however_it_is_compressed() {
             fs::read(files.path().join("d/text")).unwrap()
         );
         let volume = tempfile::tempdir().unwrap();
-        tree::apply_spool(&dir.path().join("emptydir.data"), volume.path()).unwrap();
+        let spool = dir.path().join("emptydir.data");
+        tree::apply_spool(&spool, volume.path(), tree::Kinds::All).unwrap();
         assert_eq!(fs::read(volume.path().join("small")).unwrap(), b"small");
         let progress = sender.progress();
         if compression == Compression::Always {

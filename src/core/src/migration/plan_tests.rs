@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::json;
 use transship_api::conditions::{self as c, reasons};
-use transship_api::{Step, names};
+use transship_api::{self as api, Step, names};
 use transship_protocol::{Decision, Resolution, TargetOutcome, TargetProof, TargetWord};
 
 use super::plan::{Action, Record};
@@ -353,6 +353,59 @@ fn a_source_that_does_not_simply_go_on_is_not_said_to(
     let frozen = c::find(&conditions, c::FROZEN).unwrap();
     assert_eq!((frozen.status.as_str(), frozen.reason.as_str()), ("False", wanted));
     assert!(message(&world).contains(words), "{}", message(&world));
+}
+
+/// A cold one that has ended its source's containers and is given up.
+fn ended_in_vain() -> World {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| {
+        c::is_true(&w.seen.status().conditions, c::FROZEN) && w.records.is_empty()
+    });
+    let status = world.seen.migration.status.as_mut().unwrap();
+    status.chosen_mode = Some(api::Mode::Cold);
+    world
+}
+
+#[test]
+fn whose_files_are_lost_is_told_where_the_pod_starts_again() {
+    for (lost, words) in [
+        (vec![], "they were started again on node-a"),
+        (
+            vec!["web".to_owned(), "log".to_owned()],
+            "started again on node-a, but what container web, log had changed outside of volumes is lost",
+        ),
+    ] {
+        let mut world = ended_in_vain();
+        world.set(Role::Source, |r| {
+            r.files_lost = lost;
+            r.reason = "SourceFailed".into();
+            r.closed = true;
+        });
+        run_until(&mut world, |w| w.step() == Step::RolledBack);
+        assert!(message(&world).ends_with(words), "{}", message(&world));
+    }
+}
+
+#[test]
+fn what_a_node_does_not_succeed_in_is_told_with_the_way_out() {
+    let mut world = ended_in_vain();
+    world.set(Role::Source, |r| {
+        r.reason = "SourceFailed".into();
+        r.stuck = "FilesNotKept: no space left on device".into();
+    });
+    world.operator(usize::MAX);
+    assert_eq!(world.step(), Step::Aborting);
+    world.operator(usize::MAX);
+    let conditions = world.seen.status().conditions;
+    let stalled = c::find(&conditions, c::STALLED).unwrap();
+    assert_eq!((stalled.status.as_str(), stalled.reason.as_str()), ("True", reasons::SOURCE_STUCK));
+    for words in ["node-a tries in vain", "no space left", "transship-holder give-up-files uid-m"] {
+        assert!(stalled.message.contains(words), "{}", stalled.message);
+    }
+    world.set(Role::Source, |r| r.stuck.clear());
+    world.operator(usize::MAX);
+    let conditions = world.seen.status().conditions;
+    assert_eq!(c::find(&conditions, c::STALLED).unwrap().status, "False");
 }
 
 #[test]

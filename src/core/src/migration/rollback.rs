@@ -76,9 +76,43 @@ fn describe_aborting(
     message: &str,
     waiting: &str,
 ) {
-    describe_waiting(observed, draft, waiting);
+    let waiting = match stuck(observed) {
+        Some(stuck) => {
+            let waiting = format!("{waiting}; {stuck}");
+            draft.stalled(reasons::SOURCE_STUCK, &waiting);
+            waiting
+        }
+        None => {
+            describe_waiting(observed, draft, waiting);
+            waiting.to_owned()
+        }
+    };
     let text = format!("{message}{WAITING_MARK}{waiting}");
     draft.set(c::SUCCEEDED, ConditionStatus::Unknown, reason, text);
+}
+
+/// What the source's node does not succeed in, and the way out.
+fn stuck(observed: &Observed) -> Option<String> {
+    let why = observed.source.report().map(|report| report.stuck.as_str())?;
+    let node = observed.node(Role::Source);
+    (!why.is_empty()).then(|| {
+        let way_out = match why.starts_with("FilesNotKept") {
+            true => format!(
+                "; mend that, or give up what the containers have changed outside of volumes: /opt/transship/bin/transship-holder give-up-files {} on {node}",
+                observed.uid()
+            ),
+            false => String::new(),
+        };
+        format!("{node} tries in vain ({why}){way_out}")
+    })
+}
+
+/// Whose files the source has lost.
+fn lost_files(observed: &Observed) -> Option<String> {
+    let lost = &observed.source.report()?.files_lost;
+    (!lost.is_empty()).then(|| {
+        format!("what container {} had changed outside of volumes is lost", lost.join(", "))
+    })
 }
 
 /// Closes both sides, ends the target pod and takes the claim off: what to do and what is waited
@@ -150,9 +184,10 @@ fn goes_on(observed: &Observed, draft: &mut Draft, message: &str) -> String {
     let (reason, still) = if observed.source_node_gone {
         (reasons::SOURCE_GONE, format!("{node} has left the cluster, and the pod with it"))
     } else if observed.source_word().memory_lost {
-        let lost = match observed.is_cold() {
-            true => "so changes outside of the pod's volumes may be lost",
-            false => "so the pod's memory is lost and it starts afresh",
+        let lost = match (observed.is_cold(), lost_files(observed)) {
+            (true, Some(lost)) => format!("and {lost}"),
+            (true, None) => "so changes outside of the pod's volumes may be lost".to_owned(),
+            (false, _) => "so the pod's memory is lost and it starts afresh".to_owned(),
         };
         (reasons::SOURCE_REBOOTED, format!("{node} restarted meanwhile, {lost}"))
     } else if !frozen {
@@ -162,7 +197,12 @@ fn goes_on(observed: &Observed, draft: &mut Draft, message: &str) -> String {
         let now = if deleted { "the pod was deleted meanwhile" } else { "they go on" };
         let still = match draft.downtime(report.and_then(|r| r.thawed_at)) {
             _ if observed.is_cold() && !deleted => {
-                format!("ended {}; they were started again on {node}", status::count(observed))
+                let again =
+                    format!("ended {}; they were started again on {node}", status::count(observed));
+                match lost_files(observed) {
+                    Some(lost) => format!("{again}, but {lost}"),
+                    None => again,
+                }
             }
             Some(time) => format!("froze {} for {time}; {now} on {node}", status::count(observed)),
             None if deleted => format!("{now} on {node}"),

@@ -91,6 +91,10 @@ pub struct Report {
     pub reason: String,
     /// The same as a sentence.
     pub message: String,
+    /// Source, cold: containers that start again there without what they had changed outside of volumes.
+    pub files_lost: Vec<String>,
+    /// What does not succeed there however often it is tried, and why; empty while nothing is.
+    pub stuck: String,
     /// When the source was frozen, by its node's clock.
     pub frozen_at: Option<Timestamp>,
     /// When the application ran again, by that node's clock.
@@ -448,18 +452,18 @@ pub fn ready_bound(pod: &Pod) -> Duration {
 pub fn liveness_patience(pod: &Pod) -> Option<Duration> {
     let spec = pod.spec.as_ref()?;
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    containers
-        .filter_map(|c: &Container| c.liveness_probe.as_ref())
-        .map(|probe| {
-            let period = probe.period_seconds.unwrap_or(10).max(1);
-            let threshold = probe.failure_threshold.unwrap_or(3).max(1);
-            // A first failure may come right after the freeze, so one period less; a probe with
-            // threshold 1 still leaves its time-out.
-            let whole = period * (threshold - 1);
-            let shortest = probe.timeout_seconds.unwrap_or(1).max(1);
-            Duration::from_secs(u64::try_from(whole.max(shortest)).unwrap_or(1))
-        })
-        .min()
+    containers.filter_map(|c: &Container| c.liveness_probe.as_ref()).map(probe_patience).min()
+}
+
+/// How long a container may stand still before kubelet would kill it for this liveness probe.
+pub fn probe_patience(probe: &Probe) -> Duration {
+    let period = probe.period_seconds.unwrap_or(10).max(1);
+    let threshold = probe.failure_threshold.unwrap_or(3).max(1);
+    // A first failure may come right after the freeze, so one period less; a probe with
+    // threshold 1 still leaves its time-out.
+    let whole = period * (threshold - 1);
+    let shortest = probe.timeout_seconds.unwrap_or(1).max(1);
+    Duration::from_secs(u64::try_from(whole.max(shortest)).unwrap_or(1))
 }
 
 #[cfg(test)]

@@ -4,14 +4,17 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
-use transship_api::{Mode, quantity::human_bytes};
+use transship_api::Mode;
+use transship_api::limits::{ROOT_BYTES, ROOT_ENTRIES, room_for};
+use transship_api::quantity::human_bytes;
 
 use super::{Check, Input, Violation, process};
+use crate::facts::PodFacts;
+use crate::migration::state::probe_patience;
 use crate::sequential_pod::is_exclusive;
 
-/// The largest writable layer that is put into a new root within kubelet's two minutes for a container's
-/// creation, also by a slow disk.
-const ROOT_LIMIT: u64 = 4 << 30;
+/// How fast files go to the other node where no limit is given, in bytes a second.
+const USUAL_RATE: u64 = 50 << 20;
 /// How long kubelet lets a pod end that does not say.
 const GRACE_SECONDS: u64 = 30;
 
@@ -43,13 +46,19 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "GracePeriod",
-        finds: "a pod that may take as long to end as the whole move",
+        finds: "a pod that may take as long to end, and its files to be copied, as the whole move",
         remedy: "write a spec.timeout that is longer than the pod's terminationGracePeriodSeconds, by as long as copying its files may take",
         look: grace_period,
     },
     Check {
+        name: "PreStopHook",
+        finds: "a container with a preStop hook whose liveness probe may give up while the pod ends: kubelet would run the hook once more",
+        remedy: "let the liveness probe be patient (periodSeconds, failureThreshold) for longer than terminationGracePeriodSeconds, or do without one of them",
+        look: pre_stop_hook,
+    },
+    Check {
         name: "RootFilesystem",
-        finds: "a container that has changed more than 4 GiB outside of volumes",
+        finds: "a container that has changed more than 4 GiB, or 200000 files, outside of volumes",
         remedy: "keep the data in a volume",
         look: root_file_systems,
     },
@@ -92,27 +101,62 @@ fn restart_policy(input: &Input<'_>) -> Vec<Violation> {
         .collect()
 }
 
-fn grace_period(input: &Input<'_>) -> Vec<Violation> {
-    // One that cannot be read is refused as such.
-    let Ok(timeout) = input.migration.spec.timeout() else { return Vec::new() };
+fn grace_seconds(input: &Input<'_>) -> u64 {
     let grace = spec(input).and_then(|spec| spec.termination_grace_period_seconds);
-    let grace = grace.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(GRACE_SECONDS);
-    let message = || {
-        let timeout = &input.migration.spec.timeout;
-        format!("the pod may take {grace} s to end, and the whole move {timeout}")
+    grace.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(GRACE_SECONDS)
+}
+
+fn grace_period(input: &Input<'_>) -> Vec<Violation> {
+    let asked = &input.migration.spec;
+    // What cannot be read is refused as such.
+    let (Ok(timeout), Ok(rate)) = (asked.timeout(), asked.bandwidth_limit()) else {
+        return Vec::new();
     };
-    let is_longer = Duration::from_secs(grace) >= timeout;
+    let grace = grace_seconds(input);
+    let bytes = input.facts.map_or(0, PodFacts::file_bytes);
+    let copying = bytes / rate.unwrap_or(USUAL_RATE).max(1);
+    let message = || {
+        let files = match copying {
+            0 => String::new(),
+            _ => format!(" and {copying} s to have its {} of files copied", human_bytes(bytes)),
+        };
+        format!("the pod may take {grace} s to end{files}, and the whole move {}", asked.timeout)
+    };
+    let is_longer = Duration::from_secs(grace.saturating_add(copying)) >= timeout;
     is_longer.then(|| Violation::of_pod(message())).into_iter().collect()
+}
+
+fn pre_stop_hook(input: &Input<'_>) -> Vec<Violation> {
+    let Some(spec) = spec(input) else { return Vec::new() };
+    let grace = grace_seconds(input);
+    let impatient = |container: &Container| {
+        container.lifecycle.as_ref()?.pre_stop.as_ref()?;
+        let patience = probe_patience(container.liveness_probe.as_ref()?).as_secs();
+        (patience < grace).then(|| {
+            Violation::of_container(
+                &container.name,
+                format!(
+                    "its liveness probe gives up after {patience} s, and the pod may take {grace} s to end"
+                ),
+            )
+        })
+    };
+    super::pod::moved(spec).filter_map(impatient).collect()
 }
 
 fn root_file_systems(input: &Input<'_>) -> Vec<Violation> {
     let containers = input.facts.into_iter().flat_map(|facts| &facts.containers);
     containers
-        .filter(|container| container.running && container.rootfs_changed_bytes > ROOT_LIMIT)
-        .map(|container| {
-            let bytes = human_bytes(container.rootfs_changed_bytes);
-            let message = format!("the container has changed {bytes} outside of volumes");
-            Violation::of_container(&container.name, message)
+        .filter(|container| container.running)
+        .filter_map(|container| {
+            let (bytes, files) = (container.rootfs_changed_bytes, container.rootfs_changed_files);
+            (bytes > ROOT_BYTES || files > ROOT_ENTRIES).then(|| {
+                let bytes = human_bytes(bytes);
+                let message = format!(
+                    "the container has changed {bytes} in {files} files outside of volumes"
+                );
+                Violation::of_container(&container.name, message)
+            })
         })
         .collect()
 }
@@ -123,8 +167,8 @@ pub(super) fn space(input: &Input<'_>) -> Vec<Violation> {
     let needed = facts.file_bytes();
     let target = input.target_facts.map_or(0, |target| target.node.free_bytes);
     [
-        ("the target", target, needed.saturating_mul(2)),
-        ("the source", facts.node.free_bytes, needed),
+        ("the target", target, room_for(needed.saturating_mul(2))),
+        ("the source", facts.node.free_bytes, room_for(needed)),
     ]
     .into_iter()
     // Zero means that the agent could not say.

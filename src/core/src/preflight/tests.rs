@@ -475,7 +475,16 @@ fn cold() -> World {
     let mut world = World::new();
     world.migration.spec.mode = Mode::Cold;
     world.owner_is("apps/v1", "StatefulSet");
+    for node in [&mut world.facts, &mut world.target_facts] {
+        node["node"]["freeBytes"] = json!(1u64 << 40);
+    }
     world
+}
+
+/// A container that may be killed for its probe after 20 seconds, and would run its hook then.
+fn impatient(world: &mut World) {
+    world.container()["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 3}}});
+    world.container()["livenessProbe"] = json!({"periodSeconds": 10, "failureThreshold": 3});
 }
 
 #[test]
@@ -501,7 +510,18 @@ fn what_only_a_dump_minds_does_not_keep_files_from_moving() {
 #[case(|w: &mut World| w.facts["containers"][0]["frozen"] = json!(true), "FrozenContainer")]
 #[case(|w: &mut World| w.pod()["spec"]["hostNetwork"] = json!(true), "HostNamespaces")]
 #[case(|w: &mut World| w.nodes[1]["agent"]["status"]["arch"] = json!("arm64"), "Architecture")]
-#[case(|w: &mut World| w.facts["containers"][0]["rootfsChangedBytes"] = json!(600_000), "Space")]
+#[case(|w: &mut World| w.facts["node"]["freeBytes"] = json!((1u64 << 30) - 1), "Space")]
+#[case(|w: &mut World| w.target_facts["node"]["freeBytes"] = json!((1u64 << 30) - 1), "Space")]
+#[case(|w: &mut World| {
+    // 20 minutes at the usual rate.
+    w.facts["emptyDirs"] = json!([{"name": "data", "bytes": 60u64 << 30}]);
+}, "GracePeriod")]
+#[case(|w: &mut World| {
+    w.migration.spec.bandwidth_limit = Some("1Mi".into());
+    w.facts["containers"][0]["rootfsChangedBytes"] = json!(600 << 20);
+}, "GracePeriod")]
+#[case(impatient, "PreStopHook")]
+#[case(|w: &mut World| w.facts["containers"][0]["rootfsChangedFiles"] = json!(200_001), "RootFilesystem")]
 fn what_files_and_their_pods_need_is_asked_for(
     #[case] change: fn(&mut World),
     #[case] check: &str,
@@ -519,14 +539,14 @@ fn a_pod_that_ends_gracefully_may_be_moved_cold_whatever_its_hooks_and_signals()
         "preStop": {"httpGet": {"port": 1, "scheme": "HTTPS"}}});
     assert_eq!(world.look(refusal), None);
     assert_eq!(world.look(violations), []);
+    impatient(&mut world);
+    world.pod()["spec"]["terminationGracePeriodSeconds"] = json!(20);
+    assert_eq!(world.look(violations), [], "the probe is patient enough");
 }
 
 #[test]
 fn files_that_would_not_be_in_their_place_in_time_are_told() {
     let mut world = cold();
-    for node in [&mut world.facts, &mut world.target_facts] {
-        node["node"]["freeBytes"] = json!(1u64 << 40);
-    }
     world.facts["containers"][0]["rootfsChangedBytes"] = json!((4u64 << 30) + 1);
     let found = world.look(violations);
     assert_eq!(found.iter().map(|v| v.check).collect::<Vec<_>>(), ["RootFilesystem"]);

@@ -1,5 +1,6 @@
-//! Cold: the containers end as they would at the pod's deletion: hook, stop signal, patience, SIGKILL; the
-//! applications together, then the sidecars in the reverse of their order. kubelet is not told.
+//! Cold: the containers end as they would at the pod's deletion: hook, stop signal, patience, SIGKILL. All hooks
+//! begin at once; the applications get their signal after theirs, and sidecars in the reverse of their order when
+//! what was started after them has ended. kubelet is not told.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,62 +8,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use futures::future::join_all;
+use tokio::sync::watch;
 use transship_host::ending::Ending;
 use transship_host::record::ContainerKind;
-use transship_runtime::container::Container;
-use transship_runtime::cri::{Cri, CriContainer, State};
-use transship_runtime::ending;
+use transship_runtime::cri::Cri;
+use transship_runtime::{Layout, ending};
 
 use crate::holder::Holder;
 use crate::hook;
 use crate::pod::{Pod, PodContainer, runc_program};
 
-use super::files;
-
 /// What a container has at least between its signal and SIGKILL, however long its hook took.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 /// How often it is looked whether a container has ended.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// kubelet may have started a container anew since the pod was looked up. Now that the pod's record keeps it from
-/// that, those that run are the ones that end and move.
-pub async fn look_again(holder: &Holder, pod: &mut Pod) -> Result<()> {
-    let cri = Cri::connect(&holder.layout.containerd_socket).await?;
-    if cri.sandboxes(&holder.task.pod.uid).await?.is_empty() {
-        // The node has restarted: nothing of it runs.
-        return Ok(());
-    }
-    let mut now = Pod::find_sandbox(&cri, &holder.layout, &holder.task.pod.uid).await?;
-    let known = cri.containers(&now.sandbox_id).await?;
-    let mut others = Vec::new();
-    for noted in &pod.containers {
-        let mut container = noted.clone();
-        if let Some(successor) = successor(noted, &known) {
-            let found = Container::find(&holder.layout, &successor.id)?;
-            container = PodContainer::of(&holder.layout, &noted.name, &found)?;
-            others.push(container.clone());
-        }
-        now.containers.push(container);
-    }
-    if !others.is_empty()
-        && let Err(error) = files::note_uppers(holder, &others)
-    {
-        // It has ended again; it starts like any other, or the transfer fails.
-        tracing::warn!("{error:#}");
-    }
-    if now != *pod {
-        now.save(&holder.dir)?;
-        *pod = now;
-    }
-    Ok(())
-}
-
-/// The container that runs in the place of the noted one, if that was started anew.
-fn successor<'a>(noted: &PodContainer, known: &'a [CriContainer]) -> Option<&'a CriContainer> {
-    let of_name = known.iter().filter(|container| container.name == noted.name);
-    let newest = of_name.max_by_key(|container| container.attempt)?;
-    (newest.id != noted.id && newest.state == State::Running).then_some(newest)
-}
 
 /// Ends every container of the pod; may be done again. When this returns nothing of them is left.
 pub async fn end(holder: &Arc<Holder>, pod: &Pod) -> Result<()> {
@@ -70,12 +29,15 @@ pub async fn end(holder: &Arc<Holder>, pod: &Pod) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(ending.grace_seconds.into());
     let runc = runc_program(&holder.host.runc_path_file());
     let one = Ender { holder, pod, ending: &ending, runc: &runc, deadline };
-    let (sidecars, applications): (Vec<_>, Vec<_>) =
-        pod.containers.iter().partition(|container| is_sidecar(holder, &container.name));
-    join_all(applications.into_iter().map(|container| one.end(container))).await;
-    for container in sidecars.into_iter().rev() {
-        one.end(container).await;
-    }
+    let turns = Turns::of(pod.containers.len());
+    let (one, turns) = (&one, &turns);
+    let ends = pod.containers.iter().enumerate().map(|(at, container)| async move {
+        // They stand in kubelet's starting order, sidecars before what they serve.
+        let is_last = !is_sidecar(holder, &container.name);
+        one.end(container, turns.turn(at, is_last)).await;
+        turns.has_come(at);
+    });
+    join_all(ends).await;
     let left = pod.clone();
     holder.blocking("kill", move |_| left.kill_frozen()).await?;
     verify(holder, pod)
@@ -96,6 +58,28 @@ pub fn verify(holder: &Holder, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
+/// Who has ended.
+struct Turns(Vec<watch::Sender<bool>>);
+
+impl Turns {
+    fn of(count: usize) -> Self {
+        Self((0..count).map(|_| watch::Sender::new(false)).collect())
+    }
+
+    fn has_come(&self, at: usize) {
+        self.0[at].send_replace(true);
+    }
+
+    /// Waits until all that come after this one have ended; one that is among the last waits for nobody.
+    async fn turn(&self, at: usize, is_last: bool) {
+        for later in self.0.iter().skip(at + 1).filter(|_| !is_last) {
+            let mut later = later.subscribe();
+            // All live as long as this one.
+            let _ = later.wait_for(|ended| *ended).await;
+        }
+    }
+}
+
 struct Ender<'a> {
     holder: &'a Arc<Holder>,
     pod: &'a Pod,
@@ -105,17 +89,22 @@ struct Ender<'a> {
 }
 
 impl Ender<'_> {
-    /// Ends one container, or leaves it to the SIGKILL that follows.
-    async fn end(&self, container: &PodContainer) {
+    /// Ends one container, or leaves it to the SIGKILL that follows. Its signal waits for its turn.
+    async fn end(&self, container: &PodContainer, turn: impl Future<Output = ()>) {
         let name = &container.name;
         if !container.is_alive(&self.holder.layout) {
             return;
         }
+        // As with kubelet: without any grace there is no hook.
         if let Some(hook) = self.ending.hook(name)
+            && !self.left().is_zero()
             && let Err(error) = hook::run(self.holder, self.pod, hook, self.left()).await
         {
             // As with kubelet: the container ends all the same.
             tracing::warn!(container = name, "its preStop hook failed: {error:#}");
+        }
+        if tokio::time::timeout(self.left(), turn).await.is_err() {
+            tracing::warn!(container = name, "it ends before those that it serves have ended");
         }
         if let Err(error) = self.signal(container).await {
             tracing::warn!(container = name, "it is not asked to end: {error:#}");
@@ -142,11 +131,15 @@ impl Ender<'_> {
             Some(signal) => signal.clone(),
             None => self.images_signal(container).await,
         };
-        let sent = ending::signal(layout, self.runc, &container.id, &signal).await?;
-        if !sent && container.is_alive(layout) {
-            bail!("runc does not send {signal:?}");
+        // An image may name what is no signal; the usual one is better than none.
+        for signal in [signal.as_str(), ""] {
+            let sent = ending::signal(layout, self.runc, &container.id, signal).await?;
+            if sent || !container.is_alive(layout) {
+                return Ok(());
+            }
+            tracing::warn!(container = container.name, "runc does not send {signal:?}");
         }
-        Ok(())
+        bail!("runc sends it no signal")
     }
 
     /// The usual one is better than no word at all.
@@ -163,41 +156,81 @@ impl Ender<'_> {
     }
 }
 
+/// Has runc forget what containerd has forgotten of ended containers and of a sandbox, their state and cgroups: the
+/// `delete` that came when a shim died was refused. Without consequences where that fails.
+pub async fn clear_leftovers(layout: &Layout, runc: &Path, pod: &Pod) {
+    let ended = pod.containers.iter().filter(|container| !container.is_alive(layout));
+    for id in ended.map(|container| &container.id).chain([&pod.sandbox_id]) {
+        let is_left = layout.runc_root.join(id).exists();
+        if !is_left || layout.bundle(id).exists() {
+            continue;
+        }
+        match ending::delete(layout, runc, id).await {
+            Ok(true) => tracing::info!(id, "runc has forgotten it"),
+            Ok(false) => tracing::warn!(id, "runc does not forget it"),
+            Err(error) => tracing::warn!(id, "{error}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::areas::tests::task;
     use crate::pod::tests::pod_of_self;
     use transship_host::HostRoot;
     use transship_host::paths::Role;
-    use transship_runtime::Layout;
 
-    #[test]
-    fn what_was_started_anew_ends_in_the_place_of_what_was_noted() {
-        let known = |containers: &[(&str, u32, State)]| -> Vec<CriContainer> {
-            let one = |(id, attempt, state): &(&str, u32, State)| CriContainer {
-                id: (*id).to_owned(),
-                name: "web".into(),
-                state: *state,
-                attempt: *attempt,
-            };
-            containers.iter().map(one).collect()
+    /// In which order containers get their signal, those that end at once last: `sidecars` first.
+    async fn order(sidecars: usize, count: usize) -> Vec<usize> {
+        let turns = Turns::of(count);
+        let signalled = std::sync::Mutex::new(Vec::new());
+        let (turns, signalled) = (&turns, &signalled);
+        join_all((0..count).map(|at| async move {
+            turns.turn(at, at >= sidecars).await;
+            signalled.lock().unwrap().push(at);
+            tokio::task::yield_now().await;
+            turns.has_come(at);
+        }))
+        .await;
+        signalled.lock().unwrap().clone()
+    }
+
+    #[tokio::test]
+    async fn applications_come_together_and_sidecars_after_all_that_they_serve() {
+        assert_eq!(order(0, 2).await, [0, 1]);
+        assert_eq!(order(2, 4).await, [2, 3, 1, 0]);
+        assert_eq!(order(1, 1).await, [0]);
+    }
+
+    #[tokio::test]
+    async fn what_containerd_has_forgotten_runc_forgets_too() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            tasks: root.path().join("tasks"),
+            runc_root: root.path().join("runc"),
+            ..Layout::default()
         };
-        let noted = pod_of_self().containers.remove(0);
-        let running = ("c", 0, State::Running);
-        let ended = ("c", 0, State::Exited);
-        for (containers, wanted) in [
-            (vec![running], None),
-            (vec![ended], None),
-            (vec![], None),
-            (vec![ended, ("d", 1, State::Running)], Some("d")),
-            (vec![("e", 2, State::Running), ended, ("d", 1, State::Exited)], Some("e")),
-            (vec![ended, ("d", 1, State::Exited)], None),
-        ] {
-            let known = known(&containers);
-            let found = successor(&noted, &known).map(|container| container.id.as_str());
-            assert_eq!(found, wanted, "{containers:?}");
-        }
+        let asked = root.path().join("asked");
+        let runc = root.path().join("runc.sh");
+        let text = format!("#!/bin/sh\necho \"$@\" >> {}\n", asked.display());
+        std::fs::write(&runc, text).unwrap();
+        std::fs::set_permissions(&runc, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut pod = pod_of_self();
+        clear_leftovers(&layout, &runc, &pod).await;
+        std::fs::create_dir_all(layout.runc_root.join("c")).unwrap();
+        clear_leftovers(&layout, &runc, &pod).await;
+        assert!(!asked.exists(), "it has no state, or lives");
+        pod.containers[0].start_time += 1;
+        std::fs::create_dir_all(layout.bundle("c")).unwrap();
+        clear_leftovers(&layout, &runc, &pod).await;
+        assert!(!asked.exists(), "containerd will have it deleted");
+        std::fs::remove_dir_all(layout.bundle("c")).unwrap();
+        clear_leftovers(&layout, &runc, &pod).await;
+        let asked = std::fs::read_to_string(asked).unwrap();
+        assert_eq!(asked, format!("--root {} delete --force c\n", layout.runc_root.display()));
     }
 
     #[tokio::test]

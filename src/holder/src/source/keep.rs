@@ -54,8 +54,17 @@ impl Keep {
 
     /// A writer for a tree's own copy.
     pub fn tree(&self, area: &Area) -> Result<File> {
-        let path = self.0.join("trees").join(areas::file_name(area));
-        File::create(&path).with_context(|| format!("{area} cannot be kept"))
+        File::create(self.place(area)).with_context(|| format!("{area} cannot be kept"))
+    }
+
+    /// Removes a tree's copy, or what there is of it.
+    pub fn discard(&self, area: &Area) -> Result<()> {
+        files::remove_durably(&self.place(area))?;
+        Ok(())
+    }
+
+    fn place(&self, area: &Area) -> PathBuf {
+        self.0.join("trees").join(areas::file_name(area))
     }
 }
 

@@ -3,7 +3,8 @@
 
 mod dump;
 mod end;
-mod files;
+pub mod files;
+mod find;
 mod freeze;
 mod keep;
 mod send;
@@ -39,6 +40,8 @@ use send::{Connected, Transfer};
 
 /// How long verbs of the runtime that are at work may take to end.
 const QUIESCE: Duration = Duration::from_secs(10);
+/// How long something may fail again and again before that is shown.
+const STUCK: Duration = Duration::from_secs(5);
 /// How long a Freeze command waits for the connection to the peer.
 const CONNECT: Duration = Duration::from_secs(30);
 
@@ -85,6 +88,7 @@ pub async fn run(
         connected: Arc::default(),
         transfer: None,
         watching: false,
+        failing_since: None,
         closed_at: None,
         freeze_began: None,
         events: events.clone(),
@@ -151,7 +155,6 @@ async fn prepare(holder: &Holder) -> Result<(Pod, Option<Dumper>)> {
     let pod = Pod::find(&cri, &holder.layout, &holder.task).await?;
     pod.save(&holder.dir)?;
     if holder.task.part.is_cold() {
-        files::note_uppers(holder, &pod.containers)?;
         holder.host.pod(&holder.task.pod.uid)?.clear_markers()?;
         return Ok((pod, None));
     }
@@ -224,6 +227,8 @@ struct SourceHands {
     transfer: Option<Transfer>,
     /// Cold: it is looked whether the containers were started again.
     watching: bool,
+    /// Since when the effect at hand does not succeed.
+    failing_since: Option<Instant>,
     /// When the network began to close, from which on clients notice: Unix time in microseconds.
     closed_at: Option<i64>,
     freeze_began: Option<Instant>,
@@ -241,6 +246,9 @@ impl Hands for SourceHands {
         }
         let began = Instant::now();
         let outcome = self.work(effect).await;
+        if outcome.is_ok() && self.failing_since.take().is_some() {
+            self.holder.board.stuck("");
+        }
         tracing::debug!(?effect, took = ?began.elapsed(), ok = outcome.is_ok(), "effect");
         Ok(outcome)
     }
@@ -249,7 +257,11 @@ impl Hands for SourceHands {
         let message = format!("{:#}", failed.error);
         if again {
             tracing::error!(reason = failed.reason, "will be tried again: {message}");
+            if self.failing_since.get_or_insert_with(Instant::now).elapsed() >= STUCK {
+                self.holder.board.stuck(&format!("{}: {message}", failed.reason));
+            }
         } else {
+            self.failing_since = None;
             self.holder.board.failed(failed.reason, &message);
         }
     }
@@ -293,11 +305,16 @@ impl SourceHands {
                         .map_err(|error| Failed::other("NotKilled", error))?;
                 }
                 if state == RecordState::Starting {
-                    started::grant(&holder, |name| files::has_files(&holder, name))
+                    // Perhaps by a holder that has come after a loss of power.
+                    files::show_lost(&holder);
+                    started::grant(&holder)
                         .map_err(|error| Failed::other("RecordNotWritten", error))?;
                 }
                 record::write(&holder, state)
                     .map_err(|error| Failed::other("RecordNotWritten", error))?;
+                if state == RecordState::Open {
+                    self.clear_leftovers().await;
+                }
                 if state == RecordState::Moved
                     && let Some(pod) = &self.pod
                 {
@@ -373,6 +390,7 @@ impl SourceHands {
                     // Its peers are answered with resets while it is there, which is not for long.
                     tracing::warn!("{}", error.chain());
                 }
+                self.clear_leftovers().await;
                 Ok(())
             }
             Effect::Publish(word) => {
@@ -387,6 +405,12 @@ impl SourceHands {
                 holder.asker.peer();
                 Ok(())
             }
+            Effect::FindTasks => {
+                let pod = self.pod.as_mut().ok_or_else(|| {
+                    Failed::tasks_lost(anyhow::anyhow!("no pod was found to be ended"))
+                })?;
+                find::find(&holder, pod).await
+            }
             Effect::EndTasks => self.end().await,
             Effect::KeepFiles => holder
                 .blocking("keep", files::keep)
@@ -395,9 +419,16 @@ impl SourceHands {
             Effect::SyncState => {
                 let pod = self.pod("made durable")?;
                 let began = Instant::now();
-                let frozen = self.freeze_began.map_or(Duration::ZERO, |at| at.elapsed());
-                let limit = Duration::from_millis(holder.task.max_frozen_millis);
-                let synced = durable_with_volumes(&holder, pod, limit.saturating_sub(frozen)).await;
+                let (left, what) = match holder.task.part.is_cold() {
+                    // Nothing stands still that a probe would miss.
+                    true => (holder.time_left(), "spec.timeout"),
+                    false => {
+                        let frozen = self.freeze_began.map_or(Duration::ZERO, |at| at.elapsed());
+                        let limit = Duration::from_millis(holder.task.max_frozen_millis);
+                        (limit.saturating_sub(frozen), "the freeze")
+                    }
+                };
+                let synced = durable_with_volumes(&holder, pod, left, what).await;
                 holder.board.took("sync", began.elapsed());
                 synced.map_err(|error| Failed::other("StateNotDurable", error))
             }
@@ -412,11 +443,19 @@ impl SourceHands {
             .ok_or_else(|| Failed::tasks_lost(anyhow::anyhow!("no pod was found to be {what}")))
     }
 
+    /// Cold: of containers that have ended while the runtime's calls were refused.
+    async fn clear_leftovers(&self) {
+        let holder = &self.holder;
+        if let (true, Some(pod)) = (holder.task.part.is_cold(), &self.pod) {
+            let runc = runc_program(&holder.host.runc_path_file());
+            end::clear_leftovers(&holder.layout, &runc, pod).await;
+        }
+    }
+
     async fn end(&mut self) -> Result<(), Failed> {
         self.end_transfer().await;
         let holder = Arc::clone(&self.holder);
-        let Some(pod) = &mut self.pod else { return Ok(()) };
-        end::look_again(&holder, pod).await.map_err(|error| Failed::other("PodNotFound", error))?;
+        let Some(pod) = &self.pod else { return Ok(()) };
         let (began, at) = (Instant::now(), status::now_micros());
         end::end(&holder, pod).await.map_err(|error| Failed::other("NotEnded", error))?;
         holder.board.took("end", began.elapsed());

@@ -32,7 +32,7 @@ pub fn apply_trees(holder: &Holder, arrivals: &Arrivals) -> Result<()> {
             })
         };
         let Some((area, spool, place)) = next else { return Ok(()) };
-        apply_spool(&spool, &place)
+        apply_spool(&spool, &place, area.kinds())
             .with_context(|| format!("{area} cannot be applied to {}", place.display()))?;
         if !holder.task.part.is_sequential() {
             // It is only a copy; a leftover goes with the migration's directory.

@@ -335,9 +335,11 @@ impl TargetHands {
                 Ok(())
             }
             // Only a source goes by its peer's word, has connections to destroy, and ends its pod.
-            Effect::ReadPeer | Effect::DestroySockets | Effect::EndTasks | Effect::KeepFiles => {
-                Ok(())
-            }
+            Effect::ReadPeer
+            | Effect::DestroySockets
+            | Effect::FindTasks
+            | Effect::EndTasks
+            | Effect::KeepFiles => Ok(()),
         }
     }
 

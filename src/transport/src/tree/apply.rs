@@ -24,10 +24,19 @@ use super::{MAX_DEPTH, TreeError};
 /// Most directories and files with several names that are kept in memory.
 const MAX_KEPT: usize = 4 << 20;
 
+/// What a tree may consist of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kinds {
+    /// Whatever a file system holds.
+    All,
+    /// Directories and files: programs of the node will read them by their names.
+    Plain,
+}
+
 /// Applies the archive in the file `spool` to the directory `dest`.
-pub fn apply_spool(spool: &Path, dest: &Path) -> Result<(), TreeError> {
+pub fn apply_spool(spool: &Path, dest: &Path, kinds: Kinds) -> Result<(), TreeError> {
     let mut file = File::open(spool).map_err(TreeError::Input)?;
-    let mut applier = Applier::new(dest)?;
+    let mut applier = Applier::new(dest, kinds)?;
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer) {
@@ -43,6 +52,7 @@ pub fn apply_spool(spool: &Path, dest: &Path) -> Result<(), TreeError> {
 #[derive(Debug)]
 pub struct Applier {
     root: OwnedFd,
+    kinds: Kinds,
     state: State,
     /// The start of a record that has not arrived whole.
     pending: Vec<u8>,
@@ -73,12 +83,13 @@ struct OpenFile {
 
 impl Applier {
     /// Applies to `dest`, which must exist.
-    pub fn new(dest: &Path) -> Result<Self, TreeError> {
+    pub fn new(dest: &Path, kinds: Kinds) -> Result<Self, TreeError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(dest, flags, Mode::empty())
             .map_err(|e| TreeError::Io { path: dest.display().to_string(), source: e.into() })?;
         Ok(Self {
             root,
+            kinds,
             state: State::Magic,
             pending: Vec::new(),
             count: 0,
@@ -231,6 +242,10 @@ impl Applier {
 
     fn entry(&mut self, entry: Entry) -> Result<(), TreeError> {
         self.close_file()?;
+        let is_plain = matches!(entry.kind, EntryType::Dir | EntryType::File);
+        if self.kinds == Kinds::Plain && !is_plain {
+            return Err(TreeError::unsupported(&entry.path, "neither a directory nor a file"));
+        }
         match entry.kind {
             EntryType::Dir => self.directory(entry),
             EntryType::File => self.begin_file(entry),

@@ -47,11 +47,37 @@ pub fn capture_dir(root: &Path, out: &mut dyn Write) -> Result<TreeSummary, Tree
 /// Directories that were renamed (`trusted.overlay.redirect`) and files of which only the metadata
 /// was copied up (`trusted.overlay.metacopy`) cannot be carried without their lower directories and
 /// are refused by name; containerd's snapshotter mounts with both features off.
+/// So are attributes of an overlay that was mounted inside of this one: they would become another's.
 pub fn capture_upper(upper: &Path, out: &mut dyn Write) -> Result<TreeSummary, TreeError> {
-    capture(upper, out, true)
+    capture(upper, out, true, Contents::Read)
 }
 
-fn capture(root: &Path, out: &mut dyn Write, upper: bool) -> Result<TreeSummary, TreeError> {
+/// What [`capture_dir`] would find, and whether it could carry it, without reading contents. The tree may be in
+/// use: what comes or goes meanwhile is found or not. `bytes` are those that lie on the disk.
+pub fn measure_dir(root: &Path) -> Result<TreeSummary, TreeError> {
+    capture(root, &mut std::io::sink(), false, Contents::Weighed)
+}
+
+/// As [`measure_dir`], for [`capture_upper`].
+pub fn measure_upper(upper: &Path) -> Result<TreeSummary, TreeError> {
+    capture(upper, &mut std::io::sink(), true, Contents::Weighed)
+}
+
+/// What is done about the contents of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Contents {
+    /// They go into the archive.
+    Read,
+    /// Their size counts, and nothing must stand still.
+    Weighed,
+}
+
+fn capture(
+    root: &Path,
+    out: &mut dyn Write,
+    upper: bool,
+    contents: Contents,
+) -> Result<TreeSummary, TreeError> {
     let fail = |e: Errno| TreeError::Io { path: root.display().to_string(), source: e.into() };
     // The way to the root is the caller's; only what is below it is untrusted.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -59,6 +85,7 @@ fn capture(root: &Path, out: &mut dyn Write, upper: bool) -> Result<TreeSummary,
     let mut capture = Capture {
         out,
         upper,
+        contents,
         summary: TreeSummary::default(),
         seen: HashSet::new(),
         head: Vec::new(),
@@ -77,6 +104,7 @@ fn capture(root: &Path, out: &mut dyn Write, upper: bool) -> Result<TreeSummary,
 struct Capture<'a> {
     out: &'a mut dyn Write,
     upper: bool,
+    contents: Contents,
     summary: TreeSummary,
     /// Inodes with several names that have been written once: device and inode.
     seen: HashSet<(u32, u32, u64)>,
@@ -125,7 +153,10 @@ impl Capture<'_> {
             if path.len() > MAX_PATH {
                 return Err(TreeError::unsupported(path, "path is too long"));
             }
-            self.child(&dir, name, path, stat_, depth)?;
+            match self.child(&dir, name, path, stat_, depth) {
+                Err(error) if self.contents == Contents::Weighed && is_gone(&error) => {}
+                outcome => outcome?,
+            }
             path.truncate(parent);
         }
         Ok(())
@@ -170,7 +201,8 @@ impl Capture<'_> {
         let fd = open_beneath(dir, name, flags).map_err(|e| TreeError::io(path, e))?;
         // The same inode still, now that it is held.
         let held = stat(&fd, b"", path)?;
-        if (held.stx_ino, held.stx_mode) != (found.stx_ino, found.stx_mode) {
+        let is_same = (held.stx_ino, held.stx_mode) == (found.stx_ino, found.stx_mode);
+        if !is_same && self.contents == Contents::Read {
             return Err(TreeError::unsupported(path, "changed while it was read"));
         }
         match kind {
@@ -266,6 +298,9 @@ impl Capture<'_> {
                     Some(b"metacopy") => {
                         return Err(TreeError::unsupported(path, "overlay metadata-only copy"));
                     }
+                    Some(name) if name.starts_with(b"overlay.") => {
+                        return Err(TreeError::unsupported(path, "overlay within an overlay"));
+                    }
                     _ => {}
                 }
             }
@@ -297,6 +332,10 @@ impl Capture<'_> {
             return Ok(());
         }
         let size = stat.stx_size;
+        if self.contents == Contents::Weighed {
+            self.summary.bytes += size.min(stat.stx_blocks.saturating_mul(512));
+            return Ok(());
+        }
         let file = File::from(fd);
         if size <= DENSE {
             return self.extent(&file, 0, size, path);
@@ -334,6 +373,12 @@ impl Capture<'_> {
         self.buffer = buffer;
         Ok(())
     }
+}
+
+/// Whether something went away, or became something else, between two looks at it.
+fn is_gone(error: &TreeError) -> bool {
+    let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::STALE].map(Errno::raw_os_error);
+    matches!(error, TreeError::Io { source, .. } if source.raw_os_error().is_some_and(|e| gone.contains(&e)))
 }
 
 /// The next part of a file that is not a hole, within `size`.

@@ -37,8 +37,8 @@ mod capture;
 mod inode;
 pub mod record;
 
-pub use apply::{Applier, apply_spool};
-pub use capture::{TreeSummary, capture_dir, capture_upper};
+pub use apply::{Applier, Kinds, apply_spool};
+pub use capture::{TreeSummary, capture_dir, capture_upper, measure_dir, measure_upper};
 
 /// Deepest nesting of directories; each level holds one file descriptor.
 pub const MAX_DEPTH: usize = 256;

@@ -146,7 +146,7 @@ fn captured(root: &Path) -> Vec<u8> {
 }
 
 fn apply(archive: &[u8], dest: &Path) -> Result<(), TreeError> {
-    let mut applier = Applier::new(dest)?;
+    let mut applier = Applier::new(dest, Kinds::All)?;
     applier.push(archive)?;
     applier.finish()
 }
@@ -186,7 +186,7 @@ fn an_archive_in_pieces_of_any_size_is_the_same() {
     let expected = listing(source.path());
     for piece in [1, 7, 4096] {
         let dest = tempfile::tempdir().unwrap();
-        let mut applier = Applier::new(dest.path()).unwrap();
+        let mut applier = Applier::new(dest.path(), Kinds::All).unwrap();
         for part in archive.chunks(piece) {
             applier.push(part).unwrap();
         }
@@ -201,7 +201,7 @@ fn a_spool_file_is_applied_like_a_stream() {
     furnish(source.path());
     let spool = tempfile::NamedTempFile::new().unwrap();
     fs::write(spool.path(), captured(source.path())).unwrap();
-    apply_spool(spool.path(), dest.path()).unwrap();
+    apply_spool(spool.path(), dest.path(), Kinds::All).unwrap();
     assert_eq!(listing(dest.path()), listing(source.path()));
 }
 
@@ -385,13 +385,57 @@ fn what_needs_the_lower_layers_is_refused_by_name() {
     for (attribute, word) in [
         ("trusted.overlay.redirect", "etc/renamed: overlay redirect"),
         ("trusted.overlay.metacopy", "etc/renamed: overlay metadata-only copy"),
+        ("trusted.overlay.overlay.opaque", "etc/renamed: overlay within an overlay"),
     ] {
         let upper = tempfile::tempdir().unwrap();
         fs::create_dir_all(upper.path().join("etc/renamed")).unwrap();
         set_xattr(&upper.path().join("etc/renamed"), attribute, b"/x");
         let error = capture_upper(upper.path(), &mut Vec::new()).unwrap_err().to_string();
         assert!(error.starts_with(word), "{error}");
+        assert_eq!(measure_upper(upper.path()).unwrap_err().to_string(), error);
     }
+}
+
+#[test]
+fn a_measure_finds_what_a_capture_carries_and_refuses_what_it_cannot() {
+    let source = tempfile::tempdir().unwrap();
+    furnish(source.path());
+    let captured = capture_dir(source.path(), &mut Vec::new()).unwrap();
+    let measured = measure_dir(source.path()).unwrap();
+    assert_eq!((measured.entries, measured.whiteouts), (captured.entries, captured.whiteouts));
+    assert!((2 << 20..64 << 20).contains(&measured.bytes), "{measured:?}");
+    fs::create_dir_all(source.path().join("d/".repeat(300))).unwrap();
+    for error in [
+        measure_dir(source.path()).unwrap_err(),
+        measure_upper(source.path()).unwrap_err(),
+        capture_dir(source.path(), &mut Vec::new()).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("nested too deeply"), "{error}");
+    }
+}
+
+#[test]
+fn a_tree_in_use_is_measured() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let source = tempfile::tempdir().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for name in 0..50 {
+                    let dir = source.path().join(name.to_string());
+                    fs::create_dir_all(&dir).unwrap();
+                    fs::write(dir.join("file"), b"x").unwrap();
+                }
+                for name in 0..50 {
+                    fs::remove_dir_all(source.path().join(name.to_string())).unwrap();
+                }
+            }
+        });
+        let measured: Vec<_> = (0..100).map(|_| measure_dir(source.path())).collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(measured.iter().all(Result::is_ok), "{measured:?}");
+    });
 }
 
 // === hostile archives ===
@@ -504,6 +548,30 @@ fn nothing_is_written_or_removed_outside_the_destination() {
         assert!(result.is_err(), "{name}");
         assert_eq!(fs::read(&victim).unwrap(), b"untouched", "{name}");
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "{name}");
+    }
+}
+
+#[test]
+fn what_the_node_reads_itself_holds_nothing_that_leads_elsewhere() {
+    for kind in [
+        EntryType::Symlink,
+        EntryType::HardLink,
+        EntryType::Fifo,
+        EntryType::Socket,
+        EntryType::CharDevice,
+        EntryType::BlockDevice,
+    ] {
+        let dest = tempfile::tempdir().unwrap();
+        let parts = [
+            Part::Entry(entry(EntryType::Dir, b"logs")),
+            Part::Entry(Entry { link: 3, ..entry(EntryType::File, b"logs/web") }),
+            Part::Entry(Entry { link: 3, ..entry(kind, b"logs/aux") }),
+        ];
+        let mut applier = Applier::new(dest.path(), Kinds::Plain).unwrap();
+        let error = applier.push(&archive(&parts)).unwrap_err();
+        assert!(error.to_string().starts_with("logs/aux: neither"), "{kind:?}: {error}");
+        assert!(dest.path().join("logs/web").is_file());
+        assert!(fs::symlink_metadata(dest.path().join("logs/aux")).is_err());
     }
 }
 

@@ -25,6 +25,8 @@ const TRIES_ON_TARGET: i32 = 2;
 /// How long a pod that was made again may take to be restored. Kubernetes takes a volume off a node that
 /// is lost after six minutes, and only then can another have it.
 const RESTORE_LIMIT: Duration = Duration::from_secs(600);
+/// In bytes a second.
+const SLOW_DISK: u64 = 20 << 20;
 
 /// The source has ended for good: the pod is made again of its manifest.
 pub(super) fn make_again(observed: &Observed) -> Next {
@@ -122,6 +124,12 @@ fn target_for<'a>(observed: &'a Observed) -> TargetFor<'a> {
     }
 }
 
+/// As long as its bytes may take to be put into their places, beside all else.
+fn limit(observed: &Observed) -> Duration {
+    let bytes = observed.status().bytes_total.and_then(|bytes| u64::try_from(bytes).ok());
+    RESTORE_LIMIT + Duration::from_secs(bytes.unwrap_or_default() / SLOW_DISK)
+}
+
 /// The newest word about this very pod: a target's side has had another life before.
 fn report_of<'a>(observed: &'a Observed, uid: &str) -> Option<&'a Report> {
     observed.target.report().filter(|report| report.pod_uid == uid)
@@ -163,7 +171,7 @@ pub(super) fn restore_again(observed: &Observed, now: Timestamp) -> Next {
         return prepare_again(observed, report);
     }
     let late = pod.metadata.creation_timestamp.as_ref().is_some_and(|created| {
-        Duration::try_from(now.duration_since(created.0)).unwrap_or_default() > RESTORE_LIMIT
+        Duration::try_from(now.duration_since(created.0)).unwrap_or_default() > limit(observed)
     });
     let hopeless = voting::target_pod_failed(observed, now).map(|(_, message)| message);
     let why = hopeless.or_else(|| late.then(|| format!("{node} does not restore the pod")));
@@ -260,5 +268,24 @@ fn back_on_source(observed: &Observed, now: Timestamp) -> Next {
         reason: reasons::TARGET_LOST,
         message: format!("{why}; it was made again on {node} and goes on{state}"),
         actions: vec![],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use transship_api::{Migration, MigrationSpec, MigrationStatus};
+
+    use super::*;
+
+    #[test]
+    fn what_is_large_may_take_longer_to_be_put_into_its_place() {
+        let limit_of = |bytes_total| {
+            let mut migration = Migration::new("m", MigrationSpec::for_pod("p"));
+            migration.status = Some(MigrationStatus { bytes_total, ..Default::default() });
+            limit(&Observed::of(migration)).as_secs()
+        };
+        assert_eq!(limit_of(None), 600);
+        assert_eq!(limit_of(Some(1 << 20)), 600);
+        assert_eq!(limit_of(Some(200 << 30)), 600 + 10 * 1024);
     }
 }

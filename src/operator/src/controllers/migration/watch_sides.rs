@@ -300,6 +300,8 @@ fn report(status: &rpc::SideStatus) -> Report {
         hooks: status.hooks.clone().into_iter().collect(),
         reason: status.reason.clone(),
         message: status.message.clone(),
+        files_lost: status.files_lost.clone(),
+        stuck: status.stuck.clone(),
         frozen_at: at(status.frozen_at_unix_micros),
         thawed_at: at(status.thawed_at_unix_micros),
         bytes_total: status.bytes_total,

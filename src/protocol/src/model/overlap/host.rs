@@ -168,7 +168,7 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
             }
         }
         // The overlapping order keeps nothing on disks.
-        Effect::EndTasks | Effect::KeepFiles => {}
+        Effect::FindTasks | Effect::EndTasks | Effect::KeepFiles => {}
         Effect::SyncState | Effect::Announce | Effect::ReadRecorded | Effect::ReadPeer => {}
     }
     Ok(Done::Yes)

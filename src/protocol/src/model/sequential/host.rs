@@ -100,6 +100,7 @@ impl<M: Machine<Word: Default>> Host<M> {
                 Tasks::Absent => return Err(Failure::TasksLost),
                 Tasks::Running | Tasks::Frozen => self.tasks = Tasks::Frozen,
             },
+            Effect::FindTasks if self.tasks != Tasks::Running => return Err(Failure::TasksLost),
             Effect::EndTasks => self.end_tasks(),
             // What a reboot has taken cannot be kept any more.
             Effect::KeepFiles => {
