@@ -38,7 +38,7 @@ pub struct TreeSummary {
 
 /// Captures everything in `root`. Applied, the destination has exactly that content.
 pub fn capture_dir(root: &Path, out: &mut dyn Write) -> Result<TreeSummary, TreeError> {
-    capture(root, out, false)
+    capture(root, out, false, Contents::Read)
 }
 
 /// Captures an overlay's upper directory: new and changed files, and whiteouts for removed ones.
