@@ -62,6 +62,11 @@ enum Command {
         /// The container's root
         root: PathBuf,
     },
+    /// Make the file systems of these places durable; called by a holder that must not hang with them
+    Sync {
+        /// The places
+        places: Vec<PathBuf>,
+    },
     /// Last resort of an administrator, for a source that waits for a target that is off for good:
     /// vouch that the target's node does not run
     Resolve {
@@ -84,6 +89,7 @@ fn main() -> ExitCode {
         Command::Fill { dir, container, root } => {
             started::fill(&host, &MigrationDir::at(dir), &container, &root)
         }
+        Command::Sync { places } => Ok(durable::told(&places, std::io::stdout())),
         Command::Status => report::status(&host),
         Command::Resolve { migration_uid, the_target_is_off } => {
             report::resolve(&host, &migration_uid, the_target_is_off)
