@@ -23,6 +23,9 @@ pub const MOVED_FROM: &str = "transship.dev/moved-from";
 /// UID of the Migration that made this pod: once the application runs in it, that Migration's kept state
 /// is needed no longer. Operator only.
 pub const MOVED_BY: &str = "transship.dev/moved-by";
+/// Containers whose image was changed when their state could not follow any more. It is there until the
+/// Migration has ended, and decides nothing.
+pub const IMAGES_LEFT: &str = "transship.dev/images-left";
 /// `run` or `skip`: whether postStart hooks run again when the pod has moved. Set by people; without
 /// it a pod with such hooks is refused.
 pub const POST_START: &str = "transship.dev/post-start";

@@ -109,10 +109,18 @@ pub fn leave_owner(pod: &mut Pod, owner_uid: &str) {
 }
 
 /// What of the source is stored: everything but what the API server alone writes, with the images of the
-/// manifest `before`, which the state belongs to.
+/// manifest `before`, which the state belongs to, and a note of those that were changed meanwhile.
 pub fn manifest(source: &Pod, before: Option<&Pod>) -> Pod {
     let mut manifest = source.clone();
     manifest.metadata.managed_fields = None;
+    if let Some(annotations) = &mut manifest.metadata.annotations {
+        annotations.remove(names::IMAGES_LEFT);
+    }
+    let changed = before.map(|before| changed_images(before, source)).unwrap_or_default();
+    if !changed.is_empty() {
+        let annotations = manifest.metadata.annotations.get_or_insert_default();
+        annotations.insert(names::IMAGES_LEFT.into(), changed.join(" and "));
+    }
     for container in containers_mut(&mut manifest) {
         if let Some(same) = before.and_then(|before| container_of(before, &container.name)) {
             container.image.clone_from(&same.image);
@@ -132,7 +140,8 @@ pub fn is_current(stored: &Pod, source: &Pod) -> bool {
             containers(pod).map(|c| c.resources.clone()).collect::<Vec<_>>(),
         )
     };
-    let (was, now) = (&stored.metadata, &source.metadata);
+    let anew = manifest(source, Some(stored));
+    let (was, now) = (&stored.metadata, &anew.metadata);
     was.labels == now.labels
         && was.annotations == now.annotations
         && was.finalizers == now.finalizers
@@ -320,9 +329,15 @@ mod tests {
         }
         let mut other = source();
         other.spec.as_mut().unwrap().containers[0].image = Some("y".into());
-        assert!(is_current(&stored, &other));
+        assert!(!is_current(&stored, &other), "it is to be told");
         assert_eq!(changed_images(&stored, &other), ["web"]);
         let anew = manifest(&other, Some(&stored));
-        assert_eq!(anew.spec.unwrap().containers[0].image.as_deref(), Some("x"));
+        assert!(is_current(&anew, &other));
+        assert_eq!(anew.spec.as_ref().unwrap().containers[0].image.as_deref(), Some("x"));
+        let noted = |pod: &Pod| pod.metadata.annotations.as_ref()?.get(names::IMAGES_LEFT).cloned();
+        assert_eq!(noted(&anew).as_deref(), Some("web"));
+        let again = again_pod(&anew, &target()).unwrap();
+        assert_eq!(noted(&again).as_deref(), Some("web"));
+        assert_eq!(noted(&manifest(&again, None)), None, "not with the next move");
     }
 }

@@ -320,7 +320,10 @@ fn back_on_source(observed: &Observed, now: Timestamp) -> Next {
     Next::End {
         succeeded: false,
         reason: reasons::TARGET_LOST,
-        message: format!("{why}; it was made again on {node} and goes on{state}"),
+        message: format!(
+            "{why}; it was made again on {node} and goes on{state}{}",
+            takeover::images_left(observed)
+        ),
         actions: vec![],
     }
 }

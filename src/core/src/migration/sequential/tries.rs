@@ -66,6 +66,22 @@ fn an_image_that_is_changed_before_the_commit_rolls_back() {
 }
 
 #[test]
+fn an_image_that_is_changed_after_the_commit_is_told_and_not_taken_over() {
+    for fates in [&[Fate::Runs][..], &[Fate::Fails, Fate::Fails, Fate::Runs]] {
+        let mut world = World::voted(fates);
+        world.until(|w| w.committed());
+        let source = world.seen.source_pod.as_mut().unwrap();
+        source.spec.as_mut().unwrap().containers[0].image = Some("localhost/web:2".into());
+        world.run();
+        let pod = world.seen.target_pod.as_ref().unwrap();
+        let image = pod.spec.as_ref().unwrap().containers[0].image.as_deref();
+        assert_eq!(image, Some("localhost/web:1"));
+        let told = world.succeeded().1;
+        assert!(told.contains("container web was changed after the commit"), "{told}");
+    }
+}
+
+#[test]
 fn what_cannot_be_restored_is_told_and_tried_ever_more_seldom() {
     for (failures, seconds) in
         [(0, 0), (1, 0), (2, 0), (3, 2), (4, 4), (7, 32), (8, 60), (i32::MAX, 60)]

@@ -427,7 +427,9 @@ impl World<'_> {
 
     async fn unclaim_target(&self) -> Result<(), Error> {
         let metadata = json!({
-            "annotations": {names::CLAIM: null, names::MIGRATION_NAME: null},
+            "annotations": {
+                names::CLAIM: null, names::MIGRATION_NAME: null, names::IMAGES_LEFT: null,
+            },
             "labels": {names::MIGRATION_LABEL: null},
         });
         self.patch_target("take the claim off the target pod", metadata).await
