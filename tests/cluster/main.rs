@@ -8,6 +8,7 @@ mod dual_stack;
 mod faults;
 mod hold;
 mod jobs;
+mod kept;
 mod manifests;
 mod migration;
 mod network;

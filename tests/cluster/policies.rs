@@ -188,6 +188,12 @@ fn status_and_finalizers_are_the_operators_alone() -> Result<()> {
                 &["label", "migration", "watched", "transship.dev/handover=uid"],
                 Some("leave out the label transship.dev/handover"),
             ),
+            (
+                "a forged witness",
+                admin,
+                &["annotate", "migration", "watched", "transship.dev/witness=uid"],
+                Some("leave out the annotation transship.dev/witness"),
+            ),
             ("its deletion", admin, &["delete", "migration", "watched", "--wait=false"], None),
         ],
     )?;
@@ -225,6 +231,7 @@ fn marks_on_pods_are_the_operators_alone_and_other_pods_are_free() -> Result<()>
     for (what, forged) in [
         ("claim", pod("forged", json!({"annotations": {"transship.dev/claim": "u"}}), none())),
         ("lease", pod("forged", json!({"annotations": {"transship.dev/lease": "a"}}), none())),
+        ("mover", pod("forged", json!({"annotations": {"transship.dev/moved-by": "u"}}), none())),
         (
             "hooks",
             pod("forged", json!({"annotations": {"transship.dev/post-start-hooks": "{}"}}), none()),

@@ -138,7 +138,7 @@ pub fn goes_on(cluster: &Cluster, client: &Client) -> Result<()> {
 }
 
 /// Every number came once over the one connection and stands once in the file, which is returned.
-fn all_is_there(cluster: &Cluster, pod: &Pod, client: Client) -> Result<String> {
+pub fn all_is_there(cluster: &Cluster, pod: &Pod, client: Client) -> Result<String> {
     let report = client.stop();
     ensure!(report.is_whole() && report.first == 1, "{report:?}");
     let numbers = cluster.kubectl(&["exec", &pod.name, "--", "cat", "/data/numbers"])?;
@@ -204,8 +204,14 @@ pub fn nothing_is_left(cluster: &Cluster, migration: &Value, pod: &str) -> Resul
         let object = cluster.get("migration", name)?;
         let finalizers = object["metadata"]["finalizers"].as_array();
         ensure!(finalizers.is_none_or(Vec::is_empty), "it is not forgotten: {finalizers:?}");
-        let secret = cluster.get("secret", &names::manifest_secret(uid))?;
-        ensure!(secret.is_null(), "the manifest is still stored");
+        for secret in names::manifest_secrets(uid) {
+            ensure!(cluster.get("secret", &secret)?.is_null(), "the manifest is still stored");
+        }
+        ensure!(
+            object["metadata"]["annotations"][names::WITNESS].is_null(),
+            "the Migration still refers to the pod's owner: {:#}",
+            object["metadata"]
+        );
         let namespace = cluster.get("namespace", &cluster.namespace)?["metadata"].clone();
         let mut marks = namespace["annotations"].as_object().into_iter().flatten();
         ensure!(

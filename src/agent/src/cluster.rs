@@ -92,17 +92,17 @@ impl Cluster {
         }))
     }
 
-    /// Whether the name is that of another pod by now, in which a migration has brought an application
-    /// back to life.
+    /// Whether the name is that of a pod by now in which this very migration has brought the application back
+    /// to life.
     pub async fn pod_has_moved(
         &self,
         namespace: &str,
         name: &str,
-        former_uid: &str,
+        migration_uid: &str,
     ) -> anyhow::Result<bool> {
         let pods: Api<corev1::Pod> = Api::namespaced(self.client.clone(), namespace);
         let found = answer(pods.get_opt(name)).await?;
-        Ok(found.is_some_and(|pod| is_moved(&pod, former_uid)))
+        Ok(found.is_some_and(|pod| is_moved(&pod, migration_uid)))
     }
 
     /// Whether no Migration of this UID exists.
@@ -128,11 +128,12 @@ impl Cluster {
     }
 }
 
-/// The operator alone sets the condition, and only when the application runs.
-fn is_moved(pod: &corev1::Pod, former_uid: &str) -> bool {
+/// The operator alone writes the annotation and sets the condition, and that only when the application runs.
+fn is_moved(pod: &corev1::Pod, migration_uid: &str) -> bool {
+    let moved_by = pod.annotations().get(names::MOVED_BY).map(String::as_str);
     let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let resumed = |c: &corev1::PodCondition| c.type_ == names::RESUMED_GATE && c.status == "True";
-    pod.metadata.uid.as_deref() != Some(former_uid) && conditions.any(resumed)
+    moved_by == Some(migration_uid) && conditions.any(resumed)
 }
 
 /// The answer, if it comes in time. A question over a connection that has died (a node may have been
@@ -149,16 +150,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_has_moved_when_the_application_runs_in_another_one() {
-        for (uid, conditions, moved) in [
-            ("new", json!([{"type": names::RESUMED_GATE, "status": "True"}]), true),
-            ("new", json!([{"type": names::RESUMED_GATE, "status": "False"}]), false),
-            ("new", json!([{"type": "Ready", "status": "True"}]), false),
-            ("old", json!([{"type": names::RESUMED_GATE, "status": "True"}]), false),
+    fn a_pod_has_moved_when_the_application_runs_in_what_this_migration_has_made() {
+        for (annotations, conditions, moved) in [
+            (
+                json!({names::MOVED_BY: "m"}),
+                json!([{"type": names::RESUMED_GATE, "status": "True"}]),
+                true,
+            ),
+            (
+                json!({names::MOVED_BY: "m"}),
+                json!([{"type": names::RESUMED_GATE, "status": "False"}]),
+                false,
+            ),
+            (json!({names::MOVED_BY: "m"}), json!([{"type": "Ready", "status": "True"}]), false),
+            // Another migration has moved a fresh pod of this name.
+            (
+                json!({names::MOVED_BY: "n"}),
+                json!([{"type": names::RESUMED_GATE, "status": "True"}]),
+                false,
+            ),
+            (json!({}), json!([{"type": names::RESUMED_GATE, "status": "True"}]), false),
         ] {
-            let pod = json!({"metadata": {"uid": uid}, "status": {"conditions": conditions}});
+            let pod = json!({
+                "metadata": {"annotations": annotations},
+                "status": {"conditions": conditions},
+            });
             let pod: corev1::Pod = serde_json::from_value(pod).unwrap();
-            assert_eq!(is_moved(&pod, "old"), moved, "{pod:?}");
+            assert_eq!(is_moved(&pod, "m"), moved, "{pod:?}");
         }
     }
 }

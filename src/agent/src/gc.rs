@@ -5,9 +5,7 @@
 //! says that the pod's object is gone and containerd says that it has no sandbox of it; and as long
 //! as a migration of it is open. In doubt everything stays.
 //!
-//! In the sequential order there is a time when the pod runs nowhere and its state lies on the two
-//! nodes' disks alone. Where the Migration vanishes then (its finalizer was taken off), nobody makes
-//! the pod again, and the state is kept for [`KEPT_FOR`]; the node's condition StateKept says so.
+//! What is kept of a migration whose Migration has vanished: see [`kept`].
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use transship_api::HolderState;
 use transship_host::paths::MigrationDir;
 use transship_host::record::{self, Record, RecordState};
-use transship_host::task::Part;
 use transship_host::{HostRoot, files};
 
 use crate::cluster::Cluster;
+use crate::kept::{self, Verdict};
 use crate::leases::Leases;
 use crate::migrations::{self, Side};
 use crate::relay::Relay;
@@ -29,8 +27,6 @@ use crate::telemetry::{Kind, Telemetry};
 const LOOK: Duration = Duration::from_secs(5);
 /// How long one look may take, other nodes' answers included.
 const ROUND_LIMIT: Duration = Duration::from_secs(120);
-/// How long the state of a pod that runs nowhere is kept after its Migration has vanished.
-pub const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What is younger and has no record yet may be about to get one.
 const YOUNG: Duration = Duration::from_secs(20);
 /// Prefix of a directory on its way out; no migration has such a name.
@@ -53,12 +49,13 @@ pub struct Collector {
 impl Collector {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
+        let mut watch = kept::Watch::start();
         for round in 1u64.. {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = stop.cancelled() => return,
             }
-            match tokio::time::timeout(ROUND_LIMIT, self.round(round)).await {
+            match tokio::time::timeout(ROUND_LIMIT, self.round(round, watch.passed())).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::warn!(error = format!("{error:#}"), "collecting was put off");
@@ -68,7 +65,7 @@ impl Collector {
         }
     }
 
-    async fn round(&self, round: u64) -> anyhow::Result<()> {
+    async fn round(&self, round: u64, passed: Option<Duration>) -> anyhow::Result<()> {
         remove_going(&self.host)?;
         let sides = migrations::list(&self.host)?;
         for uid in record::list_pods(&self.host)? {
@@ -79,7 +76,7 @@ impl Collector {
             }
         }
         for side in &sides {
-            if self.side_is_over(side, &sides).await? {
+            if self.side_is_over(side, &sides, passed).await? {
                 remove_migration(&self.host, &side.dir)?;
                 self.count("migration");
                 tracing::info!(migration = side.uid, role = %side.role, "a migration that is over was removed");
@@ -125,78 +122,52 @@ impl Collector {
         Ok(!self.relay.has_sandbox(uid).await?)
     }
 
-    /// The operator forgets sides that are over; this is for those whose Migration has vanished.
-    async fn side_is_over(&self, side: &Side, sides: &[Side]) -> anyhow::Result<bool> {
-        let Some(task) = side.task.as_ref().filter(|_| side.closed) else { return Ok(false) };
+    /// The operator forgets sides that are over; this is for those whose Migration has vanished. `passed`:
+    /// see [`kept::Watch`].
+    async fn side_is_over(
+        &self,
+        side: &Side,
+        sides: &[Side],
+        passed: Option<Duration>,
+    ) -> anyhow::Result<bool> {
+        let Some(task) = &side.task else { return Ok(false) };
+        if !side.closed && side.vanished.is_none() {
+            return Ok(false);
+        }
         let migration = &task.migration;
         let gone =
             self.cluster.migration_is_gone(&migration.namespace, &migration.name, &migration.uid);
         if !gone.await? {
+            // It is there again: restored from a backup, or seen by another API server.
+            if side.vanished.is_some() {
+                files::remove_durably(&side.dir.vanished())?;
+            }
             return Ok(false);
         }
-        let peer = self.cluster.node(&task.peer.node).await?;
-        let published = peer.and_then(|peer| peer.status).map(|status| status.active_migrations);
-        let mut others: Vec<HolderState> = published
-            .iter()
-            .flatten()
-            .filter(|other| other.migration_uid == side.uid)
-            .map(|other| other.state)
-            .collect();
-        // The other side may still have to read how this one ended.
-        if !others.iter().all(|state| is_final(*state)) {
+        if !side.closed {
             return Ok(false);
         }
-        // A pod that went back to its source's node has both there.
-        others.extend(beside(side, sides));
-        if !is_needed(task.part, side.state(), &others) {
-            return Ok(true);
-        }
-        // This node was perhaps cut off when the migration ended well, and was not waited for.
-        let pod = &task.pod;
-        if self.cluster.pod_has_moved(&pod.namespace, &pod.name, &pod.uid).await? {
-            return Ok(true);
-        }
-        let Some(since) = side.vanished else {
-            files::write_atomic(&side.dir.vanished(), b"")?;
-            tracing::warn!(
-                migration = side.uid,
-                role = %side.role,
-                "its Migration has vanished; the state of its pod is kept for {} days",
-                KEPT_FOR.as_secs() / 86_400
-            );
-            return Ok(false);
+        let published = match task.peer.node == task.node {
+            // A pod that went back to its source's node has both sides here.
+            true => Vec::new(),
+            false => kept::published(self.cluster.node(&task.peer.node).await?, &side.uid),
         };
-        // By a clock that was set back it has just begun.
-        Ok(SystemTime::now().duration_since(since).is_ok_and(|time| time >= KEPT_FOR))
+        let beside: Vec<HolderState> = kept::beside(side, sides).collect();
+        match kept::verdict(task.part, side.state(), &published, &beside) {
+            Verdict::Over => Ok(true),
+            Verdict::Waits => Ok(false),
+            Verdict::Kept { heard } => {
+                // This node was perhaps cut off when the migration ended well, and was not waited for.
+                let pod = &task.pod;
+                let moved = heard
+                    && self
+                        .cluster
+                        .pod_has_moved(&pod.namespace, &pod.name, &migration.uid)
+                        .await?;
+                Ok(moved || kept::time_is_up(side, passed)?)
+            }
+        }
     }
-}
-
-/// Where the other sides of the same migration on this node stand.
-fn beside<'a>(side: &'a Side, sides: &'a [Side]) -> impl Iterator<Item = HolderState> + 'a {
-    sides.iter().filter(|other| other.uid == side.uid && other.role != side.role).map(Side::state)
-}
-
-/// Whether a side whose Migration has vanished has something that somebody may need: the state of a pod
-/// that runs nowhere, as far as the `others` say, or the word that it runs, until the others have
-/// gone on the strength of it. In the other order the state is in memory, and goes with it.
-fn is_needed(part: Part, own: HolderState, others: &[HolderState]) -> bool {
-    if !part.is_sequential() {
-        return false;
-    }
-    if pod_runs(own) {
-        return !others.is_empty();
-    }
-    let has_state = match own {
-        HolderState::Moved | HolderState::Kept => true,
-        HolderState::NeverThawed | HolderState::Aborted => part.is_again(),
-        _ => false,
-    };
-    has_state && !others.iter().any(|other| pod_runs(*other))
-}
-
-/// Whether a side says that the pod runs there.
-pub fn pod_runs(state: HolderState) -> bool {
-    matches!(state, HolderState::Resumed | HolderState::SourceResumed)
 }
 
 /// Whether a record may go once its pod is gone.
@@ -224,18 +195,6 @@ fn may_go(pod_uid: &str, record: Option<&Record>, sides: &[Side]) -> bool {
             !sides.iter().any(|side| Some(side.uid.as_str()) == migration)
         }
     }
-}
-
-fn is_final(state: HolderState) -> bool {
-    matches!(
-        state,
-        HolderState::Resumed
-            | HolderState::NeverThawed
-            | HolderState::SourceResumed
-            | HolderState::Moved
-            | HolderState::Aborted
-            | HolderState::Kept
-    )
 }
 
 /// By the directory's last change; in doubt young.
@@ -327,46 +286,6 @@ mod tests {
         let (_dir, _, open) = sides(Some(false));
         assert!(!may_go("p-1", None, &open));
         assert!(may_go("p-2", None, &open), "another pod's migration");
-    }
-
-    #[test]
-    fn the_state_of_a_pod_that_runs_nowhere_is_needed() {
-        use HolderState::{Kept, Moved, NeverThawed, Resumed, SourceResumed};
-        let cases: [(Part, HolderState, &[HolderState], bool); 14] = [
-            (Part::Overlap, Moved, &[], false),
-            (Part::Trial, Moved, &[Kept], true),
-            (Part::Trial, Kept, &[Moved], true),
-            (Part::Trial, Moved, &[], true),
-            (Part::Trial, Moved, &[NeverThawed], true),
-            (Part::Again, NeverThawed, &[Moved], true),
-            (Part::Trial, NeverThawed, &[SourceResumed], false),
-            (Part::Trial, NeverThawed, &[], false),
-            (Part::Trial, Kept, &[SourceResumed], false),
-            (Part::Trial, Moved, &[Resumed], false),
-            (Part::Trial, Moved, &[NeverThawed, Resumed], false),
-            (Part::Again, Resumed, &[Moved], true),
-            (Part::Again, Resumed, &[], false),
-            (Part::Trial, SourceResumed, &[Kept], true),
-        ];
-        for (part, own, others, needed) in cases {
-            assert_eq!(is_needed(part, own, others), needed, "{part:?} {own:?} {others:?}");
-        }
-    }
-
-    #[test]
-    fn a_pod_that_went_back_has_both_sides_on_its_node() {
-        let (_dir, host, _) = sides(Some(true));
-        let source = host.migration("m-1", Role::Source).unwrap();
-        source.write_task(&task("m-1", Role::Source)).unwrap();
-        let other = host.migration("m-2", Role::Target).unwrap();
-        other.write_task(&task("m-2", Role::Target)).unwrap();
-        let sides = migrations::list(&host).unwrap();
-        let source = sides.iter().find(|side| side.role == Role::Source).unwrap();
-        assert_eq!(beside(source, &sides).collect::<Vec<_>>(), [HolderState::Preparing]);
-        assert!(source.vanished.is_none());
-        files::write_atomic(&source.dir.vanished(), b"").unwrap();
-        let again = Side::read(source.dir.clone()).unwrap();
-        assert!(again.vanished.is_some());
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod hostns;
 mod identity;
 mod inspect;
 mod install;
+mod kept;
 mod leases;
 mod migrations;
 mod node_report;

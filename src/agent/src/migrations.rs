@@ -1,7 +1,7 @@
 //! The migrations in which this node has a part, by their directories: what their holders wrote
 //! down last. Reads only; the directories belong to the holders.
 
-use std::time::SystemTime;
+use std::time::Duration;
 
 use transship_api::node::{ActiveMigration, HolderState, Role as ApiRole};
 use transship_host::HostRoot;
@@ -9,6 +9,8 @@ use transship_host::files;
 use transship_host::paths::{MigrationDir, Role};
 use transship_host::task::HolderTask;
 use transship_rpc::{SideStatus, Stage};
+
+use crate::kept::kept_for;
 
 /// One side of a migration on this node.
 #[derive(Debug, Clone)]
@@ -25,8 +27,8 @@ pub struct Side {
     pub status: SideStatus,
     /// Whether nothing is left to do.
     pub closed: bool,
-    /// Since when its Migration has been seen to have vanished.
-    pub vanished: Option<SystemTime>,
+    /// For how long its Migration has been seen to have vanished.
+    pub vanished: Option<Duration>,
 }
 
 impl Side {
@@ -49,7 +51,7 @@ impl Side {
             status.stage = Stage::Started as i32;
         }
         status.closed |= closed;
-        let vanished = std::fs::metadata(dir.vanished()).and_then(|marker| marker.modified()).ok();
+        let vanished = std::fs::read(dir.vanished()).ok().map(|marker| kept_for(&marker));
         Some(Self { dir, uid, role, task, status, closed, vanished })
     }
 

@@ -165,6 +165,8 @@ pub mod reasons {
     pub const TRANSFER_FAILED: &str = "TransferFailed";
     /// Restoring on the target failed.
     pub const RESTORE_FAILED: &str = "RestoreFailed";
+    /// The source pod's manifest was changed before the commit, in what its state depends on.
+    pub const SOURCE_CHANGED: &str = "SourceChanged";
     /// The source pod went away, or was being deleted, before the commit.
     pub const SOURCE_GONE: &str = "SourceGone";
     /// The target pod went away before the commit.
@@ -184,6 +186,14 @@ pub mod reasons {
     pub const SOURCE_STUCK: &str = "SourceStuck";
     /// A side must acknowledge before the operator can go on.
     pub const WAITING_FOR_NODE: &str = "WaitingForNode";
+    /// The pod's stored manifest is not there any more, or was changed.
+    pub const MANIFEST_MISSING: &str = "ManifestMissing";
+    /// Somebody else made a pod of the name that the pod is to have again.
+    pub const NAME_TAKEN: &str = "NameTaken";
+    /// No node is left that has the pod's state.
+    pub const STATE_LOST: &str = "StateLost";
+    /// A claim of the pod leads to another volume than the one that its state belongs to.
+    pub const VOLUME_EXCHANGED: &str = "VolumeExchanged";
     /// The object is paused by annotation.
     pub const PAUSED: &str = "Paused";
 

@@ -366,7 +366,10 @@ pub struct MigrationStatus {
     /// Sequential: how often the pod was made again and could not be restored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_restores: Option<i32>,
-    /// Sequential: UID of the pod that was made again last and could not be restored.
+    /// Sequential: when that was last; the pauses between the tries count from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_restore_time: Option<Time>,
+    /// Sequential: UID of the pod that was made again last and could not be restored, or must be made anew.
     #[serde(rename = "failedPodUID", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub failed_pod_uid: Option<String>,

@@ -20,6 +20,12 @@ pub const MIGRATION_NAME: &str = "transship.dev/migration-name";
 pub const LEASE: &str = "transship.dev/lease";
 /// Node that the pod came from in its last migration. Operator only.
 pub const MOVED_FROM: &str = "transship.dev/moved-from";
+/// UID of the Migration that made this pod: once the application runs in it, that Migration's kept state
+/// is needed no longer. Operator only.
+pub const MOVED_BY: &str = "transship.dev/moved-by";
+/// Containers whose image was changed when their state could not follow any more. It is there until the
+/// Migration has ended, and decides nothing.
+pub const IMAGES_LEFT: &str = "transship.dev/images-left";
 /// `run` or `skip`: whether postStart hooks run again when the pod has moved. Set by people; without
 /// it a pod with such hooks is refused.
 pub const POST_START: &str = "transship.dev/post-start";
@@ -73,6 +79,9 @@ pub const HANDOVER_LABEL: &str = "transship.dev/handover";
 /// Annotation beside [`HANDOVER_LABEL`]: when the hand-over began (RFC 3339 with microseconds).
 /// Operator only.
 pub const HANDOVER_TIME: &str = "transship.dev/handover-at";
+/// Annotation on a Migration: UID of the owner reference that the operator has added, and takes off again.
+/// Operator only.
+pub const WITNESS: &str = "transship.dev/witness";
 /// Labels on a Migration, for selecting: UID of the pod that moves.
 pub const POD_UID_LABEL: &str = "transship.dev/pod-uid";
 /// Label on a Migration: name of the source node.
@@ -130,9 +139,10 @@ pub fn held_name(migration_uid: &str) -> String {
     format!("{HELD_NAME_PREFIX}{migration_uid}")
 }
 
-/// Secret with the manifest of a pod that is handed over sequentially, in its namespace.
-pub fn manifest_secret(migration_uid: &str) -> String {
-    format!("transship-manifest-{migration_uid}")
+/// Secrets with the manifest of a pod that is handed over sequentially, in its namespace: a new one is
+/// stored beside the one that counts, before that goes.
+pub fn manifest_secrets(migration_uid: &str) -> [String; 2] {
+    ["", "-2"].map(|end| format!("transship-manifest-{migration_uid}{end}"))
 }
 
 /// Annotation on a node's Lease by which the target of a Migration signs: when, by its node's clock.

@@ -13,3 +13,4 @@ pub mod preflight;
 pub mod sequential_pod;
 pub mod static_list;
 pub mod target_pod;
+pub mod witness;

@@ -2,7 +2,7 @@
 //! the pod that is made again under its own name.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use transship_api::names;
 
@@ -14,24 +14,9 @@ pub fn is_exclusive(pod: &Pod) -> bool {
     controller(pod).is_none_or(is_stateful_set)
 }
 
-fn is_stateful_set(owner: &OwnerReference) -> bool {
+pub(crate) fn is_stateful_set(owner: &OwnerReference) -> bool {
     // Other groups have kinds of this name, whose controllers are not ours to know.
     owner.kind == "StatefulSet" && owner.api_version.starts_with("apps/")
-}
-
-/// The Migration's own reference to its pod's StatefulSet, for as long as the pod is handed over. It is
-/// a witness: when the StatefulSet is deleted, Kubernetes' garbage collector takes the reference off
-/// if the pods are to live on (`--cascade=orphan`), and else deletes the Migration as it deletes pods.
-/// Of the StatefulSet itself nothing is left that could be asked.
-pub fn witness(pod: &Pod) -> Option<OwnerReference> {
-    let owner = controller(pod).filter(|owner| is_stateful_set(owner))?;
-    // It must not keep the StatefulSet from going, nor claim to be one of its pods.
-    Some(OwnerReference { controller: None, block_owner_deletion: None, ..owner.clone() })
-}
-
-/// Whether a Migration's reference is a [`witness`].
-pub fn is_witness(reference: &OwnerReference) -> bool {
-    is_stateful_set(reference) && reference.controller != Some(true)
 }
 
 /// The pod's controlling owner.
@@ -123,11 +108,68 @@ pub fn leave_owner(pod: &mut Pod, owner_uid: &str) {
     }
 }
 
-/// What of the source is stored: everything but what the API server alone writes.
-pub fn manifest(source: &Pod) -> Pod {
+/// What of the source is stored: everything but what the API server alone writes, with the images of the
+/// manifest `before`, which the state belongs to, and a note of those that were changed meanwhile.
+pub fn manifest(source: &Pod, before: Option<&Pod>) -> Pod {
     let mut manifest = source.clone();
     manifest.metadata.managed_fields = None;
+    if let Some(annotations) = &mut manifest.metadata.annotations {
+        annotations.remove(names::IMAGES_LEFT);
+    }
+    let changed = before.map(|before| changed_images(before, source)).unwrap_or_default();
+    if !changed.is_empty() {
+        let annotations = manifest.metadata.annotations.get_or_insert_default();
+        annotations.insert(names::IMAGES_LEFT.into(), changed.join(" and "));
+    }
+    for container in containers_mut(&mut manifest) {
+        if let Some(same) = before.and_then(|before| container_of(before, &container.name)) {
+            container.image.clone_from(&same.image);
+        }
+    }
     manifest
+}
+
+/// Whether the stored manifest has all that may be changed of a pod and is taken over as it is in the end.
+pub fn is_current(stored: &Pod, source: &Pod) -> bool {
+    let of_spec = |pod: &Pod| {
+        let spec = pod.spec.as_ref();
+        (
+            spec.and_then(|spec| spec.tolerations.clone()),
+            spec.and_then(|spec| spec.active_deadline_seconds),
+            spec.and_then(|spec| spec.termination_grace_period_seconds),
+            containers(pod).map(|c| c.resources.clone()).collect::<Vec<_>>(),
+        )
+    };
+    let anew = manifest(source, Some(stored));
+    let (was, now) = (&stored.metadata, &anew.metadata);
+    was.labels == now.labels
+        && was.annotations == now.annotations
+        && was.finalizers == now.finalizers
+        && was.owner_references == now.owner_references
+        && of_spec(stored) == of_spec(source)
+}
+
+/// Containers that were given another image than the stored manifest has: kubelet ends them, and what
+/// they were is no state of the new image.
+pub fn changed_images(stored: &Pod, source: &Pod) -> Vec<String> {
+    containers(source)
+        .filter(|c| container_of(stored, &c.name).is_some_and(|was| was.image != c.image))
+        .map(|c| c.name.clone())
+        .collect()
+}
+
+fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    let spec = pod.spec.iter();
+    spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
+}
+
+fn containers_mut(pod: &mut Pod) -> impl Iterator<Item = &mut Container> {
+    let spec = pod.spec.iter_mut();
+    spec.flat_map(|spec| spec.init_containers.iter_mut().flatten().chain(&mut spec.containers))
+}
+
+fn container_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    containers(pod).find(|container| container.name == name)
 }
 
 #[cfg(test)]
@@ -179,16 +221,6 @@ mod tests {
         assert_eq!(again.metadata.annotations.as_ref().unwrap()["team"], "a");
         let real = again_pod(&source, &target()).unwrap();
         assert_eq!(again.spec, real.spec, "volumes and all");
-    }
-
-    #[test]
-    fn a_witness_belongs_to_the_stateful_set_without_being_its_pod() {
-        let witness = witness(&source()).unwrap();
-        assert_eq!((witness.kind.as_str(), witness.uid.as_str()), ("StatefulSet", "sts"));
-        assert_eq!((witness.controller, witness.block_owner_deletion), (None, None));
-        assert!(is_witness(&witness));
-        assert!(!is_witness(controller(&source()).unwrap()));
-        assert!(super::witness(&pod(json!({"metadata": {}}))).is_none());
     }
 
     #[test]
@@ -250,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_pod_that_is_made_again_is_the_source_in_everything_that_others_know_it_by() {
-        let stored = manifest(&source());
+        let stored = manifest(&source(), None);
         assert!(stored.metadata.managed_fields.is_none());
         let again = again_pod(&stored, &target()).unwrap();
         let (meta, was) = (&again.metadata, &stored.metadata);
@@ -267,5 +299,45 @@ mod tests {
         );
         assert!(spec.node_name.is_none() && spec.scheduling_gates.is_some());
         assert!(spec.volumes.unwrap().iter().any(|v| v.persistent_volume_claim.is_some()));
+    }
+    #[test]
+    fn what_is_changed_of_a_pod_that_goes_is_taken_over_but_for_its_images() {
+        let stored = manifest(&source(), None);
+        assert!(is_current(&stored, &source()));
+        let changes: [fn(&mut Pod); 5] = [
+            |pod| pod.metadata.finalizers = Some(vec!["example.com/kept".into()]),
+            |pod| pod.spec.as_mut().unwrap().active_deadline_seconds = Some(60),
+            |pod| pod.spec.as_mut().unwrap().termination_grace_period_seconds = Some(1),
+            |pod| {
+                let toleration = json!([{"key": "a", "operator": "Exists"}]);
+                pod.spec.as_mut().unwrap().tolerations =
+                    Some(serde_json::from_value(toleration).unwrap());
+            },
+            |pod| {
+                let limits = json!({"limits": {"cpu": "2"}});
+                pod.spec.as_mut().unwrap().containers[0].resources =
+                    Some(serde_json::from_value(limits).unwrap());
+            },
+        ];
+        for change in changes {
+            let mut source = source();
+            change(&mut source);
+            assert!(!is_current(&stored, &source));
+            assert!(changed_images(&stored, &source).is_empty());
+            let anew = manifest(&source, Some(&stored));
+            assert!(is_current(&anew, &source));
+        }
+        let mut other = source();
+        other.spec.as_mut().unwrap().containers[0].image = Some("y".into());
+        assert!(!is_current(&stored, &other), "it is to be told");
+        assert_eq!(changed_images(&stored, &other), ["web"]);
+        let anew = manifest(&other, Some(&stored));
+        assert!(is_current(&anew, &other));
+        assert_eq!(anew.spec.as_ref().unwrap().containers[0].image.as_deref(), Some("x"));
+        let noted = |pod: &Pod| pod.metadata.annotations.as_ref()?.get(names::IMAGES_LEFT).cloned();
+        assert_eq!(noted(&anew).as_deref(), Some("web"));
+        let again = again_pod(&anew, &target()).unwrap();
+        assert_eq!(noted(&again).as_deref(), Some("web"));
+        assert_eq!(noted(&manifest(&again, None)), None, "not with the next move");
     }
 }

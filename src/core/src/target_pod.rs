@@ -43,11 +43,12 @@ pub enum TargetPodError {
 }
 
 /// Annotations that describe the source pod's own network or belong to one migration.
-const ANNOTATIONS_LEFT_BEHIND: [&str; 10] = [
+const ANNOTATIONS_LEFT_BEHIND: [&str; 11] = [
     names::CLAIM,
     names::MIGRATION_NAME,
     names::LEASE,
     names::MOVED_FROM,
+    names::MOVED_BY,
     "cni.projectcalico.org/podIP",
     "cni.projectcalico.org/podIPs",
     "cni.projectcalico.org/containerID",
@@ -140,6 +141,7 @@ fn metadata(source: &Pod, spec: &PodSpec, target: &TargetFor<'_>) -> ObjectMeta 
     annotations.insert(names::CLAIM.into(), target.migration_uid.into());
     annotations.insert(names::MIGRATION_NAME.into(), migration);
     annotations.insert(names::MOVED_FROM.into(), source_node);
+    annotations.insert(names::MOVED_BY.into(), target.migration_uid.into());
     if target.starts_afresh {
         // Its manifest has them again.
         annotations.remove(names::POST_START_HOOKS);

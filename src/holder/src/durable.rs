@@ -2,13 +2,16 @@
 //! migration, and what the pod has written to its persistent volumes.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
-use tokio::sync::{oneshot, watch};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
 use transship_host::files;
 use transship_host::paths::MigrationDir;
 
@@ -43,16 +46,12 @@ pub async fn durable_with_volumes(
     limit: Duration,
     what: &str,
 ) -> Result<()> {
-    let mut places = vec![holder.dir.path().to_path_buf()];
-    let noted = files::read_json_opt::<BTreeSet<PathBuf>>(&holder.dir.path().join(VOLUMES))?;
-    places.extend(noted.map_or_else(|| persistent(holder, pod), Ok)?);
-    let first = places[0].clone();
-    let work = move |at: &watch::Sender<PathBuf>| {
-        sync(places.iter().map(PathBuf::as_path), |place| {
-            at.send_replace(place.to_path_buf());
-        })
-    };
-    let Some(place) = within(limit, first, work).await? else { return Ok(()) };
+    let places = places(holder, pod)?;
+    // What this process runs from, even where an upgrade has replaced the file.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("sync").args(&places);
+    let first = holder.dir.path().to_path_buf();
+    let Some(place) = within(limit, first, command).await? else { return Ok(()) };
     let pod_dir = holder.task.kubelet_root.join("pods").join(&holder.task.pod.uid);
     bail!(
         "{} was not written through in the {:.1} s that were left of {what}; see whether its storage answers",
@@ -66,26 +65,63 @@ pub fn note_volumes(holder: &Holder, pod: &Pod) -> Result<()> {
     Ok(files::write_json(&holder.dir.path().join(VOLUMES), &persistent(holder, pod)?)?)
 }
 
-/// Waits for `work` no longer than `limit`; then it gives the place that it is still at, which is `first`
-/// until it says another. On a thread of its own, which nothing waits for at the end: it may hang in the
-/// kernel.
-async fn within(
-    limit: Duration,
-    first: PathBuf,
-    work: impl FnOnce(&watch::Sender<PathBuf>) -> Result<()> + Send + 'static,
-) -> Result<Option<PathBuf>> {
-    let (sender, at) = watch::channel(first);
-    let (end, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("sync".into())
-        .spawn(move || {
-            // Nobody listens when the time is up.
-            let _ = end.send(work(&sender));
-        })
-        .context("cannot start a thread")?;
-    match tokio::time::timeout(limit, ended).await {
-        Ok(outcome) => outcome.context("the sync ended unexpectedly")?.map(|()| None),
-        Err(_) => Ok(Some(at.borrow().clone())),
+/// Waits for a [`told`] sync no longer than `limit`; then it gives the place that it is still at, which is
+/// `first` until it says another. In a process of its own, which nothing waits for then: it may hang in the kernel, and as a thread it would keep this
+/// process from ending, and its journal locked.
+async fn within(limit: Duration, first: PathBuf, mut command: Command) -> Result<Option<PathBuf>> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the sync")?;
+    let told = child.stdout.take().context("the sync tells nothing")?;
+    let mut at = first;
+    let outcome = tokio::time::timeout(limit, follow(&mut child, told, &mut at)).await;
+    match outcome {
+        Ok(ended) => ended.map(|()| None),
+        Err(_) => {
+            // It ends when the kernel lets it.
+            let _ = child.start_kill();
+            Ok(Some(at))
+        }
+    }
+}
+
+async fn follow(child: &mut Child, told: ChildStdout, at: &mut PathBuf) -> Result<()> {
+    let mut lines = BufReader::new(told).lines();
+    let mut failure = None;
+    while let Some(line) = lines.next_line().await.context("cannot follow the sync")? {
+        match line.split_once(' ') {
+            Some((AT, place)) => *at = PathBuf::from(place),
+            Some((FAILED, why)) => failure = Some(why.to_owned()),
+            _ => {}
+        }
+    }
+    let status = child.wait().await.context("cannot follow the sync")?;
+    match failure {
+        Some(why) => bail!(why),
+        None if status.success() => Ok(()),
+        None => bail!("the sync ended unexpectedly ({status})"),
+    }
+}
+
+/// How the lines begin that a sync in a process of its own tells.
+const AT: &str = "at";
+const FAILED: &str = "failed";
+
+/// Makes the file systems of these places durable, and writes down which one it is at, and why it failed.
+pub fn told(places: &[PathBuf], mut tell: impl Write) -> ExitCode {
+    // Nobody listens when the time is up.
+    let mut line = |what: &str, text: &str| {
+        let _ = writeln!(tell, "{what} {}", text.replace('\n', " "));
+    };
+    let places = places.iter().map(PathBuf::as_path);
+    match sync(places, |place| line(AT, &place.display().to_string())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            line(FAILED, &format!("{error:#}"));
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -103,6 +139,14 @@ fn name(place: &Path, pod_dir: &Path) -> String {
         Some(volume) => format!("volume {volume} ({})", place.display()),
         None => place.display().to_string(),
     }
+}
+
+/// The migration's directory, and the pod's persistent volumes.
+fn places(holder: &Holder, pod: &Pod) -> Result<Vec<PathBuf>> {
+    let mut places = vec![holder.dir.path().to_path_buf()];
+    let noted = files::read_json_opt::<BTreeSet<PathBuf>>(&holder.dir.path().join(VOLUMES))?;
+    places.extend(noted.map_or_else(|| persistent(holder, pod), Ok)?);
+    Ok(places)
 }
 
 /// Where the persistent volumes that the containers have mounted lie on the node.
@@ -213,26 +257,43 @@ mod tests {
 
     #[tokio::test]
     async fn storage_that_does_not_answer_is_waited_for_no_longer_than_the_freeze_lasts() {
-        let (answer, never) = std::sync::mpsc::channel::<()>();
-        let hangs = move |at: &watch::Sender<PathBuf>| {
-            at.send_replace("/srv/data".into());
-            // Until the test has ended.
-            let _ = never.recv();
-            Ok(())
+        let root = tempfile::tempdir().unwrap();
+        let script = |text: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", text]).current_dir(root.path());
+            command
         };
         let first = || PathBuf::from("/first");
-        let late = within(Duration::from_millis(50), first(), hangs).await.unwrap();
-        assert!(late.is_some());
-        drop(answer);
-        let late = within(Duration::ZERO, first(), |_| {
-            std::thread::sleep(Duration::from_millis(50));
-            Ok(())
-        });
-        assert_eq!(late.await.unwrap(), Some(first()), "nothing was begun");
+        let made = script("mkfifo never").status().await.unwrap();
+        assert!(made.success());
+        let hangs = script("echo at /srv/data; read -r line < never");
+        let late = within(Duration::from_secs(2), first(), hangs).await.unwrap();
+        assert_eq!(late, Some("/srv/data".into()));
+        let late = within(Duration::ZERO, first(), script("read -r line < never")).await.unwrap();
+        assert_eq!(late, Some(first()), "nothing was begun");
         let minute = Duration::from_secs(60);
-        assert_eq!(within(minute, first(), |_| Ok(())).await.unwrap(), None);
-        let error = within(minute, first(), |_| bail!("no")).await.unwrap_err();
-        assert_eq!(error.to_string(), "no");
+        assert_eq!(within(minute, first(), script("echo at /srv/data")).await.unwrap(), None);
+        for (text, expected) in [
+            ("echo at /srv/data; echo failed no room; exit 1", "no room"),
+            ("exit 3", "the sync ended unexpectedly"),
+        ] {
+            let error = within(minute, first(), script(text)).await.unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_sync_tells_where_it_is_and_why_it_failed() {
+        let root = tempfile::tempdir().unwrap();
+        let [there, missing] = ["", "missing"].map(|name| root.path().join(name));
+        let mut text = Vec::new();
+        assert_eq!(told(std::slice::from_ref(&there), &mut text), ExitCode::SUCCESS);
+        assert_eq!(String::from_utf8(text).unwrap(), format!("at {}\n", there.display()));
+        let mut text = Vec::new();
+        assert_eq!(told(&[there, missing.clone()], &mut text), ExitCode::FAILURE);
+        let text = String::from_utf8(text).unwrap();
+        let expected = format!("failed cannot open {}: ", missing.display());
+        assert!(text.lines().last().unwrap().starts_with(&expected), "{text}");
     }
 
     #[test]
@@ -258,20 +319,18 @@ mod tests {
         let mut task = task();
         task.kubelet_root = root.path().join("kubelet");
         let dir = host.migration(&task.migration.uid, Role::Source).unwrap();
-        std::fs::create_dir_all(dir.path()).unwrap();
         let volumes = task.kubelet_root.join("pods").join(&task.pod.uid).join("volumes");
         let claim = volumes.join("kubernetes.io~csi/pvc-1/mount");
         let layout = Layout { tasks: root.path().join("tasks"), ..Layout::default() };
         let pod = pod_of_self();
         let bundle = layout.bundle(&pod.containers[0].id);
-        let mut holder = Holder::new(host, layout, dir, task);
-        let minute = Duration::from_secs(60);
-        let synced = durable_with_volumes(&holder, &pod, minute, "the freeze").await;
-        synced.expect("a pod without claims needs no bundle");
+        let mut holder = Holder::new(host, layout, dir.clone(), task);
+        let own = dir.path().to_path_buf();
+        let alone = places(&holder, &pod).expect("a pod without claims needs no bundle");
+        assert_eq!(alone, std::slice::from_ref(&own));
 
         holder.task.stand_ins = vec!["data".into()];
-        let synced = durable_with_volumes(&holder, &pod, minute, "the freeze").await;
-        assert!(synced.is_err(), "its mounts are not known");
+        assert!(places(&holder, &pod).is_err(), "its mounts are not known");
         std::fs::create_dir_all(&bundle).unwrap();
         let config = json!({"mounts": [
             {"destination": "/proc", "source": "proc"},
@@ -280,13 +339,6 @@ mod tests {
             {"destination": "/again", "source": claim}
         ]});
         std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
-        assert_eq!(persistent(&holder, &pod).unwrap(), BTreeSet::from([claim.clone()]));
-        let error = durable_with_volumes(&holder, &pod, minute, "the freeze").await.unwrap_err();
-        let error = format!("{error:#}");
-        assert!(error.contains("pvc-1"), "{error}");
-        std::fs::create_dir_all(&claim).unwrap();
-        note_volumes(&holder, &pod).unwrap();
-        std::fs::remove_file(bundle.join("config.json")).unwrap();
-        durable_with_volumes(&holder, &pod, minute, "the freeze").await.unwrap();
+        assert_eq!(places(&holder, &pod).unwrap(), [own, claim]);
     }
 }

@@ -68,6 +68,11 @@ enum Command {
         /// UID of the Migration
         migration_uid: String,
     },
+    /// Make the file systems of these places durable; called by a holder that must not hang with them
+    Sync {
+        /// The places
+        places: Vec<PathBuf>,
+    },
     /// Last resort of an administrator, for a source that waits for a target that is off for good:
     /// vouch that the target's node does not run
     Resolve {
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
         Command::Fill { dir, container, root } => {
             started::fill(&host, &MigrationDir::at(dir), &container, &root)
         }
+        Command::Sync { places } => Ok(durable::told(&places, std::io::stdout())),
         Command::Status => report::status(&host),
         Command::GiveUpFiles { migration_uid } => report::give_up_files(&host, &migration_uid),
         Command::Resolve { migration_uid, the_target_is_off } => {

@@ -297,7 +297,7 @@ impl MigrationDir {
         Ok(trees.join(format!("rootfs.{container}")))
     }
 
-    /// Marker: the Migration has vanished; since when, its own time says.
+    /// Marker: the Migration has vanished; its content is for how many seconds that has been seen.
     pub fn vanished(&self) -> PathBuf {
         self.0.join("vanished")
     }

@@ -35,10 +35,10 @@ use crate::args::Args;
 use crate::certs::Current;
 use crate::cluster::Cluster;
 use crate::events::Events;
-use crate::gc;
 use crate::hostns::HostNs;
 use crate::identity::Identity;
 use crate::install::HostSide;
+use crate::kept;
 use crate::migrations;
 use crate::supervisor;
 use crate::telemetry::{Kind, Telemetry};
@@ -430,7 +430,7 @@ fn judge(
     }
     set(conditions::RUNTIME_READY, runtime.0, runtime.1, &runtime.2);
     set(conditions::STORE_REACHABLE, Unknown, reasons::NO_STORE, "no store is configured");
-    match kept(found.sides) {
+    match kept::told(found.sides) {
         Some(message) => set(STATE_KEPT, True, reasons::MIGRATION_VANISHED, &message),
         None => set(STATE_KEPT, False, reasons::NOTHING_KEPT, ""),
     }
@@ -457,35 +457,6 @@ fn judge(
         set(READY, False, reason, &missing.join("; "));
     }
     conditions
-}
-
-/// Which pods' states are kept though their Migrations have vanished, until when, and how they are
-/// removed before that; none where there are none.
-fn kept(sides: &[migrations::Side]) -> Option<String> {
-    const SHOWN: usize = 5;
-    let states: Vec<String> = sides
-        .iter()
-        .filter(|side| !gc::pod_runs(side.state()))
-        .filter_map(|side| Some((side, side.vanished?)))
-        .map(|(side, since)| {
-            let end = Timestamp::try_from(since + gc::KEPT_FOR).unwrap_or_default();
-            let end = Timestamp::from_second(end.as_second()).unwrap_or(end);
-            let task = side.task.as_ref();
-            let [pod, migration] = [task.map(|t| &t.pod), task.map(|t| &t.migration)]
-                .map(|object| object.map_or("?".into(), |o| format!("{}/{}", o.namespace, o.name)));
-            let marker = HostRoot::host().migrations().join(format!("{}.{}", side.uid, side.role));
-            format!(
-                "the state of pod {pod}, whose Migration {migration} vanished before it was made again, is kept until {end}; to remove it at once, run on the node: touch -d @0 {}",
-                marker.join("vanished").display()
-            )
-        })
-        .collect();
-    let more = states.len().saturating_sub(SHOWN);
-    let mut text = states.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(" | ");
-    if more > 0 {
-        text.push_str(&format!(" | and {more} more"));
-    }
-    (!states.is_empty()).then_some(text)
 }
 
 /// Whether what the agent wants to say is not what is stored. Fields of others are not looked at.

@@ -130,35 +130,6 @@ fn conditions_of_others_are_neither_written_nor_compared() {
 }
 
 #[test]
-fn a_state_that_no_migration_answers_for_is_told_with_its_end() {
-    use transship_host::paths::Role;
-    let root = tempfile::tempdir().unwrap();
-    let host = HostRoot::at(root.path());
-    let dir = host.migration("m-1", Role::Source).unwrap();
-    dir.write_task(&migrations::tests::task("m-1", Role::Source)).unwrap();
-    let told = || kept(&migrations::list(&host).unwrap());
-    assert_eq!(told(), None);
-    files::write_atomic(&dir.vanished(), b"").unwrap();
-    let since = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-    std::fs::File::options().write(true).open(dir.vanished()).unwrap().set_modified(since).unwrap();
-    let text = told().unwrap();
-    for words in [
-        "pod shop/web-7",
-        "Migration shop/move",
-        "until 2027-01-22T08:00:00Z",
-        "touch -d @0 /var/lib/transship/migrations/m-1.source/vanished",
-    ] {
-        assert!(text.contains(words), "{text}");
-    }
-    let said = transship_rpc::SideStatus {
-        holder_state: "Resumed".into(),
-        ..transship_rpc::SideStatus::default()
-    };
-    files::write_json(&dir.path().join("status.json"), &said).unwrap();
-    assert_eq!(told(), None, "the pod runs");
-}
-
-#[test]
 fn a_status_is_written_when_it_says_something_new_or_less() {
     let base = NodeStatus { kernel: Some("6.18.0".into()), ..NodeStatus::default() };
     assert!(differs(&base, &NodeStatus::default()).unwrap());

@@ -247,6 +247,8 @@ pub struct Admitted<'a> {
     pub bytes: u64,
     /// What becomes of address and connections.
     pub network: &'a NetworkChoice,
+    /// Why the API server cannot say whether it would take the pod that is made again after the commit.
+    pub unknown: Option<&'a str>,
 }
 
 /// The pod's address, and its further ones.
@@ -259,7 +261,7 @@ fn addresses(pod: &Pod) -> (Option<String>, Vec<String>) {
 
 /// Status of a Migration whose checks have passed, or with `dryRun` its end.
 pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) -> MigrationStatus {
-    let Admitted { pod, target, given, bytes, network } = *admitted;
+    let Admitted { pod, target, given, bytes, network, unknown } = *admitted;
     let source_node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
     let forecast = forecast(migration, bytes);
     let text = duration::parse(&forecast.freeze).map(for_people).unwrap_or_default();
@@ -269,11 +271,17 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
             (reasons::TARGET_NODE_CHOSEN, format!("{target} is the best of the nodes that fit"))
         }
     };
+    let passed = match unknown {
+        None => "all checks passed".to_owned(),
+        Some(why) => format!(
+            "all checks passed but one: whether the API server takes the pod when it is made again after the commit is not known ({why})"
+        ),
+    };
     let uid = migration.metadata.uid.as_deref().unwrap_or_default();
     let cold = migration.spec.mode == Mode::Cold;
     let mut draft = started(migration, now);
     draft
-        .set(c::ADMITTED, ConditionStatus::True, reasons::CHECKS_PASSED, "all checks passed")
+        .set(c::ADMITTED, ConditionStatus::True, reasons::CHECKS_PASSED, passed)
         .set(c::SCHEDULED, ConditionStatus::True, why.0, why.1)
         .with(|status| {
             status.source = Some(PodRef {

@@ -208,8 +208,14 @@ fn violations_are_listed_and_summed_up() {
 fn an_admitted_migration_names_both_sides_and_what_comes_next() {
     let pod = source_pod();
     let mut network = preserved();
-    let decided =
-        Admitted { pod: &pod, target: "node-b", given: false, bytes: 300 << 20, network: &network };
+    let decided = Admitted {
+        pod: &pod,
+        target: "node-b",
+        given: false,
+        bytes: 300 << 20,
+        network: &network,
+        unknown: None,
+    };
     let status = admitted(&migration(None), &decided, now());
     let (source, target) = (status.source.as_ref().unwrap(), status.target.as_ref().unwrap());
     assert_eq!((source.node.as_str(), source.pod_uid.as_str()), ("node-a", "uid-s"));
@@ -221,9 +227,17 @@ fn an_admitted_migration_names_both_sides_and_what_comes_next() {
     assert_eq!(status.forecast.as_ref().unwrap().freeze, "1.15s");
 
     network = NetworkChoice { network: Network::Close, why: "x".repeat(2000) };
-    let decided =
-        Admitted { pod: &pod, target: "node-b", given: true, bytes: 0, network: &network };
+    let decided = Admitted {
+        pod: &pod,
+        target: "node-b",
+        given: true,
+        bytes: 0,
+        network: &network,
+        unknown: Some("no endpoints"),
+    };
     let status = admitted(&migration(None), &decided, now());
+    let told = &condition(&status, c::ADMITTED).message;
+    assert!(told.contains("made again") && told.contains("not known (no endpoints)"), "{told}");
     assert_eq!((status.chosen_network, status.address), (Some(Network::Close), None));
     assert_eq!(status.choice_message.unwrap().len(), MAX_CHOICE_MESSAGE);
 }
@@ -233,8 +247,14 @@ fn a_dry_run_ends_with_the_forecast() {
     let mut migration = migration(Some("node-b"));
     migration.spec.dry_run = true;
     let pod = source_pod();
-    let decided =
-        Admitted { pod: &pod, target: "node-b", given: true, bytes: 0, network: &preserved() };
+    let decided = Admitted {
+        pod: &pod,
+        target: "node-b",
+        given: true,
+        bytes: 0,
+        network: &preserved(),
+        unknown: None,
+    };
     let status = admitted(&migration, &decided, now());
     let succeeded = condition(&status, c::SUCCEEDED);
     assert_eq!((succeeded.status.as_str(), succeeded.reason.as_str()), ("True", reasons::DRY_RUN));

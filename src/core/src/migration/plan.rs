@@ -86,14 +86,14 @@ pub enum Action {
     UnclaimTarget,
     /// Let an agent forget a finished side.
     Forget(Role),
-    /// Sequential: store the source pod's manifest in a Secret that the Migration owns.
-    StoreManifest,
-    /// Sequential: the Secret is needed no longer.
-    DeleteManifest,
     /// Sequential: nobody else may create a pod of the source's name from now on.
     HoldName,
-    /// Sequential: the end of it.
+    /// Sequential: store the source pod's manifest in a Secret, which the held name gives away.
+    StoreManifest,
+    /// Sequential: neither the Secret is needed any longer nor the name.
     FreeName,
+    /// Sequential: take the Migration's reference to its pod's owner off.
+    DropWitness,
     /// Sequential: delete the pod of the restore on trial (with its UID as a precondition).
     DeleteTrial,
     /// Sequential: delete the pod that took the source's name (with its UID as a precondition).

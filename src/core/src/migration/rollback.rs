@@ -11,6 +11,7 @@ use super::plan::{Action, LOOK_AGAIN, Plan};
 use super::state::{Observed, Role, Side, any_container_runs, claimed_by};
 use super::status::{self, Draft};
 use super::voting::{SILENCE_LIMIT, describe_waiting, hints};
+use crate::witness::references;
 
 /// The decision is Abort: both sides close, the target pod goes, the claim comes off the source.
 pub fn abort(observed: &Observed, now: Timestamp) -> Plan {
@@ -234,6 +235,12 @@ pub fn clean_up(observed: &Observed, now: Timestamp) -> Plan {
     let mut actions =
         hints(observed, |role, _| !matches!(observed.side(role), Side::Unknown | Side::NotStarted));
     let mut done = true;
+    if references(&observed.migration, None).is_some() {
+        // Not with the finalizer: what becomes of the pod's owner is no matter of the Migration any more,
+        // and a node may be silent for long.
+        actions.push(Action::DropWitness);
+        done = false;
+    }
     let target_works = observed.target.report().is_some_and(|report| !report.closed);
     for role in Role::BOTH {
         // A side that closed before its agent fell silent is collected there by itself, once the
@@ -283,11 +290,7 @@ pub fn clean_up(observed: &Observed, now: Timestamp) -> Plan {
         observed.source_node_gone,
         observed.target_node_gone,
     );
-    if observed.manifest.is_some() {
-        actions.push(Action::DeleteManifest);
-        done = false;
-    }
-    if observed.name_is_held {
+    if observed.manifest.is_some() || observed.name_is_held {
         actions.push(Action::FreeName);
         done = false;
     }

@@ -215,6 +215,11 @@ pub struct Observed {
     pub manifest: Option<Pod>,
     /// Sequential: the source pod's network, stored with its manifest.
     pub network: Option<crate::facts::NetworkFacts>,
+    /// Sequential: the volume that each of the source pod's claims was bound to, stored with its manifest.
+    pub volumes: BTreeMap<String, String>,
+    /// Sequential: what they are bound to now, empty for none; looked at before the pod that is made again
+    /// may mount them.
+    pub volumes_now: Option<BTreeMap<String, String>>,
     /// Sequential, after the commit: the pod of the restore on trial.
     pub trial_pod: Option<Pod>,
     /// Sequential, after the commit: the pod with the source's name that is not the source.
@@ -248,6 +253,8 @@ impl Observed {
             owner: Owner::None,
             manifest: None,
             network: None,
+            volumes: BTreeMap::new(),
+            volumes_now: None,
             trial_pod: None,
             again_pod: None,
             name_is_held: false,

@@ -78,9 +78,10 @@ impl Draft {
         self.set(c::STALLED, ConditionStatus::True, reason, message)
     }
 
-    fn in_progress(&mut self, reason: &str, message: &str) {
+    /// As [`Draft::waiting`], while somebody's help is needed as before.
+    pub(crate) fn in_progress(&mut self, reason: &str, message: &str) -> &mut Self {
         self.set(c::SUCCEEDED, ConditionStatus::Unknown, reason, message);
-        self.set(c::RECONCILING, ConditionStatus::True, reason, message);
+        self.set(c::RECONCILING, ConditionStatus::True, reason, message)
     }
 
     /// The end. Conditions that were not reached say so.

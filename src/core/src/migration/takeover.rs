@@ -270,6 +270,17 @@ pub(super) fn move_leases(observed: &Observed) -> Vec<Action> {
     addresses.map(|address| Action::MoveLease { address, home: home.clone() }).collect()
 }
 
+/// What the message of the end says of images that were changed too late.
+pub(super) fn images_left(observed: &Observed) -> String {
+    let pod = observed.target_pod.as_ref();
+    let noted = pod.and_then(|pod| pod.metadata.annotations.as_ref()?.get(names::IMAGES_LEFT));
+    noted.map_or_else(String::new, |containers| {
+        format!(
+            "; the image of container {containers} was changed after the commit and is not taken over, since the state belongs to the one before: set it once more"
+        )
+    })
+}
+
 fn succeeded(observed: &Observed, mut draft: Draft, actions: Vec<Action>) -> Plan {
     let status = observed.status();
     let node = observed.node(Role::Target).to_owned();
@@ -287,6 +298,7 @@ fn succeeded(observed: &Observed, mut draft: Draft, actions: Vec<Action>) -> Pla
         (_, false) => format!("the pod ran on {node} as {name} and has been deleted there{still}"),
         (_, true) => format!("the pod runs on {node} as {name}{still}"),
     };
+    let message = format!("{message}{}", images_left(observed));
     draft
         .set(
             c::FROZEN,

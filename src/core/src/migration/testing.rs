@@ -92,6 +92,7 @@ impl World {
             given: true,
             bytes: 1 << 20,
             network: &preserved(),
+            unknown: None,
         };
         migration.status = Some(admission::admitted(&migration, &decided, now));
         let mut seen = Observed::of(migration);
@@ -310,7 +311,7 @@ impl World {
                 *self.side(*role) = Side::NotStarted;
             }
             Action::StoreManifest
-            | Action::DeleteManifest
+            | Action::DropWitness
             | Action::HoldName
             | Action::FreeName
             | Action::DeleteTrial

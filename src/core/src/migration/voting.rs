@@ -15,6 +15,7 @@ use super::plan::{Action, LOOK_AGAIN, Plan, Record};
 use super::sequential;
 use super::state::{Observed, Role, Side, Stage, liveness_patience};
 use super::status::{self, Draft};
+use crate::sequential_pod::changed_images;
 use crate::target_pod::{TargetFor, changes_by_admission, target_pod};
 
 /// How long an agent may be silent before the votes are in. The sides give up by themselves.
@@ -37,11 +38,11 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     draft.sides(observed);
     let give_up = why_give_up(observed, now);
     match decide(&decision_input(observed, give_up.is_some())) {
-        // From the Commit on it is all that is left of the source's object.
-        Some(Decision::Commit) if observed.is_sequential() && observed.manifest.is_none() => {
-            sequential::store_manifest(draft)
-        }
         Some(Decision::Commit) => {
+            // From the Commit on it is all that is left of the source's object.
+            if let Some(action) = sequential::lacks(observed) {
+                return sequential::before_all(draft, action);
+            }
             draft.step(Step::Committed).waiting(
                 reasons::IN_PROGRESS,
                 format!("both nodes are ready; {} goes on there", observed.node(Role::Target)),
@@ -126,7 +127,7 @@ fn why_give_up(observed: &Observed, now: Timestamp) -> Option<GiveUp> {
     if let Some((reason, message)) = &observed.failure {
         return Some(((*reason).to_owned(), message.clone()));
     }
-    if let Some(reason) = side_gave_up(observed) {
+    if let Some(reason) = side_gave_up(observed).or_else(|| source_changed(observed)) {
         return Some(reason);
     }
     if observed.source_word().voted && observed.target_word().voted {
@@ -137,6 +138,16 @@ fn why_give_up(observed: &Observed, now: Timestamp) -> Option<GiveUp> {
         .or_else(|| silent_side(observed, now))
         .or_else(|| timed_out(observed, now))
         .or_else(|| frozen_too_long(observed, now))
+}
+
+/// kubelet ends a container whose image was changed.
+fn source_changed(observed: &Observed) -> Option<GiveUp> {
+    let changed = changed_images(observed.manifest.as_ref()?, observed.source_pod.as_ref()?);
+    (!changed.is_empty()).then(|| {
+        let message =
+            format!("the image of container {} was changed meanwhile", changed.join(" and "));
+        (reasons::SOURCE_CHANGED.to_owned(), message)
+    })
 }
 
 fn side_gave_up(observed: &Observed) -> Option<GiveUp> {
@@ -259,13 +270,8 @@ pub(super) fn target_pod_failed(observed: &Observed, now: Timestamp) -> Option<G
 
 /// The next step towards the votes.
 fn progress(observed: &Observed, mut draft: Draft) -> Plan {
-    if observed.is_sequential() && observed.manifest.is_none() {
-        return sequential::store_manifest(draft);
-    }
-    if observed.is_sequential() && !observed.name_is_held {
-        // As long as the pod is there it keeps nobody from anything, and each API server has time to
-        // learn of it.
-        return sequential::hold_name(draft);
+    if let Some(action) = sequential::lacks(observed) {
+        return sequential::before_all(draft, action);
     }
     let node = observed.node(Role::Target).to_owned();
     let (actions, step, message) = match &observed.target_pod {
@@ -324,7 +330,8 @@ fn next(observed: &Observed, pod: &Pod, node: &str) -> (Vec<Action>, Step, Strin
     (vec![], Step::WaitingForTarget, format!("the target pod starts on {node}"))
 }
 
-pub(super) fn has_gate(pod: &Pod) -> bool {
+/// Whether the pod still waits for its record.
+pub fn has_gate(pod: &Pod) -> bool {
     let gates = pod.spec.as_ref().and_then(|s| s.scheduling_gates.as_deref()).unwrap_or_default();
     gates.iter().any(|gate| gate.name == names::PREPARE_GATE)
 }

@@ -3,16 +3,20 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self as c, reasons};
 use transship_api::{Network, names};
 use transship_protocol::{
     PodSeen, TargetOutcome, TargetWord, has_failed, may_make_again, may_record_resumed, may_return,
 };
 
+use super::finish::failures;
 use super::owner::{OwnersWord, is_left_over, owner_uid, owners_word};
 use super::source::is_disrupted;
+use super::volumes::exchanged;
 use super::{
-    Next, act, at_once, deletion_is_noted, made_again_uid, nowhere, source_name, unwanted, wait,
+    Next, act, at_once, deletion_is_noted, is_ours, made_again_uid, nowhere, source_name, unwanted,
+    wait,
 };
 use crate::migration::plan::Action;
 use crate::migration::state::{Observed, Report, Role, Side, any_container_runs};
@@ -20,24 +24,43 @@ use crate::migration::{status, takeover, voting};
 use crate::sequential_pod::{again_pod, controller, leave_owner};
 use crate::target_pod::TargetFor;
 
+const OWNER_AWAITED: &str = "the pod's StatefulSet is deleted; whether its pods live on (--cascade=orphan) is awaited of Kubernetes' garbage collector";
 /// How often the pod is restored on the target before it goes back to its source's node.
-const TRIES_ON_TARGET: i32 = 2;
-/// How long a pod that was made again may take to be restored. Kubernetes takes a volume off a node that
-/// is lost after six minutes, and only then can another have it.
+pub(super) const TRIES_ON_TARGET: i32 = 2;
+/// How long a pod that was made again may take to be restored, once it is let go to its node. Kubernetes takes
+/// a volume off a node that is lost after six minutes, and only then can another have it.
 const RESTORE_LIMIT: Duration = Duration::from_secs(600);
 /// In bytes a second.
 const SLOW_DISK: u64 = 20 << 20;
+/// The longest pause before a further try.
+const LONGEST_PAUSE: u64 = 60;
+
+/// How long it takes to the next try after so many failed ones: none while there is a place that was not
+/// tried, then ever longer.
+pub(super) fn pause_after(failures: i32) -> Duration {
+    let doubled = u32::try_from(failures - TRIES_ON_TARGET).unwrap_or(0).min(6);
+    match doubled {
+        0 => Duration::ZERO,
+        doubled => Duration::from_secs((1_u64 << doubled).min(LONGEST_PAUSE)),
+    }
+}
+
+fn left_of_pause(observed: &Observed, now: Timestamp) -> Option<Duration> {
+    let pause = pause_after(failures(observed));
+    let since = observed.status().failed_restore_time?.0;
+    // By a clock that was set back it has just failed.
+    let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    pause.checked_sub(passed).filter(|left| !left.is_zero())
+}
 
 /// The source has ended for good: the pod is made again of its manifest.
-pub(super) fn make_again(observed: &Observed) -> Next {
+pub(super) fn make_again(observed: &Observed, now: Timestamp) -> Next {
     let (recorded, name) = (observed.recorded(), source_name(observed));
     let failed = observed.status().failed_pod_uid.unwrap_or_default();
     if let Some(pod) = &observed.again_pod {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let going = pod.metadata.deletion_timestamp.is_some();
-        let labels = pod.metadata.labels.as_ref();
-        let ours = labels.and_then(|l| l.get(names::MIGRATION_LABEL)).map(String::as_str)
-            == Some(observed.uid());
+        let ours = is_ours(observed, pod);
         if ours && uid != failed && !going {
             return Next::Adopt { uid };
         }
@@ -50,6 +73,7 @@ pub(super) fn make_again(observed: &Observed) -> Next {
             return act(actions, format!("pod {name} that was made before goes from {node}"));
         }
         return Next::Stuck {
+            reason: reasons::NAME_TAKEN,
             message: format!(
                 "somebody made a pod {name} meanwhile; delete it, then the moved one is made again from its kept state"
             ),
@@ -57,6 +81,7 @@ pub(super) fn make_again(observed: &Observed) -> Next {
     }
     if nowhere(observed) {
         return Next::Stuck {
+            reason: reasons::STATE_LOST,
             message: format!(
                 "no node is left that has the pod's state, {} being gone; delete the Migration to give the state up",
                 observed.node(Role::Target)
@@ -77,9 +102,15 @@ pub(super) fn make_again(observed: &Observed) -> Next {
     );
     let word = owners_word(observed);
     if word == OwnersWord::Awaited {
-        return wait(
-            "the pod's StatefulSet is deleted; whether its pods live on (--cascade=orphan) is awaited of Kubernetes' garbage collector",
-        );
+        return wait(OWNER_AWAITED);
+    }
+    if let Some(message) = exchanged(observed) {
+        return Next::Stuck { reason: reasons::VOLUME_EXCHANGED, message };
+    }
+    if let Some(left) = left_of_pause(observed, now) {
+        let pause = pause_after(failures(observed)).as_secs();
+        let message = format!("it is restored again {pause} s after the last try has failed");
+        return Next::Do { actions: vec![], message, again: left };
     }
     let again = observed.manifest.as_ref().and_then(|m| again_pod(m, &target_for(observed)).ok());
     match again {
@@ -103,9 +134,10 @@ pub(super) fn make_again(observed: &Observed) -> Next {
         }
         Some(_) => wait("the source's end is awaited"),
         None => Next::Stuck {
+            reason: reasons::MANIFEST_MISSING,
             message: format!(
                 "the Secret {} is not there or was changed, so the pod cannot be made again; its state is kept on both nodes until the Migration is deleted",
-                names::manifest_secret(observed.uid())
+                names::manifest_secrets(observed.uid()).join(" or ")
             ),
         },
     }
@@ -151,6 +183,13 @@ pub(super) fn restore_again(observed: &Observed, now: Timestamp) -> Next {
     if goes && let Some(next) = pod_goes(observed, report) {
         return next;
     }
+    let gated = observed.target_pod.as_ref().filter(|pod| !goes && voting::has_gate(pod));
+    if let Some(why) = gated.and_then(|pod| must_be_made_anew(observed, pod)) {
+        return match side_has_ended(observed, report) {
+            true => Next::Anew { uid: uid.to_owned(), why },
+            false => act(vec![Action::GiveUp(Role::Target)], why),
+        };
+    }
     if goes || has_failed(word, observed.target_node_gone) {
         let why = match report.map_or("", |r| r.message.as_str()) {
             "" if observed.target_node_gone => "the node is gone".to_owned(),
@@ -170,8 +209,8 @@ pub(super) fn restore_again(observed: &Observed, now: Timestamp) -> Next {
     if voting::has_gate(pod) {
         return prepare_again(observed, report);
     }
-    let late = pod.metadata.creation_timestamp.as_ref().is_some_and(|created| {
-        Duration::try_from(now.duration_since(created.0)).unwrap_or_default() > limit(observed)
+    let late = scheduled_at(pod).is_some_and(|at| {
+        Duration::try_from(now.duration_since(at)).unwrap_or_default() > limit(observed)
     });
     let hopeless = voting::target_pod_failed(observed, now).map(|(_, message)| message);
     let why = hopeless.or_else(|| late.then(|| format!("{node} does not restore the pod")));
@@ -179,6 +218,31 @@ pub(super) fn restore_again(observed: &Observed, now: Timestamp) -> Next {
         return act(vec![Action::GiveUp(Role::Target)], why);
     }
     wait(format!("{node} restores the pod"))
+}
+
+/// When the pod was let go to its node: behind its gate it may have waited for long.
+fn scheduled_at(pod: &Pod) -> Option<Timestamp> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let scheduled = conditions.iter().find(|c| c.type_ == "PodScheduled" && c.status == "True")?;
+    scheduled.last_transition_time.as_ref().map(|time| time.0)
+}
+
+/// Why a pod that still waits behind its gate is not the one to be restored.
+fn must_be_made_anew(observed: &Observed, pod: &Pod) -> Option<String> {
+    if is_left_over(observed, pod) {
+        // The garbage collector will take it for one that was to go with its owner.
+        return Some("the pod's owner has let it go, and it is made anew without its owner".into());
+    }
+    exchanged(observed).map(|_| "a claim of the pod leads to another volume by now".into())
+}
+
+/// Nothing of this very pod's side is at work.
+fn side_has_ended(observed: &Observed, report: Option<&Report>) -> bool {
+    match (report, observed.side(Role::Target)) {
+        (Some(report), _) => report.closed,
+        (None, Side::NotStarted | Side::Reporting(_)) => true,
+        (None, Side::Unknown | Side::Unreachable { .. }) => false,
+    }
 }
 
 /// The pod that was made again goes, or has gone, before it ran. Somebody who deletes it means it; an
@@ -192,12 +256,7 @@ fn pod_goes(observed: &Observed, report: Option<&Report>) -> Option<Next> {
     if observed.target_seen() == PodSeen::Deleting && meant && !noted {
         return Some(Next::Unwanted);
     }
-    let has_ended = match (report, observed.side(Role::Target)) {
-        (Some(report), _) => report.closed,
-        (None, Side::NotStarted | Side::Reporting(_)) => true,
-        (None, Side::Unknown | Side::Unreachable { .. }) => false,
-    };
-    if !has_ended {
+    if !side_has_ended(observed, report) {
         let actions = vec![Action::GiveUp(Role::Target)];
         return Some(act(actions, format!("{node} is to close its side")));
     }
@@ -241,6 +300,9 @@ fn prepare_again(observed: &Observed, report: Option<&Report>) -> Next {
     if observed.trial_pod.is_some() {
         return act(actions, format!("the pod of the restore on trial goes from {node}"));
     }
+    if owners_word(observed) == OwnersWord::Awaited {
+        return act(actions, OWNER_AWAITED);
+    }
     actions.push(Action::RemoveGate);
     act(actions, format!("the pod is let go to {node}"))
 }
@@ -266,7 +328,10 @@ fn back_on_source(observed: &Observed, now: Timestamp) -> Next {
     Next::End {
         succeeded: false,
         reason: reasons::TARGET_LOST,
-        message: format!("{why}; it was made again on {node} and goes on{state}"),
+        message: format!(
+            "{why}; it was made again on {node} and goes on{state}{}",
+            takeover::images_left(observed)
+        ),
         actions: vec![],
     }
 }

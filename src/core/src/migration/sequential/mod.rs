@@ -7,43 +7,51 @@
 //! could not be restored is noted as failed before it is deleted, for the same reason.
 
 mod again;
+mod finish;
 mod owner;
 mod source;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tries;
+mod volumes;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use transship_api::Step;
-use transship_api::conditions::{self as c, ConditionStatus, reasons};
-use transship_protocol::Resolution;
+use k8s_openapi::api::core::v1::Pod;
+use transship_api::conditions::{self as c, reasons};
+use transship_api::{Step, names};
 
 use self::again::{make_again, restore_again};
 use self::owner::{OwnersWord, is_wanted, owners_word};
 use self::source::{somebody_deleted, source_ends};
-use super::plan::{Action, LOOK_AGAIN, Plan, Record};
+use self::volumes::exchanged;
+use super::plan::{Action, Plan};
 use super::state::{Observed, Role};
-use super::status::{self, Draft};
-use super::voting;
+use super::status::Draft;
 
 pub(crate) use crate::sequential_pod::trial_pod;
 
-/// The first thing of all: what the pod is made of again must be stored before anything can be lost.
-pub(super) fn store_manifest(draft: Draft) -> Plan {
-    let message = "the pod's manifest is stored, to make the pod again of it";
-    before_all(draft, Action::StoreManifest, message)
+/// What must be there before anything can be lost, and is not yet. The name comes first: as long as the pod
+/// is there it keeps nobody from anything, each API server has time to learn of it, and it is the trace by
+/// which the stored manifest of a Migration that has vanished is found.
+pub(super) fn lacks(observed: &Observed) -> Option<Action> {
+    match observed.is_sequential() {
+        true if !observed.name_is_held => Some(Action::HoldName),
+        true if observed.manifest.is_none() => Some(Action::StoreManifest),
+        _ => None,
+    }
 }
 
-/// The second: when the source has gone nobody else may make a pod of its name.
-pub(super) fn hold_name(draft: Draft) -> Plan {
-    before_all(draft, Action::HoldName, "creating a pod of the source's name is held back")
-}
-
-fn before_all(mut draft: Draft, action: Action, message: &str) -> Plan {
+/// Before all others this is done.
+pub(super) fn before_all(mut draft: Draft, action: Action) -> Plan {
+    let message = match action {
+        Action::HoldName => "creating a pod of the source's name is held back",
+        _ => "the pod's manifest is stored, to make the pod again of it",
+    };
     draft.waiting(reasons::IN_PROGRESS, message);
     let actions = vec![action];
     Plan { status: draft.done(), record: None, actions, again: Some(Duration::ZERO) }
@@ -54,7 +62,7 @@ enum Next {
     /// Things to do, and what is waited for.
     Do { actions: Vec<Action>, message: String, again: Duration },
     /// As [`Next::Do`], for something that only somebody else can mend.
-    Stuck { message: String },
+    Stuck { reason: &'static str, message: String },
     /// As [`Next::Stuck`], for something that is tried all the same until it can be done.
     Insist { actions: Vec<Action>, message: String },
     /// The source's deletion is announced, then done.
@@ -63,6 +71,8 @@ enum Next {
     Adopt { uid: String },
     /// The pod that was made again cannot be restored.
     Failed { uid: String, why: String, goes_back: bool },
+    /// The pod that was made again is not one that may be restored, and another is made: no try has failed.
+    Anew { uid: String, why: String },
     /// Somebody deletes the pod that was made again.
     Unwanted,
     /// The target's node is gone: the pod goes back without another try.
@@ -95,102 +105,11 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let next = if made_again_uid(observed).is_empty() {
         source_ends(observed)
             .or_else(|| trial_goes(observed))
-            .unwrap_or_else(|| make_again(observed))
+            .unwrap_or_else(|| make_again(observed, now))
     } else {
         restore_again(observed, now)
     };
-    finish(observed, draft, next)
-}
-
-fn finish(observed: &Observed, mut draft: Draft, next: Next) -> Plan {
-    let now = draft.now();
-    let plan = |draft: Draft, record, actions, again| Plan {
-        status: draft.done(),
-        record,
-        actions,
-        again: Some(again),
-    };
-    match next {
-        Next::Do { actions, message, again } => {
-            voting::describe_waiting(observed, &mut draft, &message);
-            plan(draft, None, actions, again)
-        }
-        Next::Stuck { message } => {
-            draft.stalled(reasons::WAITING_FOR_NODE, message);
-            plan(draft, None, vec![], LOOK_AGAIN)
-        }
-        Next::Insist { actions, message } => {
-            draft.stalled(reasons::TARGET_POD_FAILED, message);
-            plan(draft, None, actions, Duration::ZERO)
-        }
-        Next::Announce => {
-            let node = observed.node(Role::Source);
-            draft.waiting(reasons::IN_PROGRESS, format!("the source pod goes from {node}")).with(
-                |status| status.source_deletion_time = Some(Time(status::whole_seconds(now))),
-            );
-            plan(draft, None, vec![Action::DeleteSource], Duration::ZERO)
-        }
-        Next::Adopt { uid } => {
-            let name = source_name(observed).to_owned();
-            draft.waiting(reasons::IN_PROGRESS, "the pod is made again").with(|status| {
-                let target = status.target.get_or_insert_default();
-                target.pod_uid = uid;
-                target.pod_name = name;
-            });
-            plan(draft, None, vec![], Duration::ZERO)
-        }
-        Next::Failed { uid, why, goes_back } => {
-            let node = observed.node(Role::Target).to_owned();
-            let source_node = observed.node(Role::Source).to_owned();
-            let message = format!("the pod could not be restored on {node}: {why}");
-            let what = match goes_back {
-                true => format!("{message}; it goes back to {source_node}"),
-                false => format!("{message}; it is tried again"),
-            };
-            let reason = if goes_back { reasons::TARGET_LOST } else { reasons::RESTORE_FAILED };
-            if observed.recorded().resolution.is_none() {
-                draft.set(c::RESTORED, ConditionStatus::False, reasons::RESTORE_FAILED, &message);
-            }
-            draft.waiting(reason, what).with(|status| {
-                status.failed_restores = Some(status.failed_restores.unwrap_or(0) + 1);
-                status.failed_pod_uid = Some(uid);
-                forget_target(status, goes_back.then_some(source_node));
-            });
-            let record = goes_back.then_some(Record::Resolution(Resolution::SourceResumes));
-            plan(draft, record, vec![], Duration::ZERO)
-        }
-        Next::Unwanted => {
-            let message = unwanted(observed);
-            draft
-                .set(c::RESTORED, ConditionStatus::False, reasons::TARGET_GONE, &message)
-                .waiting(reasons::TARGET_GONE, message);
-            plan(draft, None, vec![], Duration::ZERO)
-        }
-        Next::GoBack => {
-            let source_node = observed.node(Role::Source).to_owned();
-            let node = observed.node(Role::Target);
-            let message =
-                format!("node {node} is gone; the pod is restored on {source_node} instead");
-            draft
-                .waiting(reasons::TARGET_LOST, message)
-                .with(|status| forget_target(status, Some(source_node)));
-            let record = Record::Resolution(Resolution::SourceResumes);
-            plan(draft, Some(record), vec![], Duration::ZERO)
-        }
-        Next::Resumed => voting::resumed(observed, draft),
-        Next::End { succeeded, reason, message, actions } => {
-            draft.end(Step::Failed, succeeded, reason, message);
-            plan(draft, None, actions, Duration::ZERO)
-        }
-    }
-}
-
-fn forget_target(status: &mut transship_api::MigrationStatus, node: Option<String>) {
-    let target = status.target.get_or_insert_default();
-    target.pod_uid.clear();
-    if let Some(node) = node {
-        target.node = node;
-    }
+    finish::finish(observed, draft, next)
 }
 
 fn source_name(observed: &Observed) -> &str {
@@ -205,6 +124,12 @@ fn made_again_uid(observed: &Observed) -> &str {
     target.filter(|t| t.pod_name == source_name(observed)).map_or("", |t| t.pod_uid.as_str())
 }
 
+/// This Migration has made the pod again.
+fn is_ours(observed: &Observed, pod: &Pod) -> bool {
+    let labels = pod.metadata.labels.as_ref();
+    labels.and_then(|l| l.get(names::MIGRATION_LABEL)).is_some_and(|uid| uid == observed.uid())
+}
+
 /// No node is left that has the pod's state.
 fn nowhere(observed: &Observed) -> bool {
     observed.target_node_gone
@@ -215,7 +140,9 @@ fn nowhere(observed: &Observed) -> bool {
 fn trial_goes(observed: &Observed) -> Option<Next> {
     let why = if somebody_deleted(observed) {
         (reasons::SOURCE_GONE, "the pod was deleted by somebody after the commit")
-    } else if observed.is_deleting() && (observed.manifest.is_none() || nowhere(observed)) {
+    } else if observed.is_deleting()
+        && (observed.manifest.is_none() || nowhere(observed) || exchanged(observed).is_some())
+    {
         (reasons::CANCELLED, "the Migration was deleted and the pod cannot be made again")
     } else if owners_word(observed) == OwnersWord::PodGoes {
         (reasons::SOURCE_GONE, "the pod's owner was deleted after the commit, with its pods")
@@ -226,6 +153,11 @@ fn trial_goes(observed: &Observed) -> Option<Next> {
     };
     if observed.trial_pod.is_some() {
         return Some(act(vec![Action::DeleteTrial], "the pod of the restore on trial goes"));
+    }
+    // Made, and not recorded yet: nobody else would end it.
+    let made = observed.again_pod.as_ref().filter(|pod| is_ours(observed, pod));
+    if made.is_some_and(|pod| pod.metadata.deletion_timestamp.is_none()) {
+        return Some(act(vec![Action::DeleteAgain], "the pod that was made again goes"));
     }
     Some(Next::End {
         succeeded: false,

@@ -7,6 +7,7 @@ use super::{Next, act, at_once, source_name, wait};
 use crate::migration::plan::Action;
 use crate::migration::state::{Observed, Role, any_container_runs};
 use crate::migration::{takeover, voting};
+use crate::sequential_pod::is_current;
 
 /// Until the source has ended and its object is gone; then `None`.
 pub(super) fn source_ends(observed: &Observed) -> Option<Next> {
@@ -21,16 +22,19 @@ pub(super) fn source_ends(observed: &Observed) -> Option<Next> {
         return Some(act(hints, format!("{target} is to end the restore on trial")));
     }
     let disrupted = observed.source_pod.as_ref().is_some_and(is_disrupted);
-    if somebody_deleted(observed) && disrupted {
-        return Some(Next::Announce);
-    }
-    if !somebody_deleted(observed) && !observed.name_is_held {
+    let is_made_again = !somebody_deleted(observed) || disrupted;
+    if is_made_again && !observed.name_is_held {
         let message = "creating a pod of the source's name is held back";
         return Some(at_once(vec![Action::HoldName], message));
     }
-    if seen == PodSeen::Alive && !manifest_is_current(observed) {
+    let lacks = observed.manifest.is_none() && observed.source_pod.is_some();
+    let outdated = seen == PodSeen::Alive && !manifest_is_current(observed);
+    if is_made_again && (lacks || outdated) {
         let message = "the pod's manifest is stored as it is now";
         return Some(at_once(vec![Action::StoreManifest], message));
+    }
+    if somebody_deleted(observed) && disrupted {
+        return Some(Next::Announce);
     }
     if !is_released(observed) {
         // The address must not be freed with the source's sandbox, which can go from now on.
@@ -66,21 +70,21 @@ fn is_released(observed: &Observed) -> bool {
     observed.source_word().outcome == Some(SourceOutcome::Released) || observed.source_node_gone
 }
 
-/// Somebody else deleted the source: its object goes, or has gone, though no deletion was announced.
+/// Somebody else deleted the source: its object goes, or has gone, though no deletion was announced. The pods
+/// of a node that has left the cluster are removed with it, and nobody has meant the pod.
 pub(super) fn somebody_deleted(observed: &Observed) -> bool {
-    observed.status().source_deletion_time.is_none() && observed.source_seen() != PodSeen::Alive
+    let seen = observed.source_seen();
+    let went_with_node = seen == PodSeen::Gone && observed.source_node_gone;
+    observed.status().source_deletion_time.is_none() && seen != PodSeen::Alive && !went_with_node
 }
 
-/// The manifest is stored, with the labels and annotations of this moment: people and their operators
-/// may change them as long as the source is there.
+/// The manifest is stored as it is at this moment: people and their operators may change it as long as the
+/// source is there.
 fn manifest_is_current(observed: &Observed) -> bool {
-    let (Some(stored), Some(source)) = (&observed.manifest, &observed.source_pod) else {
-        return observed.manifest.is_some();
-    };
-    stored.metadata.labels == source.metadata.labels
-        && stored.metadata.annotations == source.metadata.annotations
-        && stored.metadata.finalizers == source.metadata.finalizers
-        && stored.metadata.owner_references == source.metadata.owner_references
+    match (&observed.manifest, &observed.source_pod) {
+        (Some(stored), Some(source)) => is_current(stored, source),
+        (stored, _) => stored.is_some(),
+    }
 }
 
 /// An eviction, a drain or a taint: it means the node, not the pod. So does a pod that kubelet has

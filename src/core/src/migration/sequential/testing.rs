@@ -11,7 +11,9 @@ use transship_protocol::{Decision, SourceOutcome, SourceWord, TargetOutcome, Tar
 use crate::migration::admission::{self, Admitted};
 use crate::migration::plan::{Action, Plan, Record, plan};
 use crate::migration::state::{Observed, Owner, Report, Role, Side, Stage};
-use crate::sequential_pod::witness;
+use crate::migration::voting::has_gate;
+use crate::sequential_pod::manifest;
+use crate::witness::references;
 
 /// What becomes of the pods that are made again, in order; the last counts for all that follow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +24,8 @@ pub(super) enum Fate {
     Evicted,
     /// Between two looks.
     Vanishes,
+    /// Nothing is heard of it.
+    Hangs,
 }
 
 pub(super) struct World {
@@ -62,13 +66,17 @@ impl World {
         migration.metadata.creation_timestamp = Some(Time(now));
         let pod = source(json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web",
             "uid": "uid-sts", "controller": true}]));
-        migration.metadata.owner_references = witness(&pod).map(|witness| vec![witness]);
+        let witness = references(&migration, Some(&pod)).unwrap();
+        migration.metadata.owner_references = Some(witness.owners);
+        migration.metadata.annotations =
+            witness.witness.map(|uid| [(names::WITNESS.to_owned(), uid)].into());
         let decided = Admitted {
             pod: &pod,
             target: "node-b",
             given: true,
             bytes: 1 << 20,
             network: &crate::migration::testing::preserved(),
+            unknown: None,
         };
         migration.status = Some(admission::admitted(&migration, &decided, now));
         let mut seen = Observed::of(migration);
@@ -155,6 +163,13 @@ impl World {
         }
     }
 
+    /// The pod that was made again is not kept from its node any more.
+    pub(super) fn is_let_go(&self) -> bool {
+        let uid = format!("uid-{}", self.made);
+        let again = self.seen.target_pod.as_ref();
+        again.is_some_and(|pod| pod.metadata.uid.as_ref() == Some(&uid) && !has_gate(pod))
+    }
+
     pub(super) fn committed(&self) -> bool {
         self.seen.recorded().decision == Some(Decision::Commit)
     }
@@ -162,9 +177,10 @@ impl World {
     fn act(&mut self, action: &Action) {
         match action {
             Action::StoreManifest => {
-                assert!(self.seen.source_pod.is_some(), "as long as there is a source");
+                assert!(self.seen.name_is_held, "nobody would find it");
                 self.note("store manifest");
-                self.seen.manifest.clone_from(&self.seen.source_pod);
+                let source = self.seen.source_pod.as_ref().expect("as long as there is a source");
+                self.seen.manifest = Some(manifest(source, self.seen.manifest.as_ref()));
             }
             Action::CreateTarget(pod) => self.create(pod),
             Action::StartSide(role) => {
@@ -202,6 +218,7 @@ impl World {
             Action::FreeName => {
                 self.note("free name");
                 self.seen.name_is_held = false;
+                self.seen.manifest = None;
             }
             Action::MoveLease { .. } => self.note("move lease"),
             Action::Release => {
@@ -247,7 +264,11 @@ impl World {
                 pod.metadata.labels.as_mut().unwrap().remove(names::MIGRATION_LABEL);
                 pod.metadata.annotations.as_mut().unwrap().remove(names::CLAIM);
             }
-            Action::DeleteManifest => self.seen.manifest = None,
+            Action::DropWitness => {
+                let left = references(&self.seen.migration, None).unwrap();
+                self.seen.migration.metadata.owner_references = Some(left.owners);
+                self.seen.migration.metadata.annotations = None;
+            }
             Action::GiveUp(Role::Target) => {
                 self.note("give up");
                 self.set(Role::Target, |r| {
@@ -341,6 +362,7 @@ impl World {
                         serde_json::from_value(reason).unwrap();
                 }
             }
+            Fate::Hangs => {}
             Fate::Vanishes => {
                 self.seen.again_pod = None;
                 self.seen.target_pod = None;

@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 use transship_api::conditions::reasons;
 use transship_api::{Migration, MigrationStatus, Mode, Step, names};
 use transship_core::facts::PodFacts;
@@ -19,21 +18,18 @@ use transship_core::migration::owner::{Controller, Kind};
 use transship_core::migration::state::claimed_by;
 use transship_core::placement::volumes::Volumes;
 use transship_core::placement::{self, Load};
-use transship_core::preflight::{Claim, Input, NodeView, TargetAnswer};
-use transship_core::sequential_pod::{controller, is_exclusive, tried_pods, witness};
-use transship_core::target_pod::{self, TargetFor};
+use transship_core::preflight::{Claim, Input, NodeView};
+use transship_core::sequential_pod::controller;
+use transship_core::witness::references;
 
 use super::owner::Owners;
-use super::{Error, Next, apply, claims, status};
+use super::{Error, Next, apply, ask, claims, status};
 use crate::context::Context;
 
 /// How soon a Migration that waits for its turn is looked at again.
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
 /// How soon an agent that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-
-/// How long the API server, with its webhooks, may take to say what it thinks of the target pod.
-const TRY_LIMIT: Duration = Duration::from_secs(5);
 /// Annotation of a mirror pod: the UID of its static pod.
 const STATIC_UID: &str = "kubernetes.io/config.hash";
 
@@ -107,7 +103,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let (facts, target_facts, answer) = tokio::join!(
         context.agents.inspect(&source_node, &pod_uid),
         context.agents.inspect(&target, ""),
-        ask_about_target(migration, pod, &target, context),
+        ask::about_target(migration, pod, &target, context),
     );
     let facts = match facts {
         Ok(facts) => facts,
@@ -124,7 +120,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     input.target = nodes.iter().find(|node| node.name == target);
     input.facts = Some(&facts);
     input.target_facts = target_facts.as_ref().ok();
-    input.answer = answer.as_ref();
+    input.answer = answer.known.as_ref();
     let violations = admission::judge(&input);
     if !violations.is_empty() {
         let found = Found { violations: &violations, bytes: Some(bytes_of(migration, &facts)) };
@@ -133,7 +129,8 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     }
     let Some(network) = admission::network(&input) else { return Ok(Next::After(ASK_AGAIN)) };
     let bytes = bytes_of(migration, &facts);
-    let decided = Admitted { pod, target: &target, given, bytes, network: &network };
+    let unknown = answer.unknown.as_deref();
+    let decided = Admitted { pod, target: &target, given, bytes, network: &network, unknown };
     let status = admission::admitted(migration, &decided, now);
     if migration.spec.dry_run {
         return end(migration, Some(pod), &status, context).await;
@@ -166,60 +163,6 @@ async fn inspected_all_the_same(input: &Input<'_>, context: &Context) -> Option<
         .await
         .inspect_err(|error| tracing::debug!(node, %error, "a refused pod was not inspected"))
         .ok()
-}
-
-/// Asks the API server, without storing anything, whether it would take the target pod as it is
-/// sent; in the sequential order also that which is made again after the commit. None where it cannot
-/// say, such as with a webhook that does not know dry runs.
-async fn ask_about_target(
-    migration: &Migration,
-    pod: &Pod,
-    node: &str,
-    context: &Context,
-) -> Option<TargetAnswer> {
-    let namespace = migration.namespace().unwrap_or_default();
-    let uid = migration.uid().unwrap_or_default();
-    if claimed_by(pod, &uid) {
-        // The pod of a former look may exist already, and would count twice.
-        return None;
-    }
-    let name = migration.name_any();
-    let target = TargetFor {
-        migration_namespace: &namespace,
-        migration_name: &name,
-        migration_uid: &uid,
-        node,
-        preserve_address: false,
-        starts_afresh: migration.spec.mode == Mode::Cold,
-    };
-    let wanted = match is_exclusive(pod) {
-        true => Vec::from(tried_pods(pod, &target).ok()?),
-        false => vec![target_pod::target_pod(pod, &target).ok()?],
-    };
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-    // Nobody sees them, whatever their labels: a dry run is neither stored nor watched.
-    let answers = join_all(wanted.iter().map(|wanted| ask_about(wanted, &pods, node))).await;
-    TargetAnswer::of_all(answers.into_iter().flatten())
-}
-
-async fn ask_about(wanted: &Pod, pods: &Api<Pod>, node: &str) -> Option<TargetAnswer> {
-    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    let asked = tokio::time::timeout(TRY_LIMIT, pods.create(&dry_run, wanted));
-    let Ok(answer) = asked.await else {
-        tracing::info!(node, "the target pod was not tried in time");
-        return None;
-    };
-    match answer {
-        Ok(stored) => Some(TargetAnswer::Taken(target_pod::changes_by_admission(wanted, &stored))),
-        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) => {
-            Some(TargetAnswer::Refused(status.message.clone()))
-        }
-        // A webhook's own words come with 400 as well, and so does its not knowing dry runs.
-        Err(error) => {
-            tracing::info!(node, error = %error, "the target pod could not be tried");
-            None
-        }
-    }
 }
 
 /// The end before anything was touched: whatever a former look left is taken back.
@@ -277,15 +220,18 @@ async fn prepare(
     // Names of nodes may be longer than values of labels.
     .filter(|(_, value)| value.len() <= 63)
     .collect();
-    let mut owners = migration.owner_references().to_vec();
-    let witness = witness(pod).filter(|witness| owners.iter().all(|o| o.uid != witness.uid));
-    owners.extend(witness);
-    let patch = json!({"metadata": {
+    let mut metadata = json!({
         "resourceVersion": migration.resource_version(),
         "finalizers": finalizers,
         "labels": labels,
-        "ownerReferences": owners,
-    }});
+    });
+    if let (Some(references), Value::Object(fields)) =
+        (references(migration, Some(pod)), &mut metadata)
+        && let Value::Object(more) = references.metadata()
+    {
+        fields.extend(more);
+    }
+    let patch = json!({"metadata": metadata});
     let namespace = migration.namespace().unwrap_or_default();
     let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &namespace);
     migrations

@@ -13,13 +13,12 @@ use transship_core::migration::handover::Labels;
 use transship_core::migration::owner::{JOB_TRACKING, Kind};
 use transship_core::migration::plan::Action;
 use transship_core::migration::{Observed, Role};
-use transship_core::sequential_pod::is_witness;
+use transship_core::witness::{References, references};
 use transship_rpc as rpc;
 
-use super::Error;
 use super::observe::node_gone;
-use super::sequential;
 use super::task::{Parts, task};
+use super::{Error, held_name, manifest, sequential};
 use crate::context::Context;
 
 /// What an action is called in logs.
@@ -45,10 +44,10 @@ pub fn name(action: &Action) -> &'static str {
         Action::UnclaimTarget => "UnclaimTarget",
         Action::Forget(Role::Source) => "ForgetSource",
         Action::Forget(Role::Target) => "ForgetTarget",
-        Action::StoreManifest => "StoreManifest",
-        Action::DeleteManifest => "DeleteManifest",
         Action::HoldName => "HoldName",
+        Action::StoreManifest => "StoreManifest",
         Action::FreeName => "FreeName",
+        Action::DropWitness => "DropWitness",
         Action::DeleteTrial => "DeleteTrial",
         Action::DeleteAgain => "DeleteAgain",
         Action::NoteLease { .. } => "NoteLease",
@@ -105,13 +104,17 @@ impl World<'_> {
             Action::Forget(role) => self.forget(*role).await,
             Action::StoreManifest => {
                 let network = self.network().await?;
-                sequential::store_manifest(self.observed, &network, self.context).await
+                manifest::store(self.observed, &network, self.context).await
             }
-            Action::DeleteManifest => {
-                sequential::delete_manifest(self.observed, self.context).await
+            Action::HoldName => held_name::hold(self.observed, self.context).await,
+            Action::FreeName => {
+                let namespace = self.observed.migration.namespace().unwrap_or_default();
+                held_name::free(&namespace, self.observed.uid(), self.context).await
             }
-            Action::HoldName => sequential::hold_name(self.observed, true, self.context).await,
-            Action::FreeName => sequential::hold_name(self.observed, false, self.context).await,
+            Action::DropWitness => match references(&self.observed.migration, None) {
+                Some(left) => set_references(&self.observed.migration, &left, self.context).await,
+                None => Ok(()),
+            },
             Action::DeleteTrial => self.delete(self.observed.trial_pod.as_ref()).await,
             Action::DeleteAgain => self.delete(self.observed.again_pod.as_ref()).await,
             Action::NoteLease { address, home } => {
@@ -424,7 +427,9 @@ impl World<'_> {
 
     async fn unclaim_target(&self) -> Result<(), Error> {
         let metadata = json!({
-            "annotations": {names::CLAIM: null, names::MIGRATION_NAME: null},
+            "annotations": {
+                names::CLAIM: null, names::MIGRATION_NAME: null, names::IMAGES_LEFT: null,
+            },
             "labels": {names::MIGRATION_LABEL: null},
         });
         self.patch_target("take the claim off the target pod", metadata).await
@@ -486,13 +491,35 @@ fn without_finalizer(migration: &Migration) -> Value {
         "resourceVersion": migration.resource_version(),
         "finalizers": left,
     });
-    let owners = migration.owner_references();
-    if owners.iter().any(is_witness) {
-        // From now on what becomes of the pod's owner is no matter of the Migration.
-        let left: Vec<_> = owners.iter().filter(|owner| !is_witness(owner)).collect();
-        metadata["ownerReferences"] = json!(left);
+    if let (Some(left), Value::Object(fields)) = (references(migration, None), &mut metadata)
+        && let Value::Object(more) = left.metadata()
+    {
+        // Given up before it was admitted, with the witness set already.
+        fields.extend(more);
     }
     json!({"metadata": metadata})
+}
+
+/// Sets the Migration's references to owners, if it is still as it was read.
+pub async fn set_references(
+    migration: &Migration,
+    references: &References,
+    context: &Context,
+) -> Result<(), Error> {
+    let namespace = migration.namespace().unwrap_or_default();
+    let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &namespace);
+    let mut metadata = references.metadata();
+    metadata["uid"] = json!(migration.uid());
+    metadata["resourceVersion"] = json!(migration.resource_version());
+    migrations
+        .patch(
+            &migration.name_any(),
+            &PatchParams::default(),
+            &Patch::Merge(json!({"metadata": metadata})),
+        )
+        .await
+        .map_err(Error::api("set the Migration's owners"))?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -516,8 +543,12 @@ mod tests {
             {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "uid-sts"}
         ]);
         migration.metadata.owner_references = serde_json::from_value(owners.clone()).unwrap();
-        let left = &without_finalizer(&migration)["metadata"]["ownerReferences"];
-        assert_eq!(*left, json!([owners[0]]), "the witness goes with it");
+        assert!(without_finalizer(&migration)["metadata"]["ownerReferences"].is_null());
+        migration.annotations_mut().insert(names::WITNESS.into(), "uid-sts".into());
+        let left = &without_finalizer(&migration)["metadata"];
+        assert_eq!(left["ownerReferences"], json!([owners[0]]), "the witness goes with it");
+        assert_eq!(left["annotations"], json!({names::WITNESS: null}));
+        assert_eq!(left["finalizers"], json!(["other"]));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The claims of a pod's persistent volumes, and what they are bound to.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::{Api, ResourceExt};
 use transship_core::placement::volumes::{Volumes, claimed};
@@ -23,6 +25,22 @@ pub async fn of(pod: &Pod, context: &Context) -> Result<Vec<Claim>, Error> {
             None => None,
         };
         found.push(Claim { volume: volume.to_owned(), name, claim, bound });
+    }
+    Ok(found)
+}
+
+/// Names of the volumes that a pod's claims are bound to, by claim; empty for a claim that is bound to none,
+/// or not there.
+pub async fn bound(pod: &Pod, context: &Context) -> Result<BTreeMap<String, String>, Error> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace);
+    let mut found = BTreeMap::new();
+    for (_, name) in claimed(pod) {
+        let claim = claims.get_opt(&name).await.map_err(Error::api("read the pod's claim"))?;
+        // One that is being deleted goes before anybody mounts it.
+        let claim = claim.filter(|claim| claim.metadata.deletion_timestamp.is_none());
+        let volume = claim.as_ref().and_then(Volumes::bound_to).unwrap_or_default();
+        found.insert(name, volume.to_owned());
     }
     Ok(found)
 }

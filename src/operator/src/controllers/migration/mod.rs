@@ -4,9 +4,12 @@
 
 mod admit;
 mod apply;
+mod ask;
 mod claims;
 mod ending;
 mod error;
+mod held_name;
+mod manifest;
 mod observe;
 mod owner;
 mod sequential;
@@ -30,8 +33,8 @@ use transship_core::migration::{Observed, Plan, admission, plan};
 use crate::context::Context;
 use crate::metrics::{Kind, KindReason};
 pub use error::{Class, Error};
+pub use held_name::keep_names;
 pub use observe::node_gone;
-pub use sequential::keep_names;
 
 /// Migrations reconciled at a time.
 const CONCURRENCY: u16 = 16;
@@ -111,8 +114,8 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
     // Uncached, and before the pods: what is recorded is written with this read's version.
     let found = api.get_opt(&cached.name_any()).await.map_err(Error::api("read the Migration"))?;
     let Some(migration) = found.filter(|m| m.uid().as_deref() == Some(uid.as_str())) else {
-        // Somebody took its finalizer off: a name must not stay held back for it.
-        sequential::free_name(&namespace, &uid, context).await?;
+        // Somebody took its finalizer off: neither a name nor a manifest must stay for it.
+        held_name::free(&namespace, &uid, context).await?;
         context.sides.drop_migration(&uid);
         context.memory.forget(&uid);
         return Ok(Next::WhenChanged);

@@ -1,0 +1,159 @@
+//! What the API server would say of the pods that a migration makes, asked without storing anything.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::PostParams;
+use kube::{Api, ResourceExt};
+use transship_api::{Migration, Mode};
+use transship_core::migration::state::claimed_by;
+use transship_core::preflight::TargetAnswer;
+use transship_core::sequential_pod::{is_exclusive, tried_pods};
+use transship_core::target_pod::{self, TargetFor};
+
+use crate::context::Context;
+
+/// How long the API server, with its webhooks, may take to say what it thinks of a pod.
+const TRY_LIMIT: Duration = Duration::from_secs(5);
+
+/// What it says.
+#[derive(Debug, Default, PartialEq)]
+pub struct Answer {
+    /// Of those pods of which it can say something; none where that is none.
+    pub known: Option<TargetAnswer>,
+    /// Why it cannot say whether it would take the pod that is made after the commit, when there is no
+    /// way back.
+    pub unknown: Option<String>,
+}
+
+/// Asks whether it would take the target pod as it is sent; in the sequential order also that which is made
+/// again after the commit.
+pub async fn about_target(
+    migration: &Migration,
+    pod: &Pod,
+    node: &str,
+    context: &Context,
+) -> Answer {
+    let namespace = migration.namespace().unwrap_or_default();
+    let uid = migration.uid().unwrap_or_default();
+    if claimed_by(pod, &uid) {
+        // The pod of a former look may exist already, and would count twice.
+        return Answer::default();
+    }
+    let name = migration.name_any();
+    let target = TargetFor {
+        migration_namespace: &namespace,
+        migration_name: &name,
+        migration_uid: &uid,
+        node,
+        preserve_address: false,
+        starts_afresh: migration.spec.mode == Mode::Cold,
+    };
+    let (first, again) = match is_exclusive(pod) {
+        true => match tried_pods(pod, &target) {
+            Ok([trial, again]) => (trial, Some(again)),
+            Err(_) => return Answer::default(),
+        },
+        false => match target_pod::target_pod(pod, &target) {
+            Ok(target) => (target, None),
+            Err(_) => return Answer::default(),
+        },
+    };
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    // Nobody sees them, whatever their labels: a dry run is neither stored nor watched.
+    let (first, again) = tokio::join!(ask(&first, &pods), async {
+        match &again {
+            Some(again) => Some(ask(again, &pods).await),
+            None => None,
+        }
+    });
+    if let Err(why) = &first {
+        tracing::info!(node, why, "the target pod could not be tried");
+    }
+    sum(first, again)
+}
+
+fn sum(first: Result<TargetAnswer, String>, again: Option<Result<TargetAnswer, String>>) -> Answer {
+    let (again, unknown) = match again {
+        Some(Ok(again)) => (Some(again), None),
+        Some(Err(why)) => (None, Some(why)),
+        None => (None, None),
+    };
+    Answer { known: TargetAnswer::of_all(first.ok().into_iter().chain(again)), unknown }
+}
+
+/// What it says of this pod, or why it cannot.
+async fn ask(wanted: &Pod, pods: &Api<Pod>) -> Result<TargetAnswer, String> {
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    let asked = tokio::time::timeout(TRY_LIMIT, pods.create(&dry_run, wanted));
+    match asked.await {
+        Ok(Ok(stored)) => {
+            Ok(TargetAnswer::Taken(target_pod::changes_by_admission(wanted, &stored)))
+        }
+        Ok(Err(error)) => refusal(error),
+        Err(_) => Err(format!("it did not answer within {} s", TRY_LIMIT.as_secs())),
+    }
+}
+
+/// Whether an error is a refusal. Webhooks deny with whatever code they choose, and with 400 without one, as
+/// the API server does for those that do not know dry runs: then their words tell.
+fn refusal(error: kube::Error) -> Result<TargetAnswer, String> {
+    match error {
+        kube::Error::Api(status)
+            if matches!(status.code, 403 | 422) || is_denial(&status.message) =>
+        {
+            Ok(TargetAnswer::Refused(status.message.clone()))
+        }
+        kube::Error::Api(status) => Err(status.message.clone()),
+        error => Err(error.to_string()),
+    }
+}
+
+/// The words of webhooks, and of admission policies.
+fn is_denial(message: &str) -> bool {
+    message.contains("denied the request") || message.contains("denied request")
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case(403, "pods \"web-0\" is forbidden: exceeded quota: q", true)]
+    #[case(422, "Pod \"web-0\" is invalid: spec", true)]
+    #[case(400, "admission webhook \"a.b\" denied the request: no team", true)]
+    #[case(400, "admission webhook \"a.b\" denied the request without explanation", true)]
+    #[case(503, "admission webhook \"a.b\" denied the request: later", true)]
+    #[case(413, "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: too large", true)]
+    #[case(400, "admission webhook \"a.b\" does not support dry run", false)]
+    #[case(500, "Internal error occurred: failed calling webhook \"a.b\": no endpoints", false)]
+    fn a_denial_is_a_refusal_whatever_its_code(
+        #[case] code: u16,
+        #[case] message: &str,
+        #[case] refused: bool,
+    ) {
+        let status = json!({"status": "Failure", "code": code, "message": message});
+        let error = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
+        let expected = match refused {
+            true => Ok(TargetAnswer::Refused(message.to_owned())),
+            false => Err(message.to_owned()),
+        };
+        assert_eq!(refusal(error), expected);
+    }
+
+    #[test]
+    fn what_is_not_known_of_the_pod_that_is_made_again_is_told() {
+        let taken = || Ok(TargetAnswer::Taken(vec![]));
+        let unknown = || Err("no endpoints".to_owned());
+        let of_both = sum(taken(), Some(unknown()));
+        assert_eq!(of_both.known, Some(TargetAnswer::Taken(vec![])));
+        assert_eq!(of_both.unknown.as_deref(), Some("no endpoints"));
+        assert_eq!(sum(unknown(), None), Answer::default(), "there is a way back");
+        let refused = Ok(TargetAnswer::Refused("no".into()));
+        let known = sum(unknown(), Some(refused.clone()));
+        assert_eq!(known, Answer { known: refused.ok(), unknown: None });
+    }
+}

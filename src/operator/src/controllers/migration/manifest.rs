@@ -1,0 +1,211 @@
+//! What the pod is made of again, stored in a Secret of its namespace.
+//!
+//! Nobody owns the Secret: with an owner it would go before its Migration when that is deleted in the
+//! foreground, and for a pod without an owner it is all that is left. The name that is held back in the
+//! namespace is the trace by which it is found and removed in the end ([`super::held_name`]).
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use transship_api::{Migration, names};
+use transship_core::facts::NetworkFacts;
+use transship_core::migration::Observed;
+use transship_core::sequential_pod::{self, controller};
+use transship_core::witness::references;
+
+use super::{Error, apply, claims};
+use crate::context::Context;
+
+/// Keys in the Secret.
+const POD: &str = "pod.json";
+const NETWORK: &str = "network.json";
+const VOLUMES: &str = "volumes.json";
+
+type Data = BTreeMap<String, ByteString>;
+
+/// What is stored.
+pub struct Stored {
+    /// The source pod's manifest.
+    pub pod: Pod,
+    /// Its network.
+    pub network: NetworkFacts,
+    /// The volume that each of its claims was bound to.
+    pub volumes: BTreeMap<String, String>,
+}
+
+impl Stored {
+    fn of(data: &Data) -> Result<Option<Self>, Error> {
+        let (Some(pod), Some(network), Some(volumes)) =
+            (data.get(POD), data.get(NETWORK), data.get(VOLUMES))
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            pod: serde_json::from_slice(&pod.0)?,
+            network: serde_json::from_slice(&network.0)?,
+            volumes: serde_json::from_slice(&volumes.0)?,
+        }))
+    }
+
+    fn data(&self) -> Result<Data, Error> {
+        Ok(BTreeMap::from([
+            (POD.to_owned(), ByteString(serde_json::to_vec(&self.pod)?)),
+            (NETWORK.to_owned(), ByteString(serde_json::to_vec(&self.network)?)),
+            (VOLUMES.to_owned(), ByteString(serde_json::to_vec(&self.volumes)?)),
+        ]))
+    }
+}
+
+fn secrets(namespace: &str, context: &Context) -> Api<Secret> {
+    Api::namespaced(context.client.clone(), namespace)
+}
+
+/// What is stored. A Secret whose content is not what the operator stored counts as none: people who may
+/// write Secrets need not be people who may make pods.
+pub async fn stored(observed: &Observed, context: &Context) -> Result<Option<Stored>, Error> {
+    match current(observed, context).await? {
+        Some((_, data)) => Stored::of(&data),
+        None => Ok(None),
+    }
+}
+
+/// The Secret that the status tells of, and its content.
+async fn current(observed: &Observed, context: &Context) -> Result<Option<(String, Data)>, Error> {
+    let Some(wanted) = observed.status().manifest_digest else { return Ok(None) };
+    let secrets = secrets(&observed.migration.namespace().unwrap_or_default(), context);
+    for name in names::manifest_secrets(observed.uid()) {
+        let found = secrets.get_opt(&name).await;
+        let found = found.map_err(Error::api("read the Secret with the manifest"))?;
+        if let Some(data) = found.and_then(|secret| secret.data)
+            && digest(&data) == wanted
+        {
+            return Ok(Some((name, data)));
+        }
+    }
+    Ok(None)
+}
+
+/// SHA-256 in hexadecimal digits of all keys and values, each behind its length.
+fn digest(data: &Data) -> String {
+    let mut hasher = Sha256::new();
+    for part in data.iter().flat_map(|(key, value)| [key.as_bytes(), &value.0]) {
+        hasher.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Stores what the pod is made of again. The Secret that counts so far stays until the new one does: the new
+/// one comes first, then its digest in the status, which nobody else writes, and the old one goes last.
+pub async fn store(
+    observed: &Observed,
+    network: &NetworkFacts,
+    context: &Context,
+) -> Result<(), Error> {
+    let Some(source) = &observed.source_pod else { return Ok(()) };
+    let migration = &observed.migration;
+    let namespace = migration.namespace().unwrap_or_default();
+    if let Some(before) = &observed.manifest
+        && controller(before).map(|owner| &owner.uid) != controller(source).map(|owner| &owner.uid)
+        && let Some(references) = references(migration, Some(source))
+    {
+        // Whoever owns the pod now says what becomes of it when it is deleted.
+        apply::set_references(migration, &references, context).await?;
+    }
+    let volumes = match observed.manifest {
+        // As with the network: what the memory has been with.
+        Some(_) => observed.volumes.clone(),
+        None => claims::bound(source, context).await?,
+    };
+    let pod = sequential_pod::manifest(source, observed.manifest.as_ref());
+    let data = Stored { pod, network: network.clone(), volumes }.data()?;
+    let digest = digest(&data);
+    let old = current(observed, context).await?.map(|(name, _)| name);
+    let [first, second] = names::manifest_secrets(observed.uid());
+    let name = if old.as_ref() == Some(&first) { second } else { first };
+    let secrets = secrets(&namespace, context);
+    // Left by a try that came no further.
+    delete_one(&secrets, &name).await?;
+    let secret = Secret {
+        metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
+        data: Some(data),
+        immutable: Some(true),
+        ..Secret::default()
+    };
+    secrets
+        .create(&PostParams::default(), &secret)
+        .await
+        .map_err(Error::api("store the pod's manifest"))?;
+    let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &namespace);
+    let status = json!({"status": {"manifestDigest": digest}});
+    let noted = migrations
+        .patch_status(&migration.name_any(), &PatchParams::default(), &Patch::Merge(status))
+        .await;
+    if matches!(&noted, Err(kube::Error::Api(status)) if status.is_not_found()) {
+        // The Migration has vanished, and perhaps with it what the Secret would be found by.
+        delete_one(&secrets, &name).await?;
+    }
+    noted.map_err(Error::api("note the manifest's digest"))?;
+    match old {
+        Some(old) => delete_one(&secrets, &old).await,
+        None => Ok(()),
+    }
+}
+
+/// Removes what a Migration has stored.
+pub async fn delete(namespace: &str, uid: &str, context: &Context) -> Result<(), Error> {
+    let secrets = secrets(namespace, context);
+    for name in names::manifest_secrets(uid) {
+        delete_one(&secrets, &name).await?;
+    }
+    Ok(())
+}
+
+async fn delete_one(secrets: &Api<Secret>, name: &str) -> Result<(), Error> {
+    match secrets.delete(name, &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(Error::api("delete the Secret with the manifest")(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_read_as_it_was_and_nothing_less() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "web-0"}})).unwrap();
+        let volumes = BTreeMap::from([("data-web-0".to_owned(), "pv-1".to_owned())]);
+        let stored = Stored { pod, network: NetworkFacts::default(), volumes };
+        let mut data = stored.data().unwrap();
+        let read = Stored::of(&data).unwrap().unwrap();
+        assert_eq!((&read.pod, &read.volumes), (&stored.pod, &stored.volumes));
+        data.remove(VOLUMES);
+        assert!(Stored::of(&data).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_digest_tells_every_content_from_every_other() {
+        let data = |parts: &[(&str, &str)]| -> Data {
+            let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+            parts.iter().map(|(key, value)| ((*key).to_owned(), bytes(value))).collect()
+        };
+        let all = [
+            data(&[]),
+            data(&[("pod.json", "{}")]),
+            data(&[("pod.json", "{ }")]),
+            data(&[("pod.jso", "n{}")]),
+            data(&[("pod.json", "{}"), ("more", "")]),
+        ];
+        let digests: std::collections::BTreeSet<String> = all.iter().map(digest).collect();
+        assert_eq!(digests.len(), all.len());
+        assert!(digests.iter().all(|digest| digest.len() == 64));
+    }
+}
