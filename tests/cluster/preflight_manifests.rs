@@ -107,6 +107,51 @@ fn what_the_api_server_would_refuse_or_change_is_not_begun() -> Result<()> {
 }
 
 #[test]
+fn what_does_not_bear_to_be_ended_and_started_again_keeps_a_pod_from_moving_cold() -> Result<()> {
+    /// More names than are put back in the time that a start may take; of few files, which is quicker.
+    const MANY_NAMES: &str = "
+import os
+for file in range(4):
+    first = f'/tmp/{file}'
+    open(first, 'w').close()
+    for name in range(50000):
+        os.link(first, f'{first}-{name}')
+";
+    let cluster = Cluster::with_namespace("cold-refusals")?;
+    let bare = |name: &str, policy: &str, container: &Value| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"restartPolicy": policy, "terminationGracePeriodSeconds": 20,
+                "containers": [container]}})
+    };
+    let hasty = json!({
+        "lifecycle": {"preStop": {"exec": {"command": ["true"]}}},
+        "livenessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 2, "failureThreshold": 3},
+    });
+    cluster.apply(&bare("hasty", "OnFailure", &server("", &hasty)).to_string())?;
+    cluster.apply(&bare("wide", "Always", &server(MANY_NAMES, &Value::Null)).to_string())?;
+    for (name, timeout, expected) in [
+        (
+            "hasty",
+            "20s",
+            &[
+                ("RestartPolicy", "restartPolicy is OnFailure"),
+                ("GracePeriod", "20 s to end"),
+                ("PreStopHook", "liveness probe gives up after"),
+            ][..],
+        ),
+        ("wide", "10m", &[("RootFilesystem", "files outside of volumes")][..]),
+    ] {
+        let mut serving = Serving::of(&cluster, &format!("app={name}"))?;
+        let wishes = json!({"mode": "Cold", "timeout": timeout});
+        refused(&cluster, &serving.pod, &wishes, expected).context(name)?;
+        serving.is_untouched(&cluster).context(name)?;
+        // They do not listen to SIGTERM.
+        cluster.kubectl(&["delete", "pod", name, "--grace-period=1", "--wait=false"])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_pod_with_a_resource_claim_is_refused() -> Result<()> {
     let cluster = Cluster::with_namespace("claim-refusals")?;
     // A claim without requests is allocated without a driver, and its pod runs.

@@ -1,9 +1,10 @@
 //! `transship-hold`: CRIU's action script, which leaves a restored container frozen.
 //!
 //! CRIU calls it at each stage of a restore. At `pre-resume` everything is rebuilt and every task is stopped
-//! by ptrace, at the address where it will go on. Then CRIU and this program leave the container's freezer
-//! cgroup, the cgroup is frozen, and once it *is* frozen this program ends; CRIU detaches from tasks that
-//! cannot run. The script's exit status is ignored at this stage, so if holding fails every task is killed.
+//! by ptrace, at the address where it will go on. CRIU and this program have left the container's freezer
+//! cgroup before; now the cgroup is frozen, and once it *is* frozen this program ends; CRIU detaches from tasks
+//! that cannot run. A kill of CRIU in the moment between its last stop and that freeze, which is as long as a
+//! program takes to start, cannot be met: the kernel lets the tasks of a tracer that is gone run on. The script's exit status is ignored at this stage, so if holding fails every task is killed.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -35,11 +36,15 @@ pub fn run() -> ExitCode {
             let _ = lift_limits();
             return ExitCode::SUCCESS;
         }
+        Ok("post-restore") => {
+            // Otherwise it is done in the next stage.
+            let _ = step_aside();
+            return ExitCode::SUCCESS;
+        }
         Ok("pre-resume") => {}
         _ => return ExitCode::SUCCESS,
     }
-    let init = std::env::var("CRTOOLS_INIT_PID").ok().and_then(|pid| pid.parse().ok());
-    let Some(init) = init else {
+    let Some(init) = init_pid() else {
         // Without it there is no way to find the tasks; CRIU always sets it at this stage. Ending CRIU would
         // let them run, so stop it instead: the wrapper's limit ends it together with the tasks.
         stop_parent();
@@ -56,6 +61,18 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The first task of the container.
+fn init_pid() -> Option<u32> {
+    std::env::var("CRTOOLS_INIT_PID").ok().and_then(|pid| pid.parse().ok())
+}
+
+/// Leaves the container's cgroup before the tasks are stopped by ptrace. From then on until they are frozen
+/// CRIU's end would let them run, so nothing else is left for that time.
+fn step_aside() -> Result<(), Box<dyn std::error::Error>> {
+    let init = init_pid().ok_or("CRIU does not name the first task")?;
+    leave(&Freezer::of(init)?)
 }
 
 /// The pod and the container that this restore is for.
@@ -87,8 +104,11 @@ fn hold(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> 
 }
 
 /// Moves CRIU and this program out of the container's freezer, to where runc is: that cgroup holds processes
-/// already, so on cgroup v2 it takes more.
+/// already, so on cgroup v2 it takes more. Where CRIU has left, so has what it starts.
 fn leave(freezer: &Freezer) -> Result<(), Box<dyn std::error::Error>> {
+    if !Freezer::around(std::process::id())?.dir.starts_with(&freezer.dir) {
+        return Ok(());
+    }
     let criu = criu().ok_or("CRIU has ended")?;
     let outside = match parent_of(criu).map(Freezer::around) {
         Some(Ok(outside)) if !outside.dir.starts_with(&freezer.dir) => outside,

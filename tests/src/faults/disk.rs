@@ -18,8 +18,10 @@ pub fn make_small(cluster: &Cluster, node: &str) -> Result<()> {
 
 /// Fills it but for so many KiB.
 pub fn fill(cluster: &Cluster, node: &str, left: u32) -> Result<()> {
+    // Others write meanwhile, so that what was free may not be any more.
     let script = format!(
-        "free=$(df --output=avail -k {STATE} | tail -1); fallocate -l $((free - {left}))K {STATE}/filler"
+        "for try in $(seq 20); do free=$(df --output=avail -k {STATE} | tail -1); \
+         [ $free -le {left} ] || fallocate -l $((free - {left}))K {STATE}/filler && exit 0; done; exit 1"
     );
     cluster.on_node(node, &["sh", "-c", &script]).map(drop)
 }

@@ -130,6 +130,16 @@ fn is_free(pid: u32) -> bool {
     command(pid).iter().any(|argument| argument.contains(APPLICATION))
         && status(pid, "TracerPid:").as_deref() == Some("0")
         && (pending("SigPnd:") | pending("ShdPnd:")) & KILL == 0
+        && !is_exiting(pid)
+}
+
+/// Whether the kernel is taking a process apart, which takes a while with much memory.
+fn is_exiting(pid: u32) -> bool {
+    const EXITING: u64 = 4;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything: state, five numbers, flags.
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
+    flags.and_then(|flags| flags.parse::<u64>().ok()).is_none_or(|flags| flags & EXITING != 0)
 }
 
 #[cfg(test)]
