@@ -328,7 +328,6 @@ fn a_deployment_of_unready_pods_is_scaled_rolled_and_deleted_during_a_move() -> 
         (Prepared, Wish::Scale(1), Moved),
         (Prepared, Wish::Scale(4), Moved),
         (Thawed, Wish::Scale(1), Moved),
-        (Thawed, Wish::Scale(4), Moved),
         (Prepared, Wish::Scale(0), Gone),
         (Prepared, Wish::Roll, Gone),
         (Prepared, Wish::Delete, Gone),
@@ -347,7 +346,6 @@ fn a_replica_set_without_a_hash_is_scaled_orphaned_and_deleted_during_a_move() -
         (Prepared, Wish::Scale(1), Moved),
         (Thawed, Wish::Scale(1), Moved),
         (Thawed, Wish::Orphan, Moved),
-        (Prepared, Wish::Scale(0), Gone),
         (Thawed, Wish::Scale(0), Gone),
         (Thawed, Wish::Delete, Gone),
     ];
