@@ -1,8 +1,6 @@
 //! From Kubernetes' objects to questions; what the engine needs of them is decided in
 //! `transship_core::placement::kubernetes`.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use transship_core::placement::kubernetes::{self, Asked};
@@ -21,7 +19,6 @@ pub fn question(pod: &Pod, state: &State) -> Result<Question, String> {
     request.claims =
         volumes::claims(pod).filter(|claim| state.for_one_node.contains(claim)).collect();
     let uid = pod.uid().unwrap_or_default();
-    options.seed = seed(&uid);
     // Nobody else gets a score.
     options.ordered = BEST as usize;
     Ok(Question {
@@ -30,13 +27,6 @@ pub fn question(pod: &Pod, state: &State) -> Result<Question, String> {
         request: prepare(&request, &options),
         said: said(pod).map(str::to_owned),
     })
-}
-
-/// What `random` draws from: another for each pod, and the same whenever that pod is asked about.
-fn seed(uid: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    uid.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// Why the pod has no node, as its scheduler wrote it down.

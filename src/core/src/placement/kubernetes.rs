@@ -24,7 +24,9 @@ use transship_api::{self as api, MigrationPolicy, Placement, conditions};
 use super::annotations::{AnnotationError, Wishes};
 use super::cluster::{bytes, millis, requests};
 use super::volumes::{self, Volumes};
-use super::{Container, Image, Network, Node, Options, PortBinding, Request, with_overcommit};
+use super::{
+    Container, Image, Network, Node, Options, PortBinding, Request, strategy, with_overcommit,
+};
 
 /// What is asked of a pod's node, by all who may ask.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +83,8 @@ pub fn asked(
         .or(wishes.strategy)
         .or_else(|| policy.and_then(|p| p.strategy))
         .unwrap_or_default();
-    let options = Options { strategy, ..Options::default() };
+    let seed = strategy::seed(pod.metadata.uid.as_deref().unwrap_or_default());
+    let options = Options { strategy, seed, ..Options::default() };
     Ok(Asked { request, options, volumes: Volumes::default() })
 }
 
@@ -248,6 +251,13 @@ mod tests {
             "status": {"healthIndicator": health, "conditions": [{"type": "Ready", "status": ready,
                 "reason": "X", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
         }))
+    }
+
+    #[test]
+    fn random_draws_anew_for_each_pod_and_always_the_same_for_one() {
+        let seed = |name| asked(&pod(name, json!({})), None, None).unwrap().options.seed;
+        assert_eq!(seed("web"), seed("web"));
+        assert_ne!(seed("web"), seed("db"));
     }
 
     fn pod(name: &str, extra: Value) -> Pod {

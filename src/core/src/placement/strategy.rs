@@ -169,8 +169,16 @@ fn draw(seed: u64, name: &str) -> u64 {
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     };
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+    mix(mix(seed) ^ fnv(name))
+}
+
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    mix(mix(seed) ^ hash)
+    })
+}
+
+/// What `random` draws from for a pod: another for each, and the same whoever asks about that pod.
+pub(super) fn seed(uid: &str) -> u64 {
+    fnv(uid)
 }

@@ -314,6 +314,27 @@ fn random_repeats_with_its_seed() {
     assert_eq!(firsts.len(), 20, "every node may come first");
 }
 
+#[test]
+fn the_first_are_in_the_same_order_when_the_others_may_be_in_any() {
+    let nodes: Vec<Node> =
+        (0..60).map(|n| node(&format!("n{:02}", n * 37 % 60), 1 + n % 3, 4)).collect();
+    for strategy in [Ranking::Spread, Ranking::Binpack, Ranking::Random] {
+        let decided = |ordered| decide(&nodes, &demand(1, 1), &Options { ordered, ..by(strategy) });
+        let all = decided(usize::MAX);
+        for ordered in [1, 2, 10, 30, 59, 60, 61] {
+            let some = decided(ordered);
+            let first =
+                |decision: &Decision| -> Vec<usize> { decision.ranking().take(ordered).collect() };
+            assert_eq!(first(&some), first(&all), "{strategy:?}, {ordered}");
+            assert_eq!(some.ranking().count(), 60);
+            // Of those that share a rank random has none.
+            if strategy != Ranking::Random {
+                assert!((0..60).all(|at| some.verdict(at) == all.verdict(at)), "{ordered}");
+            }
+        }
+    }
+}
+
 fn any_node(index: usize) -> impl Strategy<Value = Node> {
     let label = |values: &'static [&'static str]| prop::option::of(prop::sample::select(values));
     let containers = prop::collection::vec(

@@ -20,7 +20,7 @@ pub(super) enum OwnersWord {
 }
 
 /// The garbage collector's word, by the Migration's own reference to the StatefulSet (see
-/// [`crate::sequential_pod::witness`]). With `--cascade=orphan` the reference is off before the
+/// [`crate::witness`]). With `--cascade=orphan` the reference is off before the
 /// StatefulSet goes, so what the Migration says counts once that has gone; a Migration that
 /// somebody has deleted as well is no sign before. Without a reference, for whatever reason,
 /// the pod is made: a pod too many can be deleted, a state that was given up cannot be brought back.
