@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use transship_host::HostRoot;
 use transship_host::invocation::Invocation;
-use transship_host::markers::{Filled, Waiting, wait_for};
+use transship_host::markers::{Filled, wait_for};
 use transship_host::record::{Record, RecordState};
 
 use crate::restore::{die_with_parent, wait_readable};
@@ -39,14 +39,7 @@ pub(crate) fn run(
     let began = Instant::now();
     let Subject { pod, container, bundle, .. } = subject;
     let id = invocation.id.as_deref().ok_or("create without a container id")?;
-    let waiting = Waiting {
-        container_id: id.to_owned(),
-        bundle: bundle.dir.clone(),
-        rootfs: bundle.rootfs.clone(),
-        runc_root: invocation.root.clone().unwrap_or_default(),
-        pid: std::process::id(),
-    };
-    pod.mark(container, &waiting).map_err(|error| error.chain())?;
+    pod.mark(container, &subject.waiting(invocation, id)).map_err(|error| error.chain())?;
     let record = await_starting(subject)?;
     let migration =
         host.migration(&record.migration_uid, record.role).map_err(|error| error.chain())?;
@@ -132,6 +125,7 @@ mod tests {
 
     use transship_host::bundle::Bundle;
     use transship_host::files;
+    use transship_host::markers::Waiting;
     use transship_host::paths::Role;
     use transship_host::record::RECORD_VERSION;
 

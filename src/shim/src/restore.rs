@@ -89,19 +89,12 @@ fn wait_until_ready(
     subject: &Subject,
     id: &str,
 ) -> Result<Ready, String> {
-    let Subject { pod, container, bundle, .. } = subject;
+    let Subject { pod, container, .. } = subject;
     let chain = |error: transship_host::Error| error.chain();
     pod.unmark::<Ready>(container).map_err(chain)?;
     pod.unmark::<Failed>(container).map_err(chain)?;
     write_options(host, subject)?;
-    let waiting = Waiting {
-        container_id: id.to_owned(),
-        bundle: bundle.dir.clone(),
-        rootfs: bundle.rootfs.clone(),
-        runc_root: invocation.root.clone().unwrap_or_default(),
-        pid: std::process::id(),
-    };
-    pod.mark(container, &waiting).map_err(chain)?;
+    pod.mark(container, &subject.waiting(invocation, id)).map_err(chain)?;
     let mut looked = Instant::now();
     let found = wait_for(READY_LIMIT, || {
         if let Some(ready) = pod.marked::<Ready>(container)?

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use transship_host::bundle::Bundle;
 use transship_host::invocation::Invocation;
-use transship_host::markers::Restored;
+use transship_host::markers::{Restored, Waiting};
 use transship_host::paths::{PodDir, Role};
 use transship_host::record::{ContainerKind, Record, RecordState};
 use transship_host::{HostRoot, unfinished};
@@ -51,6 +51,19 @@ pub(crate) struct Subject {
     pub(crate) pod_uid: String,
     pub(crate) container: String,
     pub(crate) bundle: Bundle,
+}
+
+impl Subject {
+    /// Says to the holder that a `create` waits for it, and where the container's files belong.
+    pub(crate) fn waiting(&self, invocation: &Invocation, id: &str) -> Waiting {
+        Waiting {
+            container_id: id.to_owned(),
+            bundle: self.bundle.dir.clone(),
+            rootfs: self.bundle.rootfs.clone(),
+            runc_root: invocation.root.clone().unwrap_or_default(),
+            pid: std::process::id(),
+        }
+    }
 }
 
 /// The wrapper's `main`; `arguments` are those after the program's name.

@@ -336,18 +336,23 @@ pub fn has_gate(pod: &Pod) -> bool {
     gates.iter().any(|gate| gate.name == names::PREPARE_GATE)
 }
 
-/// The target pod's manifest. Preflight has shown that it can be made.
-fn wanted_target(observed: &Observed) -> Option<Pod> {
+/// What a pod that is made for this migration is made for.
+pub(super) fn target_for(observed: &Observed) -> TargetFor<'_> {
     let meta = &observed.migration.metadata;
     let chosen = observed.migration.status.as_ref().and_then(|s| s.chosen_network);
-    let target = TargetFor {
+    TargetFor {
         migration_namespace: meta.namespace.as_deref().unwrap_or_default(),
         migration_name: meta.name.as_deref().unwrap_or_default(),
         migration_uid: observed.uid(),
         node: observed.node(Role::Target),
         preserve_address: chosen == Some(Network::Preserve),
         starts_afresh: observed.is_cold(),
-    };
+    }
+}
+
+/// The target pod's manifest. Preflight has shown that it can be made.
+fn wanted_target(observed: &Observed) -> Option<Pod> {
+    let target = target_for(observed);
     let source = observed.source_pod.as_ref()?;
     if observed.is_sequential() {
         return sequential::trial_pod(source, &target).ok();

@@ -31,11 +31,7 @@ pub fn start(
     stop: CancellationToken,
     events: mpsc::Sender<TargetEvent>,
 ) -> Result<()> {
-    let run = holder.host.holder(&holder.task.migration.uid, holder.task.role)?;
-    let (arrivals, listener) = match holder.task.part.is_again() {
-        true => (Arc::new(Arrivals::kept(&holder)?), None),
-        false => (Arc::default(), Some(crate::control::bind(&run.data())?)),
-    };
+    let (arrivals, listener) = hold::prepared(&holder)?;
     tokio::spawn(async move {
         let work = async {
             match listener {
@@ -55,19 +51,7 @@ pub fn start(
             contact.is_made().await;
             anyhow::Ok(())
         };
-        let outcome = tokio::select! {
-            outcome = all => outcome,
-            () = stop.cancelled() => return,
-        };
-        let event = match outcome {
-            Ok(()) => TargetEvent::AllRestoredAndFrozen,
-            Err(error) => {
-                let (reason, message) = hold::told(&error, holder.dir.path());
-                holder.board.failed(&reason, &message);
-                TargetEvent::LocalFailure
-            }
-        };
-        let _ = events.send(event).await;
+        hold::conclude(&holder, all, &stop, &events).await;
     });
     Ok(())
 }

@@ -54,15 +54,7 @@ pub fn start(
     stop: CancellationToken,
     events: mpsc::Sender<TargetEvent>,
 ) -> Result<()> {
-    let run = holder.host.holder(&holder.task.migration.uid, holder.task.role)?;
-    let listener = match holder.task.part.is_again() {
-        true => None,
-        false => Some(crate::control::bind(&run.data())?),
-    };
-    let arrivals = match holder.task.part.is_again() {
-        true => Arc::new(Arrivals::kept(&holder)?),
-        false => Arc::default(),
-    };
+    let (arrivals, listener) = prepared(&holder)?;
     tokio::spawn(async move {
         let both = async {
             let receiving = async {
@@ -81,21 +73,40 @@ pub fn start(
             contact.is_made().await;
             finish(&holder).await
         };
-        let outcome = tokio::select! {
-            outcome = all => outcome,
-            () = stop.cancelled() => return,
-        };
-        let event = match outcome {
-            Ok(()) => TargetEvent::AllRestoredAndFrozen,
-            Err(error) => {
-                let (reason, message) = told(&error, holder.dir.path());
-                holder.board.failed(&reason, &message);
-                TargetEvent::LocalFailure
-            }
-        };
-        let _ = events.send(event).await;
+        conclude(&holder, all, &stop, &events).await;
     });
     Ok(())
+}
+
+/// What arrives, or was kept, and where it is to arrive.
+pub(super) fn prepared(holder: &Holder) -> Result<(Arc<Arrivals>, Option<UnixListener>)> {
+    if holder.task.part.is_again() {
+        return Ok((Arc::new(Arrivals::kept(holder)?), None));
+    }
+    let run = holder.host.holder(&holder.task.migration.uid, holder.task.role)?;
+    Ok((Arc::default(), Some(crate::control::bind(&run.data())?)))
+}
+
+/// Does all that comes before the vote, and tells what has come of it, unless it is stopped.
+pub(super) async fn conclude(
+    holder: &Holder,
+    all: impl Future<Output = Result<()>>,
+    stop: &CancellationToken,
+    events: &mpsc::Sender<TargetEvent>,
+) {
+    let outcome = tokio::select! {
+        outcome = all => outcome,
+        () = stop.cancelled() => return,
+    };
+    let event = match outcome {
+        Ok(()) => TargetEvent::AllRestoredAndFrozen,
+        Err(error) => {
+            let (reason, message) = told(&error, holder.dir.path());
+            holder.board.failed(&reason, &message);
+            TargetEvent::LocalFailure
+        }
+    };
+    let _ = events.send(event).await;
 }
 
 /// Everything has arrived, and nothing has run: the last moment for what is beside.
@@ -119,7 +130,7 @@ struct RestoreFailed {
 }
 
 /// Reason and message of a failure; `dir` is where everything is received.
-pub(super) fn told(error: &anyhow::Error, dir: &Path) -> (String, String) {
+fn told(error: &anyhow::Error, dir: &Path) -> (String, String) {
     use transship_transport::Error;
     let transport = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     let reason = match transport {

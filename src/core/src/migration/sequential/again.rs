@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use transship_api::conditions::{self as c, reasons};
-use transship_api::{Network, names};
+use transship_api::names;
 use transship_protocol::{
     PodSeen, TargetOutcome, TargetWord, has_failed, may_make_again, may_record_resumed, may_return,
 };
@@ -22,7 +22,6 @@ use crate::migration::plan::Action;
 use crate::migration::state::{Observed, Report, Role, Side, any_container_runs};
 use crate::migration::{status, takeover, voting};
 use crate::sequential_pod::{again_pod, controller, leave_owner};
-use crate::target_pod::TargetFor;
 
 const OWNER_AWAITED: &str = "the pod's StatefulSet is deleted; whether its pods live on (--cascade=orphan) is awaited of Kubernetes' garbage collector";
 /// How often the pod is restored on the target before it goes back to its source's node.
@@ -112,7 +111,8 @@ pub(super) fn make_again(observed: &Observed, now: Timestamp) -> Next {
         let message = format!("it is restored again {pause} s after the last try has failed");
         return Next::Do { actions: vec![], message, again: left };
     }
-    let again = observed.manifest.as_ref().and_then(|m| again_pod(m, &target_for(observed)).ok());
+    let again =
+        observed.manifest.as_ref().and_then(|m| again_pod(m, &voting::target_for(observed)).ok());
     match again {
         Some(mut pod) if allowed => {
             if let (OwnersWord::PodStays, Some(uid)) = (word, owner_uid(observed)) {
@@ -140,19 +140,6 @@ pub(super) fn make_again(observed: &Observed, now: Timestamp) -> Next {
                 names::manifest_secrets(observed.uid()).join(" or ")
             ),
         },
-    }
-}
-
-fn target_for<'a>(observed: &'a Observed) -> TargetFor<'a> {
-    let meta = &observed.migration.metadata;
-    let chosen = observed.migration.status.as_ref().and_then(|s| s.chosen_network);
-    TargetFor {
-        migration_namespace: meta.namespace.as_deref().unwrap_or_default(),
-        migration_name: meta.name.as_deref().unwrap_or_default(),
-        migration_uid: observed.uid(),
-        node: observed.node(Role::Target),
-        preserve_address: chosen == Some(Network::Preserve),
-        starts_afresh: observed.is_cold(),
     }
 }
 

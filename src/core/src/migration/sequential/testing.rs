@@ -370,6 +370,15 @@ impl World {
         }
     }
 
+    /// Somebody evicts the source, which does not go at once.
+    pub(super) fn evict_source(&mut self) {
+        let source = self.seen.source_pod.as_mut().unwrap();
+        source.metadata.deletion_timestamp = Some(Time(self.now));
+        source.status.as_mut().unwrap().conditions =
+            serde_json::from_value(json!([{"type": "DisruptionTarget", "status": "True"}]))
+                .unwrap();
+    }
+
     pub(super) fn succeeded(&self) -> (String, String) {
         let conditions = self.seen.status().conditions;
         let condition = c::find(&conditions, c::SUCCEEDED).unwrap();

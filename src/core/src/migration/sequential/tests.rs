@@ -102,10 +102,7 @@ fn somebody_elses_deletion_is_carried_over() {
 fn an_eviction_means_the_node_and_not_the_pod() {
     let mut world = World::voted(&[Fate::Runs]);
     world.until(|w| w.committed());
-    let source = world.seen.source_pod.as_mut().unwrap();
-    source.metadata.deletion_timestamp = Some(Time(world.now));
-    source.status.as_mut().unwrap().conditions =
-        serde_json::from_value(json!([{"type": "DisruptionTarget", "status": "True"}])).unwrap();
+    world.evict_source();
     world.run();
     assert_eq!((world.made, world.succeeded().0.as_str()), (1, "True"));
 }

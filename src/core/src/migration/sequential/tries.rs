@@ -36,10 +36,7 @@ fn a_manifest_that_is_missing_is_stored_of_a_source_that_is_being_evicted() {
     let mut world = World::voted(&[Fate::Runs]);
     world.until(|w| w.committed());
     world.seen.manifest = None;
-    let source = world.seen.source_pod.as_mut().unwrap();
-    source.metadata.deletion_timestamp = Some(Time(world.now));
-    source.status.as_mut().unwrap().conditions =
-        serde_json::from_value(json!([{"type": "DisruptionTarget", "status": "True"}])).unwrap();
+    world.evict_source();
     world.run();
     assert_eq!((world.made, world.succeeded().0.as_str()), (1, "True"));
 }
