@@ -29,6 +29,7 @@ pub fn compression() -> Application {
         // It takes what it gets, and others are tested beside it.
         container: json!({"resources": {"limits": {"cpu": "500m"}}}),
         pod: Value::Null,
+        setting: None,
         sessions: 0,
         prepare: |world, pod| {
             run(world, pod, "touch /tmp/begin")?;

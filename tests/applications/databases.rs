@@ -7,7 +7,7 @@ use transship_tests::cluster::Pod;
 
 use crate::{
     client::Client,
-    frame::{Application, Session},
+    frame::{Application, Session, Setting},
 };
 
 /// PostgreSQL on an emptyDir: processes that share POSIX memory.
@@ -22,6 +22,7 @@ pub fn postgresql() -> Application {
         files: &[],
         container: json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]}),
         pod: json!({"volumes": [{"name": "data", "emptyDir": {}}]}),
+        setting: None,
         sessions: 3,
         prepare: |world, pod| {
             let mut psql = Client::start(world, &psql(pod))?;
@@ -59,7 +60,8 @@ pub fn mariadb() -> Application {
         port: Some(3306),
         files: &[],
         container: Value::Null,
-        pod: json!({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}),
+        pod: Value::Null,
+        setting: Some(Setting::without_io_uring()),
         sessions: 3,
         prepare: |world, pod| {
             let mut mariadb = Client::start(world, &mariadb_client(pod, "mysql"))?;

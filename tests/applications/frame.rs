@@ -37,6 +37,8 @@ pub struct Application {
     pub container: Value,
     /// The same of the pod's spec.
     pub pod: Value,
+    /// Without which it cannot be moved.
+    pub setting: Option<Setting>,
     /// Connections that write at the same time.
     pub sessions: usize,
     /// What must be there before the first session: tables, queues.
@@ -45,6 +47,40 @@ pub struct Application {
     pub open: fn(&World, &Pod, usize) -> Result<Box<dyn Session>>,
     /// Compares what the application has with the writes it acknowledged, by session.
     pub verify: fn(&World, &Pod, &[u64]) -> Result<()>,
+}
+
+/// What keeps an application from what cannot be moved.
+pub struct Setting {
+    /// The check that refuses the pod without it.
+    pub check: &'static str,
+    /// What its remedy names.
+    pub remedy: &'static str,
+    /// What the container needs.
+    container: Value,
+    /// What the pod's spec needs.
+    pod: Value,
+}
+
+impl Setting {
+    /// The runtime's seccomp profile.
+    pub fn without_io_uring() -> Setting {
+        Setting {
+            check: "IoUring",
+            remedy: "seccompProfile type RuntimeDefault",
+            container: Value::Null,
+            pod: json!({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}),
+        }
+    }
+
+    /// The switch of the Go runtime.
+    pub fn without_mptcp() -> Setting {
+        Setting {
+            check: "Mptcp",
+            remedy: "GODEBUG=multipathtcp=0",
+            container: json!({"env": [{"name": "GODEBUG", "value": "multipathtcp=0"}]}),
+            pod: Value::Null,
+        }
+    }
 }
 
 /// One connection of a client.
@@ -72,7 +108,7 @@ impl World {
         let mut items = vec![client_pod()];
         for application in applications {
             items.push(files(application));
-            items.push(deployment(application));
+            items.push(deployment(application, application.name, application.setting.as_ref()));
         }
         cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
         Ok(World { cluster })
@@ -108,7 +144,7 @@ fn files(application: &Application) -> Value {
     })
 }
 
-fn deployment(application: &Application) -> Value {
+fn deployment(application: &Application, name: &str, setting: Option<&Setting>) -> Value {
     let mut container = json!({
         "name": application.name, "image": IMAGE, "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-ec", application.script],
@@ -121,6 +157,9 @@ fn deployment(application: &Application) -> Value {
         merge(&mut container, &json!({"readinessProbe": probe}));
     }
     merge(&mut container, &application.container);
+    if let Some(setting) = setting {
+        merge(&mut container, &setting.container);
+    }
     let mut spec = json!({
         "terminationGracePeriodSeconds": 1,
         "securityContext": {"runAsUser": 65532, "runAsGroup": 65532},
@@ -128,9 +167,12 @@ fn deployment(application: &Application) -> Value {
         "volumes": [{"name": "code", "configMap": {"name": application.name}}],
     });
     merge(&mut spec, &application.pod);
-    let labels = json!({"app": application.name});
+    if let Some(setting) = setting {
+        merge(&mut spec, &setting.pod);
+    }
+    let labels = json!({"app": name});
     json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": application.name},
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
         "spec": {
             "selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": labels}, "spec": spec},
@@ -217,18 +259,50 @@ impl Load {
     }
 }
 
+/// The pod of a Deployment, once it is Ready.
+fn started(cluster: &Cluster, name: &str) -> Result<Pod> {
+    let selector = format!("app={name}");
+    cluster
+        .kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=300s"])
+        .with_context(|| {
+            cluster.kubectl(&["logs", "-l", &selector, "--tail=30"]).unwrap_or_default()
+        })?;
+    cluster.pod(&selector)
+}
+
+/// Started without its setting, an application is refused by a check that names the setting, and nothing else
+/// speaks against its move.
+pub fn is_refused_without(
+    world: &World,
+    application: &Application,
+    setting: &Setting,
+) -> Result<()> {
+    let cluster = &world.cluster;
+    let name = format!("{}-unset", application.name);
+    cluster.apply(&deployment(application, &name, None).to_string())?;
+    let pod = started(cluster, &name)?;
+    let question = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "Migration",
+        "metadata": {"name": name},
+        "spec": {"podName": pod.name, "targetNode": pod.other_node(), "dryRun": true}});
+    cluster.apply(&question.to_string())?;
+    cluster.ended(&name, PATIENCE)?;
+    let status = cluster.get("migration", &name)?["status"].clone();
+    let found = status["violations"].as_array().context("nothing was found")?;
+    let has_it = |violation: &Value| {
+        let remedy = violation["remedy"].as_str().unwrap_or_default();
+        violation["check"] == setting.check && remedy.contains(setting.remedy)
+    };
+    ensure!(!found.is_empty() && found.iter().all(has_it), "{status:#}");
+    // The others need the machine.
+    cluster.kubectl(&["delete", "deployment", &name, "--wait=false"]).map(drop)
+}
+
 /// The whole test of one application.
 pub fn moves_to_and_fro(world: &World, application: &Application) -> Result<()> {
     let cluster = &world.cluster;
     let name = application.name;
-    cluster
-        .kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=300s"])
-        .with_context(|| {
-            let selector = format!("app={name}");
-            cluster.kubectl(&["logs", "-l", &selector, "--tail=30"]).unwrap_or_default()
-        })?;
     let selector = format!("app={name}");
-    let mut pod = cluster.pod(&selector)?;
+    let mut pod = started(cluster, name)?;
     (application.prepare)(world, &pod)?;
     let mut load = Load::start(world, application, &pod)?;
     load.goes_on(cluster).context("before the first move")?;

@@ -6,7 +6,7 @@ use transship_tests::cluster::Pod;
 
 use crate::{
     client::Client,
-    frame::{Application, Session, nothing},
+    frame::{Application, Session, Setting, nothing},
     wire::{Http, Wire},
 };
 
@@ -19,6 +19,7 @@ pub fn redis() -> Application {
         files: &[],
         container: Value::Null,
         pod: Value::Null,
+        setting: None,
         sessions: 3,
         prepare: nothing,
         open: |world, pod, client| {
@@ -63,6 +64,7 @@ pub fn memcached() -> Application {
         files: &[],
         container: Value::Null,
         pod: Value::Null,
+        setting: None,
         sessions: 8,
         prepare: nothing,
         open: |_, pod, client| {
@@ -115,11 +117,9 @@ pub fn etcd() -> Application {
                  --advertise-client-urls http://127.0.0.1:2379 --log-level warn",
         port: Some(2379),
         files: &[],
-        container: json!({
-            "env": [{"name": "GODEBUG", "value": "multipathtcp=0"}],
-            "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-        }),
+        container: json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]}),
         pod: json!({"volumes": [{"name": "data", "emptyDir": {}}]}),
+        setting: Some(Setting::without_mptcp()),
         sessions: 3,
         prepare: nothing,
         open: |_, pod, client| {

@@ -1,5 +1,6 @@
 //! Real applications from packages move to and fro under load, on the sandbox cluster, each judged
-//! by its own client. `cargo xtask test` runs them; `--only applications::redis` picks one.
+//! by its own client; those that need a setting for it are refused without. `cargo xtask test --applications`
+//! runs them; `--only applications::redis` picks one.
 
 mod batch;
 mod client;
@@ -13,6 +14,7 @@ mod wire;
 
 use std::{process::ExitCode, sync::Arc};
 
+use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
 
 use crate::frame::{Application, World};
@@ -44,11 +46,12 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let chosen: Vec<Arc<Application>> = all()
         .into_iter()
-        .filter(|application| is_chosen(&arguments, &name(application)))
+        .filter(|application| names(application).iter().any(|name| is_chosen(&arguments, name)))
         .map(Arc::new)
         .collect();
     if arguments.list || chosen.is_empty() {
-        let trials = chosen.iter().map(|a| Trial::test(name(a), || Ok(()))).collect();
+        let names = chosen.iter().flat_map(|application| names(application));
+        let trials = names.map(|name| Trial::test(name, || Ok(()))).collect();
         return libtest_mimic::run(&arguments, trials).exit_code();
     }
     let world = match World::deploy(&chosen) {
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let trials = chosen.into_iter().map(|application| trial(application, &world)).collect();
+    let trials = chosen.iter().flat_map(|application| trials(application, &world)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
         // Left for a look; the next run removes it.
@@ -67,8 +70,11 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn name(application: &Application) -> String {
-    format!("{PREFIX}{}", application.name)
+/// Names of an application's trials: its move, and where it needs a setting its refusal without.
+fn names(application: &Application) -> Vec<String> {
+    let name = format!("{PREFIX}{}", application.name);
+    let unset = application.setting.as_ref().map(|_| format!("{name}_without_its_setting"));
+    [name].into_iter().chain(unset).collect()
 }
 
 /// As libtest-mimic chooses, which tells it to nobody.
@@ -80,13 +86,25 @@ fn is_chosen(arguments: &Arguments, name: &str) -> bool {
     arguments.filter.as_ref().is_none_or(matches) && !arguments.skip.iter().any(matches)
 }
 
-fn trial(application: Arc<Application>, world: &Arc<World>) -> Trial {
-    let world = world.clone();
-    Trial::test(name(&application), move || {
-        frame::moves_to_and_fro(&world, &application).map_err(|error| {
-            // Not only at the end of all.
-            eprintln!("{}: {error:#}", application.name);
-            format!("{error:#}").into()
+fn trials(application: &Arc<Application>, world: &Arc<World>) -> Vec<Trial> {
+    let tests: [fn(&World, &Application) -> Result<()>; 2] =
+        [frame::moves_to_and_fro, is_refused_without_its_setting];
+    let named = names(application).into_iter().zip(tests);
+    named
+        .map(|(name, test)| {
+            let (world, application, ours) = (world.clone(), application.clone(), name.clone());
+            Trial::test(name, move || {
+                test(&world, &application).map_err(|error| {
+                    // Not only at the end of all.
+                    eprintln!("{ours}: {error:#}");
+                    format!("{error:#}").into()
+                })
+            })
         })
-    })
+        .collect()
+}
+
+fn is_refused_without_its_setting(world: &World, application: &Application) -> Result<()> {
+    let setting = application.setting.as_ref().context("it needs no setting")?;
+    frame::is_refused_without(world, application, setting)
 }

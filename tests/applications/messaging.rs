@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use transship_tests::cluster::Pod;
 
 use crate::{
-    frame::{Application, Session, nothing},
+    frame::{Application, Session, Setting, nothing},
     wire::Wire,
 };
 
@@ -16,8 +16,9 @@ pub fn nats() -> Application {
         script: "exec nats-server -js -sd /tmp/nats -a 0.0.0.0",
         port: Some(4222),
         files: &[],
-        container: json!({"env": [{"name": "GODEBUG", "value": "multipathtcp=0"}]}),
+        container: Value::Null,
         pod: Value::Null,
+        setting: Some(Setting::without_mptcp()),
         sessions: 4,
         prepare: nothing,
         open: |_, pod, client| {
@@ -103,6 +104,7 @@ pub fn rabbitmq() -> Application {
             {"name": "RABBITMQ_PID_FILE", "value": "/tmp/rabbit/pid"},
         ]}),
         pod: Value::Null,
+        setting: None,
         sessions: 3,
         prepare: nothing,
         open: |_, pod, client| Ok(Box::new(Stomp::connect(pod, client)?)),

@@ -53,6 +53,7 @@ pub fn threads() -> Application {
         container: Value::Null,
         pod: Value::Null,
         // Four threads serve one connection each, and the probe needs one.
+        setting: None,
         sessions: 3,
         prepare: nothing,
         open: |_, pod, _| {

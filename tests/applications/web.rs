@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use transship_tests::cluster::Pod;
 
 use crate::{
-    frame::{Application, Session, nothing},
+    frame::{Application, Session, Setting, nothing},
     native::Wheels,
     wire::Http,
 };
@@ -21,6 +21,7 @@ pub fn nginx() -> Application {
         files: &[("nginx.conf", include_str!("files/nginx.conf"))],
         container: Value::Null,
         pod: Value::Null,
+        setting: None,
         sessions: 4,
         prepare: nothing,
         open: |_, pod, client| {
@@ -127,6 +128,7 @@ pub fn apache() -> Application {
         ],
         container: Value::Null,
         pod: Value::Null,
+        setting: None,
         sessions: 6,
         prepare: nothing,
         open: |_, pod, _| counter(pod, "/count.php".into()),
@@ -152,6 +154,7 @@ pub fn gunicorn() -> Application {
         files: &[("counter.py", include_str!("files/counter.py"))],
         container: json!({"env": [{"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}]}),
         pod: Value::Null,
+        setting: None,
         sessions: 6,
         prepare: nothing,
         open: |_, pod, client| counter(pod, path_with_query(client)),
@@ -172,7 +175,8 @@ pub fn node() -> Application {
         port: Some(PORT),
         files: &[("counter.js", include_str!("files/counter.js"))],
         container: Value::Null,
-        pod: json!({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}),
+        pod: Value::Null,
+        setting: Some(Setting::without_io_uring()),
         sessions: 6,
         prepare: nothing,
         open: |_, pod, client| {
@@ -225,6 +229,7 @@ pub fn tomcat() -> Application {
         ],
         container: Value::Null,
         pod: Value::Null,
+        setting: None,
         sessions: 4,
         prepare: nothing,
         open: |_, pod, _| counter(pod, "/count.jsp".into()),

@@ -157,13 +157,8 @@ fn usage(cluster: &Cluster, pod: &Pod) -> Result<Value> {
     found.cloned().with_context(|| format!("kubelet has no statistics of {}", pod.name))
 }
 
-#[test]
-fn a_moved_pod_logs_attaches_forwards_measures_and_stops_like_any_other() -> Result<()> {
-    let (cluster, before) = deploy("any")?;
-    ensure!(Line::connect(&before, 8080)?.ask()? == "1");
-    let pod = moved(&cluster, &before)?;
-
-    // Logs of before and after: each line once, in order, and nothing is lost.
+/// Logs of before and after: each line once, in order, and nothing is lost.
+fn logs_are_whole(cluster: &Cluster, pod: &Pod) -> Result<()> {
     let mut log = String::new();
     cluster.await_that("the logs go on", PATIENCE, || {
         log = cluster.kubectl(&["logs", &pod.name])?;
@@ -180,6 +175,31 @@ fn a_moved_pod_logs_attaches_forwards_measures_and_stops_like_any_other() -> Res
     );
     let last = cluster.kubectl(&["logs", &pod.name, "--tail=1"])?;
     ensure!(numbers(&last)[0] > *whole.last().context("no line")?, "the log stands still: {last}");
+    Ok(())
+}
+
+/// A plain deletion: preStop hook, then the signal, then an end by itself within the grace.
+fn stops_when_it_is_deleted(cluster: &Cluster, pod: &Pod) -> Result<()> {
+    let log = Stream::start(cluster, &["logs", "-f", "--tail=1", &pod.name])?;
+    log.find("line ")?;
+    let begun = std::time::Instant::now();
+    cluster.kubectl(&["delete", "pod", &pod.name, "--timeout=60s"])?;
+    let took = begun.elapsed();
+    let rest = log.rest()?;
+    let place = |text: &str| rest.iter().position(|line| line == text);
+    let (hook, signal) = (place("hook ran"), place("asked to stop"));
+    ensure!(hook.is_some() && hook < signal, "hook at {hook:?}, signal at {signal:?}");
+    ensure!(took < Duration::from_secs(15), "it was killed after its grace: {took:?}");
+    Ok(())
+}
+
+#[test]
+fn a_moved_pod_logs_attaches_forwards_measures_and_stops_like_any_other() -> Result<()> {
+    let (cluster, before) = deploy("any")?;
+    ensure!(Line::connect(&before, 8080)?.ask()? == "1");
+    let pod = moved(&cluster, &before)?;
+
+    logs_are_whole(&cluster, &pod)?;
 
     // attach shows what is printed, and reaches the standard input.
     let mut attached = Stream::start(&cluster, &["attach", "-i", &pod.name])?;
@@ -213,18 +233,30 @@ fn a_moved_pod_logs_attaches_forwards_measures_and_stops_like_any_other() -> Res
         Ok(went_on && (1 << 20..100 << 20).contains(&memory))
     })?;
 
-    // A plain deletion: preStop hook, then the signal, then an end by itself within the grace.
-    let log = Stream::start(&cluster, &["logs", "-f", "--tail=1", &pod.name])?;
-    log.find("line ")?;
-    let begun = std::time::Instant::now();
-    cluster.kubectl(&["delete", "pod", &pod.name, "--timeout=60s"])?;
-    let took = begun.elapsed();
-    let rest = log.rest()?;
-    let place = |text: &str| rest.iter().position(|line| line == text);
-    let (hook, signal) = (place("hook ran"), place("asked to stop"));
-    ensure!(hook.is_some() && hook < signal, "hook at {hook:?}, signal at {signal:?}");
-    ensure!(took < Duration::from_secs(15), "it was killed after its grace: {took:?}");
+    stops_when_it_is_deleted(&cluster, &pod)?;
     cluster.rolled_out("any")
+}
+
+#[test]
+fn a_moved_pod_of_a_stateful_set_logs_and_stops_like_any_other() -> Result<()> {
+    let cluster = Cluster::with_namespace("any-stateful")?;
+    let manifest = MANIFEST
+        .replace("kind: Deployment", "kind: StatefulSet")
+        .replace("spec:\n  selector:", "spec:\n  serviceName: any\n  selector:");
+    cluster.apply(&manifest)?;
+    cluster.kubectl(&["rollout", "status", "statefulset/any", "--timeout=90s"])?;
+    let before = cluster.pod("app=any")?;
+    let mut line = Line::connect(&before, 8080)?;
+    ensure!(line.ask()? == "1");
+    let pod = moved(&cluster, &before)?;
+    ensure!(pod.name == before.name && pod.uid != before.uid, "{before:?} → {pod:?}");
+    ensure!(line.ask()? == "2");
+    logs_are_whole(&cluster, &pod)?;
+    stops_when_it_is_deleted(&cluster, &pod)?;
+    cluster.await_that("another pod takes its place", Duration::from_secs(60), || {
+        let other = cluster.pod("app=any")?;
+        Ok(other.uid != pod.uid && Line::connect(&other, 8080)?.ask()? == "1")
+    })
 }
 
 #[test]

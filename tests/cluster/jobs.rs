@@ -1,16 +1,53 @@
-//! Pods of Jobs: they move and are counted once, as succeeded.
+//! Pods of Jobs: they move with their connections and are counted once, as succeeded.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
-use transship_tests::cluster::{Cluster, Pod};
+use transship_tests::{
+    cluster::{Cluster, Pod, condition},
+    counter::Client,
+    faults::{
+        Gate,
+        driver::{Scene, begin, evidence},
+        judge::no_record_is_left,
+        moment::Moment,
+        nodes::NODES,
+    },
+};
+
+use crate::sequential::{connect, goes_on};
 
 const PATIENCE: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(60);
 
-/// Writes numbers in a row until it is told to finish, and fails if one is missing.
-const SCRIPT: &str = "n=0; while [ ! -e /tmp/finish ]; do n=$((n+1)); echo $n >> /tmp/numbers; sleep 0.02; done; \
-    seq $n > /tmp/expected; [ \\\"$(sha256sum < /tmp/expected)\\\" = \\\"$(sha256sum < /tmp/numbers)\\\" ]";
+/// Writes numbers in a row until it is told to finish, and fails if one is missing. Meanwhile it answers
+/// each request with its number.
+const SCRIPT: &str = r#"import os, socket, sys, threading, time
+count = 0
+lock = threading.Lock()
+def serve(connection):
+    global count
+    while data := connection.recv(64):
+        for _ in data:
+            with lock:
+                count += 1
+                answer = b"%d\n" % count
+            connection.sendall(answer)
+server = socket.create_server(("", 8080))
+def listen():
+    while True:
+        threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+threading.Thread(target=listen, daemon=True).start()
+n = 0
+with open("/tmp/numbers", "a") as numbers:
+    while not os.path.exists("/tmp/finish"):
+        n += 1
+        print(n, file=numbers, flush=True)
+        time.sleep(0.02)
+written = open("/tmp/numbers").read().split()
+sys.exit(0 if written == [str(number) for number in range(1, n + 1)] else 1)
+"#;
 
 /// A CronJob that makes no Job by itself, and an indexed Job.
 const MANIFEST: &str = r#"
@@ -31,7 +68,7 @@ spec:
             - name: numbers
               image: localhost/transship-examples:1
               imagePullPolicy: IfNotPresent
-              command: [sh, -c, "SCRIPT"]
+              command: [python3, -u, -c, SCRIPT]
 ---
 apiVersion: batch/v1
 kind: Job
@@ -49,35 +86,44 @@ spec:
         - name: numbers
           image: localhost/transship-examples:1
           imagePullPolicy: IfNotPresent
-          command: [sh, -c, "SCRIPT"]
+          command: [python3, -u, -c, SCRIPT]
 "#;
 
 fn deploy(name: &str) -> Result<Cluster> {
     let cluster = Cluster::with_namespace(name)?;
-    cluster.apply(&MANIFEST.replace("SCRIPT", SCRIPT))?;
+    // JSON's quoted text is YAML's.
+    cluster.apply(&MANIFEST.replace("SCRIPT", &Value::from(SCRIPT).to_string()))?;
     Ok(cluster)
 }
 
-fn runs(cluster: &Cluster, pod: &Pod) -> Result<()> {
-    cluster.await_that("the pod counts", Duration::from_secs(60), || {
+/// The pod, once it counts.
+fn started(cluster: &Cluster, selector: &str) -> Result<Pod> {
+    let mut found = None;
+    cluster.await_that("the pod counts", SOON, || {
+        let pod = cluster.pod(selector)?;
+        ensure!(!pod.ip.is_empty(), "{} has no address yet", pod.name);
         let numbers = cluster.try_kubectl(&["exec", &pod.name, "--", "cat", "/tmp/numbers"])?;
-        Ok(numbers.stdout.len() > 20)
-    })
+        let counts = numbers.stdout.len() > 20;
+        found = Some(pod);
+        Ok(counts)
+    })?;
+    found.context("no pod")
 }
 
-fn moved(cluster: &Cluster, selector: &str) -> Result<Pod> {
-    cluster.await_that("the pod is there", Duration::from_secs(60), || {
-        let pod = cluster.pod(selector)?;
-        let phase = &cluster.get("pod", &pod.name)?["status"]["phase"];
-        Ok(phase == "Running")
-    })?;
-    let before = cluster.pod(selector)?;
-    runs(cluster, &before)?;
+fn moved(cluster: &Cluster, selector: &str, before: &Pod, client: &Client) -> Result<Pod> {
     let migration = cluster.migrate(&before.name, before.other_node())?;
     cluster.succeeded(&migration, PATIENCE)?;
     let after = cluster.pod(selector)?;
     ensure!(after.node == before.other_node() && after.ip == before.ip, "{before:?} → {after:?}");
+    goes_on(cluster, client)?;
     Ok(after)
+}
+
+/// Every number came once over the one connection.
+fn was_served(client: Client) -> Result<()> {
+    let report = client.stop();
+    ensure!(report.is_whole() && report.first == 1, "{report:?}");
+    Ok(())
 }
 
 fn finish(cluster: &Cluster, pod: &Pod) -> Result<()> {
@@ -110,17 +156,20 @@ fn a_pod_of_a_cron_job_moves_to_and_fro_and_is_counted_once() -> Result<()> {
     cluster.kubectl(&["delete", "job", "shards", "--wait=false"])?;
     cluster.kubectl(&["create", "job", "tonight", "--from=cronjob/nightly"])?;
     let selector = "batch.kubernetes.io/job-name=tonight";
-    moved(&cluster, selector)?;
+    let pod = started(&cluster, selector)?;
+    let client = connect(&pod)?;
+    let pod = moved(&cluster, selector, &pod, &client)?;
     let status = cluster.get("job", "tonight")?["status"].clone();
     ensure!(status["active"] == 1 && status["failed"].is_null(), "in its middle: {status:#}");
-    let pod = moved(&cluster, selector)?;
+    let pod = moved(&cluster, selector, &pod, &client)?;
+    was_served(client)?;
     let labels = cluster.get("pod", &pod.name)?["metadata"].clone();
     ensure!(labels["ownerReferences"][0]["kind"] == "Job", "{labels:#}");
     finish(&cluster, &pod)?;
     complete(&cluster, "tonight", 1)?;
     // A pod that was counted is free to go, and goes with its Job.
     cluster.kubectl(&["delete", "job", "tonight", "--timeout=60s"])?;
-    cluster.await_that("the pods go with their Job", Duration::from_secs(60), || {
+    cluster.await_that("the pods go with their Job", SOON, || {
         Ok(cluster.list("pods", selector)?.is_empty())
     })
 }
@@ -133,14 +182,62 @@ fn a_pod_of_an_indexed_job_keeps_its_index() -> Result<()> {
             "batch.kubernetes.io/job-name=shards,batch.kubernetes.io/job-completion-index={index}"
         )
     };
-    let one = moved(&cluster, &selector(1))?;
+    let one = started(&cluster, &selector(1))?;
+    let client = connect(&one)?;
+    let one = moved(&cluster, &selector(1), &one, &client)?;
+    was_served(client)?;
     let host = cluster.kubectl(&["exec", &one.name, "--", "cat", "/proc/sys/kernel/hostname"])?;
     ensure!(host.trim() == "shards-1", "{host}");
-    let zero = cluster.pod(&selector(0))?;
+    let zero = started(&cluster, &selector(0))?;
     finish(&cluster, &one)?;
     finish(&cluster, &zero)?;
     let status = complete(&cluster, "shards", 2)?;
     ensure!(status["completedIndexes"] == "0,1", "{status:#}");
     ensure!(status["failedIndexes"].is_null(), "{status:#}");
     Ok(())
+}
+
+#[test]
+fn a_move_that_is_cancelled_counts_no_failure_of_its_job() -> Result<()> {
+    const NAME: &str = "tonight";
+    let cluster = deploy("job-cancelled")?;
+    Gate::open_all(&cluster)?;
+    cluster.kubectl(&["delete", "job", "shards", "--wait=false"])?;
+    cluster.kubectl(&["create", "job", NAME, "--from=cronjob/nightly"])?;
+    let selector = "batch.kubernetes.io/job-name=tonight";
+    let before = started(&cluster, selector)?;
+    let client = connect(&before)?;
+    let scene = Scene::new(&cluster, NODES, before.clone(), NAME);
+    let outcome = cancelled(&scene);
+    Gate::open_all(&cluster)?;
+    outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)))?;
+    drop(scene);
+
+    let now = cluster.pod(selector)?;
+    ensure!(now == before, "{before:?} became {now:?}");
+    goes_on(&cluster, &client)?;
+    was_served(client)?;
+    let targets = cluster.list("pods", "transship.dev/migration")?;
+    ensure!(targets.is_empty(), "{targets:#?}");
+    let status = cluster.get("job", NAME)?["status"].clone();
+    ensure!(status["active"] == 1 && status["failed"].as_u64().unwrap_or(0) == 0, "{status:#}");
+    finish(&cluster, &before)?;
+    complete(&cluster, NAME, 1)?;
+    NODES.iter().try_for_each(|node| no_record_is_left(&cluster, node))
+}
+
+/// Somebody deletes the Migration when both sides stand still and have voted.
+fn cancelled(scene: &Scene) -> Result<()> {
+    let cluster = scene.cluster;
+    begin(scene, Moment::Voted, None)?;
+    cluster.kubectl(&["delete", "migration", &scene.migration, "--wait=false"])?;
+    Gate::open_all(cluster)?;
+    cluster.await_that("the Migration is gone", PATIENCE, || {
+        Ok(cluster.get("migration", &scene.migration)?.is_null())
+    })?;
+    cluster.await_that("it has told why", SOON, || {
+        let (succeeded, reason, message) = condition(&scene.history.latest(), "Succeeded");
+        ensure!(succeeded == "False" && reason == "Cancelled", "{succeeded}, {reason}: {message}");
+        Ok(true)
+    })
 }

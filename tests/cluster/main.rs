@@ -4,6 +4,8 @@
 mod afterwards;
 mod cold;
 mod cold_ends;
+mod deletions;
+mod doctor;
 mod dual_stack;
 mod faults;
 mod hold;
@@ -15,6 +17,7 @@ mod network;
 mod ordinals;
 mod owners;
 mod placement;
+mod placement_nodes;
 mod policies;
 mod preflight;
 mod preflight_manifests;
@@ -26,6 +29,7 @@ mod sequential;
 mod service;
 mod sidecars;
 mod states;
+mod trial;
 mod uninstall;
 
 /// Deploys the example application into a test's namespace.

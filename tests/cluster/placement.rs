@@ -5,24 +5,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 use transship_tests::{
     cluster::{Cluster, Pod},
     simulation::{Simulation, millis},
 };
 
-const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
+pub const PATIENCE: Duration = Duration::from_secs(60);
 const SENTENCE: &str = "Unable to find a node that satisfies the following conditions";
 
 /// A namespace on three Ready nodes, whose Swarm labels are taken off again at its end.
-struct Trial {
-    cluster: Cluster,
+pub struct Trial {
+    pub cluster: Cluster,
 }
 
 impl Trial {
-    fn new(name: &str) -> Result<Trial> {
+    pub fn new(name: &str) -> Result<Trial> {
         let cluster = Cluster::with_namespace(name)?;
         cluster.await_that("three nodes are healthy", Duration::from_secs(120), || {
             for node in NODES {
@@ -34,14 +34,14 @@ impl Trial {
         Ok(Trial { cluster })
     }
 
-    fn label(&self, node: &str, labels: Value) -> Result<()> {
+    pub fn label(&self, node: &str, labels: Value) -> Result<()> {
         let patch = json!({"spec": {"labels": labels}}).to_string();
         let patch = ["patch", "nodes.transship.dev", node, "--type=merge", "--patch", &patch];
         self.cluster.kubectl(&patch)?;
         Ok(())
     }
 
-    fn labels(&self) -> Result<()> {
+    pub fn labels(&self) -> Result<()> {
         for (node, region, disk) in
             [("node-a", "us-east", "ssd"), ("node-b", "us-west", "hdd"), ("node-c", "eu", "ssd")]
         {
@@ -51,7 +51,7 @@ impl Trial {
     }
 
     /// Nodes of all pods with a label, once all of them have one.
-    fn landed(&self, selector: &str, count: usize) -> Result<BTreeMap<String, usize>> {
+    pub fn landed(&self, selector: &str, count: usize) -> Result<BTreeMap<String, usize>> {
         let mut landed = BTreeMap::new();
         self.cluster.await_that(&format!("{count} pods have a node"), PATIENCE, || {
             landed.clear();
@@ -66,7 +66,7 @@ impl Trial {
     }
 
     /// Waits until nothing of the namespace is left on any node.
-    fn cleared(&self, what: &[&str]) -> Result<()> {
+    pub fn cleared(&self, what: &[&str]) -> Result<()> {
         self.cluster.kubectl(&[&["delete"], what, &["--timeout=60s"]].concat())?;
         self.cluster.await_that("its pods are gone", PATIENCE, || {
             Ok(self.cluster.list("pods", "placed")?.is_empty())
@@ -74,7 +74,7 @@ impl Trial {
     }
 
     /// Messages of a pod's events.
-    fn events(&self, pod: &str) -> Result<String> {
+    pub fn events(&self, pod: &str) -> Result<String> {
         let of = format!("--field-selector=involvedObject.name={pod}");
         self.cluster.kubectl(&["get", "events", &of, "-o", "jsonpath={.items[*].message}"])
     }
@@ -83,13 +83,13 @@ impl Trial {
 impl Drop for Trial {
     fn drop(&mut self) {
         for node in NODES {
-            let _ = self.label(node, json!({"region": null, "disk": null}));
+            let _ = self.label(node, json!({"region": null, "disk": null, "containerslots": null}));
         }
     }
 }
 
 /// A pod that does nothing, with what its annotations say.
-fn template(app: &str, annotations: Value, cpu: i64) -> Value {
+pub fn template(app: &str, annotations: Value, cpu: i64) -> Value {
     json!({
         "metadata": {"labels": {"placed": "yes", "app": app}, "annotations": annotations},
         "spec": {
@@ -110,14 +110,16 @@ fn deployment(app: &str, replicas: usize, template: &Value) -> String {
     .to_string()
 }
 
-fn pod(name: &str, mut template: Value) -> Value {
+/// One pod of a template.
+pub fn pod(name: &str, mut template: Value) -> Value {
     template["apiVersion"] = "v1".into();
     template["kind"] = "Pod".into();
     template["metadata"]["name"] = name.into();
     template
 }
 
-fn list(expressions: &[&str]) -> String {
+/// Expressions as an annotation has them.
+pub fn list(expressions: &[&str]) -> String {
     json!(expressions).to_string()
 }
 
@@ -127,6 +129,9 @@ fn deployments_land_where_the_simulator_puts_them() -> Result<()> {
     trial.labels()?;
     // What the extender has not seen yet it cannot obey.
     std::thread::sleep(Duration::from_secs(1));
+    let runtime = trial.cluster.get("nodes.transship.dev", "node-a")?["status"]["runtime"].clone();
+    let driver = runtime["snapshotter"].as_str().context("the agent reports no snapshotter")?;
+    let driven = format!("storagedriver=={driver}");
     for (app, strategy, constraints, affinities, cpu) in [
         ("spread", "spread", &[][..], &[][..], 50),
         ("packed", "binpack", &[], &[], 50),
@@ -134,6 +139,7 @@ fn deployments_land_where_the_simulator_puts_them() -> Result<()> {
         ("american", "spread", &["region==us*"], &[], 50),
         ("fast", "binpack", &["disk==ssd", "node!=node-a"], &[], 50),
         ("preferred", "spread", &["region==~eu"], &[], 50),
+        ("driven", "spread", &[driven.as_str(), "region!=eu"], &[], 50),
         ("alone", "spread", &[], &["app!=alone"], 50),
     ] {
         // Without room for a second pod per node there would be no fourth.
@@ -164,9 +170,17 @@ fn a_burst_of_pods_is_placed_as_one_after_another() -> Result<()> {
     let request = json!({"cpus": 10, "memory": 8 << 20});
     let labels = &template["metadata"]["labels"];
     let expected = Simulation::of(&trial.cluster)?.spread(30, "spread", &request, labels)?;
-    let pods: Vec<Value> =
-        (0..30).map(|number| pod(&format!("burst-{number:02}"), template.clone())).collect();
-    trial.cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}).to_string())?;
+    // At once, by as many people.
+    std::thread::scope(|scope| {
+        let one = |number: usize| {
+            let cluster = trial.cluster.view();
+            let pod = pod(&format!("burst-{number:02}"), template.clone()).to_string();
+            scope.spawn(move || cluster.apply(&pod).map(drop))
+        };
+        let all: Vec<_> = (0..30).map(one).collect();
+        let mut joined = all.into_iter().map(|thread| thread.join());
+        joined.try_for_each(|ended| ended.map_err(|_| anyhow!("a thread panicked"))?)
+    })?;
     let landed = trial.landed("app=burst", 30)?;
     ensure!(landed == expected, "landed on {landed:?}, simulated {expected:?}");
     trial.cleared(&["pods", "--all", "--now"])
@@ -270,6 +284,27 @@ fn malformed_annotations_are_refused_and_other_pods_never_looked_at() -> Result<
         ensure!(!output.status.success(), "{annotation}: {value} was accepted");
         ensure!(answer.contains(words), "{annotation}: {value}: {answer}");
     }
+    for (expression, words) in [
+        (
+            "region=us",
+            r#"spec.placement.constraints: One of operator ==, != is expected in "region=us""#,
+        ),
+        ("9==us", r#"Key '9' is invalid in "9==us""#),
+        ("region==/(/", r#""region==/(/" has a malformed pattern"#),
+    ] {
+        let placement = json!({"constraints": [expression]});
+        for (kind, spec) in [
+            ("Migration", json!({"podName": "web-0", "placement": placement})),
+            ("MigrationPolicy", json!({"selector": {}, "placement": placement})),
+        ] {
+            let object = json!({"apiVersion": "transship.dev/v1alpha1", "kind": kind,
+                "metadata": {"name": "malformed"}, "spec": spec});
+            let output = trial.cluster.try_apply(&object.to_string())?;
+            let answer = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(!output.status.success(), "{kind}: {expression} was accepted");
+            ensure!(answer.contains(words), "{kind}: {expression}: {answer}");
+        }
+    }
     let annotations = json!({"example.com/constraints": "region=us"});
     trial.cluster.apply(&pod("ordinary", template("ordinary", annotations, 10)).to_string())?;
     trial.landed("app=ordinary", 1)?;
@@ -279,19 +314,33 @@ fn malformed_annotations_are_refused_and_other_pods_never_looked_at() -> Result<
 #[test]
 fn a_migration_without_a_target_goes_where_place_says() -> Result<()> {
     let trial = Trial::new("placement-migration")?;
-    trial.labels()?;
-    // It must be a pod that can move; its annotations hold for the move as for the start.
-    let manifest = include_str!("../../examples/counter.yaml").replace(
-        "      labels: {app: counter}\n    spec:",
-        "      labels: {app: counter}\n      annotations: {transship.dev/constraints: '[\"disk==ssd\"]'}\n    \
-         spec:\n      schedulerName: transship",
-    );
+    // It must be a pod that can move.
+    let template = "      labels: {app: counter}\n    spec:";
+    let manifest = include_str!("../../examples/counter.yaml")
+        .replace(template, &format!("{template}\n      schedulerName: transship"));
     ensure!(manifest.contains("schedulerName"), "the example has changed");
     trial.cluster.apply(&manifest)?;
     trial.cluster.rolled_out("counter")?;
     let before = trial.cluster.pod("app=counter")?;
-    ensure!(["node-a", "node-c"].contains(&before.node.as_str()), "started on {}", before.node);
-    let said = place(&trial.cluster, &before)?;
+    // It requests nothing, so that the number of pods decides; the better node comes later by its name.
+    let others: Vec<&str> = NODES.into_iter().filter(|node| *node != before.node).collect();
+    let [worse, better] = others[..] else { bail!("it runs on {}", before.node) };
+    let pods = trial.cluster.kubectl(&[
+        "get",
+        "pods",
+        "--all-namespaces",
+        "-o",
+        "jsonpath={.items[*].spec.nodeName}",
+    ])?;
+    let on = |node: &str| pods.split_whitespace().filter(|name| *name == node).count();
+    let ballast = (on(better) + 1).saturating_sub(on(worse));
+    let annotations = json!({"transship.dev/constraints": list(&[&format!("node=={worse}")])});
+    let pinned = self::template("ballast", annotations, 1);
+    trial.cluster.apply(&deployment("ballast", ballast, &pinned))?;
+    trial.landed("app=ballast", ballast)?;
+    let ranked = place(&trial.cluster, &before)?;
+    ensure!(ranked == [better, worse], "place ranks {ranked:?}, but {better} has fewer pods");
+    let said = &ranked[0];
     trial.cluster.apply(&format!(
         "apiVersion: transship.dev/v1alpha1\nkind: Migration\nmetadata: {{name: anywhere}}\n\
          spec: {{podName: {}}}\n",
@@ -299,21 +348,23 @@ fn a_migration_without_a_target_goes_where_place_says() -> Result<()> {
     ))?;
     trial.cluster.succeeded("anywhere", Duration::from_secs(90))?;
     let after = trial.cluster.pod("app=counter")?;
-    ensure!(after.node == said, "went to {}, but place said {said}", after.node);
+    ensure!(after.node == *said, "went to {}, but place said {said}", after.node);
     Ok(())
 }
 
-/// The first line of `kubectl transship place POD`.
-fn place(cluster: &Cluster, pod: &Pod) -> Result<String> {
+/// The nodes that `kubectl transship place POD` gives a rank, in its order.
+fn place(cluster: &Cluster, pod: &Pod) -> Result<Vec<String>> {
+    let (table, _) = plugin(&["place", &pod.name, "--namespace", &cluster.namespace])?;
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let ranked = rows.filter(|cells| cells.get(1).is_some_and(|rank| *rank != "-"));
+    Ok(ranked.map(|cells| cells[0].to_owned()).collect())
+}
+
+/// What `kubectl transship` prints, to its two outputs.
+pub fn plugin(args: &[&str]) -> Result<(String, String)> {
     let plugin = std::env::var_os("TRANSSHIP_PLUGIN").context("TRANSSHIP_PLUGIN is not set")?;
-    let output = std::process::Command::new(plugin)
-        .args(["place", &pod.name, "--namespace", &cluster.namespace])
-        .output()?;
-    let table = String::from_utf8(output.stdout)?;
-    let first = table.lines().nth(1).and_then(|line| line.split_whitespace().next());
-    first
-        .map(str::to_owned)
-        .with_context(|| format!("{table}{}", String::from_utf8_lossy(&output.stderr)))
+    let output = std::process::Command::new(plugin).args(args).output()?;
+    Ok((String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?))
 }
 
 #[test]

@@ -8,7 +8,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use transship_tests::cluster::{Cluster, Pod, condition};
 
-use crate::counter;
+use crate::{
+    counter,
+    refusal::{Serving, refused, server},
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The image of the examples.
@@ -453,89 +456,26 @@ fn what_the_api_server_and_the_target_lack_is_found_beforehand() -> Result<()> {
         cluster.on_node(node, &[&["ctr", "-n", "k8s.io", "images"][..], args].concat())
     };
     ctr("node-a", &["tag", "--force", IMAGE, ONLY_HERE])?;
-    let container = sleeper(&json!({"image": ONLY_HERE}));
+    let container = server("", &json!({"image": ONLY_HERE}));
     let spec = json!({"nodeName": "node-a", "terminationGracePeriodSeconds": 0, "containers": [container]});
     cluster.apply(&deployment("image", &spec))?;
-    cluster.rolled_out("image")?;
-    let of_image = cluster.pod("app=image")?;
-    let looks = |words: &str| -> Result<()> {
-        let answer = dry_run(&cluster, &of_image.name, Some("node-b"))?;
-        let found = violations(&answer);
-        let there = found.iter().any(|(check, container, message)| {
-            check == "Image" && container == "main" && message.contains(words)
-        });
-        ensure!(there, "{answer:#}");
-        Ok(())
-    };
+    let mut of_image = Serving::of(&cluster, "app=image")?;
+    let source = of_image.pod.clone();
     // The runtime takes notice of a new name a moment after it was made.
-    let image = |words: &str| cluster.await_that(words, PATIENCE, || looks(words).map(|()| true));
+    let image = |words: &str| {
+        cluster.await_that(words, PATIENCE, || {
+            refused(&cluster, &source, &Value::Null, &[("Image", words)]).map(|()| true)
+        })
+    };
     image("does not have localhost/only-here:1")?;
     let pause = ctr("node-b", &["ls", "-q"])?;
     let pause = pause.lines().find(|name| name.contains("pause") && !name.contains("sha256"));
     ctr("node-b", &["tag", "--force", pause.context("no pause image")?, ONLY_HERE])?;
     image("is another image on the target")?;
+    of_image.is_untouched(&cluster)?;
     ctr("node-b", &["rm", ONLY_HERE])?;
     cluster.kubectl(&["delete", "deployment", "image", "--timeout=60s"])?;
     ctr("node-a", &["rm", ONLY_HERE])?;
     state(&cluster, &pod.name)?;
-    Ok(())
-}
-
-#[test]
-fn the_doctor_answers_for_pod_node_and_cluster_and_authors_are_warned() -> Result<()> {
-    let cluster = Cluster::with_namespace("doctor")?;
-    let pod = counter(&cluster)?;
-    let doctor = |args: &[&str]| -> Result<(i32, String)> {
-        let plugin = std::env::var_os("TRANSSHIP_PLUGIN").context("TRANSSHIP_PLUGIN is not set")?;
-        let output = std::process::Command::new(plugin)
-            .args(["doctor", "--namespace", &cluster.namespace])
-            .args(args)
-            .output()?;
-        let text = [output.stdout, output.stderr].concat();
-        Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
-    };
-    let (code, text) = doctor(&[])?;
-    ensure!(code == 0, "{text}");
-    for words in ["operator", "agents", "webhooks", "node node-a", "node node-b", "CRIU 4.2"] {
-        ensure!(text.contains(words), "{words}: {text}");
-    }
-    let (code, text) = doctor(&["node/node-a"])?;
-    ensure!(code == 0 && text.contains("PagemapScan") && text.contains("RuntimeReady"), "{text}");
-    let (code, text) = doctor(&[&pod.name])?;
-    ensure!(code == 0 && text.contains(&format!("can be moved to {}", pod.other_node())), "{text}");
-    let (code, text) = doctor(&["no-such-thing"])?;
-    ensure!(code == 1 && text.contains("no-such-thing"), "{text}");
-
-    // A node that takes no pods, and a pod with something in its way.
-    cluster.kubectl(&["cordon", pod.other_node()])?;
-    let asked = doctor(&[&pod.name]);
-    let node = doctor(&[pod.other_node()]);
-    cluster.kubectl(&["uncordon", pod.other_node()])?;
-    let (code, text) = asked?;
-    ensure!(code == 1 && text.contains("cordoned"), "{text}");
-    let (code, text) = node?;
-    ensure!(code == 1 && text.contains("cordoned"), "{text}");
-    ensure!(cluster.list("migrations", "")?.is_empty(), "the questions are left");
-
-    // At creation: a workload that asks, one that a policy selects, and one that does not ask.
-    let spec = json!({"hostNetwork": true, "containers": [sleeper(&Value::Null)]});
-    let apply = |name: &str, annotations: Value| -> Result<String> {
-        let mut object: Value = serde_json::from_str(&deployment(name, &spec))?;
-        object["spec"]["replicas"] = json!(0);
-        object["spec"]["template"]["metadata"]["annotations"] = annotations;
-        let output = cluster.try_apply(&object.to_string())?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    let warned = apply("asks", json!({"transship.dev/movable": "true"}))?;
-    ensure!(warned.contains("Warning") && warned.contains("hostNetwork"), "{warned}");
-    ensure!(warned.contains("io_uring"), "{warned}");
-    let policy = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "MigrationPolicy",
-        "metadata": {"name": "selected"}, "spec": {"selector": {"matchLabels": {"app": "selected"}}}});
-    cluster.apply(&policy.to_string())?;
-    let warned = apply("selected", Value::Null)?;
-    ensure!(warned.contains("hostNetwork"), "{warned}");
-    let warned = apply("silent", Value::Null)?;
-    ensure!(!warned.contains("Warning"), "{warned}");
     Ok(())
 }

@@ -86,6 +86,56 @@ fn what_the_manifest_of_a_running_pod_has_keeps_it_where_it_is() -> Result<()> {
 }
 
 #[test]
+fn what_the_manifest_takes_from_the_node_keeps_a_pod_where_it_is() -> Result<()> {
+    /// Where nothing of a node listens.
+    const HOST_PORT: u16 = 28080;
+    let cluster = Cluster::with_namespace("host-refusals")?;
+    // In the node's own process namespace the list of processes would never be the same.
+    let on_port = json!({"env": [{"name": "PORT", "value": HOST_PORT.to_string()}]});
+    cluster.apply(&deployment(
+        "host",
+        &json!({
+            "hostNetwork": true, "hostIPC": true, "terminationGracePeriodSeconds": 0,
+            "containers": [server("", &on_port)],
+        }),
+    ))?;
+    let container = server(
+        "",
+        &json!({
+            "tty": true, "stdin": true,
+            "lifecycle": {"postStart": {"exec": {"command": ["true"]}}},
+            "volumeMounts": [{"name": "node", "mountPath": "/srv"}],
+        }),
+    );
+    let init = json!({
+        "name": "init", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["true"],
+        "securityContext": {"capabilities": {"add": ["NET_ADMIN"]}},
+    });
+    cluster.apply(&deployment(
+        "web",
+        &json!({
+            "terminationGracePeriodSeconds": 0, "containers": [container],
+            "initContainers": [init],
+            "volumes": [{"name": "node", "hostPath": {"path": "/srv", "type": "DirectoryOrCreate"}}],
+        }),
+    ))?;
+
+    let mut host = Serving::at(&cluster, "app=host", HOST_PORT)?;
+    let expected = [("HostNamespaces", "its node (hostNetwork, hostIPC)")];
+    refused(&cluster, &host.pod, &Value::Null, &expected)?;
+    host.is_untouched(&cluster)?;
+    let mut web = Serving::of(&cluster, "app=web")?;
+    let expected = [
+        ("Volumes", "volume node is a directory of the node (hostPath)"),
+        ("Terminal", "a terminal of its node"),
+        ("InitContainers", "it has NET_ADMIN"),
+        ("PostStartHook", "a postStart hook"),
+    ];
+    refused(&cluster, &web.pod, &Value::Null, &expected)?;
+    web.is_untouched(&cluster)
+}
+
+#[test]
 fn what_the_api_server_would_refuse_or_change_is_not_begun() -> Result<()> {
     let cluster = Cluster::with_namespace("admission-refusals")?;
     let mut web = Serving::deploy(&cluster, "")?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use transship_tests::cluster::{Cluster, condition};
+use transship_tests::cluster::{Cluster, Pod, condition};
 
 use crate::{
     preflight::{container_id, in_network},
@@ -45,18 +45,21 @@ fn what_was_done_to_a_pod_from_its_node_is_found() -> Result<()> {
 
     // Its network was added to.
     const FAR: &str = "10.9.0.0/16";
+    const FAR_V6: &str = "fd09::/64";
     let within = |command: &[&str]| in_network(&cluster, &pod, command);
     let restore = Undo(|| {
         drop(within(&["ip", "rule", "del", "from", FAR, "lookup", "7"]));
         drop(within(&["ip", "route", "del", FAR]));
+        drop(within(&["ip", "-6", "route", "del", FAR_V6]));
         drop(within(&["ip", "link", "del", "odd0"]));
     });
     within(&["ip", "link", "add", "odd0", "type", "veth", "peer", "name", "odd1"])?;
     within(&["ip", "route", "add", FAR, "dev", "eth0"])?;
+    within(&["ip", "-6", "route", "add", FAR_V6, "dev", "eth0"])?;
     within(&["ip", "rule", "add", "from", FAR, "lookup", "7"])?;
     let expected = [
         ("NetworkDevices", "further interfaces (odd"),
-        ("NetworkDevices", "further routes (10.9.0.0/16)"),
+        ("NetworkDevices", "further routes (10.9.0.0/16, fd09::/64)"),
         ("NetworkDevices", "further routing rules ("),
     ];
     refused(&cluster, &pod, &Value::Null, &expected)?;
@@ -146,24 +149,30 @@ fn a_target_that_is_another_machine_is_refused() -> Result<()> {
 }
 
 #[test]
-fn a_target_without_our_cni_plugin_takes_no_pod_with_a_new_address() -> Result<()> {
+fn a_target_without_our_cni_plugin_takes_no_pod_with_its_old_or_a_new_address() -> Result<()> {
     const LIST: &str = "/etc/cni/net.d/10-sandbox.conflist";
     let cluster = Cluster::with_namespace("plugin-refusals")?;
     let mut web = Serving::deploy(&cluster, "")?;
-    let on_target = |command: &[&str]| cluster.on_node(web.pod.other_node(), command);
+    let target = web.pod.other_node();
+    let on_target = |command: &[&str]| cluster.on_node(target, command);
     let saved = format!("{LIST}.saved");
     let take_out = || on_target(&["sed", "-i.saved", r#"s/,{"type":"transship-cni"}//"#, LIST]);
     let restore = Undo(|| drop(on_target(&["mv", "-f", &saved, LIST])));
-    take_out()?;
-    // The agent looks every 15 seconds. What is taken out right after a look is missing for long enough.
-    cluster.await_that("the agent has put it back", PATIENCE, || {
-        Ok(on_target(&["cat", LIST])?.contains("transship-cni"))
-    })?;
-    take_out()?;
-    let expected = [("NetworkPlugin", "10-sandbox.conflist")];
-    refused(&cluster, &web.pod, &json!({"network": "Close"}), &expected)?;
+    for (network, expected) in [
+        ("Close", ("NetworkPlugin", "10-sandbox.conflist")),
+        ("Preserve", ("Address", "transship-cni is not in the target's CNI configuration")),
+    ] {
+        take_out()?;
+        // The agent looks every 15 seconds. What is taken out right after a look is missing for long enough.
+        cluster.await_that("the agent has put it back", PATIENCE, || {
+            Ok(on_target(&["cat", LIST])?.contains("transship-cni"))
+        })?;
+        take_out()?;
+        refused(&cluster, &web.pod, &json!({"network": network}), &[expected]).context(network)?;
+        web.is_untouched(&cluster).context(network)?;
+    }
     drop(restore);
-    web.is_untouched(&cluster)
+    Ok(())
 }
 
 #[test]
@@ -180,11 +189,35 @@ fn a_static_pod_stays_on_its_node() -> Result<()> {
         "cat > /etc/kubernetes/fixed <<'END'\n{manifest}\nEND\nmv /etc/kubernetes/fixed {FILE}"
     ))?;
     let mut fixed = Serving::of(&cluster, "app=fixed")?;
-    let migration = cluster.migrate(&fixed.pod.name, "node-b")?;
+    is_not_handed_over(&cluster, &fixed.pod, "a static pod of its node")?;
+    fixed.is_untouched(&cluster)
+}
+
+#[test]
+fn a_pod_of_a_daemon_set_stays_on_its_node() -> Result<()> {
+    let cluster = Cluster::with_namespace("daemon-refusals")?;
+    let labels = json!({"app": "each"});
+    let set = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "each"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels},
+            "spec": {"terminationGracePeriodSeconds": 0,
+                "nodeSelector": {"kubernetes.io/hostname": "node-a"},
+                "containers": [server("", &Value::Null)]}}}});
+    cluster.apply(&set.to_string())?;
+    let mut each = Serving::of(&cluster, "app=each")?;
+    is_not_handed_over(&cluster, &each.pod, "DaemonSet each")?;
+    each.is_untouched(&cluster)
+}
+
+/// A Migration of the pod is refused for the sake of its owner.
+fn is_not_handed_over(cluster: &Cluster, pod: &Pod, words: &str) -> Result<()> {
+    let migration = cluster.migrate(&pod.name, pod.other_node())?;
     cluster.ended(&migration, PATIENCE)?;
     let object = cluster.get("migration", &migration)?;
     let (succeeded, reason, message) = condition(&object, "Succeeded");
     ensure!(succeeded == "False" && reason == "OwnerNotSupported", "{:#}", object["status"]);
-    ensure!(message.contains("a static pod of its node"), "{message}");
-    fixed.is_untouched(&cluster)
+    ensure!(message.contains(words), "{message}");
+    let targets = cluster.list("pods", "transship.dev/migration")?;
+    ensure!(targets.is_empty(), "pods were made for what was refused: {targets:#?}");
+    Ok(())
 }

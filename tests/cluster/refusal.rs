@@ -15,11 +15,12 @@ use transship_tests::{
 use crate::preflight::{checks, deployment, sleeper, state};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Where a server listens whose container has no environment variable of this name.
 const PORT: u16 = 8080;
 /// Answers each byte with the number of bytes that have come so far, on any connection.
 const SERVER: &str = "
-import socket
-server = socket.create_server(('', 8080))
+import os, socket
+server = socket.create_server(('', int(os.environ.get('PORT', 8080))))
 count = 0
 while True:
     connection, _ = server.accept()
@@ -59,11 +60,16 @@ impl Serving {
 
     /// Waits until the one pod with the label serves.
     pub fn of(cluster: &Cluster, label: &str) -> Result<Serving> {
+        Serving::at(cluster, label, PORT)
+    }
+
+    /// The same of one that listens on another port.
+    pub fn at(cluster: &Cluster, label: &str, port: u16) -> Result<Serving> {
         let mut found = None;
         cluster.await_that(&format!("the pod with {label} serves"), PATIENCE, || {
             let pod = cluster.pod(label)?;
             ensure!(!pod.ip.is_empty(), "{} has no address yet", pod.name);
-            let mut line = Line::connect(&pod, PORT)?;
+            let mut line = Line::connect(&pod, port)?;
             let answers: u64 = line.ask()?.parse()?;
             found = Some((pod, line, answers));
             Ok(true)

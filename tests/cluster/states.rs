@@ -8,10 +8,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     line::Line,
 };
+
+use crate::preflight::{deployment, sleeper};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -122,6 +125,40 @@ spec:
           readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
 "#;
 
+/// Keeps files of so many MiB open that have no name. Each request is appended to them, and answered with its
+/// number and, for each file, its length and what has become of it.
+const UNLINKED: &str = r#"
+import hashlib, os, socket
+class Unlinked:
+    def __init__(self, mib):
+        self.file = os.open(f"/tmp/{mib}", os.O_CREAT | os.O_RDWR)
+        os.unlink(f"/tmp/{mib}")
+        self.digest = hashlib.sha256()
+        for _ in range(mib):
+            self.append(os.urandom(1 << 20))
+    def append(self, piece):
+        assert os.write(self.file, piece) == len(piece)
+        self.digest.update(piece)
+    def tell(self):
+        found, at = hashlib.sha256(), 0
+        while piece := os.pread(self.file, 1 << 20, at):
+            found.update(piece)
+            at += len(piece)
+        whole = found.digest() == self.digest.digest() and os.fstat(self.file).st_nlink == 0
+        return f"{at} {'whole' if whole else 'damaged'}"
+files = [Unlinked(2), Unlinked(200)]
+server = socket.create_server(("", 8080))
+count = 0
+while True:
+    connection, _ = server.accept()
+    while request := connection.recv(1):
+        count += 1
+        for file in files:
+            file.append(request)
+        told = " ".join(file.tell() for file in files)
+        connection.sendall(f"{count} {told}\n".encode())
+"#;
+
 fn moved(cluster: &Cluster, selector: &str, before: &Pod) -> Result<Pod> {
     let migration = cluster.migrate(&before.name, before.other_node())?;
     cluster.succeeded(&migration, PATIENCE)?;
@@ -185,6 +222,31 @@ fn two_containers_move_at_one_point_with_their_shared_files_and_system_v_memory(
 
     moved(&cluster, "app=two", &after)?;
     ensure!(writer.ask()? == "111" && reader.ask()? == "111 111");
+    Ok(())
+}
+
+#[test]
+fn large_files_without_a_name_move_with_their_content() -> Result<()> {
+    let cluster = Cluster::with_namespace("unlinked")?;
+    let container = sleeper(&json!({"command": ["python3", "-u", "-c", UNLINKED]}));
+    let spec = json!({"terminationGracePeriodSeconds": 1, "containers": [container]});
+    cluster.apply(&deployment("unlinked", &spec))?;
+    cluster.rolled_out("unlinked")?;
+    let mut pod = cluster.pod("app=unlinked")?;
+    let mut line = Line::connect(&pod, 8080)?;
+    let mut count = 0;
+    let mut is_whole = || -> Result<()> {
+        count += 1;
+        let answer = line.ask()?;
+        let (small, large) = ((2 << 20) + count, (200 << 20) + count);
+        ensure!(answer == format!("{count} {small} whole {large} whole"), "{answer}");
+        Ok(())
+    };
+    is_whole()?;
+    for _ in 0..2 {
+        pod = moved(&cluster, "app=unlinked", &pod)?;
+        is_whole()?;
+    }
     Ok(())
 }
 

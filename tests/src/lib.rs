@@ -12,3 +12,6 @@ pub mod node;
 pub mod prober;
 pub mod residue;
 pub mod simulation;
+
+#[cfg(test)]
+mod documentation;

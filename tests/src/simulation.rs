@@ -42,6 +42,9 @@ impl Simulation {
         for ours in all("nodes.transship.dev")? {
             let Some(node) = nodes.get_mut(&text(&ours["metadata"]["name"])) else { continue };
             node["health"] = ours["status"]["healthIndicator"].clone();
+            if let Some(name) = ours["status"]["runtime"]["snapshotter"].as_str() {
+                node["labels"]["storagedriver"] = name.into();
+            }
             for (key, value) in ours["spec"]["labels"].as_object().into_iter().flatten() {
                 node["labels"][key] = value.clone();
             }

@@ -16,6 +16,8 @@ use transship_api::conditions::reasons;
 use transship_api::node::HostSideState;
 use transship_host::HostRoot;
 use transship_host::install::{self, Plan};
+use transship_host::paths::Role;
+use transship_host::record::RecordState;
 
 use crate::args::Args;
 use crate::hostns::HostNs;
@@ -42,6 +44,8 @@ pub struct HostSide {
     pub runtime: (String, String),
     /// Version of runc behind the wrapper.
     pub runc: String,
+    /// What keeps the containers' files; empty while the runtime has not told.
+    pub snapshotter: String,
     /// Nothing, or reason and message of what is wrong with the runtime or the wrapper.
     pub problem: Option<(&'static str, String)>,
 }
@@ -52,6 +56,7 @@ impl Default for HostSide {
             state: HostSideState::Absent,
             runtime: Default::default(),
             runc: String::new(),
+            snapshotter: String::new(),
             problem: Some((reasons::PENDING, "the runtime was not looked at yet".into())),
         }
     }
@@ -146,7 +151,14 @@ impl Installer {
                 return;
             }
         };
-        self.publish(|side| side.runtime = version.clone());
+        let snapshotter = self.snapshotter().await;
+        self.publish(|side| {
+            side.runtime = version.clone();
+            // What it has told once stays: it is a label, by which pods are placed.
+            if let Some(snapshotter) = snapshotter {
+                side.snapshotter = snapshotter;
+            }
+        });
         let result = if wanted {
             self.keep_installed(&version.1).await
         } else {
@@ -173,6 +185,13 @@ impl Installer {
     async fn version(&self) -> anyhow::Result<(String, String)> {
         let version = self.runtime.cri().await?.version().await?;
         Ok((version.name, version.version))
+    }
+
+    async fn snapshotter(&self) -> Option<String> {
+        let told = async { self.runtime.cri().await?.snapshotter().await }.await;
+        told.inspect_err(|error| tracing::debug!(%error, "the snapshotter is not known"))
+            .ok()
+            .flatten()
     }
 
     fn plan(&self, runtime_version: &str) -> Plan {
@@ -206,6 +225,7 @@ impl Installer {
                 );
             }
             if report.restart_containerd {
+                self.spare_ended()?;
                 self.check_configuration().await?;
                 self.restart(&plan).await?;
             }
@@ -253,8 +273,10 @@ impl Installer {
         }
     }
 
-    async fn restart(&mut self, plan: &Plan) -> anyhow::Result<()> {
-        if let Some(uid) = ended_pod(&migrations::list(&self.host)?) {
+    /// Puts a restart off for containers that have ended. One that is to bring the wrapper back must not wait:
+    /// they wait for the wrapper.
+    fn spare_ended(&self) -> anyhow::Result<()> {
+        if let Some(uid) = ended_pod(&self.host, &migrations::list(&self.host)?) {
             // Its holder must run for it to be over.
             self.supervise(Wanted::Running);
             return Err(problem(
@@ -264,6 +286,10 @@ impl Installer {
                 ),
             ));
         }
+        Ok(())
+    }
+
+    async fn restart(&mut self, plan: &Plan) -> anyhow::Result<()> {
         let command = &self.args.restart_command;
         tracing::info!(command, "restarting containerd");
         self.restarted = Some(Instant::now());
@@ -370,12 +396,21 @@ impl Installer {
     }
 }
 
-/// A migration under way that ends its pod's containers, or of which that is not known.
-fn ended_pod(sides: &[migrations::Side]) -> Option<&str> {
-    let may_end = |side: &&migrations::Side| {
-        !side.closed && side.task.as_ref().is_none_or(|task| task.part.is_cold())
+/// A migration under way whose pod's containers end, or have ended and are kept. In any other state of the pod
+/// nothing is lost with them.
+fn ended_pod<'a>(host: &HostRoot, sides: &'a [migrations::Side]) -> Option<&'a str> {
+    let is_kept = |pod_uid: &str| match host.pod(pod_uid).and_then(|pod| pod.read_record()) {
+        Ok(record) => record.is_some_and(|record| {
+            (record.role, record.state) == (Role::Source, RecordState::Frozen)
+        }),
+        // Its holder writes it again.
+        Err(_) => true,
     };
-    sides.iter().find(may_end).map(|side| side.uid.as_str())
+    let has_ended = |side: &&migrations::Side| {
+        let task = side.task.as_ref().filter(|task| !side.closed && task.part.is_cold());
+        task.is_some_and(|task| is_kept(&task.pod.uid))
+    };
+    sides.iter().find(has_ended).map(|side| side.uid.as_str())
 }
 
 /// A problem whose reason is known; any other error counts as a failed installation.
@@ -436,7 +471,7 @@ fn default_runtime_binary(config: &Value) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use transship_host::paths::Role;
+    use transship_host::record::{RECORD_VERSION, Record};
     use transship_host::task::Part;
 
     use super::*;
@@ -445,7 +480,22 @@ mod tests {
     fn containerd_is_not_restarted_under_containers_that_have_ended() {
         let dir = tempfile::tempdir().unwrap();
         let host = HostRoot::at(dir.path());
-        let waits_for = || ended_pod(&migrations::list(&host).unwrap()).map(str::to_owned);
+        let waits_for = || ended_pod(&host, &migrations::list(&host).unwrap()).map(str::to_owned);
+        let set = |role, state| {
+            let record = Record {
+                version: RECORD_VERSION,
+                pod_uid: "p-1".into(),
+                pod_namespace: "shop".into(),
+                pod_name: "web-7".into(),
+                migration_uid: "m-1".into(),
+                role,
+                state,
+                containers: Vec::new(),
+                network: None,
+            };
+            host.pod("p-1").unwrap().write_record(&record).unwrap();
+        };
+        set(Role::Source, RecordState::Frozen);
         let migration = host.migration("m-1", Role::Source).unwrap();
         let mut task = migrations::tests::task("m-1", Role::Source);
         migration.write_task(&task).unwrap();
@@ -453,6 +503,19 @@ mod tests {
         task.part = Part::Cold;
         migration.write_task(&task).unwrap();
         assert_eq!(waits_for().as_deref(), Some("m-1"));
+        for (role, state) in [
+            (Role::Source, RecordState::Starting),
+            (Role::Source, RecordState::Moved),
+            (Role::Target, RecordState::Frozen),
+        ] {
+            set(role, state);
+            assert_eq!(waits_for(), None, "{role} {state:?}");
+        }
+        set(Role::Source, RecordState::Frozen);
+        std::fs::write(migration.task(), "{").unwrap();
+        assert_eq!(waits_for(), None, "it never closes");
+        migration.write_task(&task).unwrap();
+        assert!(waits_for().is_some());
         migration.close().unwrap();
         assert_eq!(waits_for(), None);
     }

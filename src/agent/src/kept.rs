@@ -132,6 +132,9 @@ pub fn time_is_up(side: &Side, passed: Option<Duration>) -> transship_host::Resu
         (Some(kept), None) => return Ok(kept >= KEPT_FOR),
         (Some(kept), Some(passed)) => kept.saturating_add(passed),
     };
+    // Somebody may have written a larger number meanwhile, to end it.
+    let written = std::fs::read(side.dir.vanished()).map(|marker| kept_for(&marker));
+    let kept = kept.max(written.unwrap_or_default());
     let content = format!("{}\n", kept.as_secs());
     files::write_atomic(&side.dir.vanished(), content.as_bytes())?;
     Ok(kept >= KEPT_FOR)
@@ -250,6 +253,10 @@ mod tests {
         assert!(!time_is_up(&side(), None).unwrap());
         assert!(!time_is_up(&side(), minute).unwrap());
         assert_eq!(side().vanished, minute);
+        let before = side();
+        std::fs::write(dir.vanished(), KEPT_FOR.as_secs().to_string()).unwrap();
+        assert!(time_is_up(&before, minute).unwrap(), "what was written meanwhile stands");
+        assert_eq!(side().vanished, Some(KEPT_FOR));
         let almost = KEPT_FOR - Duration::from_secs(60);
         std::fs::write(dir.vanished(), almost.as_secs().to_string()).unwrap();
         assert!(!time_is_up(&side(), None).unwrap());

@@ -167,6 +167,10 @@ pub struct Runtime {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 64))]
     pub runc: String,
+    /// What keeps the containers' files, as the runtime calls it, such as overlayfs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
+    pub snapshotter: String,
     /// cgroup version, 1 or 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup_version: Option<i32>,

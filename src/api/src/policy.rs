@@ -102,9 +102,9 @@ pub struct MigrationPolicySpec {
 mod tests {
     use super::*;
 
-    fn policy(selector: Selector, constraint: &str) -> MigrationPolicy {
+    fn policy(selector: Selector) -> MigrationPolicy {
         let placement =
-            Placement { constraints: vec![constraint.to_owned()], ..Placement::default() };
+            Placement { constraints: vec!["region==us*".to_owned()], ..Placement::default() };
         MigrationPolicy::new("web", MigrationPolicySpec { selector, placement: Some(placement) })
     }
 
@@ -122,20 +122,17 @@ mod tests {
             requirement(Operator::In, &["web"]),
             requirement(Operator::DoesNotExist, &[]),
         ] {
-            let result = policy(selector.clone(), "region==us*").validate_cel();
+            let result = policy(selector.clone()).validate_cel();
             assert!(result.is_ok(), "{selector:?}: {result:?}");
         }
     }
 
     #[test]
     fn bad_policies_are_answered_with_what_to_write_instead() {
-        for (selector, constraint, wanted) in [
-            (requirement(Operator::In, &[]), "a1==b", "write values with the operators"),
-            (requirement(Operator::Exists, &["x"]), "a1==b", "write values with the operators"),
-            (Selector::default(), "region=us", "KEY==VALUE"),
-        ] {
-            let errors = policy(selector.clone(), constraint).validate_cel().unwrap_err();
-            assert!(errors[0].to_string().contains(wanted), "{selector:?}: {errors:?}");
+        for selector in [requirement(Operator::In, &[]), requirement(Operator::Exists, &["x"])] {
+            let errors = policy(selector.clone()).validate_cel().unwrap_err();
+            let told = errors[0].to_string();
+            assert!(told.contains("write values with the operators"), "{selector:?}: {errors:?}");
         }
     }
 }

@@ -12,9 +12,6 @@ const DNS_SUBDOMAIN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-
 /// `duration()` holds, so the comparison after the pattern never ends in an error.
 const DURATION: &str = r"^([0-9]{1,5}([.][0-9]{1,6})?(ms|s|m|h)){1,4}$";
 const QUANTITY: &str = r"^[0-9]{1,12}([.][0-9]{1,6})?(k|M|G|T|Ki|Mi|Gi|Ti)?$";
-/// Swarm's grammar of expressions; `(?i)` must stay in front for both sides' regex engines.
-const EXPRESSION: &str =
-    r"^(?i)[a-z_][a-z0-9_.-]+(==|!=)[=!/]?~?[a-z0-9:_\\s./()?+*\\[\\]\\\\^$|-]+$";
 
 /// A pod's name.
 pub(crate) fn pod_name() -> Rule {
@@ -60,13 +57,6 @@ pub(crate) fn rate() -> Rule {
     ))
     .message(
         "write the bytes per second as a quantity above zero, such as 200Mi or 1Gi, without '/s'",
-    )
-}
-
-/// A list of Swarm expressions.
-pub(crate) fn expressions(example: &str) -> Rule {
-    Rule::new(format!("self.all(e, e.matches('{EXPRESSION}'))")).message(
-        format!("write each expression as KEY==VALUE or KEY!=VALUE, such as {example}").as_str(),
     )
 }
 

@@ -262,6 +262,8 @@ pub enum ResourceKind {
     /// A file below the `..<timestamp>` directory of a ConfigMap, Secret or projected volume, or a
     /// watch there.
     ProjectedFile,
+    /// A file of a volume that is mounted by subPath, and that is written anew on the target.
+    RemadeFile,
     /// A Unix socket whose other end is outside the container.
     ForeignSocket,
     /// A descriptor for a process outside the container.

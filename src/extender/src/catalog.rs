@@ -48,11 +48,16 @@ impl Catalog {
         let name = node.name_any();
         let status = node.status.as_ref();
         let ready = status.map(|s| &s.conditions).into_iter().flatten();
+        let runtime = status.and_then(|s| s.runtime.as_ref());
         let mut trimmed = api::Node::new(&name, node.spec.clone());
         trimmed.status = Some(api::NodeStatus {
             conditions: ready.filter(|c| c.type_ == conditions::READY).cloned().collect(),
             failure_count: status.and_then(|s| s.failure_count),
             health_indicator: status.and_then(|s| s.health_indicator),
+            runtime: runtime.map(|runtime| api::node::Runtime {
+                snapshotter: runtime.snapshotter.clone(),
+                ..api::node::Runtime::default()
+            }),
             ..api::NodeStatus::default()
         });
         if self.ours.get(&name) == Some(&trimmed) {
@@ -110,6 +115,9 @@ mod tests {
         assert!(!catalog.set_ours(&node));
         node.status.as_mut().unwrap().health_indicator = Some(67);
         assert!(catalog.set_ours(&node));
+        let runtime = api::node::Runtime { snapshotter: "zfs".into(), ..Default::default() };
+        node.status.as_mut().unwrap().runtime = Some(runtime);
+        assert!(catalog.set_ours(&node), "it is a label");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use transship_core::placement::{kubernetes, volumes};
 
 use crate::mapping;
 use crate::state::State;
+use crate::waiting::Waiting;
 
 /// A kind of object that is followed.
 pub trait Source {
@@ -55,18 +56,26 @@ impl Source for PersistentVolumeClaim {
     }
 
     fn apply(&self, state: &mut State) {
-        match volumes::is_for_one_node(self) {
-            true => state.for_one_node.insert(self.key()),
-            false => state.for_one_node.remove(&self.key()),
+        let key = self.key();
+        let is_news = match volumes::is_for_one_node(self) {
+            true => state.for_one_node.insert(key.clone()),
+            false => state.for_one_node.remove(&key),
         };
+        if is_news {
+            state.waiting.reconsider(namespace_of(&key));
+        }
     }
 
     fn remove(&self, state: &mut State) {
-        state.for_one_node.remove(&self.key());
+        let key = self.key();
+        if state.for_one_node.remove(&key) {
+            state.waiting.reconsider(namespace_of(&key));
+        }
     }
 
     fn retain(keys: &HashSet<String>, state: &mut State) {
-        state.for_one_node.retain(|key| keys.contains(key));
+        let State { for_one_node, waiting, .. } = state;
+        for_one_node.retain(|key| stays(key, keys, waiting));
     }
 }
 
@@ -124,14 +133,38 @@ impl Source for api::MigrationPolicy {
     }
 
     fn apply(&self, state: &mut State) {
-        state.policies.insert(self.key(), self.clone());
+        let key = self.key();
+        // Listed again, it says nothing new.
+        if state.policies.get(&key).is_none_or(|known| known.spec != self.spec) {
+            state.waiting.reconsider(namespace_of(&key));
+        }
+        state.policies.insert(key, self.clone());
     }
 
     fn remove(&self, state: &mut State) {
-        state.policies.remove(&self.key());
+        let key = self.key();
+        if state.policies.remove(&key).is_some() {
+            state.waiting.reconsider(namespace_of(&key));
+        }
     }
 
     fn retain(keys: &HashSet<String>, state: &mut State) {
-        state.policies.retain(|key, _| keys.contains(key));
+        let State { policies, waiting, .. } = state;
+        policies.retain(|key, _| stays(key, keys, waiting));
     }
+}
+
+/// Whether what is known by a key is still there; if not, pods of its namespace that were refused are
+/// asked about again.
+fn stays(key: &str, keys: &HashSet<String>, waiting: &mut Waiting) -> bool {
+    let stays = keys.contains(key);
+    if !stays {
+        waiting.reconsider(namespace_of(key));
+    }
+    stays
+}
+
+/// Of a key `namespace/name`.
+fn namespace_of(key: &str) -> &str {
+    key.split_once('/').map_or("", |(namespace, _)| namespace)
 }

@@ -37,7 +37,11 @@ pub async fn touch(extender: Arc<Extender>, client: Client, stop: CancellationTo
             match touch_one(&client, &pod).await {
                 Ok(()) => {
                     extender.counters.touched.inc();
-                    tracing::info!(pod = pod.name, namespace = pod.namespace, "a node came up");
+                    tracing::info!(
+                        pod = pod.name,
+                        namespace = pod.namespace,
+                        "a pod that waits may go now"
+                    );
                 }
                 Err(kube::Error::Api(answer)) if answer.is_not_found() || answer.is_conflict() => {}
                 Err(error) => {

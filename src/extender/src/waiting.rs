@@ -4,6 +4,9 @@
 //! for minutes. When the cluster changes, the decision is made again for each refused pod; if a node
 //! can be used now that could not, the pod is *touched*: its scheduler then tries again. Nodes that
 //! could be used already, but were not offered by kube-scheduler, are its business and are left out.
+//!
+//! What is decided again is what the pod asked for when it was refused. Where that itself may have
+//! changed, by a policy or a claim of its namespace, the pod is touched without a decision.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -39,6 +42,8 @@ struct Refused {
     elsewhere: HashSet<String>,
     /// The cluster's version that was looked at.
     version: u64,
+    /// It may ask for something else by now.
+    stale: bool,
     since: Instant,
 }
 
@@ -77,7 +82,7 @@ impl Waiting {
         }
         let uid = pod.uid.clone();
         let version = cluster.version();
-        let refused = Refused { pod, request, elsewhere, version, since: now };
+        let refused = Refused { pod, request, elsewhere, version, stale: false, since: now };
         self.pods.insert(uid, refused);
     }
 
@@ -91,15 +96,26 @@ impl Waiting {
         self.pods.retain(|uid, _| uids.contains(uid));
     }
 
-    /// Pods that are to be touched now. Each is named once per change that helps it.
+    /// What pods of a namespace ask for may have changed.
+    pub fn reconsider(&mut self, namespace: &str) {
+        let here = self.pods.values_mut().filter(|refused| refused.pod.namespace == namespace);
+        here.for_each(|refused| refused.stale = true);
+    }
+
+    /// Pods that are to be touched now. Each is named once per change that helps it, or may help it.
     pub fn due(&mut self, cluster: &Cluster, now: Instant) -> Vec<PodName> {
         self.pods.retain(|_, refused| now.duration_since(refused.since) < FORGET_AFTER);
         let version = cluster.version();
+        let mut due = Vec::new();
+        for refused in self.pods.values_mut().filter(|refused| refused.stale) {
+            // Its scheduler asks again, with what it asks for now.
+            (refused.stale, refused.version) = (false, version);
+            due.push(refused.pod.clone());
+        }
         let mut turns: Vec<&mut Refused> =
             self.pods.values_mut().filter(|refused| refused.version != version).collect();
         // Those first that were looked at longest ago.
         turns.sort_by(|a, b| (a.version, &a.pod.uid).cmp(&(b.version, &b.pod.uid)));
-        let mut due = Vec::new();
         for refused in turns.into_iter().take(AT_A_TIME) {
             refused.version = version;
             let others = cluster.nodes().filter(|n| !refused.elsewhere.contains(&n.name));

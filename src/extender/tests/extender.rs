@@ -208,6 +208,34 @@ async fn a_refused_pod_is_touched_once_when_a_node_comes_up() {
 }
 
 #[tokio::test]
+async fn a_refused_pod_is_touched_once_when_its_policy_changes() {
+    let extender = extender();
+    let policy = |namespace: &str, region: &str| -> api::MigrationPolicy {
+        of(json!({
+            "apiVersion": "transship.dev/v1alpha1", "kind": "MigrationPolicy",
+            "metadata": {"name": "all", "namespace": namespace},
+            "spec": {"selector": {}, "placement": {"constraints": [format!("region=={region}")]}},
+        }))
+    };
+    policy("shop", "mars").apply(&mut extender.state());
+    let pod = pod("p", json!({}), "1");
+    assert_eq!(schedule(&extender, &pod).await, None);
+    let due = || extender.state().due(Instant::now()).len();
+    policy("shop", "mars").apply(&mut extender.state());
+    policy("bank", "eu").apply(&mut extender.state());
+    assert_eq!(due(), 0, "listed again, and another namespace's");
+    policy("shop", "venus").apply(&mut extender.state());
+    assert_eq!((due(), due()), (1, 0), "once");
+    assert_eq!(schedule(&extender, &pod).await, None);
+    let kept = ["bank/all".to_owned()].into();
+    api::MigrationPolicy::retain(&kept, &mut extender.state());
+    assert_eq!((due(), due()), (1, 0), "it is gone from the list");
+    assert!(schedule(&extender, &pod).await.is_some());
+    policy("shop", "eu").apply(&mut extender.state());
+    assert_eq!(due(), 0, "it does not wait any more");
+}
+
+#[tokio::test]
 async fn a_node_that_kube_scheduler_does_not_offer_is_no_reason_to_touch() {
     let extender = extender();
     let annotations = json!({"transship.dev/constraints": r#"["region==mars"]"#});
@@ -224,12 +252,13 @@ async fn a_node_that_kube_scheduler_does_not_offer_is_no_reason_to_touch() {
 #[tokio::test]
 async fn a_pod_goes_where_its_volume_is_in_use_and_anywhere_when_it_is_not_any_more() {
     let extender = extender();
-    for (name, mode) in [("data", "ReadWriteOnce"), ("shared", "ReadWriteMany")] {
-        let claim: PersistentVolumeClaim = of(json!({
+    let claim = |name: &str, mode: &str| -> PersistentVolumeClaim {
+        of(json!({
             "metadata": {"name": name, "namespace": "shop"}, "spec": {"accessModes": [mode]},
-        }));
-        claim.apply(&mut extender.state());
-    }
+        }))
+    };
+    claim("data", "ReadWriteOnce").apply(&mut extender.state());
+    claim("shared", "ReadWriteMany").apply(&mut extender.state());
     let user = |mut pod: Value, claim: &str| {
         pod["spec"]["volumes"] =
             json!([{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]);
@@ -257,6 +286,15 @@ async fn a_pod_goes_where_its_volume_is_in_use_and_anywhere_when_it_is_not_any_m
     holder.remove(&mut extender.state());
     assert_eq!(extender.state().due(Instant::now()).len(), 1, "nobody uses it any more");
     assert_eq!(schedule(&extender, &third).await.unwrap(), "node-b");
+    // What its volume can do may become known later.
+    let annotations = json!({"transship.dev/constraints": r#"["node==node-c"]"#});
+    let fifth = user(pod("fifth", annotations, "1"), "data");
+    assert_eq!(schedule(&extender, &fifth).await, None);
+    claim("data", "ReadWriteMany").apply(&mut extender.state());
+    assert_eq!(extender.state().due(Instant::now()).len(), 1, "it is for any node");
+    assert_eq!(schedule(&extender, &fifth).await.unwrap(), "node-c");
+    Pod::remove(&of(fifth), &mut extender.state());
+    claim("data", "ReadWriteOnce").apply(&mut extender.state());
     // What is assumed to go somewhere uses it there.
     let fourth = user(pod("fourth", json!({}), "1"), "data");
     assert_eq!(schedule(&extender, &fourth).await.unwrap(), "node-b");

@@ -66,8 +66,8 @@ pub fn note_volumes(holder: &Holder, pod: &Pod) -> Result<()> {
 }
 
 /// Waits for a [`told`] sync no longer than `limit`; then it gives the place that it is still at, which is
-/// `first` until it says another. In a process of its own, which nothing waits for then: it may hang in the kernel, and as a thread it would keep this
-/// process from ending, and its journal locked.
+/// `first` until it says another. In a process of its own, which nothing waits for then: it may hang in the kernel,
+/// and as a thread it would keep this process from ending, and its journal locked.
 async fn within(limit: Duration, first: PathBuf, mut command: Command) -> Result<Option<PathBuf>> {
     let mut child = command
         .stdin(Stdio::null())

@@ -80,6 +80,7 @@ pub async fn run(args: Args, client: Client) -> anyhow::Result<()> {
         },
         identity,
         metrics,
+        overcommit_percent: args.overcommit_percent,
     };
     let mut leading_work = tokio::spawn(lead_while_elected(lead, leading));
     let mut election = election;
@@ -144,6 +145,7 @@ struct Lead {
     expectation: Expectation,
     identity: watch::Receiver<Option<serving::Identity>>,
     metrics: Arc<Metrics>,
+    overcommit_percent: i64,
 }
 
 /// Leads whenever elected. With the lead everything goes that was in hand: another leader goes on
@@ -195,6 +197,7 @@ impl Lead {
             sides,
             events: Events::new(self.client.clone(), self.instance.clone()),
             metrics: self.metrics.clone(),
+            overcommit_percent: self.overcommit_percent,
             memory: Memory::default(),
         });
         tokio::join!(

@@ -38,6 +38,9 @@ pub struct Context {
     pub events: Events,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Swarm's overcommit by which nodes are measured, in percent: 0, or negative to keep a part of each
+    /// node free.
+    pub overcommit_percent: i64,
     /// What is remembered by Migration UID; nothing here is needed to go on after a restart.
     pub memory: Memory,
 }

@@ -231,6 +231,10 @@ fn a_cold_source_is_ended_only_by_what_comes_after_it_was_found() {
     assert!(names(&again).starts_with("+EndTasks +KeepFiles Starting"), "{}", names(&again));
     let plain = cold(&[Begun, Freezing, SourceEntry::AbortedBeforeVote]);
     assert!(names(&plain).starts_with("record:Open"), "{}", names(&plain));
+    // Journals of older versions.
+    let abort = SourceEntry::Decided { decision: Decision::Abort };
+    let older = cold(&[Begun, Freezing, SourceEntry::Voted, abort]);
+    assert!(names(&older).starts_with("+EndTasks +KeepFiles Starting"), "{}", names(&older));
 }
 
 #[test]

@@ -501,6 +501,8 @@ impl Machine for SourceMachine {
             }
             SourceEntry::Voted => {
                 self.voted = true;
+                // Whatever its journal says: what has voted has ended, and older ones do not note it.
+                self.ending |= self.part.is_cold();
                 P::Voted
             }
             // A Commit without a vote of ours is not ours.

@@ -1,7 +1,10 @@
 //! What containerd says about itself and about all that runs on the node: version, effective
 //! configuration, sandboxes of all pods, the image of a container.
 
+use std::path::Path;
+
 use k8s_cri::v1 as cri;
+use serde_json::Value;
 
 use crate::Result;
 use crate::cri::{Cri, POD_UID, call};
@@ -23,7 +26,7 @@ pub struct Status {
     /// Why not, when it is not.
     pub message: String,
     /// The CRI plugin's configuration as it is in force, null where the runtime does not tell.
-    pub config: serde_json::Value,
+    pub config: Value,
 }
 
 /// A sandbox of some pod.
@@ -81,12 +84,27 @@ impl Cri {
             .info
             .get("config")
             .and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or(serde_json::Value::Null);
+            .unwrap_or(Value::Null);
         Ok(Status {
             ready: runtime.as_ref().is_some_and(|condition| condition.status),
             message: runtime.map(|condition| condition.message).unwrap_or_default(),
             config,
         })
+    }
+
+    /// Name of what keeps the files of containers of the default runtime, such as overlayfs; none where
+    /// the runtime does not tell.
+    pub async fn snapshotter(&self) -> Result<Option<String>> {
+        if let Some(name) = configured_snapshotter(&self.status().await?.config) {
+            return Ok(Some(name.to_owned()));
+        }
+        let request = cri::ImageFsInfoRequest {};
+        let reply =
+            self.images.clone().image_fs_info(request).await.map_err(call("ImageFsInfo"))?;
+        // The default's comes first: kubelet looks at that one alone.
+        let first = reply.into_inner().image_filesystems.into_iter().next();
+        let directory = first.and_then(|usage| usage.fs_id).map(|id| id.mountpoint);
+        Ok(directory.as_deref().and_then(snapshotter_of).map(str::to_owned))
     }
 
     /// Every sandbox on the node, ready or not.
@@ -132,6 +150,23 @@ impl Cri {
     }
 }
 
+/// As the CRI plugin's configuration has it: that of the default runtime goes before that of all. Since
+/// containerd 2 the latter belongs to the images, of whose configuration nothing is told.
+fn configured_snapshotter(config: &Value) -> Option<&str> {
+    let containerd = config.get("containerd")?;
+    let default = containerd.get("defaultRuntimeName").and_then(Value::as_str).unwrap_or_default();
+    let of_runtime =
+        containerd.get("runtimes").and_then(|all| all.get(default)?.get("snapshotter"));
+    let configured = of_runtime.into_iter().chain(containerd.get("snapshotter"));
+    configured.filter_map(Value::as_str).find(|name| !name.is_empty())
+}
+
+/// By containerd's name of the directory where a snapshotter keeps everything. One that was told to use
+/// another directory is not known by it.
+fn snapshotter_of(directory: &str) -> Option<&str> {
+    Path::new(directory).file_name()?.to_str()?.strip_prefix("io.containerd.snapshotter.v1.")
+}
+
 fn sandbox(item: cri::PodSandbox) -> PodSandbox {
     let metadata = item.metadata.unwrap_or_default();
     let pod_uid = item.labels.get(POD_UID).cloned().unwrap_or(metadata.uid);
@@ -146,7 +181,34 @@ fn sandbox(item: cri::PodSandbox) -> PodSandbox {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn the_snapshotter_of_the_default_runtime_is_found() {
+        let config = |of_runtime: &str, of_all: Value| {
+            json!({"containerd": {"snapshotter": of_all, "defaultRuntimeName": "runc",
+                "runtimes": {"runc": {"snapshotter": of_runtime}, "kata": {"snapshotter": "blockfile"}}}})
+        };
+        for (config, wanted) in [
+            (config("", json!("overlayfs")), Some("overlayfs")),
+            (config("zfs", json!("overlayfs")), Some("zfs")),
+            (config("", Value::Null), None),
+            (json!({"containerd": {"snapshotter": "native"}}), Some("native")),
+            (Value::Null, None),
+        ] {
+            assert_eq!(configured_snapshotter(&config), wanted, "{config}");
+        }
+        for (directory, wanted) in [
+            ("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs", Some("overlayfs")),
+            ("/data/containerd/io.containerd.snapshotter.v1.btrfs/", Some("btrfs")),
+            ("/mnt/snapshots", None),
+            ("", None),
+        ] {
+            assert_eq!(snapshotter_of(directory), wanted, "{directory}");
+        }
+    }
 
     #[test]
     fn a_sandbox_belongs_to_the_pod_of_its_label() {

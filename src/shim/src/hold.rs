@@ -4,7 +4,8 @@
 //! by ptrace, at the address where it will go on. CRIU and this program have left the container's freezer
 //! cgroup before; now the cgroup is frozen, and once it *is* frozen this program ends; CRIU detaches from tasks
 //! that cannot run. A kill of CRIU in the moment between its last stop and that freeze, which is as long as a
-//! program takes to start, cannot be met: the kernel lets the tasks of a tracer that is gone run on. The script's exit status is ignored at this stage, so if holding fails every task is killed.
+//! program takes to start, cannot be met: the kernel lets the tasks of a tracer that is gone run on. The script's
+//! exit status is ignored at this stage, so if holding fails every task is killed.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -13,14 +13,14 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 use transship_host::freezer::{Freezer, FreezerState};
 use transship_host::invocation::Invocation;
@@ -266,14 +266,31 @@ fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> 
             );
         }
     };
-    // CRIU and the half-made tasks are in the container's cgroup. Killing them frozen keeps a task from
-    // running when CRIU lets go of it; then runc ends by itself.
+    // The half-made tasks are in the container's cgroup, and CRIU with them until it stands aside. Killing them
+    // frozen keeps a task from running when CRIU lets go of it; then CRIU ends by itself, and runc with it.
     let killed = subject.bundle.freezer().and_then(|f| f.kill_all_frozen(KILL_LIMIT));
     if killed.is_err() || !wait_readable(&pidfd, KILL_LIMIT).map_err(failed)? {
+        let started = children(child.id());
         let _ = child.kill();
+        // While tasks are left their end may depend on CRIU.
+        for criu in started.iter().filter(|_| killed.is_ok()) {
+            let _ = pidfd_send_signal(criu, Signal::KILL);
+        }
     }
     child.wait().map_err(failed)?;
     Err(reason)
+}
+
+/// What a process has started and not outlived.
+fn children(pid: u32) -> Vec<OwnedFd> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists =
+        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let pids = lists.collect::<String>();
+    pids.split_whitespace()
+        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
+        .filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+        .collect()
 }
 
 pub(crate) fn wait_readable(fd: &impl AsFd, limit: Duration) -> std::io::Result<bool> {
@@ -353,6 +370,8 @@ fn first_cause(log: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Stdio;
+
     use super::*;
     use transship_host::bundle::Bundle;
 
@@ -388,6 +407,19 @@ mod tests {
         let mut config = json!({});
         set_options_file(&mut config, Path::new("/ours"));
         assert_eq!(config["annotations"]["org.criu.config"], "/ours");
+    }
+
+    #[test]
+    fn what_a_process_has_started_is_found_and_ended() {
+        let script = "sleep 600 & echo; wait";
+        let mut shell =
+            Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        shell.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let started = children(shell.id());
+        assert_eq!(started.len(), 1);
+        pidfd_send_signal(&started[0], Signal::KILL).unwrap();
+        shell.wait().unwrap();
+        assert!(children(shell.id()).is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 use transship_host::HostRoot;
 
@@ -40,15 +40,17 @@ fn is_program(path: &Path) -> bool {
 }
 
 /// Has runc list a container's processes for a program, and tells of one where there is none: a containerd that
-/// restarts takes a container without any for one that never came to life, and forgets it.
+/// restarts takes a container without any for one that never came to life, and forgets it. It reads both streams as
+/// one: what runc says of its failure would make the answer none.
 pub fn list_never_none(runc: &Path, arguments: &[OsString]) -> std::io::Result<ExitCode> {
-    let output = Command::new(runc).args(arguments).stderr(Stdio::inherit()).output()?;
+    let output = Command::new(runc).args(arguments).output()?;
     let listed = serde_json::from_slice::<Vec<u32>>(&output.stdout).unwrap_or_default();
-    let text = match output.status.success() && !listed.is_empty() {
-        true => output.stdout,
-        false => b"[1]\n".to_vec(),
-    };
-    std::io::stdout().write_all(&text)?;
+    if output.status.success() && !listed.is_empty() {
+        std::io::stderr().write_all(&output.stderr)?;
+        std::io::stdout().write_all(&output.stdout)?;
+    } else {
+        std::io::stdout().write_all(b"[1]\n")?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

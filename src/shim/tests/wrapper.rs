@@ -128,12 +128,12 @@ fn a_container_of_a_source_that_has_ended_is_listed_with_a_process() {
     for (runc, listed) in [
         ("echo null", "[1]\n"),
         ("echo []", "[1]\n"),
-        ("exit 1", "[1]\n"),
+        ("echo broken >&2; exit 1", "[1]\n"),
         ("echo [7,8]", "[7,8]\n"),
     ] {
         fs::write(node.path("runc-here"), format!("#!/bin/sh\n{runc}\n")).unwrap();
         let output = node.run(line);
-        assert!(output.status.success(), "{runc}: {output:?}");
+        assert!(output.status.success() && output.stderr.is_empty(), "{runc}: {output:?}");
         assert_eq!(String::from_utf8(output.stdout).unwrap(), listed, "{runc}");
     }
     let opened = Record { state: RecordState::Open, ..record };

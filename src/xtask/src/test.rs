@@ -150,7 +150,7 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
             sandbox::load(&[images::applications(root)?])
         })?;
         return stages
-            .run("real applications", 480, || on_cluster(root, "applications", &options(args)));
+            .run("real applications", 560, || on_cluster(root, "applications", &options(args)));
     }
     let only = args.only.as_deref().unwrap_or_default();
     if !only.contains(PLACEMENT) {

@@ -22,6 +22,17 @@ pub struct Surroundings {
     pub mount_ids: Vec<u64>,
     /// What lies in the container's projected volumes.
     pub projected: Projected,
+    /// Where files are mounted that are written anew on the target.
+    pub remade: Vec<String>,
+}
+
+impl Surroundings {
+    /// Whether a path, as the kernel shows it of an open or mapped file, is one of those or below it.
+    fn is_remade(&self, path: &str) -> bool {
+        let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+        let below = |mount: &String| path.strip_prefix(mount.as_str());
+        self.remade.iter().filter_map(below).any(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
 }
 
 /// What was seen of a process's descriptors and mappings.
@@ -268,6 +279,8 @@ fn judge(
         if file.regular {
             add(ResourceKind::MessageQueue);
         }
+    } else if file.regular && around.is_remade(link) {
+        add(ResourceKind::RemadeFile);
     } else if file.regular && file.links == 0 && !memory && file.kind != PROC_MAGIC {
         found.push((ResourceKind::UnlinkedFile, file.bytes));
     } else if removed {
@@ -346,6 +359,9 @@ fn mapped(dir: &Path, mapping: &Mapping, around: &Surroundings) -> Option<Resour
     if !path.starts_with('/') || MEMORY.iter().any(|prefix| path.starts_with(prefix)) {
         return None;
     }
+    if around.is_remade(path) {
+        return resource(ResourceKind::RemadeFile, 0);
+    }
     if around.projected.names(path) {
         return resource(ResourceKind::ProjectedFile, 0);
     }
@@ -421,6 +437,7 @@ mod tests {
             rootfs_device: Some(50),
             mount_ids: vec![7],
             projected: Projected::of(&["/etc/c"], [(60, 3, "/etc/c/..1/k")]),
+            remade: vec!["/labels".into(), "/part".into()],
         };
         let removed = link.starts_with("/removed");
         let found = judge(link, file.as_ref(), removed, info, &around);
@@ -461,6 +478,12 @@ mod tests {
             ("/removed/x (deleted)", Some(regular), vec![K::RemovedName]),
             ("/etc/c/..2026_11_25_18_00_00.1/key", Some(regular), vec![K::ProjectedFile]),
             ("/etc/c/..data", Some(regular), vec![]),
+            ("/labels", Some(regular), vec![K::RemadeFile]),
+            ("/labels (deleted)", Some(File { links: 0, ..regular }), vec![K::RemadeFile]),
+            ("/part/key", Some(regular), vec![K::RemadeFile]),
+            // A directory is opened by its name, and that is all.
+            ("/part", Some(File { directory: true, ..File::default() }), vec![]),
+            ("/labels-of-mine", Some(regular), vec![]),
             ("/tmp/x", Some(regular), vec![]),
         ] {
             assert_eq!(kinds(link, file, &inside()), wanted, "{link}");

@@ -234,6 +234,7 @@ impl Inspector {
             rootfs_device: root.and_then(|mount| proc::packed_device(&mount.device)),
             mount_ids: mount_ids(&dir),
             projected: Projected::look(&dir.join("root"), volumes),
+            remade: mounts::remade(&own_mounts, place),
         };
         let pids = freezer.tasks().unwrap_or_else(|error| {
             incomplete.push(format!("processes of {}: {}", facts.name, error.chain()));
@@ -356,7 +357,8 @@ impl Inspector {
         let mut unix = None;
         match network::look_within(self.proc(), pid) {
             Ok(within) => {
-                let routes = proc::routes(&read("net/route"));
+                let mut routes = proc::routes(&read("net/route"));
+                routes.extend(proc::ipv6_routes(&read("net/ipv6_route")));
                 facts.network = network::facts(&within.interfaces, &routes, &[&tcp, &tcp6]);
                 facts.network.routing_rules = within.rules;
                 unix = Some(within.unix);
@@ -372,7 +374,7 @@ impl Inspector {
             }
         }
         facts.network.cni = cni;
-        match network::translated(&facts.network.ip) {
+        match network::translated(&facts.network) {
             Ok(peers) => facts.network.translated = peers,
             Err(error) => facts.incomplete.push(format!("tracked connections: {error}")),
         }

@@ -5,6 +5,8 @@ use std::path::Path;
 use transship_core::facts::{MountFacts, MountOrigin};
 use transship_runtime::mounts::Mount;
 
+use super::projected::is_dated;
+
 /// What is needed to recognise the mounts of a container.
 #[derive(Debug, Clone, Copy)]
 pub struct Node<'a> {
@@ -36,37 +38,62 @@ pub fn classify(container: &[Mount], node: Node<'_>) -> Vec<MountFacts> {
         .collect()
 }
 
+/// Where files are mounted that are written anew, with other content, for the pod that is made on the
+/// target: by subPath out of a volume of the downward API or a projected one, or out of any ConfigMap or
+/// Secret that has changed since. Those that have not come with the same content.
+pub fn remade(container: &[Mount], node: Node<'_>) -> Vec<String> {
+    const OWN: [&str; 2] = ["kubernetes.io~downward-api", "kubernetes.io~projected"];
+    let is_remade = |mount: &&Mount| {
+        let Some(below) = below_pod_dir(mount, node) else { return false };
+        let root = mount.root.to_string_lossy();
+        // kubelet has followed its own links to the directory that it calls by the time.
+        let by_sub_path = root.split('/').any(is_dated);
+        // The kernel's mark of a root that was removed meanwhile.
+        let has_changed = root.ends_with("//deleted");
+        let is_own = below.split('/').nth(1).is_some_and(|plugin| OWN.contains(&plugin));
+        let is_projected = in_pod_dir(&below).0 == MountOrigin::Projected;
+        is_projected && by_sub_path && (has_changed || is_own)
+    };
+    container.iter().filter(is_remade).map(|mount| mount.point.display().to_string()).collect()
+}
+
+/// The place of a mount below the pod's directory on the node, if it is there. A volume that is a part of a
+/// larger file system shows its directory as the mount's root; one that is a file system of its own is mounted
+/// on the node, too: the volume first, and parts of it by subPath.
+fn below_pod_dir(mount: &Mount, node: Node<'_>) -> Option<String> {
+    let uid = node.pod_dir.file_name().unwrap_or_default().to_string_lossy();
+    if let Some(below) = after(&mount.root.to_string_lossy(), &format!("/pods/{uid}/")) {
+        return Some(below.to_owned());
+    }
+    let on_node = node.mounts.iter().filter(|other| other.device == mount.device);
+    let mut places = on_node.filter_map(|other| other.point.strip_prefix(node.pod_dir).ok());
+    places.next().map(|below| below.to_string_lossy().into_owned())
+}
+
 fn origin(mount: &Mount, node: Node<'_>) -> (MountOrigin, String) {
     let none = String::new;
     let kernel = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"];
     if kernel.contains(&mount.fs_type.as_str()) {
         return (MountOrigin::Runtime, none());
     }
-    // A volume that is a part of a larger file system shows its directory as the mount's root; one
-    // that is a file system of its own is mounted on the node, too, below the pod's directory.
-    let uid = node.pod_dir.file_name().unwrap_or_default().to_string_lossy();
-    if let Some(below) = after(&mount.root.to_string_lossy(), &format!("/pods/{uid}/")) {
-        return in_pod_dir(below);
+    if let Some(below) = below_pod_dir(mount, node) {
+        return in_pod_dir(&below);
     }
-    let on_node = node.mounts.iter().filter(|other| other.device == mount.device);
-    for other in on_node.clone() {
-        if let Ok(below) = other.point.strip_prefix(node.pod_dir) {
-            return in_pod_dir(&below.to_string_lossy());
-        }
-        let sandbox = format!("sandboxes/{}/", node.sandbox_id);
-        if after(&other.point.to_string_lossy(), &sandbox) == Some("shm") {
-            return (MountOrigin::SandboxShm, none());
-        }
+    let mut on_node = node.mounts.iter().filter(|other| other.device == mount.device).peekable();
+    let is_on_node = on_node.peek().is_some();
+    let sandbox = format!("sandboxes/{}/", node.sandbox_id);
+    if on_node.any(|other| after(&other.point.to_string_lossy(), &sandbox) == Some("shm")) {
+        return (MountOrigin::SandboxShm, none());
     }
     let root = mount.root.to_string_lossy();
-    if after(&root, &format!("sandboxes/{}/", node.sandbox_id)).is_some() {
+    if after(&root, &sandbox).is_some() {
         return (MountOrigin::PodFile, none());
     }
     let under = |dir: &str| mount.point.starts_with(dir);
     if under("/proc") || under("/sys") || under("/dev") {
         return (MountOrigin::Runtime, none());
     }
-    if on_node.count() > 0 {
+    if is_on_node {
         return (MountOrigin::HostPath, none());
     }
     (MountOrigin::Application, none())
@@ -161,5 +188,40 @@ mod tests {
             assert_eq!(of(path), wanted, "{path}");
         }
         assert_eq!(found.len(), 13, "the root is left out");
+    }
+
+    #[test]
+    fn parts_of_volumes_that_are_written_anew_are_known() {
+        let host = parse(&format!(
+            "{HOST}6 1 0:44 / /var/lib/kubelet/pods/u1/volumes/kubernetes.io~downward-api/info rw - tmpfs tmpfs rw
+7 1 0:44 /..2026_11_25.1/labels /var/lib/kubelet/pods/u1/volume-subpaths/info/web/0 rw - tmpfs tmpfs rw
+8 1 0:45 / /var/lib/kubelet/pods/u1/volumes/kubernetes.io~secret/key rw - tmpfs tmpfs rw
+"
+        ));
+        let node = Node {
+            mounts: &host,
+            pod_dir: Path::new("/var/lib/kubelet/pods/u1"),
+            sandbox_id: "s1",
+        };
+        let volumes = "/var/lib/kubelet/pods/u1/volumes";
+        let container = parse(&format!(
+            "\
+90 1 0:60 / / rw - overlay overlay rw
+91 90 0:44 /..2026_11_25.1/labels /labels ro - tmpfs tmpfs rw
+92 90 0:44 / /info ro - tmpfs tmpfs rw
+93 90 0:40 /..2026_11_25.2/part /token ro - tmpfs tmpfs rw
+94 90 0:45 /..2026_11_25.3/key /key ro - tmpfs tmpfs rw
+95 90 0:45 /..2026_11_25.4/key//deleted /old-key ro - tmpfs tmpfs rw
+96 90 8:1 {volumes}/kubernetes.io~configmap/c/..2026_11_25.5/c /config ro - ext4 /dev/root rw
+97 90 8:1 {volumes}/kubernetes.io~configmap/c/..2026_11_24.5/c//deleted /old-config ro - ext4 /dev/root rw
+98 90 8:1 {volumes}/kubernetes.io~empty-dir/cache/..2026_11_25.6 /cache rw - ext4 /dev/root rw
+"
+        ));
+        let found = remade(&container, node);
+        assert_eq!(found, ["/labels", "/token", "/old-key", "/old-config"]);
+        let origins = classify(&container, node);
+        let is_projected =
+            |m: &&transship_core::facts::MountFacts| m.origin == MountOrigin::Projected;
+        assert_eq!(origins.iter().filter(is_projected).count(), 7);
     }
 }

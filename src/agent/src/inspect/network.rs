@@ -1,7 +1,7 @@
 //! The network of a pod, seen from within its namespace, and the node's CNI configuration.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -107,16 +107,19 @@ pub fn facts(interfaces: &[Interface], routes: &[Route], tables: &[&str]) -> Net
             .unwrap_or_default(),
         ..NetworkFacts::default()
     };
-    let mut first = None;
+    // The first of each family. IPv4 before IPv6: it is the address that `status.podIP` names in all but
+    // IPv6-only clusters.
+    let mut own: Vec<&(IpAddr, u8)> = Vec::new();
     if let Some(main) = main {
         facts.interface = main.name.clone();
         facts.mac = main.mac.clone();
-        // IPv4 first: it is the address that `status.podIP` names in all but IPv6-only clusters.
-        first = main.addresses.iter().find(|(ip, _)| ip.is_ipv4()).or(main.addresses.first());
-        if let Some((ip, prefix)) = first {
-            facts.ip = ip.to_string();
-            facts.prefix = *prefix;
-        }
+        let of = |v4: bool| main.addresses.iter().find(move |(ip, _)| ip.is_ipv4() == v4);
+        own.extend(of(true).into_iter().chain(of(false)));
+    }
+    let first = own.first().copied();
+    if let Some((ip, prefix)) = first {
+        facts.ip = ip.to_string();
+        facts.prefix = *prefix;
     }
     let loopback = interfaces.iter().filter(|interface| interface.name == "lo");
     facts.loopback_addresses = loopback
@@ -136,7 +139,7 @@ pub fn facts(interfaces: &[Interface], routes: &[Route], tables: &[&str]) -> Net
     }
     facts.other_routes = routes
         .iter()
-        .filter(|route| route.prefix != 0 && !implied(route, first))
+        .filter(|route| route.prefix != 0 && !implied(route, &own))
         .map(|route| {
             let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
             format!("{}/{}{via}", route.destination, route.prefix)
@@ -145,12 +148,21 @@ pub fn facts(interfaces: &[Interface], routes: &[Route], tables: &[&str]) -> Net
     facts
 }
 
-/// Peers of established TCP connections that were opened from the address and leave with the node's own. The
-/// agent is in the node's network namespace.
-pub fn translated(ip: &str) -> Result<Vec<PeerFacts>, String> {
-    let Ok(ip) = ip.parse() else { return Ok(Vec::new()) };
-    let tracked = conntrack::opened_from(&[ip]).map_err(|error| error.chain())?;
+/// Peers of established TCP connections that were opened from one of the pod's addresses and leave with the
+/// node's own. The agent is in the node's network namespace.
+pub fn translated(network: &NetworkFacts) -> Result<Vec<PeerFacts>, String> {
+    let ips = addresses(network);
+    if ips.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tracked = conntrack::opened_from(&ips).map_err(|error| error.chain())?;
     Ok(by_peer(&tracked))
+}
+
+/// All addresses of the pod.
+fn addresses(network: &NetworkFacts) -> Vec<IpAddr> {
+    let texts = [network.ip.as_str()].into_iter().chain(network.other_ips());
+    texts.filter_map(|text| text.parse().ok()).collect()
 }
 
 fn by_peer(tracked: &[Tracked]) -> Vec<PeerFacts> {
@@ -170,18 +182,32 @@ fn by_peer(tracked: &[Tracked]) -> Vec<PeerFacts> {
     peers.into_values().collect()
 }
 
-/// Whether the kernel makes this route by itself for the address, or it is the way to the gateway
-/// that plugins with /32 addresses add.
-fn implied(route: &Route, address: Option<&(IpAddr, u8)>) -> bool {
+/// Whether the kernel makes this route by itself for one of the addresses, or it is the way to the gateway
+/// that plugins with addresses of full length add.
+fn implied(route: &Route, addresses: &[&(IpAddr, u8)]) -> bool {
     if route.gateway.is_some() {
         return false;
     }
-    if route.prefix == 32 {
-        return true;
-    }
-    let Some((IpAddr::V4(ip), prefix)) = address else { return false };
-    let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
-    route.prefix == *prefix && route.destination == Ipv4Addr::from(u32::from(*ip) & mask)
+    let full = if route.destination.is_ipv4() { 32 } else { 128 };
+    let is_net_of = |ip: IpAddr, prefix: u8| {
+        route.prefix == prefix && Some(route.destination) == network_of(ip, prefix)
+    };
+    route.prefix == full || addresses.iter().any(|(ip, prefix)| is_net_of(*ip, *prefix))
+}
+
+/// The network that an address is in; `None` where the prefix is longer than the address.
+fn network_of(ip: IpAddr, prefix: u8) -> Option<IpAddr> {
+    let prefix = u32::from(prefix);
+    Some(match ip {
+        IpAddr::V4(ip) => {
+            let mask = u32::MAX.checked_shl(32_u32.checked_sub(prefix)?).unwrap_or(0);
+            Ipv4Addr::from(u32::from(ip) & mask).into()
+        }
+        IpAddr::V6(ip) => {
+            let mask = u128::MAX.checked_shl(128_u32.checked_sub(prefix)?).unwrap_or(0);
+            Ipv6Addr::from(u128::from(ip) & mask).into()
+        }
+    })
 }
 
 /// The configuration that containerd uses: the first by name of the usable files.
@@ -276,6 +302,11 @@ mod tests {
             route("10.244.0.0", 16, None),
             route("10.244.1.1", 32, None),
             route("10.9.0.0", 16, Some("10.244.1.9")),
+            route("::", 0, Some("fd00::1")),
+            route("fd00::", 64, None),
+            route("fd00::1", 128, None),
+            route("fd00::", 48, None),
+            route("fd09::", 64, Some("fd00::9")),
         ];
         let facts = facts(&[lo, second, eth0()], &routes, &[]);
         assert_eq!(
@@ -286,8 +317,38 @@ mod tests {
         assert_eq!(facts.gateway, "10.244.1.1");
         assert_eq!(facts.other_interfaces, ["net1"]);
         assert_eq!(facts.other_addresses, ["fd00::5/64"]);
-        assert_eq!(facts.other_routes, ["10.9.0.0/16 via 10.244.1.9"]);
+        assert_eq!(
+            facts.other_routes,
+            ["10.9.0.0/16 via 10.244.1.9", "fd00::/48", "fd09::/64 via fd00::9"]
+        );
         assert_eq!(facts.loopback_addresses, ["10.244.9.9"]);
+        let ips: Vec<String> = addresses(&facts).iter().map(IpAddr::to_string).collect();
+        assert_eq!(ips, ["10.244.1.5", "fd00::5"]);
+    }
+
+    #[test]
+    fn a_pod_of_ipv6_alone_has_its_address_and_gateway_from_there() {
+        let only = Interface { addresses: vec![("fd00::5".parse().unwrap(), 64)], ..eth0() };
+        let facts =
+            facts(&[only], &[route("::", 0, Some("fd00::1")), route("fd00::", 64, None)], &[]);
+        assert_eq!((facts.ip.as_str(), facts.prefix), ("fd00::5", 64));
+        assert_eq!(facts.gateway, "fd00::1");
+        assert!(facts.other_routes.is_empty(), "{:?}", facts.other_routes);
+    }
+
+    #[rstest::rstest]
+    #[case("10.244.1.5", 16, Some("10.244.0.0"))]
+    #[case("10.244.1.5", 0, Some("0.0.0.0"))]
+    #[case("10.244.1.5", 33, None)]
+    #[case("fd00:1::5", 64, Some("fd00:1::"))]
+    #[case("fd00:1::5", 128, Some("fd00:1::5"))]
+    fn an_address_is_in_its_network(
+        #[case] ip: &str,
+        #[case] prefix: u8,
+        #[case] network: Option<&str>,
+    ) {
+        let found = network_of(ip.parse().unwrap(), prefix).map(|ip| ip.to_string());
+        assert_eq!(found.as_deref(), network);
     }
 
     #[test]
@@ -306,14 +367,22 @@ mod tests {
             tracked(4001, "192.0.2.1:61000", 3),
             tracked(4002, "192.0.2.1:4002", 7),
             tracked(4003, "10.244.1.5:4003", 3),
+            serde_json::from_value(serde_json::json!({
+                "protocol": 6,
+                "original": {"from": "[fd00::5]:4004", "to": "[2001:db8::9]:443"},
+                "reply": {"from": "[2001:db8::9]:443", "to": "[2001:db8::1]:4004"},
+                "timeout": 9, "status": 14, "tcpState": 3
+            }))
+            .unwrap(),
         ]);
+        let peer = |address: &str, local_ports: Vec<u16>| PeerFacts {
+            address: address.into(),
+            connections: local_ports.len() as u64,
+            local_ports,
+        };
         assert_eq!(
             found,
-            [PeerFacts {
-                address: "203.0.113.9:443".into(),
-                connections: 2,
-                local_ports: vec![4000, 4001]
-            }]
+            [peer("203.0.113.9:443", vec![4000, 4001]), peer("[2001:db8::9]:443", vec![4004])]
         );
     }
 

@@ -236,13 +236,13 @@ fn socket(text: &str) -> Option<(IpAddr, u16)> {
     Some((address, port))
 }
 
-/// A route of `/proc/PID/net/route`.
+/// A route of `/proc/PID/net/route` or `/proc/PID/net/ipv6_route`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub interface: String,
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     pub prefix: u8,
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
 }
 
 /// Reads `/proc/PID/net/route`; routes that are down are left out.
@@ -258,9 +258,43 @@ pub fn routes(table: &str) -> Vec<Route> {
             let gateway = address(fields.get(2)?)?;
             (flags & 1 == 1).then_some(Route {
                 interface: (*fields.first()?).to_owned(),
-                destination: address(fields.get(1)?)?,
+                destination: address(fields.get(1)?)?.into(),
                 prefix: u32::from(address(fields.get(7)?)?).count_ones() as u8,
-                gateway: (!gateway.is_unspecified()).then_some(gateway),
+                gateway: (!gateway.is_unspecified()).then_some(gateway.into()),
+            })
+        })
+        .collect()
+}
+
+/// Reads `/proc/PID/net/ipv6_route`; routes that are down are left out, and those that the kernel makes or
+/// learns by itself on every node: of its own addresses, of groups and links, from advertisements.
+pub fn ipv6_routes(table: &str) -> Vec<Route> {
+    /// Flags of linux/route.h and linux/ipv6_route.h.
+    const UP: u32 = 1;
+    const REJECT: u32 = 0x200;
+    const LEARNED: u32 = 0x4_0000;
+    const ANYCAST: u32 = 0x10_0000;
+    const LOCAL: u32 = 0x8000_0000;
+    let address = |hex: &str| u128::from_str_radix(hex, 16).ok().map(Ipv6Addr::from);
+    table
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let destination = address(fields.first()?)?;
+            let gateway = address(fields.get(4)?)?;
+            let flags = u32::from_str_radix(fields.get(8)?, 16).ok()?;
+            let interface = (*fields.get(9)?).to_owned();
+            // What is refused stands there as a route of the loopback device.
+            let loopback = interface == "lo" && flags & REJECT == 0;
+            let own = loopback || destination.is_multicast() || destination.is_unicast_link_local();
+            if flags & UP == 0 || flags & (LEARNED | ANYCAST | LOCAL) != 0 || own {
+                return None;
+            }
+            Some(Route {
+                interface,
+                destination: destination.into(),
+                prefix: u8::from_str_radix(fields.get(1)?, 16).ok()?,
+                gateway: (!gateway.is_unspecified()).then_some(gateway.into()),
             })
         })
         .collect()
@@ -424,9 +458,42 @@ broken
             eth0\t00000B0A\t0101F40A\t0002\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
         let found = routes(table);
         assert_eq!(found.len(), 2);
-        assert_eq!(found[0].gateway, Some(Ipv4Addr::new(10, 244, 1, 1)));
+        assert_eq!(found[0].gateway, Some(Ipv4Addr::new(10, 244, 1, 1).into()));
         assert_eq!((found[0].prefix, found[1].prefix), (0, 16));
         assert_eq!(found[1].destination, Ipv4Addr::new(10, 244, 0, 0));
+    }
+
+    #[test]
+    fn routes_of_ipv6_are_those_that_somebody_has_made() {
+        const NONE: &str = "00000000000000000000000000000000 00 00000000000000000000000000000000";
+        let line = |destination: &str, flags: &str, interface: &str| {
+            format!("{destination} {NONE} 00000100 00000001 00000000 {flags} {interface}\n")
+        };
+        let table = [
+            line("fd000000000000000000000000000000 40", "00000001", "eth0"),
+            "fd090000000000000000000000000000 30 00000000000000000000000000000000 00 \
+             fd000000000000000000000000000009 00000400 00000002 00000000 00000003     eth0\n"
+                .to_owned(),
+            line("fd070000000000000000000000000000 10", "00000201", "lo"),
+            // The kernel's own.
+            line("00000000000000000000000000000000 00", "00200200", "lo"),
+            line("00000000000000000000000000000001 80", "80200001", "lo"),
+            line("fd000000000000000000000000000008 80", "00000001", "lo"),
+            line("fd000000000000000000000000000005 80", "80200001", "eth0"),
+            line("fd000000000000000000000000000000 80", "80300001", "eth0"),
+            line("fe800000000000000000000000000000 40", "00000001", "eth0"),
+            line("ff000000000000000000000000000000 08", "00000001", "eth0"),
+            line("fd010000000000000000000000000000 40", "00040001", "eth0"),
+        ];
+        let found = ipv6_routes(&table.concat());
+        let told: Vec<String> = found
+            .iter()
+            .map(|r| format!("{}/{} {:?} {}", r.destination, r.prefix, r.gateway, r.interface))
+            .collect();
+        assert_eq!(
+            told,
+            ["fd00::/64 None eth0", "fd09::/48 Some(fd00::9) eth0", "fd07::/16 None lo"]
+        );
     }
 
     #[test]

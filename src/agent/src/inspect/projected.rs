@@ -72,7 +72,7 @@ impl Projected {
 }
 
 /// Whether a name is one that kubelet makes of the time; `..data` is a link to it.
-fn is_dated(name: &str) -> bool {
+pub fn is_dated(name: &str) -> bool {
     name.strip_prefix("..").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 

@@ -357,6 +357,7 @@ impl Reporter {
                 name: found.side.runtime.0.clone(),
                 version: found.side.runtime.1.clone(),
                 runc: found.side.runc.clone(),
+                snapshotter: found.side.snapshotter.clone(),
                 cgroup_version: Some(i32::from(found.machine.cgroup_version)),
             }),
             boot_id: some(&found.machine.boot_id),

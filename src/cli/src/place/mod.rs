@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
-use k8s_openapi::api::core::v1::{Node as CoreNode, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Node as CoreNode, PersistentVolume, PersistentVolumeClaim, Pod,
+};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use transship_api::{MigrationPolicy, Node};
@@ -44,7 +46,9 @@ pub async fn run(args: Args, client: Client, namespace: &str) -> Result<Outcome>
     let policies: Vec<MigrationPolicy> = list(Api::namespaced(client.clone(), namespace)).await?;
     let policy = policy::applying(&policies, &pod);
     let volumes = mounted(&pod, &client, namespace).await?;
-    let asked = kubernetes::asked(&pod, policy, None)?.with_volumes(volumes);
+    let asked = kubernetes::asked(&pod, policy, None)?
+        .with_volumes(volumes)
+        .with_overcommit(overcommit_percent(&client).await?);
     let nodes = NodeView::join(
         list::<CoreNode>(Api::all(client.clone())).await?,
         list::<Node>(Api::all(client.clone())).await?,
@@ -63,6 +67,33 @@ pub async fn run(args: Args, client: Client, namespace: &str) -> Result<Outcome>
         eprintln!("{error}");
     }
     Ok(if choice.order.is_empty() { Outcome::Failed } else { Outcome::Done })
+}
+
+/// The chart's value `scheduler.overcommitPercent`, by which the operator measures nodes, as the chart
+/// publishes it; 0 where it does not, or where the user may not know.
+async fn overcommit_percent(client: &Client) -> Result<i64> {
+    const COMPONENT: &str =
+        "app.kubernetes.io/part-of=transship,app.kubernetes.io/component=placement";
+    const KEY: &str = "overcommitPercent";
+    let published: Api<ConfigMap> = Api::all(client.clone());
+    let found = match published.list(&ListParams::default().labels(COMPONENT)).await {
+        Ok(found) => found.items.into_iter().find_map(|map| map.data?.remove(KEY)),
+        Err(kube::Error::Api(answer)) if answer.code == 403 => {
+            eprintln!(
+                "Reckoned without scheduler.overcommitPercent, which may keep a part of each node free: {}.",
+                answer.message
+            );
+            None
+        }
+        Err(error) => return Err(explain(error, "install Transship first")),
+    };
+    found.map_or(Ok(0), |text| {
+        text.parse::<i64>().with_context(|| {
+            format!(
+                "the ConfigMap of the component placement says {KEY}: {text:?}, which is no number"
+            )
+        })
+    })
 }
 
 /// The pod's volumes, as far as there are any yet.

@@ -35,11 +35,12 @@ pub enum Screening {
 
 /// Judges the request by what the API server knows. `active` counts the migrations under way by
 /// node, this one left out; `loads` are the nodes' loads, needed to choose a node and where
-/// [`looks_at_pods`].
+/// [`looks_at_pods`]; `overcommit_percent` is 0, or negative to keep a part of each node free.
 pub fn screen(
     input: &Input<'_>,
     active: &BTreeMap<String, usize>,
     loads: &BTreeMap<String, Load>,
+    overcommit_percent: i64,
 ) -> Screening {
     let candidate =
         |node| Candidate { node, load: loads.get(node.name.as_str()).unwrap_or(&NO_LOAD) };
@@ -53,7 +54,7 @@ pub fn screen(
         return Screening::Busy("the pod is not known yet".into());
     };
     let asked = match preflight::asked(&given) {
-        Ok(asked) => asked,
+        Ok(asked) => asked.with_overcommit(overcommit_percent),
         Err(refusal) => return Screening::Refused(refusal),
     };
     let candidates: Vec<Candidate<'_>> = input.nodes.iter().map(candidate).collect();
@@ -85,8 +86,9 @@ pub fn screen(
 
 /// Whether the pods of the nodes matter to the target.
 pub fn looks_at_pods(input: &Input<'_>) -> bool {
-    input.migration.spec.target_node.is_none()
-        || preflight::asked(input).is_ok_and(|asked| placement::looks_at_pods(&asked))
+    let to_the_named_node =
+        |pod| preflight::asked(input).is_ok_and(|asked| placement::looks_at_pods(pod, &asked));
+    input.migration.spec.target_node.is_none() || input.pod.is_some_and(to_the_named_node)
 }
 
 fn no_node(message: String) -> Screening {

@@ -57,7 +57,7 @@ fn screen_with(
         answer: None,
     };
     let active = active.iter().map(|(n, count)| ((*n).to_owned(), *count)).collect();
-    screen(&input, &active, &BTreeMap::new())
+    screen(&input, &active, &BTreeMap::new(), 0)
 }
 
 fn nodes() -> Vec<NodeView> {
@@ -106,6 +106,22 @@ fn without_a_node_that_fits_each_says_why() {
         panic!("must be refused")
     };
     assert!(alone.message.contains("no other node"), "{}", alone.message);
+}
+
+#[rstest]
+#[case(
+    "region=us",
+    "spec.placement.constraints: One of operator ==, != is expected in \"region=us\""
+)]
+#[case("region==/(/", "spec.placement.constraints: \"region==/(/\" has a malformed pattern; ")]
+fn a_placement_that_cannot_be_read_is_refused(#[case] constraint: &str, #[case] told: &str) {
+    let mut migration = migration(None);
+    placed(&mut migration, constraint);
+    let Screening::Refused(refusal) = screen_with(&migration, &source_pod(), &nodes(), &[]) else {
+        panic!("must be refused")
+    };
+    assert_eq!(refusal.reason, reasons::INVALID_SPEC);
+    assert!(refusal.message.starts_with(told), "{}", refusal.message);
 }
 
 fn placed(migration: &mut Migration, constraint: &str) {

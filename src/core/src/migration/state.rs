@@ -234,7 +234,7 @@ pub struct Observed {
     pub frozen_seen: Option<Timestamp>,
     /// A step failed in a way that trying again cannot mend: a reason and a sentence.
     pub failure: Option<(&'static str, String)>,
-    /// Sequential: why the API server last refused the pod that is to be made again.
+    /// Sequential: why the API server last refused the pod that is to be made again, or its manifest.
     pub refused: Option<String>,
 }
 

@@ -336,6 +336,12 @@ pub fn has_gate(pod: &Pod) -> bool {
     gates.iter().any(|gate| gate.name == names::PREPARE_GATE)
 }
 
+/// Whether nothing has brought the pod to a node yet, where it could mount its volumes.
+pub fn is_on_no_node(pod: &Pod) -> bool {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+    node.is_empty() || has_gate(pod)
+}
+
 /// What a pod that is made for this migration is made for.
 pub(super) fn target_for(observed: &Observed) -> TargetFor<'_> {
     let meta = &observed.migration.metadata;

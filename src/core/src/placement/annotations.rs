@@ -1,19 +1,20 @@
-//! What a pod's annotations ask of its node. `docs/placement.md` describes them.
+//! What a pod's annotations, and the placements of Migrations and MigrationPolicies, ask of a node, and
+//! what is wrong with those that cannot be obeyed. `docs/placement.md` describes them.
 
 use std::collections::BTreeMap;
 
-use transship_api::{Strategy, names};
+use transship_api::{Placement, Strategy, names};
 
 use super::expression::Expression;
 use super::strategy_named;
 
-/// Why an annotation cannot be obeyed.
+/// Why what is asked for cannot be obeyed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("metadata.annotations[{annotation}]: {problem}")]
-pub struct AnnotationError {
-    /// Its key.
-    pub annotation: &'static str,
-    /// What is wrong, in Swarm's words where it has some.
+#[error("{field}: {problem}")]
+pub struct Malformed {
+    /// The field, such as `metadata.annotations[transship.dev/strategy]`.
+    pub field: String,
+    /// What is wrong, in Swarm's words where it has some, and in which expression.
     pub problem: String,
 }
 
@@ -29,8 +30,12 @@ pub(super) struct Wishes {
 }
 
 /// Whether a pod's annotations can be obeyed. For admission: others' annotations are not looked at.
-pub fn validate(annotations: &BTreeMap<String, String>) -> Result<(), AnnotationError> {
+pub fn validate(annotations: &BTreeMap<String, String>) -> Result<(), Malformed> {
     let wishes = Wishes::read(annotations)?;
+    let patterns = |annotation, texts: &[String]| match malformed_pattern(texts) {
+        Some(problem) => Err(error(annotation, problem)),
+        None => Ok(()),
+    };
     patterns(names::CONSTRAINTS, &wishes.constraints)?;
     patterns(names::AFFINITIES, &wishes.affinities)?;
     match annotations.get(names::RESCHEDULE) {
@@ -39,9 +44,21 @@ pub fn validate(annotations: &BTreeMap<String, String>) -> Result<(), Annotation
     }
 }
 
+/// Whether `spec.placement` of a Migration or MigrationPolicy can be obeyed.
+pub fn validate_placement(placement: &Placement) -> Result<(), Malformed> {
+    for (list, texts) in
+        [("constraints", &placement.constraints), ("affinities", &placement.affinities)]
+    {
+        if let Some(problem) = malformed(texts).or_else(|| malformed_pattern(texts)) {
+            return Err(Malformed { field: format!("spec.placement.{list}"), problem });
+        }
+    }
+    Ok(())
+}
+
 impl Wishes {
     /// Reads and checks all of them.
-    pub(super) fn read(annotations: &BTreeMap<String, String>) -> Result<Self, AnnotationError> {
+    pub(super) fn read(annotations: &BTreeMap<String, String>) -> Result<Self, Malformed> {
         let list = |annotation, example| match annotations.get(annotation) {
             Some(text) => list(annotation, text, example),
             None => Ok(Vec::new()),
@@ -67,40 +84,39 @@ impl Wishes {
     }
 }
 
-fn error(annotation: &'static str, problem: impl Into<String>) -> AnnotationError {
-    AnnotationError { annotation, problem: problem.into() }
+fn error(annotation: &str, problem: impl Into<String>) -> Malformed {
+    let field = format!("metadata.annotations[{annotation}]");
+    Malformed { field, problem: problem.into() }
 }
 
-fn list(
-    annotation: &'static str,
-    text: &str,
-    example: &str,
-) -> Result<Vec<String>, AnnotationError> {
+fn list(annotation: &str, text: &str, example: &str) -> Result<Vec<String>, Malformed> {
     serde_json::from_str(text)
         .map_err(|_| error(annotation, format!("write a JSON array of strings, such as {example}")))
 }
 
-fn expressions(annotation: &'static str, texts: &[String]) -> Result<(), AnnotationError> {
-    let malformed = texts.iter().find_map(|text| Some((text, Expression::parse(text).err()?)));
-    match malformed {
-        Some((text, problem)) => Err(error(annotation, format!("{problem} in {text:?}"))),
+fn expressions(annotation: &str, texts: &[String]) -> Result<(), Malformed> {
+    match malformed(texts) {
+        Some(problem) => Err(error(annotation, problem)),
         None => Ok(()),
     }
 }
 
-/// Swarm lets a malformed pattern pass and match nothing. Where somebody can still be told it is refused.
-fn patterns(annotation: &'static str, texts: &[String]) -> Result<(), AnnotationError> {
-    let malformed = |text: &&String| Expression::parse(text).is_ok_and(|read| !read.has_pattern());
-    match texts.iter().find(malformed) {
-        Some(text) => Err(error(
-            annotation,
-            format!("{text:?} has a malformed pattern; write a name, a glob like us* or /REGEX/"),
-        )),
-        None => Ok(()),
-    }
+/// What is wrong with the first text that is no expression.
+fn malformed(texts: &[String]) -> Option<String> {
+    texts.iter().find_map(|text| {
+        let problem = Expression::parse(text).err()?;
+        Some(format!("{problem} in {text:?}"))
+    })
 }
 
-fn strategy(text: &str) -> Result<Strategy, AnnotationError> {
+/// What is wrong with the first expression whose value is no pattern. Swarm lets it pass and match
+/// nothing; where somebody can still be told it is refused.
+fn malformed_pattern(texts: &[String]) -> Option<String> {
+    let text = texts.iter().find(|t| Expression::parse(t).is_ok_and(|read| !read.has_pattern()))?;
+    Some(format!("{text:?} has a malformed pattern; write a name, a glob like us* or /REGEX/"))
+}
+
+fn strategy(text: &str) -> Result<Strategy, Malformed> {
     strategy_named(text).ok_or_else(|| {
         error(
             names::STRATEGY,
@@ -110,7 +126,7 @@ fn strategy(text: &str) -> Result<Strategy, AnnotationError> {
 }
 
 /// A single word, or Swarm's JSON array of at most one.
-fn reschedule(text: &str) -> Result<(), AnnotationError> {
+fn reschedule(text: &str) -> Result<(), Malformed> {
     let policies: Vec<String> =
         serde_json::from_str(text).unwrap_or_else(|_| vec![text.to_owned()]);
     let problem = match policies.as_slice() {
@@ -173,11 +189,37 @@ mod tests {
     #[case(names::RESCHEDULE, "always", "invalid reschedule policy: always")]
     #[case(names::RESCHEDULE, r#"["off","off"]"#, "too many reschedule policies")]
     fn what_cannot_is_refused_with_the_reason(
-        #[case] key: &'static str,
+        #[case] key: &str,
         #[case] value: &str,
         #[case] problem: &str,
     ) {
         assert_eq!(validate(&with(key, value)), Err(error(key, problem)));
+    }
+
+    #[test]
+    fn the_placement_of_an_object_is_judged_in_the_same_words() {
+        let of = |constraints: &[&str], affinities: &[&str]| {
+            let owned =
+                |texts: &[&str]| -> Vec<String> { texts.iter().map(|t| (*t).to_owned()).collect() };
+            let (constraints, affinities) = (owned(constraints), owned(affinities));
+            let placement = Placement { constraints, affinities, strategy: None };
+            validate_placement(&placement).map_err(|error| error.to_string())
+        };
+        assert_eq!(of(&[], &[]), Ok(()));
+        assert_eq!(of(&["region==us*", "disk!=~hdd"], &["container!=/web-[0-9]+/"]), Ok(()));
+        for (constraint, problem) in [
+            ("region=us", r#"One of operator ==, != is expected in "region=us""#),
+            ("9==us", r#"Key '9' is invalid in "9==us""#),
+            ("region==", r#"Value '' is invalid in "region==""#),
+            (
+                "region==/(/",
+                r#""region==/(/" has a malformed pattern; write a name, a glob like us* or /REGEX/"#,
+            ),
+        ] {
+            let told = |list| Err(format!("spec.placement.{list}: {problem}"));
+            assert_eq!(of(&["zone==a", constraint], &[]), told("constraints"));
+            assert_eq!(of(&["zone==a"], &[constraint]), told("affinities"));
+        }
     }
 
     #[test]

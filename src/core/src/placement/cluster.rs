@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use transship_api::{names, quantity};
 
 use super::kubernetes::{self, Asked};
-use super::{Container, Filter, Node, Options, Request, Verdict, prepare};
+use super::{By, Container, Filter, Node, Request, Verdict, prepare};
 use crate::migration::handover::Labels;
 use crate::preflight::NodeView;
 use crate::preflight::request_reasons::{not_ready, takes_no_pods};
@@ -113,10 +113,10 @@ pub struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    fn to_model(self) -> Node {
+    fn to_model(self, overcommit_percent: i64) -> Node {
         let agent = self.node.agent.as_ref();
         let mut node = match &self.node.core {
-            Some(core) => kubernetes::node(core, agent, 0),
+            Some(core) => kubernetes::node(core, agent, overcommit_percent),
             None => Node::new(&self.node.name, ""),
         };
         self.load.containers.iter().for_each(|container| node.add(container.clone()));
@@ -144,8 +144,9 @@ const CHECKS: &[Check] = &[
 const PINNED_CHECKS: &[Check] =
     &[selector_matches, affinity_matches, taints_are_tolerated, volumes_are_in_reach];
 
-/// The filters that hold for a node that the Migration names: what was asked for in words. Room,
-/// health and ports are preflight's or the scheduler's to answer.
+/// The filters that hold for a node that the Migration names, where the pod has another scheduler than
+/// ours: what was asked for in words. Room, health and ports are preflight's or that scheduler's to
+/// answer.
 const PINNED_FILTERS: [Filter; 4] =
     [Filter::Dependency, Filter::Affinity, Filter::Constraint, Filter::Whitelist];
 
@@ -201,7 +202,7 @@ pub fn choose(pod: &Pod, asked: &Asked, candidates: &[Candidate<'_>]) -> Choice 
             Some(reason) => Fate::Removed { by: "kubernetes", reason },
             // Until the engine has looked.
             None => {
-                left.push((choice.fates.len(), candidate.to_model()));
+                left.push((choice.fates.len(), candidate.to_model(asked.overcommit_percent)));
                 Fate::Ranked { weight: 0, rank: 0 }
             }
         };
@@ -243,22 +244,36 @@ pub fn objection(
     if let Some(reason) = PINNED_CHECKS.iter().find_map(|check| check(pod, asked, candidate)) {
         return Some(reason);
     }
-    // What it asks for is looked at elsewhere.
-    let request = Request { cpus: 0, memory: 0, ..asked.request.clone() };
-    let options = Options { filters: PINNED_FILTERS.to_vec(), ..asked.options.clone() };
-    let node = candidate.to_model();
+    let (mut request, mut options) = (asked.request.clone(), asked.options.clone());
+    if !is_scheduled_by_us(pod) {
+        // What it asks for is looked at elsewhere.
+        (request.cpus, request.memory) = (0, 0);
+        options.filters = PINNED_FILTERS.to_vec();
+    }
+    let node = candidate.to_model(asked.overcommit_percent);
     let decision = prepare(&request, &options)
         .place_where(&[&node], |claim| is_mounted_by_another(claim, pod, all));
     match decision.verdict(0) {
+        Verdict::Removed { by: By::Strategy, reason } if asked.overcommit_percent < 0 => {
+            let reserve = asked.overcommit_percent.unsigned_abs();
+            Some(format!("{}: {reason} ({reserve} % of the node are kept free)", node.name))
+        }
         Verdict::Removed { reason, .. } => Some(format!("{}: {reason}", node.name)),
         Verdict::Ranked { .. } => None,
     }
 }
 
 /// Whether the pods of the nodes matter to [`objection`].
-pub fn looks_at_pods(asked: &Asked) -> bool {
+pub fn looks_at_pods(pod: &Pod, asked: &Asked) -> bool {
     let Request { affinities, links, claims, .. } = &asked.request;
-    !affinities.is_empty() || !links.is_empty() || !claims.is_empty()
+    is_scheduled_by_us(pod) || !affinities.is_empty() || !links.is_empty() || !claims.is_empty()
+}
+
+/// Whether the target pod's scheduler will ask all of this again, and leave the pod without a node
+/// where the answer is no.
+fn is_scheduled_by_us(pod: &Pod) -> bool {
+    let scheduler = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+    scheduler == Some(names::SCHEDULER)
 }
 
 fn is_ready(_: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<String> {

@@ -174,7 +174,7 @@ fn a_volume_in_use_or_out_of_reach_decides() {
         let mut order = choose(&pod, &asked, &candidates).order;
         order.sort();
         assert_eq!(order, wanted, "{other:?} {mode} {disk}");
-        assert_eq!(looks_at_pods(&asked), mode == "ReadWriteOnce");
+        assert_eq!(looks_at_pods(&pod, &asked), mode == "ReadWriteOnce");
         for candidate in &candidates[1..] {
             let objection = objection(&pod, &asked, candidate, &candidates);
             let fits = wanted.contains(&candidate.node.name.as_str());
@@ -182,6 +182,49 @@ fn a_volume_in_use_or_out_of_reach_decides() {
             assert!(objection.is_none_or(|why| why.contains("shop/data")));
         }
     }
+}
+
+#[test]
+fn the_reserve_is_kept_from_the_choice_and_from_a_named_node_of_our_scheduler() {
+    let mut pod = pod(json!({
+        "containers": [{"name": "c", "resources": {"requests": {"cpu": "1", "memory": "64Mi"}}}],
+    }));
+    // Of its two CPUs the node has one and a half left.
+    let (node, mut load) = loaded(node("node-b", json!({})), 1);
+    load.containers[0].cpus = 500;
+    load.cpu_millis = 500;
+    let candidate = Candidate { node: &node, load: &load };
+    for (scheduler, percent, chosen, fits) in [
+        (names::SCHEDULER, 0, true, true),
+        (names::SCHEDULER, -25, true, true),
+        (names::SCHEDULER, -26, false, false),
+        ("default-scheduler", -26, false, true),
+    ] {
+        pod.spec.as_mut().unwrap().scheduler_name = Some(scheduler.to_owned());
+        let asked = kubernetes::asked(&pod, None, None).unwrap().with_overcommit(percent);
+        let choice = choose(&pod, &asked, &[candidate]);
+        assert_eq!(!choice.order.is_empty(), chosen, "{scheduler} {percent}: {choice:?}");
+        let why = objection(&pod, &asked, &candidate, &[candidate]);
+        assert_eq!(why.is_none(), fits, "{scheduler} {percent}: {why:?}");
+        let told =
+            "node-b: no resources available to schedule container (26 % of the node are kept free)";
+        assert!(why.is_none_or(|why| why == told));
+        assert_eq!(looks_at_pods(&pod, &asked), scheduler == names::SCHEDULER);
+    }
+}
+
+#[test]
+fn a_named_node_is_asked_all_that_our_scheduler_asks() {
+    let mut pod = pod(json!({"schedulerName": names::SCHEDULER}));
+    let (mut node, load) = loaded(node("node-b", json!({})), 1);
+    let labels = &mut node.agent.as_mut().unwrap().spec.labels;
+    labels.insert("containerslots".into(), "1".into());
+    let candidate = Candidate { node: &node, load: &load };
+    let asked = kubernetes::asked(&pod, None, None).unwrap();
+    let why = objection(&pod, &asked, &candidate, &[candidate]).unwrap();
+    assert_eq!(why, "node-b: No node with enough open slots available in the cluster");
+    pod.spec.as_mut().unwrap().scheduler_name = None;
+    assert_eq!(objection(&pod, &asked, &candidate, &[candidate]), None);
 }
 
 #[test]

@@ -81,7 +81,8 @@ impl Decision {
         self.ranked.iter().map(|ranked| ranked.position)
     }
 
-    /// Groups of equal nodes, best first; by name within a group. None if no node can be used.
+    /// Groups of equal nodes, best first; by name within a group, as far as [`Options::ordered`] asks for
+    /// an order. None if no node can be used.
     pub fn order(&self) -> impl Iterator<Item = Vec<usize>> {
         let groups = self.ranked.chunk_by(|a, b| a.rank == b.rank);
         groups.map(|group| group.iter().map(|ranked| ranked.position).collect())

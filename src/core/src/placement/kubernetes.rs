@@ -8,7 +8,7 @@
 //! | pending container | pod that is bound, or nominated by us, and not seen on the node yet |
 //! | node id | UID of the cluster node |
 //! | container id and names | UID; name, `namespace/name`, ids of its containers |
-//! | engine labels | `spec.labels` of our `Node`, then the cluster node's labels, then its `nodeInfo` |
+//! | engine labels | `spec.labels` of our `Node`, then the cluster node's labels, then its `nodeInfo` and the runtime's snapshotter |
 //! | volumes | claims whose volume one node alone can mount at a time |
 //! | images | the node's images and those of its pods, also by Docker's short names |
 //!
@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{self as corev1, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use transship_api::{self as api, MigrationPolicy, Placement, conditions};
 
-use super::annotations::{AnnotationError, Wishes};
+use super::annotations::{Malformed, Wishes};
 use super::cluster::{bytes, millis, requests};
 use super::volumes::{self, Volumes};
 use super::{
@@ -37,6 +37,9 @@ pub struct Asked {
     pub options: Options,
     /// Volumes that have to be in reach; for targets of migrations.
     pub volumes: Volumes,
+    /// Swarm's overcommit by which the nodes are measured, in whole percents: 0, or negative to keep a
+    /// reserve; for targets of migrations.
+    pub overcommit_percent: i64,
 }
 
 impl Asked {
@@ -44,6 +47,12 @@ impl Asked {
     pub fn with_volumes(mut self, volumes: Volumes) -> Self {
         self.request.claims = volumes.for_one_node().map(str::to_owned).collect();
         self.volumes = volumes;
+        self
+    }
+
+    /// Measures the nodes by this overcommit.
+    pub fn with_overcommit(mut self, percent: i64) -> Self {
+        self.overcommit_percent = percent;
         self
     }
 }
@@ -55,7 +64,7 @@ pub fn asked(
     pod: &Pod,
     policy: Option<&MigrationPolicy>,
     placement: Option<&Placement>,
-) -> Result<Asked, AnnotationError> {
+) -> Result<Asked, Malformed> {
     let none = BTreeMap::new();
     let wishes = Wishes::read(pod.metadata.annotations.as_ref().unwrap_or(&none))?;
     let policy = policy.and_then(|policy| policy.spec.placement.as_ref());
@@ -85,7 +94,7 @@ pub fn asked(
         .unwrap_or_default();
     let seed = strategy::seed(pod.metadata.uid.as_deref().unwrap_or_default());
     let options = Options { strategy, seed, ..Options::default() };
-    Ok(Asked { request, options, volumes: Volumes::default() })
+    Ok(Asked { request, options, volumes: Volumes::default(), overcommit_percent: 0 })
 }
 
 /// A cluster node without its pods. `overcommit_percent` is 0, or negative to keep a reserve:
@@ -121,7 +130,10 @@ fn health(agent: Option<&api::Node>) -> i64 {
 
 fn labels(core: &corev1::Node, agent: Option<&api::Node>) -> BTreeMap<String, String> {
     let info = core.status.as_ref().and_then(|s| s.node_info.as_ref());
-    // Swarm's defaults, as far as Kubernetes knows them.
+    let runtime = agent.and_then(|node| node.status.as_ref()?.runtime.as_ref());
+    let snapshotter = runtime.map(|runtime| &runtime.snapshotter).filter(|name| !name.is_empty());
+    let driver = snapshotter.map(|name| ("storagedriver", name));
+    // Swarm's defaults, as far as Kubernetes and the agent know them.
     let defaults = info.into_iter().flat_map(|info| {
         [
             ("kernelversion", &info.kernel_version),
@@ -130,7 +142,7 @@ fn labels(core: &corev1::Node, agent: Option<&api::Node>) -> BTreeMap<String, St
             ("architecture", &info.architecture),
         ]
     });
-    let defaults = defaults.map(|(key, value)| (key.to_owned(), value.clone()));
+    let defaults = defaults.chain(driver).map(|(key, value)| (key.to_owned(), value.clone()));
     let own = agent.map(|node| node.spec.labels.clone()).unwrap_or_default();
     defaults.chain(core.metadata.labels.clone().unwrap_or_default()).chain(own).collect()
 }
@@ -248,8 +260,9 @@ mod tests {
         read(json!({
             "apiVersion": "transship.dev/v1alpha1", "kind": "Node", "metadata": {"name": "node-a"},
             "spec": {"labels": {"pool": "new", "containerslots": "1"}},
-            "status": {"healthIndicator": health, "conditions": [{"type": "Ready", "status": ready,
-                "reason": "X", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+            "status": {"healthIndicator": health, "runtime": {"snapshotter": "overlayfs"},
+                "conditions": [{"type": "Ready", "status": ready, "reason": "X", "message": "",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
         }))
     }
 
@@ -287,10 +300,12 @@ mod tests {
             ("kernelversion", Some("6.1.0")),
             ("operatingsystem", Some("Debian GNU/Linux 13")),
             ("architecture", Some("amd64")),
+            ("storagedriver", Some("overlayfs")),
             ("zone", None),
         ] {
             assert_eq!(node.label(key), value, "{key}");
         }
+        assert_eq!(self::node(&core_node(), None, 0).label("storagedriver"), None);
         assert_eq!((node.total_cpus, node.total_memory), (3800, 1 << 30));
     }
 

@@ -36,7 +36,7 @@ mod symbol;
 pub mod volumes;
 mod words;
 
-pub use annotations::{AnnotationError, validate};
+pub use annotations::{Malformed, validate, validate_placement};
 pub use cluster::{
     Candidate, Choice, Fate, Load, NO_LOAD, choose, looks_at_pods, objection, requests,
 };
@@ -49,5 +49,7 @@ pub use model::{
 };
 pub use strategy::{Options, strategy_named};
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -1,33 +1,32 @@
-//! Swarm's own unit tests as tables, and what holds for any request and nodes.
+//! Swarm's own unit tests as tables.
 
 use std::collections::BTreeMap;
 
-use proptest::prelude::*;
 use transship_api::Strategy as Ranking;
 
 use super::*;
 
 const GIB: i64 = 1 << 30;
 
-fn node(name: &str, gib: i64, cpus: i64) -> Node {
+pub(super) fn node(name: &str, gib: i64, cpus: i64) -> Node {
     let mut node = Node::new(name, format!("{name}-id"));
     (node.total_memory, node.total_cpus, node.health) = (gib * GIB, cpus, 100);
     node
 }
 
-fn by(strategy: Ranking) -> Options {
+pub(super) fn by(strategy: Ranking) -> Options {
     Options { strategy, ..Options::default() }
 }
 
-fn demand(gib: i64, cpus: i64) -> Request {
+pub(super) fn demand(gib: i64, cpus: i64) -> Request {
     Request { memory: gib * GIB, cpus, ..Request::default() }
 }
 
-fn reserved(id: &str, gib: i64, cpus: i64) -> Container {
+pub(super) fn reserved(id: &str, gib: i64, cpus: i64) -> Container {
     Container { id: id.into(), name: id.into(), memory: gib * GIB, cpus, ..Container::default() }
 }
 
-fn decide(nodes: &[Node], request: &Request, options: &Options) -> Decision {
+pub(super) fn decide(nodes: &[Node], request: &Request, options: &Options) -> Decision {
     prepare(request, options).place(&nodes.iter().collect::<Vec<_>>())
 }
 
@@ -332,172 +331,5 @@ fn the_first_are_in_the_same_order_when_the_others_may_be_in_any() {
                 assert!((0..60).all(|at| some.verdict(at) == all.verdict(at)), "{ordered}");
             }
         }
-    }
-}
-
-fn any_node(index: usize) -> impl Strategy<Value = Node> {
-    let label = |values: &'static [&'static str]| prop::option::of(prop::sample::select(values));
-    let containers = prop::collection::vec(
-        (
-            prop::sample::select(&["web", "db"][..]),
-            0..2i64,
-            0..2i64,
-            any::<bool>(),
-            prop::sample::select(&["", "80"][..]),
-        ),
-        0..5,
-    );
-    (
-        prop::sample::select(&[0i64, 34, 100][..]),
-        label(&["us-east", "eu"]),
-        label(&["1", "3", "x"]),
-        1..5i64,
-        1..5i64,
-        containers,
-    )
-        .prop_map(move |(health, region, slots, gib, cpus, containers)| {
-            let mut node = node(&format!("n{index}"), gib, cpus);
-            node.health = health;
-            let labels = [("region", region), ("containerslots", slots)];
-            let labels =
-                labels.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned())));
-            node.set_labels(labels);
-            for (at, (app, gib, cpus, host_network, port)) in containers.into_iter().enumerate() {
-                node.add(Container {
-                    labels: BTreeMap::from([("app".to_owned(), app.to_owned())]).into(),
-                    host_network,
-                    ports: vec![PortBinding { host_port: port.into(), ..PortBinding::default() }],
-                    ..reserved(&format!("c{index}-{at}"), gib, cpus)
-                });
-            }
-            node
-        })
-}
-
-fn any_nodes() -> impl Strategy<Value = Vec<Node>> {
-    (1..6usize).prop_flat_map(|count| (0..count).map(any_node).collect::<Vec<_>>())
-}
-
-fn any_request() -> impl Strategy<Value = Request> {
-    let some = |texts: &'static [&'static str]| {
-        prop::collection::vec(prop::sample::select(texts).prop_map(str::to_owned), 0..3)
-    };
-    (
-        some(&["region==us*", "region!=eu", "region==~eu", "node!=~n0", "node==/n[0-3]/", "x==y"]),
-        some(&["app==web", "app!=db", "app==~db", "container!=c0-*", "container==~c1-0"]),
-        some(&["node==n0|n1|n2", "node==~n1"]),
-        (0..3i64, 0..3i64),
-        prop::option::of(prop::sample::select(&["80", "443"][..])),
-    )
-        .prop_map(|(constraints, affinities, whitelists, (gib, cpus), port)| Request {
-            constraints,
-            affinities,
-            whitelists,
-            ports: port
-                .map(|port| PortBinding { host_port: port.into(), ..PortBinding::default() })
-                .into_iter()
-                .collect(),
-            ..demand(gib, cpus)
-        })
-}
-
-fn any_strategy() -> impl Strategy<Value = Ranking> {
-    prop::sample::select(&[Ranking::Spread, Ranking::Binpack, Ranking::Random][..])
-}
-
-fn names(nodes: &[Node], decision: &Decision) -> Vec<String> {
-    decision.ranking().map(|position| nodes[position].name.clone()).collect()
-}
-
-fn without_soft(request: &Request) -> Request {
-    let hard = |texts: &[String]| texts.iter().filter(|t| !t.contains("=~")).cloned().collect();
-    Request {
-        constraints: hard(&request.constraints),
-        affinities: hard(&request.affinities),
-        whitelists: hard(&request.whitelists),
-        ..request.clone()
-    }
-}
-
-proptest! {
-    /// One filter more leaves no node that was not left before.
-    #[test]
-    fn filters_only_shrink(nodes in any_nodes(), request in any_request(), count in 0..7usize) {
-        let request = without_soft(&request);
-        let left = |filters: &[Filter]| {
-            let options = Options { filters: filters.to_vec(), ..by(Ranking::Random) };
-            names(&nodes, &decide(&nodes, &request, &options))
-        };
-        let (before, after) = (left(&Filter::ALL[..count]), left(&Filter::ALL[..=count]));
-        prop_assert!(after.iter().all(|name| before.contains(name)), "{after:?} of {before:?}");
-    }
-
-    /// Soft expressions never lead to an error, and what they leave the hard ones leave as well.
-    #[test]
-    fn soft_expressions_never_reject_a_request(
-        nodes in any_nodes(), request in any_request(), strategy in any_strategy(),
-    ) {
-        let preferred = decide(&nodes, &request, &by(strategy));
-        let hard = decide(&nodes, &without_soft(&request), &by(strategy));
-        prop_assert_eq!(preferred.error().is_some(), hard.error().is_some());
-        let left = names(&nodes, &hard);
-        prop_assert!(names(&nodes, &preferred).iter().all(|name| left.contains(name)));
-        if !preferred.soft() {
-            prop_assert_eq!(names(&nodes, &preferred), left);
-        }
-    }
-
-    /// Neither the order of the nodes nor that of the filters changes which nodes are left and
-    /// how they are ranked.
-    #[test]
-    fn orders_do_not_matter(
-        nodes in any_nodes(),
-        request in any_request(),
-        strategy in any_strategy(),
-        shuffled in Just(Filter::ALL.to_vec()).prop_shuffle(),
-    ) {
-        let given = decide(&nodes, &request, &by(strategy));
-        let mut reversed = nodes.clone();
-        reversed.reverse();
-        prop_assert_eq!(names(&nodes, &given), names(&reversed, &decide(&reversed, &request, &by(strategy))));
-        let options = Options { filters: shuffled, ..by(strategy) };
-        prop_assert_eq!(names(&nodes, &given), names(&nodes, &decide(&nodes, &request, &options)));
-    }
-
-    /// Every node is either ranked or removed with a reason.
-    #[test]
-    fn every_node_is_answered_for(
-        nodes in any_nodes(), request in any_request(), strategy in any_strategy(),
-    ) {
-        let decision = decide(&nodes, &request, &by(strategy));
-        let ranked: Vec<usize> = decision.ranking().collect();
-        for position in 0..nodes.len() {
-            match decision.verdict(position) {
-                Verdict::Ranked { .. } => prop_assert!(ranked.contains(&position)),
-                Verdict::Removed { reason, .. } => {
-                    prop_assert!(!ranked.contains(&position) && !reason.is_empty());
-                }
-            }
-        }
-        prop_assert_eq!(decision.error().is_some(), ranked.is_empty());
-    }
-
-    /// A node from which everything was removed is as it was without it.
-    #[test]
-    fn what_is_removed_leaves_no_trace(nodes in any_nodes(), request in any_request()) {
-        let mut emptied = nodes.clone();
-        for node in &mut emptied {
-            let ids: Vec<String> = node.containers().iter().map(|c| c.id.clone()).collect();
-            node.add(reserved("passing", 1, 1));
-            prop_assert!(node.remove("passing").is_some());
-            for id in ids {
-                let container = node.remove(&id).unwrap();
-                node.add(container);
-            }
-        }
-        let options = by(Ranking::Spread);
-        let (before, after) = (decide(&nodes, &request, &options), decide(&emptied, &request, &options));
-        prop_assert_eq!(names(&nodes, &before), names(&emptied, &after));
-        prop_assert_eq!(before.error(), after.error());
     }
 }

@@ -22,8 +22,8 @@ pub struct Claim {
 /// Told before the source has ended.
 pub(super) const CHECK: Check = Check {
     name: "PersistentVolumes",
-    finds: "persistent volumes of a pod with a name of its own that are not bound, or directories of one node",
-    remedy: "use volumes that both nodes can attach",
+    finds: "persistent volumes of a pod with a name of its own that are not bound, are being deleted, or are directories of one node",
+    remedy: "use volumes that both nodes can attach, and claims that stay",
     look: claims,
 };
 
@@ -37,6 +37,11 @@ fn claims(input: &Input<'_>) -> Vec<Violation> {
 
 fn objection(claim: &Claim) -> Option<String> {
     let Claim { volume, name, .. } = claim;
+    if claim.claim.as_ref().is_some_and(|claim| claim.metadata.deletion_timestamp.is_some()) {
+        return Some(format!(
+            "claim {name} of volume {volume} is being deleted and goes with the pod, and its volume perhaps with it"
+        ));
+    }
     let Some(bound) = claim.bound.as_ref().and_then(|bound| bound.spec.as_ref()) else {
         return Some(format!("claim {name} of volume {volume} is not bound to a volume"));
     };
@@ -68,5 +73,17 @@ mod tests {
         let found = objection(&claim);
         assert_eq!(found.is_some(), expected.is_some());
         assert!(found.unwrap_or_default().contains(expected.unwrap_or_default()));
+    }
+
+    #[test]
+    fn a_claim_that_goes_with_the_pod_is_refused() {
+        let claim = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        let bound = json!({"spec": {"nfs": {"server": "s", "path": "/"}}});
+        let claim = Claim {
+            claim: serde_json::from_value(claim).unwrap(),
+            bound: serde_json::from_value(bound).unwrap(),
+            ..Claim::default()
+        };
+        assert!(objection(&claim).unwrap().contains("is being deleted"));
     }
 }

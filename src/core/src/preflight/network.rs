@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use transship_api::Network;
 
 use super::{Check, Input, Violation, name_some};
-use crate::facts::{CniFacts, ListenFacts, PeerFacts, PodFacts};
+use crate::facts::{CniFacts, ListenFacts, NetworkFacts, PeerFacts, PodFacts};
 
 /// The checks of the network.
 pub(super) const CHECKS: &[Check] = &[
@@ -123,12 +123,17 @@ fn is_chained(cni: &CniFacts) -> bool {
     cni.plugins.iter().any(|plugin| plugin == OURS)
 }
 
+/// The pod's network, where it is its own: of the node's the manifest says it already, and better.
+fn own<'a>(input: &Input<'a>) -> Option<&'a NetworkFacts> {
+    input.facts.map(|facts| &facts.network).filter(|network| !network.host_network)
+}
+
 fn network_rules(input: &Input<'_>) -> Vec<Violation> {
     let ours = |table: &str| {
         let name = table.split(' ').next_back().unwrap_or_default();
         name.starts_with("transship") || name.starts_with("CRIU")
     };
-    let tables = input.facts.into_iter().flat_map(|facts| &facts.network.rule_tables);
+    let tables = own(input).into_iter().flat_map(|network| &network.rule_tables);
     let tables: Vec<&str> = tables.map(String::as_str).filter(|table| !ours(table)).collect();
     if tables.is_empty() {
         return Vec::new();
@@ -140,7 +145,7 @@ fn network_rules(input: &Input<'_>) -> Vec<Violation> {
 }
 
 fn network_devices(input: &Input<'_>) -> Vec<Violation> {
-    let Some(network) = input.facts.map(|facts| &facts.network) else { return Vec::new() };
+    let Some(network) = own(input) else { return Vec::new() };
     [
         ("interfaces", &network.other_interfaces),
         ("routes", &network.other_routes),
@@ -300,6 +305,10 @@ mod tests {
             {"address": "203.0.113.7:443", "connections": 1}]})
     }
 
+    fn added(host_network: bool) -> Value {
+        json!({"hostNetwork": host_network, "ruleTables": ["ip mesh"], "otherRoutes": ["10.9.0.0/16"]})
+    }
+
     #[rstest]
     #[case(Network::Auto, json!({}), json!({}), Network::Preserve, "the network is flat")]
     #[case(Network::Preserve, json!({}), json!({}), Network::Preserve, "asked for")]
@@ -336,6 +345,8 @@ mod tests {
     #[case(Network::Close, outgoing(), json!({}), &[])]
     #[case(Network::Close, json!({}), json!({"cni": {"plugins": ["calico"]}}), &["NetworkPlugin"])]
     #[case(Network::Close, json!({}), json!({"cni": {}}), &[])]
+    #[case(Network::Auto, added(false), json!({}), &["NetworkRules", "NetworkDevices"])]
+    #[case(Network::Auto, added(true), json!({}), &[])]
     fn what_the_choice_forbids_is_found(
         #[case] asked: Network,
         #[case] source: Value,

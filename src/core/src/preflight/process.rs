@@ -222,6 +222,18 @@ pub(super) const CHECKS: &[Check] = &[
         },
     },
     Check {
+        name: "RemadeFile",
+        finds: "files of a downward API or projected volume that is mounted by `subPath`, or of a ConfigMap or Secret mounted so that has changed since: on the target they have other content",
+        remedy: "close the file after reading it",
+        look: |input| {
+            resources(
+                input,
+                ResourceKind::RemadeFile,
+                "it has a file open that is written anew on the target, with other content",
+            )
+        },
+    },
+    Check {
         name: "OutsideFile",
         finds: "files from outside the container",
         remedy: "close it; it is often left by 'kubectl exec' or a debugger",

@@ -6,6 +6,7 @@ use transship_api::{Mode, names};
 
 use crate::migration::owner::Kind;
 use crate::placement::kubernetes::{self, Asked};
+use crate::placement::validate_placement;
 use crate::sequential_pod::{controller, is_exclusive};
 
 use super::{Input, NodeView, Refusal, RequestCheck, name_some};
@@ -74,7 +75,11 @@ fn placement_can_be_read(input: &Input<'_>) -> Option<Refusal> {
 pub fn asked(input: &Input<'_>) -> Result<Asked, Refusal> {
     let refused = |message| Refusal { reason: reasons::INVALID_SPEC, message };
     let pod = input.pod.ok_or_else(|| refused("the pod is not known yet".into()))?;
-    kubernetes::asked(pod, input.policy, input.migration.spec.placement.as_ref())
+    let placement = input.migration.spec.placement.as_ref();
+    if let Some(Err(error)) = placement.map(validate_placement) {
+        return Err(refused(format!("{error}; create another Migration")));
+    }
+    kubernetes::asked(pod, input.policy, placement)
         .map(|asked| asked.with_volumes(input.volumes.clone()))
         .map_err(|error| refused(format!("the pod's {error}; mend it in the pod's template")))
 }

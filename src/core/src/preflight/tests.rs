@@ -216,6 +216,7 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| { w.facts["node"]["freeBytes"] = json!(1u64 << 40); w.process()["resources"] = json!([{"kind": "UnlinkedFile", "detail": "/big", "bytes": (256 << 20) + 4096}]); }, "UnlinkedFile", "/big")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "RemovedName", "detail": "/usr/lib/libx.so"}]), "RemovedName", "libx.so")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "ProjectedFile", "detail": "/etc/c/..2026_x/k"}]), "ProjectedFile", "..2026_x")]
+#[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "RemadeFile", "detail": "/labels"}]), "RemadeFile", "other content: /labels")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "HugePages", "bytes": 2 << 20}]), "HugePages", "2.00 MiB")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "Userfaultfd"}]), "Userfaultfd", "userfaultfd")]
 #[case(|w: &mut World| w.process()["resources"] = json!([{"kind": "SecretMemory"}]), "SecretMemory", "secret")]

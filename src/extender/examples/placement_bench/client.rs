@@ -11,7 +11,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
-use super::{Size, objects, pin};
+use super::{LEFT, Size, objects, pin};
 
 /// What 99 of 100 pods must not wait longer for.
 const GOAL: Duration = Duration::from_millis(10);
@@ -77,7 +77,7 @@ async fn measure(address: &str, size: Size, server: &Server) {
          time\n\
          server CPU: what the server's one thread computed meanwhile; a busy machine does not lengthen \
          it\n\
-         wire alone: the same exchange without a decision, so that the difference is what deciding costs\n",
+         wire alone: the same exchange without a decision, with as many nodes in the answers\n",
         size.requests
     );
     println!(
@@ -94,7 +94,7 @@ async fn measure(address: &str, size: Size, server: &Server) {
                 let prefix = ["/v1/placement", "/wire"][index];
                 let pod = objects::pending(number, kind, annotations.clone());
                 let before = server.computed();
-                let (time, nodes) = place(&mut sender, prefix, pod, &names).await;
+                let (time, nodes) = place(&mut sender, prefix, pod, &names, left).await;
                 times[index * 2].push(time);
                 times[index * 2 + 1].push(server.computed() - before);
                 if index == 0 {
@@ -125,35 +125,42 @@ async fn measure(address: &str, size: Size, server: &Server) {
     }
 }
 
-/// One pod, and how many nodes were left for it.
+/// One pod, and how many nodes were left for it. `left`: for the one before.
 async fn place(
     sender: &mut SendRequest<Full<Bytes>>,
     prefix: &str,
     pod: Value,
     names: &[String],
+    left: usize,
 ) -> (Duration, usize) {
     let question = serde_json::to_vec(&json!({"Pod": pod, "Nodes": null, "NodeNames": names}));
     let question = Bytes::from(question.unwrap());
     let began = Instant::now();
-    let filtered = ask(sender, &format!("{prefix}/filter"), question).await;
+    let filtered = ask(sender, &format!("{prefix}/filter"), question, left).await;
     let mut time = began.elapsed();
     // The client's own work is not measured.
     let filtered: Value = serde_json::from_slice(&filtered).unwrap();
-    let left = filtered["NodeNames"].as_array().unwrap().len();
-    if left > 1 {
+    let nodes = filtered["NodeNames"].as_array().unwrap().len();
+    if nodes > 1 {
         let question = json!({"Pod": pod, "Nodes": null, "NodeNames": filtered["NodeNames"]});
         let question = Bytes::from(serde_json::to_vec(&question).unwrap());
         let began = Instant::now();
-        ask(sender, &format!("{prefix}/prioritize"), question).await;
+        ask(sender, &format!("{prefix}/prioritize"), question, left).await;
         time += began.elapsed();
     }
-    (time, left)
+    (time, nodes)
 }
 
-async fn ask(sender: &mut SendRequest<Full<Bytes>>, path: &str, question: Bytes) -> Bytes {
+async fn ask(
+    sender: &mut SendRequest<Full<Bytes>>,
+    path: &str,
+    question: Bytes,
+    left: usize,
+) -> Bytes {
     let request = Request::post(path)
         .header("host", "localhost")
         .header("content-type", "application/json")
+        .header(LEFT, left)
         .body(Full::new(question))
         .unwrap();
     sender.ready().await.unwrap();

@@ -2,8 +2,8 @@
 //! with many pods: `cargo xtask bench placement`.
 //!
 //! The server is a process of its own on one core (so that its memory is its own) and the client on
-//! another. Beside each question goes the same exchange without a decision: same request, all
-//! nodes back, as many scores back. The difference is what deciding costs.
+//! another. Beside each question goes the same exchange without a decision: same request, as many nodes
+//! back, as many scores back. The difference is what deciding costs, and telling why not.
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a measurement that may stop at once")]
 
@@ -12,6 +12,10 @@ mod objects;
 mod serve;
 
 use clap::{Parser, Subcommand};
+
+/// Header with the number of nodes that the last pod of the kind had left: what the exchange without a
+/// decision gives back.
+pub const LEFT: &str = "nodes-left";
 
 #[derive(Parser)]
 struct Args {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::IntoResponse;
 use axum::routing::post;
 use axum::serve::ListenerExt;
@@ -15,7 +15,7 @@ use transship_extender::sources::Source;
 use transship_extender::wire::{self, Filtered, Score};
 use transship_extender::{Counters, Extender, routes};
 
-use super::{Size, objects, pin};
+use super::{LEFT, Size, objects, pin};
 
 pub fn run(size: Size) {
     pin(0);
@@ -35,7 +35,7 @@ pub fn run(size: Size) {
     let seconds = began.elapsed().as_secs_f64();
     let routes = Router::new()
         .nest("/v1/placement", routes(extender))
-        .route("/wire/filter", post(async |body: Bytes| filter(&body)))
+        .route("/wire/filter", post(async |head: HeaderMap, body: Bytes| filter(&head, &body)))
         .route("/wire/prioritize", post(async |body: Bytes| prioritize(&body)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -47,9 +47,12 @@ pub fn run(size: Size) {
     });
 }
 
-fn filter(body: &[u8]) -> impl IntoResponse + use<> {
+/// Gives back as many nodes as the real answer leaves.
+fn filter(head: &HeaderMap, body: &[u8]) -> impl IntoResponse + use<> {
+    let left: usize = head[LEFT].to_str().unwrap().parse().unwrap();
     let args = wire::parse(body).unwrap();
-    let filtered = Filtered { node_names: args.node_names, ..Filtered::default() };
+    let node_names = args.node_names.into_iter().take(left).collect();
+    let filtered = Filtered { node_names, ..Filtered::default() };
     ([(header::CONTENT_TYPE, "application/json")], serde_json::to_vec(&filtered).unwrap())
 }
 

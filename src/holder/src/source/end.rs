@@ -2,7 +2,7 @@
 //! begin at once; the applications get their signal after theirs, and sidecars in the reverse of their order when
 //! what was started after them has ended. kubelet is not told.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ use anyhow::{Result, bail};
 use futures::future::join_all;
 use tokio::sync::watch;
 use transship_host::ending::Ending;
+use transship_host::files;
+use transship_host::paths::MigrationDir;
 use transship_host::record::ContainerKind;
 use transship_runtime::cri::Cri;
 use transship_runtime::{Layout, ending};
@@ -80,6 +82,11 @@ impl Turns {
     }
 }
 
+/// File that says that a container's preStop hook has run: an end that is begun again does not repeat it.
+fn hook_marker(dir: &MigrationDir, container_id: &str) -> PathBuf {
+    dir.path().join(format!("hook-run.{container_id}"))
+}
+
 struct Ender<'a> {
     holder: &'a Arc<Holder>,
     pod: &'a Pod,
@@ -95,13 +102,23 @@ impl Ender<'_> {
         if !container.is_alive(&self.holder.layout) {
             return;
         }
+        let marker = hook_marker(&self.holder.dir, &container.id);
         // As with kubelet: without any grace there is no hook.
         if let Some(hook) = self.ending.hook(name)
             && !self.left().is_zero()
-            && let Err(error) = hook::run(self.holder, self.pod, hook, self.left()).await
+            && !marker.exists()
         {
-            // As with kubelet: the container ends all the same.
-            tracing::warn!(container = name, "its preStop hook failed: {error:#}");
+            if let Err(error) = hook::run(self.holder, self.pod, hook, self.left()).await {
+                // As with kubelet: the container ends all the same.
+                tracing::warn!(container = name, "its preStop hook failed: {error:#}");
+            }
+            if let Err(error) = files::write_atomic(&marker, b"") {
+                tracing::warn!(
+                    container = name,
+                    "its preStop hook may run again: {}",
+                    error.chain()
+                );
+            }
         }
         if tokio::time::timeout(self.left(), turn).await.is_err() {
             tracing::warn!(container = name, "it ends before those that it serves have ended");
@@ -181,6 +198,7 @@ mod tests {
     use crate::areas::tests::task;
     use crate::pod::tests::pod_of_self;
     use transship_host::HostRoot;
+    use transship_host::hook::{Hook, HookAction};
     use transship_host::paths::Role;
 
     /// In which order containers get their signal, those that end at once last: `sidecars` first.
@@ -231,6 +249,31 @@ mod tests {
         clear_leftovers(&layout, &runc, &pod).await;
         let asked = std::fs::read_to_string(asked).unwrap();
         assert_eq!(asked, format!("--root {} delete --force c\n", layout.runc_root.display()));
+    }
+
+    #[tokio::test]
+    async fn a_hook_that_has_run_does_not_run_again() {
+        let root = tempfile::tempdir().unwrap();
+        let host = HostRoot::at(root.path());
+        let runc = root.path().join("runc.sh");
+        std::fs::write(&runc, "#!/bin/sh\nexit 1\n").unwrap();
+        std::fs::set_permissions(&runc, std::fs::Permissions::from_mode(0o755)).unwrap();
+        files::write_atomic(&host.runc_path_file(), runc.to_str().unwrap().as_bytes()).unwrap();
+        let pod = pod_of_self();
+        let mut task = task();
+        let dir = host.migration(&task.migration.uid, Role::Source).unwrap();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        for seconds in [0, 3600] {
+            assert_eq!(hook_marker(&dir, "c").exists(), seconds > 0);
+            let action = HookAction::Sleep { seconds };
+            let hooks = vec![Hook { container: "web".into(), action }];
+            task.ending = Some(Ending { grace_seconds: 7200, hooks, ..Ending::default() });
+            let layout =
+                Layout { containerd_socket: root.path().join("no.sock"), ..Layout::default() };
+            let holder = Arc::new(Holder::new(host.clone(), layout, dir.clone(), task.clone()));
+            let ended = tokio::time::timeout(Duration::from_secs(60), end(&holder, &pod));
+            assert!(ended.await.unwrap().is_err(), "nobody ends this process");
+        }
     }
 
     #[tokio::test]

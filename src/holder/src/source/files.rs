@@ -155,11 +155,15 @@ fn keep_one(keep: &Keep, area: &Area, upper: &Path) -> Result<bool> {
 struct Layer(u64, u64);
 
 impl Layer {
-    /// None if it is gone.
+    /// None if it is gone. Where the snapshotter's directory is not there either, with `<number>/fs` below it,
+    /// nothing is known of it: a disk may not be mounted.
     fn of(upper: &Path) -> Result<Option<Self>> {
+        let snapshots = upper.ancestors().nth(2).unwrap_or(upper);
         match std::fs::symlink_metadata(upper) {
             Ok(meta) => Ok(Some(Self(meta.dev(), meta.ino()))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && snapshots.is_dir() => {
+                Ok(None)
+            }
             Err(error) => Err(error).with_context(|| upper.display().to_string()),
         }
     }
@@ -233,6 +237,18 @@ mod tests {
         keep(&holder).unwrap();
         assert_eq!(lost(&holder.dir), ["web"]);
         assert!(!holder.dir.rootfs_tree("web").unwrap().exists(), "half a copy is none");
+    }
+
+    #[test]
+    fn a_layer_is_not_lost_while_nothing_can_be_seen_of_any() {
+        let root = tempfile::tempdir().unwrap();
+        let snapshots = root.path().join("snapshots");
+        let upper = snapshots.join("7/fs");
+        assert!(Layer::of(&upper).is_err(), "the disk may not be mounted");
+        std::fs::create_dir(&snapshots).unwrap();
+        assert!(Layer::of(&upper).unwrap().is_none());
+        std::fs::create_dir_all(&upper).unwrap();
+        assert!(Layer::of(&upper).unwrap().is_some());
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub fn capture_upper(upper: &Path, out: &mut dyn Write) -> Result<TreeSummary, T
 }
 
 /// What [`capture_dir`] would find, and whether it could carry it, without reading contents. The tree may be in
-/// use: what comes or goes meanwhile is found or not. `bytes` are those that lie on the disk.
+/// use: what comes or goes meanwhile is found or not. `bytes` of a file with holes are those that lie on the disk.
 pub fn measure_dir(root: &Path) -> Result<TreeSummary, TreeError> {
     capture(root, &mut std::io::sink(), false, Contents::Weighed)
 }
@@ -333,7 +333,11 @@ impl Capture<'_> {
         }
         let size = stat.stx_size;
         if self.contents == Contents::Weighed {
-            self.summary.bytes += size.min(stat.stx_blocks.saturating_mul(512));
+            let blocks = stat.stx_blocks.saturating_mul(512);
+            // Fewer blocks than bytes are no holes where the file system compresses.
+            let has_holes =
+                blocks < size && rustix::fs::seek(&fd, SeekFrom::Hole(0)).is_ok_and(|at| at < size);
+            self.summary.bytes += if has_holes { blocks } else { size };
             return Ok(());
         }
         let file = File::from(fd);

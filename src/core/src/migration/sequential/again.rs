@@ -47,8 +47,8 @@ pub(super) fn pause_after(failures: i32) -> Duration {
 fn left_of_pause(observed: &Observed, now: Timestamp) -> Option<Duration> {
     let pause = pause_after(failures(observed));
     let since = observed.status().failed_restore_time?.0;
-    // By a clock that was set back it has just failed.
-    let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    // A clock that was set back would make the pause as long as that.
+    let passed = Duration::try_from(now.duration_since(since)).ok()?;
     pause.checked_sub(passed).filter(|left| !left.is_zero())
 }
 
@@ -170,8 +170,8 @@ pub(super) fn restore_again(observed: &Observed, now: Timestamp) -> Next {
     if goes && let Some(next) = pod_goes(observed, report) {
         return next;
     }
-    let gated = observed.target_pod.as_ref().filter(|pod| !goes && voting::has_gate(pod));
-    if let Some(why) = gated.and_then(|pod| must_be_made_anew(observed, pod)) {
+    let waits = observed.target_pod.as_ref().filter(|pod| !goes && voting::is_on_no_node(pod));
+    if let Some(why) = waits.and_then(|pod| must_be_made_anew(observed, pod)) {
         return match side_has_ended(observed, report) {
             true => Next::Anew { uid: uid.to_owned(), why },
             false => act(vec![Action::GiveUp(Role::Target)], why),
@@ -214,9 +214,9 @@ fn scheduled_at(pod: &Pod) -> Option<Timestamp> {
     scheduled.last_transition_time.as_ref().map(|time| time.0)
 }
 
-/// Why a pod that still waits behind its gate is not the one to be restored.
+/// Why a pod that is on no node yet is not the one to be restored.
 fn must_be_made_anew(observed: &Observed, pod: &Pod) -> Option<String> {
-    if is_left_over(observed, pod) {
+    if voting::has_gate(pod) && is_left_over(observed, pod) {
         // The garbage collector will take it for one that was to go with its owner.
         return Some("the pod's owner has let it go, and it is made anew without its owner".into());
     }

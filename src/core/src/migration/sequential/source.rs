@@ -29,7 +29,8 @@ pub(super) fn source_ends(observed: &Observed) -> Option<Next> {
     }
     let lacks = observed.manifest.is_none() && observed.source_pod.is_some();
     let outdated = seen == PodSeen::Alive && !manifest_is_current(observed);
-    if is_made_again && (lacks || outdated) {
+    // An old one is better than a frozen pod that waits until a quota takes a new one.
+    if is_made_again && (lacks || outdated && observed.refused.is_none()) {
         let message = "the pod's manifest is stored as it is now";
         return Some(at_once(vec![Action::StoreManifest], message));
     }

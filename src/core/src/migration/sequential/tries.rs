@@ -177,3 +177,45 @@ fn a_state_whose_volume_is_gone_is_given_up_with_its_migration() {
     assert!(world.succeeded().1.contains("cannot be made again"));
     assert!(world.seen.target_pod.is_none() && world.seen.trial_pod.is_none());
 }
+
+#[test]
+fn a_volume_that_was_not_noted_is_not_taken_for_the_same() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.committed());
+    bind(&mut world, "");
+    world.seen.volumes = world.seen.volumes_now.clone().unwrap();
+    world.until(|w| stalled(w).status == "True");
+    let told = stalled(&world);
+    assert_eq!((world.made, told.reason.as_str()), (0, reasons::VOLUME_EXCHANGED));
+    assert!(told.message.contains("is not known"), "{}", told.message);
+}
+
+#[test]
+fn a_volume_that_is_exchanged_before_the_pod_has_a_node_is_not_mounted() {
+    let mut world = World::voted(&[Fate::Hangs, Fate::Runs]);
+    bind(&mut world, "pv-1");
+    world.until(|w| w.is_let_go());
+    world.seen.target_pod.as_mut().unwrap().spec.as_mut().unwrap().node_name = None;
+    bind(&mut world, "pv-2");
+    world.look();
+    assert_eq!(world.done.last().map(String::as_str), Some("give up"), "{:?}", world.done);
+}
+
+#[test]
+fn a_changed_manifest_that_is_refused_keeps_nobody_waiting() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.committed());
+    world.done.clear();
+    world.seen.source_pod.as_mut().unwrap().metadata.owner_references = None;
+    world.seen.refused = Some("exceeded quota".into());
+    world.until(|w| w.done.iter().any(|done| done == "delete source"));
+    assert!(world.done.iter().all(|done| done != "store manifest"), "{:?}", world.done);
+}
+
+#[test]
+fn a_clock_that_is_set_back_does_not_keep_the_next_try_waiting() {
+    let mut world = World::voted(&[Fate::Fails, Fate::Fails, Fate::Fails, Fate::Runs]);
+    world.until(|w| w.seen.status().failed_restores == Some(3));
+    world.now -= SignedDuration::from_hours(1);
+    world.until(|w| w.made == 4);
+}

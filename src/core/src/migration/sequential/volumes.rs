@@ -10,10 +10,16 @@ pub(super) fn exchanged(observed: &Observed) -> Option<String> {
     observed.volumes.iter().find_map(|(claim, volume)| {
         let found = now.get(claim).map_or("", String::as_str);
         let what = match found {
-            found if found == volume => return None,
+            found if found == volume && !found.is_empty() => return None,
             "" => format!("claim {claim} is gone or bound to no volume"),
             found => format!("claim {claim} is bound to volume {found}"),
         };
+        if volume.is_empty() {
+            // Gone before it was noted what it led to.
+            return Some(format!(
+                "{what}, and which volume the pod's state belongs to is not known; delete the Migration to give the state up"
+            ));
+        }
         Some(format!(
             "{what}, and the pod's state belongs to volume {volume}; make the claim again with spec.volumeName: {volume}, or delete the Migration to give the state up"
         ))

@@ -76,7 +76,8 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         true => loads(context).await?,
         false => BTreeMap::new(),
     };
-    let (target, given) = match admission::screen(&input, &active(migration, context), &loads) {
+    let (active, reserve) = (active(migration, context), context.overcommit_percent);
+    let (target, given) = match admission::screen(&input, &active, &loads, reserve) {
         Screening::Refused(refusal) => {
             // Who only asks wants to know everything at once.
             let facts = match migration.spec.dry_run {

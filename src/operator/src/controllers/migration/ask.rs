@@ -96,22 +96,32 @@ async fn ask(wanted: &Pod, pods: &Api<Pod>) -> Result<TargetAnswer, String> {
 }
 
 /// Whether an error is a refusal. Webhooks deny with whatever code they choose, and with 400 without one, as
-/// the API server does for those that do not know dry runs: then their words tell.
+/// the API server does for those that do not know dry runs: then their words tell. One that denies dry runs as
+/// such has said nothing of the pod.
 fn refusal(error: kube::Error) -> Result<TargetAnswer, String> {
     match error {
-        kube::Error::Api(status)
-            if matches!(status.code, 403 | 422) || is_denial(&status.message) =>
-        {
-            Ok(TargetAnswer::Refused(status.message.clone()))
+        kube::Error::Api(status) => {
+            let message = status.message.clone();
+            let refused = match denial(&message) {
+                Some(why) => !is_of_dry_runs(why),
+                None => matches!(status.code, 403 | 422),
+            };
+            if refused { Ok(TargetAnswer::Refused(message)) } else { Err(message) }
         }
-        kube::Error::Api(status) => Err(status.message.clone()),
         error => Err(error.to_string()),
     }
 }
 
-/// The words of webhooks, and of admission policies.
-fn is_denial(message: &str) -> bool {
-    message.contains("denied the request") || message.contains("denied request")
+/// What webhooks and admission policies say behind the words with which they deny.
+fn denial(message: &str) -> Option<&str> {
+    let after = |words: &str| message.split_once(words).map(|(_, why)| why);
+    after("denied the request").or_else(|| after("denied request"))
+}
+
+/// `dry run`, `dry-run`, `dryRun`.
+fn is_of_dry_runs(why: &str) -> bool {
+    let letters: String = why.chars().filter(char::is_ascii_alphabetic).collect();
+    letters.to_ascii_lowercase().contains("dryrun")
 }
 
 #[cfg(test)]
@@ -129,6 +139,9 @@ mod tests {
     #[case(503, "admission webhook \"a.b\" denied the request: later", true)]
     #[case(413, "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: too large", true)]
     #[case(400, "admission webhook \"a.b\" does not support dry run", false)]
+    #[case(403, "admission webhook \"a.b\" denied the request: Dry-run is not supported", false)]
+    #[case(400, "admission webhook \"a.b\" denied the request: dryRun requests are ignored", false)]
+    #[case(403, "pods \"dry-run-0\" is forbidden: exceeded quota: q", true)]
     #[case(500, "Internal error occurred: failed calling webhook \"a.b\": no endpoints", false)]
     fn a_denial_is_a_refusal_whatever_its_code(
         #[case] code: u16,

@@ -30,15 +30,18 @@ pub async fn of(pod: &Pod, context: &Context) -> Result<Vec<Claim>, Error> {
 }
 
 /// Names of the volumes that a pod's claims are bound to, by claim; empty for a claim that is bound to none,
-/// or not there.
-pub async fn bound(pod: &Pod, context: &Context) -> Result<BTreeMap<String, String>, Error> {
+/// or not there. One that is being deleted goes before anybody else mounts it: `going` says whether it counts.
+pub async fn bound(
+    pod: &Pod,
+    context: &Context,
+    going: bool,
+) -> Result<BTreeMap<String, String>, Error> {
     let namespace = pod.namespace().unwrap_or_default();
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace);
     let mut found = BTreeMap::new();
     for (_, name) in claimed(pod) {
         let claim = claims.get_opt(&name).await.map_err(Error::api("read the pod's claim"))?;
-        // One that is being deleted goes before anybody mounts it.
-        let claim = claim.filter(|claim| claim.metadata.deletion_timestamp.is_none());
+        let claim = claim.filter(|claim| going || claim.metadata.deletion_timestamp.is_none());
         let volume = claim.as_ref().and_then(Volumes::bound_to).unwrap_or_default();
         found.insert(name, volume.to_owned());
     }

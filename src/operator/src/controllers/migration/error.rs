@@ -13,6 +13,9 @@ pub enum Class {
     Permanent,
 }
 
+/// What is tried when the manifest is stored.
+pub const STORE_MANIFEST: &str = "store the pod's manifest";
+
 /// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -93,12 +96,18 @@ impl Error {
         }
     }
 
-    /// Why the pod is not made again, in the API server's own words.
+    /// Why the pod is not made again, or its manifest is not stored, in the API server's own words.
     pub fn refusal(&self) -> Option<String> {
         match self {
             Self::AgainRefused(source) => match &**source {
                 kube::Error::Api(status) => Some(status.message.clone()),
                 other => Some(other.to_string()),
+            },
+            Self::Api { what: STORE_MANIFEST, source } => match &**source {
+                kube::Error::Api(status) if matches!(status.code, 400 | 403 | 413 | 422) => {
+                    Some(status.message.clone())
+                }
+                _ => None,
             },
             _ => None,
         }
@@ -124,8 +133,11 @@ mod tests {
     fn a_refusal_after_the_commit_is_told_in_the_api_servers_words_and_tried_again() {
         let status = serde_json::json!({"status": "Failure", "code": 403, "reason": "Forbidden",
             "message": "exceeded quota: q"});
-        let answer = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
-        let error = Error::AgainRefused(Box::new(answer));
+        let answer = || kube::Error::Api(Box::new(serde_json::from_value(status.clone()).unwrap()));
+        let stored = Error::api(STORE_MANIFEST)(answer());
+        assert_eq!(stored.refusal().as_deref(), Some("exceeded quota: q"));
+        assert_eq!(Error::api("read a pod")(answer()).refusal(), None);
+        let error = Error::AgainRefused(Box::new(answer()));
         assert_eq!(error.refusal().as_deref(), Some("exceeded quota: q"));
         assert_eq!((error.class(), error.is_conflict()), (Class::Transient, false));
         assert_eq!(Error::Incomplete("x".into()).refusal(), None);

@@ -19,6 +19,7 @@ use transship_core::migration::Observed;
 use transship_core::sequential_pod::{self, controller};
 use transship_core::witness::references;
 
+use super::error::STORE_MANIFEST;
 use super::{Error, apply, claims};
 use crate::context::Context;
 
@@ -41,15 +42,15 @@ pub struct Stored {
 
 impl Stored {
     fn of(data: &Data) -> Result<Option<Self>, Error> {
-        let (Some(pod), Some(network), Some(volumes)) =
-            (data.get(POD), data.get(NETWORK), data.get(VOLUMES))
-        else {
+        let (Some(pod), Some(network)) = (data.get(POD), data.get(NETWORK)) else {
             return Ok(None);
         };
+        // Not noted by older operators: nothing is compared then.
+        let volumes = data.get(VOLUMES).map(|volumes| serde_json::from_slice(&volumes.0));
         Ok(Some(Self {
             pod: serde_json::from_slice(&pod.0)?,
             network: serde_json::from_slice(&network.0)?,
-            volumes: serde_json::from_slice(&volumes.0)?,
+            volumes: volumes.transpose()?.unwrap_or_default(),
         }))
     }
 
@@ -121,7 +122,7 @@ pub async fn store(
     let volumes = match observed.manifest {
         // As with the network: what the memory has been with.
         Some(_) => observed.volumes.clone(),
-        None => claims::bound(source, context).await?,
+        None => claims::bound(source, context, true).await?,
     };
     let pod = sequential_pod::manifest(source, observed.manifest.as_ref());
     let data = Stored { pod, network: network.clone(), volumes }.data()?;
@@ -130,6 +131,9 @@ pub async fn store(
     let [first, second] = names::manifest_secrets(observed.uid());
     let name = if old.as_ref() == Some(&first) { second } else { first };
     let secrets = secrets(&namespace, context);
+    // Nobody but the one who has seen the Migration as it is may go on: what a former leader takes for left over
+    // may be what its successor has stored.
+    note(migration, observed.status().manifest_digest.as_deref(), context).await?;
     // Left by a try that came no further.
     delete_one(&secrets, &name).await?;
     let secret = Secret {
@@ -138,24 +142,34 @@ pub async fn store(
         immutable: Some(true),
         ..Secret::default()
     };
-    secrets
-        .create(&PostParams::default(), &secret)
-        .await
-        .map_err(Error::api("store the pod's manifest"))?;
-    let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &namespace);
-    let status = json!({"status": {"manifestDigest": digest}});
-    let noted = migrations
-        .patch_status(&migration.name_any(), &PatchParams::default(), &Patch::Merge(status))
-        .await;
-    if matches!(&noted, Err(kube::Error::Api(status)) if status.is_not_found()) {
+    secrets.create(&PostParams::default(), &secret).await.map_err(Error::api(STORE_MANIFEST))?;
+    let noted = note(migration, Some(&digest), context).await;
+    if matches!(&noted, Err(Error::Api { source, .. })
+        if matches!(&**source, kube::Error::Api(status) if status.is_not_found()))
+    {
         // The Migration has vanished, and perhaps with it what the Secret would be found by.
         delete_one(&secrets, &name).await?;
     }
-    noted.map_err(Error::api("note the manifest's digest"))?;
+    noted?;
     match old {
         Some(old) => delete_one(&secrets, &old).await,
         None => Ok(()),
     }
+}
+
+/// Notes which Secret counts, if the Migration is still as it was read.
+async fn note(migration: &Migration, digest: Option<&str>, context: &Context) -> Result<(), Error> {
+    let namespace = migration.namespace().unwrap_or_default();
+    let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &namespace);
+    let change = json!({
+        "metadata": {"resourceVersion": migration.resource_version()},
+        "status": {"manifestDigest": digest},
+    });
+    migrations
+        .patch_status(&migration.name_any(), &PatchParams::default(), &Patch::Merge(change))
+        .await
+        .map(drop)
+        .map_err(Error::api("note the manifest's digest"))
 }
 
 /// Removes what a Migration has stored.
@@ -188,6 +202,8 @@ mod tests {
         let read = Stored::of(&data).unwrap().unwrap();
         assert_eq!((&read.pod, &read.volumes), (&stored.pod, &stored.volumes));
         data.remove(VOLUMES);
+        assert!(Stored::of(&data).unwrap().unwrap().volumes.is_empty());
+        data.remove(NETWORK);
         assert!(Stored::of(&data).unwrap().is_none());
     }
 

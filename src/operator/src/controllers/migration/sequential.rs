@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt};
 use transship_api::names;
 use transship_core::migration::state::Owner;
-use transship_core::migration::voting::has_gate;
+use transship_core::migration::voting::is_on_no_node;
 use transship_core::migration::{Observed, Role};
 use transship_core::sequential_pod::controller;
 use transship_core::target_pod::target_name;
@@ -72,9 +72,9 @@ pub async fn observe(observed: &mut Observed, context: &Context) -> Result<(), E
     observed.again_pod = again.filter(|pod| pod.uid().as_deref() != Some(&*source.pod_uid));
     let Some(manifest) = manifest else { return Ok(()) };
     observed.owner = owner(&manifest, &namespace, context).await?;
-    let may_mount = observed.again_pod.as_ref().is_none_or(has_gate);
+    let may_mount = observed.again_pod.as_ref().is_none_or(is_on_no_node);
     if observed.source_pod.is_none() && may_mount && !observed.volumes.is_empty() {
-        observed.volumes_now = Some(claims::bound(&manifest, context).await?);
+        observed.volumes_now = Some(claims::bound(&manifest, context, false).await?);
     }
     Ok(())
 }

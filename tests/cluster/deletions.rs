@@ -1,0 +1,254 @@
+//! People who delete one of the pods of a sequential move: the source, the pod of the restore on trial, or the
+//! pod that was made again and does not run yet. What they wish comes true, or they were too late or too early
+//! to mean anything; one copy runs at any time, and the Migration tells what became of the pod.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::Value;
+use transship_tests::{
+    cluster::{Cluster, Pod, condition},
+    faults::{
+        Gate,
+        driver::{Scene, begin, evidence},
+        judge,
+        moment::Moment,
+        nodes::{NODES, restarts},
+        outcome::Outcome,
+        sentry::{Sentry, ran},
+    },
+};
+
+use crate::sequential::{EMPTY_DIR, connect, goes_on, nothing_is_left, running, spec, stateful};
+
+const NAME: &str = "web";
+const POD: &str = "web-0";
+const SOON: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Of the same name as the StatefulSet's, and nobody's.
+const BARE: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: web-0, labels: {app: web}}
+spec: SPEC
+";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    StatefulSet,
+    Nobody,
+}
+
+/// Which pod is deleted, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    /// Both sides have begun, and nobody has voted.
+    Source,
+    /// Both sides have voted, and nothing is decided.
+    Trial,
+    /// It was made again and waits behind its gate. The API server removes a pod without a node at once, so
+    /// nobody sees who meant it.
+    Gated,
+    /// It was made again and let go to its node, where it is restored. It may run by then.
+    LetGo,
+}
+
+/// What becomes of the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Moved,
+    Stayed,
+    /// It is gone with its state. An owner makes a fresh one.
+    Gone,
+}
+
+impl Owner {
+    fn manifest(self) -> String {
+        let spec = spec(EMPTY_DIR, "", "");
+        match self {
+            Self::StatefulSet => stateful(&spec, ""),
+            Self::Nobody => BARE.replace("SPEC", &spec),
+        }
+    }
+}
+
+impl Victim {
+    fn fate(self) -> Fate {
+        match self {
+            Self::Source | Self::LetGo => Fate::Gone,
+            Self::Trial => Fate::Stayed,
+            Self::Gated => Fate::Moved,
+        }
+    }
+
+    /// How the Migration may have ended: `Succeeded`, phase, reason.
+    fn ends(self) -> &'static [[&'static str; 3]] {
+        match self {
+            Self::Source => &[["False", "RolledBack", "SourceGone"]],
+            Self::Trial => &[["False", "RolledBack", "TargetGone"]],
+            Self::Gated => &[["True", "Succeeded", "Migrated"]],
+            Self::LetGo => &[["False", "Failed", "TargetGone"], ["True", "Succeeded", "Migrated"]],
+        }
+    }
+}
+
+fn play(cluster: &Cluster, owner: Owner, victim: Victim) -> Result<()> {
+    let source = running(cluster, POD)?;
+    let scene = Scene::new(cluster, NODES, source, NAME);
+    let outcome = comes_true(&scene, owner, victim);
+    Gate::open_all(cluster)?;
+    outcome.map_err(|error| anyhow!("{owner:?}, {victim:?}: {error:#}\n{}", evidence(&scene)))?;
+    let migration = cluster.get("migration", NAME)?;
+    drop(scene);
+
+    if owner == Owner::Nobody && victim.fate() == Fate::Gone {
+        cluster.await_that("the pod's name is free", SOON, || {
+            cluster.apply(&owner.manifest()).map(|_| true)
+        })?;
+    }
+    running(cluster, POD)?;
+    nothing_is_left(cluster, &migration, POD)?;
+    cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"]).map(drop)
+}
+
+fn comes_true(scene: &Scene, owner: Owner, victim: Victim) -> Result<()> {
+    let cluster = scene.cluster;
+    let client = connect(&scene.source)?;
+    let sentry = Sentry::start(cluster, &NODES);
+    cluster.await_that("both nodes are looked at", SOON, || Ok(sentry.stands(&NODES)))?;
+
+    strike(scene, victim)?;
+    Gate::open_all(cluster)?;
+    cluster.ended(NAME, PATIENCE)?;
+    let migration = cluster.get("migration", NAME)?;
+    let (succeeded, reason, message) = condition(&migration, "Succeeded");
+    let phase = migration["status"]["phase"].as_str().unwrap_or_default();
+    let told = [succeeded.as_str(), phase, reason.as_str()];
+    ensure!(victim.ends().contains(&told), "{told:?}: {message}");
+    if victim == Victim::Gated {
+        ensure!(migration["status"]["failedRestores"] == 1, "{:#}", migration["status"]);
+    }
+
+    let fate = victim.fate();
+    is_there(scene, owner, fate)?;
+    if fate != Fate::Gone {
+        goes_on(cluster, &client)?;
+        let report = client.stop();
+        ensure!(report.is_whole(), "{report:?}");
+    }
+    let looks = sentry.stop();
+    let outcome = match fate {
+        Fate::Moved => Outcome::Moved,
+        Fate::Stayed => Outcome::Stayed,
+        Fate::Gone => Outcome::Gone,
+    };
+    judge::one_copy_ran(scene, &looks, outcome, true)?;
+    ensure!(ran(&looks, &scene.source.uid), "nobody looked: {looks:?}");
+    scene.history.kept_its_word()
+}
+
+/// Deletes the victim when it is its time.
+fn strike(scene: &Scene, victim: Victim) -> Result<()> {
+    let cluster = scene.cluster;
+    let delete = |name: &str| cluster.kubectl(&["delete", "pod", name, "--wait=false"]).map(drop);
+    match victim {
+        Victim::Source => {
+            begin(scene, Moment::Prepared, None)?;
+            delete(POD)?;
+            await_end(cluster, POD, &scene.source.uid)
+        }
+        Victim::Trial => {
+            begin(scene, Moment::Voted, None)?;
+            let target = scene.history.latest()["status"]["target"].clone();
+            let text = |key: &str| target[key].as_str().with_context(|| format!("no {key}"));
+            let (name, uid) = (text("podName")?, text("podUID")?);
+            ensure!(name != POD, "the pod on trial has the source's name");
+            delete(name)?;
+            await_end(cluster, name, uid)
+        }
+        Victim::Gated => {
+            begin(scene, Moment::Voted, None)?;
+            Gate::LetGo.close(cluster)?;
+            Gate::Decision.open(cluster)?;
+            let first = made_again(scene, |_| true)?;
+            delete(POD)?;
+            await_end(cluster, POD, &first)?;
+            // The next one, which is restored.
+            made_again(scene, |pod| pod["metadata"]["uid"] != first.as_str()).map(drop)
+        }
+        Victim::LetGo => {
+            begin(scene, Moment::Voted, None)?;
+            Gate::Decision.open(cluster)?;
+            let uid = made_again(scene, |pod| pod["spec"]["nodeName"].is_string())?;
+            delete(POD)?;
+            await_end(cluster, POD, &uid)
+        }
+    }
+}
+
+/// Waits until the object is being deleted or gone.
+fn await_end(cluster: &Cluster, name: &str, uid: &str) -> Result<()> {
+    cluster.await_that(&format!("{name} goes"), SOON, || {
+        let metadata = cluster.get("pod", name)?["metadata"].clone();
+        Ok(metadata["uid"] != uid || !metadata["deletionTimestamp"].is_null())
+    })
+}
+
+/// Waits for the pod that was made again, as the Migration knows it; gives its UID.
+fn made_again(scene: &Scene, is_it: impl Fn(&Value) -> bool) -> Result<String> {
+    let mut uid = String::new();
+    scene.cluster.await_that("the pod is made again", SOON, || {
+        let pod = scene.cluster.get("pod", POD)?;
+        uid = Pod::of(&pod).uid;
+        let known = scene.target_uid() == uid;
+        Ok(!uid.is_empty() && uid != scene.source.uid && known && is_it(&pod))
+    })?;
+    Ok(uid)
+}
+
+/// What is there in the end.
+fn is_there(scene: &Scene, owner: Owner, fate: Fate) -> Result<()> {
+    let cluster = scene.cluster;
+    if fate == Fate::Gone && owner == Owner::Nobody {
+        return cluster.await_that("no pod is left", SOON, || {
+            let pods = cluster.list("pods", "")?;
+            ensure!(pods.is_empty(), "{} pods", pods.len());
+            Ok(true)
+        });
+    }
+    let (source, target) = (&scene.source, scene.target_uid());
+    cluster.await_that("the right pod is Ready", SOON, || {
+        let pod = running(cluster, POD)?;
+        let is_right = match fate {
+            Fate::Moved => {
+                pod.uid == target && pod.node == source.other_node() && pod.ips == source.ips
+            }
+            Fate::Stayed => pod == *source,
+            Fate::Gone => pod.uid != source.uid && pod.uid != target,
+        };
+        ensure!(is_right, "{fate:?}: {source:?} became {pod:?}");
+        ensure!(restarts(&cluster.get("pod", POD)?) == 0, "{pod:?} was started again");
+        Ok(true)
+    })
+}
+
+#[test]
+fn the_source_the_pod_on_trial_or_the_one_made_again_is_deleted() -> Result<()> {
+    let cluster = Cluster::with_namespace("stateful-deletions")?;
+    Gate::open_all(&cluster)?;
+    cluster.apply(&Owner::StatefulSet.manifest())?;
+    [Victim::Source, Victim::Trial, Victim::Gated, Victim::LetGo]
+        .iter()
+        .try_for_each(|victim| play(&cluster, Owner::StatefulSet, *victim))
+}
+
+#[test]
+fn a_bare_pod_that_is_deleted_in_a_move_is_not_made_again() -> Result<()> {
+    let cluster = Cluster::with_namespace("bare-deletions")?;
+    Gate::open_all(&cluster)?;
+    cluster.apply(&Owner::Nobody.manifest())?;
+    [Victim::Source, Victim::LetGo]
+        .iter()
+        .try_for_each(|victim| play(&cluster, Owner::Nobody, *victim))
+}

@@ -1,0 +1,213 @@
+//! `kubectl transship doctor`: what it says of pods, nodes and the installation, and with which exit code; and
+//! what authors are told before there is a pod.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use transship_tests::{
+    cluster::{Cluster, Pod, condition},
+    faults::nodes::{NODES, healthy, is_ready},
+};
+
+use crate::{
+    counter,
+    preflight::{deployment, sleeper},
+    refusal::{Serving, server},
+};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Exit code, and everything that it printed.
+fn doctor(cluster: &Cluster, args: &[&str]) -> Result<(i32, String)> {
+    let plugin = std::env::var_os("TRANSSHIP_PLUGIN").context("TRANSSHIP_PLUGIN is not set")?;
+    let output = std::process::Command::new(plugin)
+        .args(["doctor", "--namespace", &cluster.namespace])
+        .args(args)
+        .output()?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// The exit code is 1, and all these words are there.
+fn is_told(cluster: &Cluster, subject: &str, words: &[&str]) -> Result<()> {
+    let (code, text) = doctor(cluster, &[subject])?;
+    let missing: Vec<&&str> = words.iter().filter(|words| !text.contains(**words)).collect();
+    ensure!(code == 1 && missing.is_empty(), "{code}, and not {missing:?}: {text}");
+    Ok(())
+}
+
+#[test]
+fn the_doctor_answers_for_pod_node_and_cluster_and_authors_are_warned() -> Result<()> {
+    let cluster = Cluster::with_namespace("doctor")?;
+    let pod = counter(&cluster)?;
+    let doctor = |args: &[&str]| doctor(&cluster, args);
+    let (code, text) = doctor(&[])?;
+    ensure!(code == 0, "{text}");
+    for words in ["operator", "agents", "webhooks", "node node-a", "node node-b", "CRIU 4.2"] {
+        ensure!(text.contains(words), "{words}: {text}");
+    }
+    let (code, text) = doctor(&["node/node-a"])?;
+    ensure!(code == 0 && text.contains("PagemapScan") && text.contains("RuntimeReady"), "{text}");
+    let (code, text) = doctor(&[&pod.name])?;
+    ensure!(code == 0 && text.contains(&format!("can be moved to {}", pod.other_node())), "{text}");
+    let (code, text) = doctor(&["no-such-thing"])?;
+    ensure!(code == 1 && text.contains("no-such-thing"), "{text}");
+
+    // A node that takes no pods, and a pod with something in its way.
+    cluster.kubectl(&["cordon", pod.other_node()])?;
+    let asked = doctor(&[&pod.name]);
+    let node = doctor(&[pod.other_node()]);
+    cluster.kubectl(&["uncordon", pod.other_node()])?;
+    let (code, text) = asked?;
+    ensure!(code == 1 && text.contains("cordoned"), "{text}");
+    let (code, text) = node?;
+    ensure!(code == 1 && text.contains("cordoned"), "{text}");
+    ensure!(cluster.list("migrations", "")?.is_empty(), "the questions are left");
+
+    // At creation: a workload that asks, one that a policy selects, and one that does not ask.
+    let spec = json!({"hostNetwork": true, "containers": [sleeper(&Value::Null)]});
+    let apply = |name: &str, annotations: Value| -> Result<String> {
+        let mut object: Value = serde_json::from_str(&deployment(name, &spec))?;
+        object["spec"]["replicas"] = json!(0);
+        object["spec"]["template"]["metadata"]["annotations"] = annotations;
+        let output = cluster.try_apply(&object.to_string())?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let warned = apply("asks", json!({"transship.dev/movable": "true"}))?;
+    ensure!(warned.contains("Warning") && warned.contains("hostNetwork"), "{warned}");
+    ensure!(warned.contains("io_uring"), "{warned}");
+    let policy = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "MigrationPolicy",
+        "metadata": {"name": "selected"}, "spec": {"selector": {"matchLabels": {"app": "selected"}}}});
+    cluster.apply(&policy.to_string())?;
+    let warned = apply("selected", Value::Null)?;
+    ensure!(warned.contains("hostNetwork"), "{warned}");
+    let warned = apply("silent", Value::Null)?;
+    ensure!(!warned.contains("Warning"), "{warned}");
+    Ok(())
+}
+
+#[test]
+fn the_doctor_tells_what_is_in_a_pods_way_wherever_it_goes() -> Result<()> {
+    let cluster = Cluster::with_namespace("doctor-oddities")?;
+    let odd = |name: &str, oddity: &str| {
+        let script = include_str!("oddities.py");
+        let mut container = sleeper(&json!({
+            "command": ["python3", "-c", script, "only", oddity],
+            "securityContext": {"privileged": true},
+        }));
+        container["name"] = json!(name);
+        container
+    };
+    cluster.apply(&deployment(
+        "odd",
+        &json!({
+            "terminationGracePeriodSeconds": 0,
+            "containers": [odd("web", "mptcp"), odd("helper", "userfaultfd")],
+        }),
+    ))?;
+    cluster.rolled_out("odd")?;
+    let pod = cluster.pod("app=odd")?;
+    let all_is_told = || {
+        is_told(
+            &cluster,
+            &pod.name,
+            &[
+                "cannot be moved.",
+                "It would carry",
+                "In its way, wherever it goes",
+                "Mptcp (container web): process mptcp",
+                "GODEBUG=multipathtcp=0",
+                "Userfaultfd (container helper): process userfaultfd",
+                "what is in the pod's way",
+                pod.other_node(),
+            ],
+        )
+    };
+    // The processes may be Ready before they have what they are to have.
+    cluster.await_that("all is told", PATIENCE, || all_is_told().map(|()| true))?;
+    ensure!(cluster.list("migrations", "")?.is_empty(), "the questions are left");
+    Ok(())
+}
+
+#[test]
+fn a_node_without_its_agent_gives_and_takes_no_pods_and_says_so() -> Result<()> {
+    let cluster = Cluster::with_namespace("no-agent")?;
+    let mut here = Serving::deploy(&cluster, "")?;
+    let (home, lacking) = (here.pod.node.clone(), here.pod.other_node());
+    cluster.apply(&deployment(
+        "there",
+        &json!({
+            "nodeName": lacking, "terminationGracePeriodSeconds": 0,
+            "containers": [server("", &Value::Null)],
+        }),
+    ))?;
+    let mut there = Serving::of(&cluster, "app=there")?;
+
+    let expression = json!({"key": "kubernetes.io/hostname", "operator": "NotIn",
+        "values": [lacking]});
+    let terms = json!([{"matchExpressions": [expression]}]);
+    let required = json!({"nodeSelectorTerms": terms});
+    let elsewhere =
+        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}});
+    let outcome = agents_run(&cluster, &elsewhere)
+        .and_then(|()| is_missing(&cluster, &mut here, &mut there))
+        .with_context(|| format!("{lacking} without its agent, the pods on {home} and there"));
+    // Whatever came of it: others need the node.
+    let restored = agents_run(&cluster, &Value::Null).and_then(|()| healthy(&cluster, &NODES));
+    outcome.and(restored)?;
+    let (code, text) = doctor(&cluster, &[&format!("node/{lacking}")])?;
+    ensure!(code == 0, "{text}");
+    here.is_untouched(&cluster)?;
+    there.is_untouched(&cluster)
+}
+
+/// The agents run where this affinity lets them.
+fn agents_run(cluster: &Cluster, affinity: &Value) -> Result<()> {
+    const AGENTS: [&str; 2] = ["--namespace=transship-system", "daemonset/transship-agent"];
+    let [namespace, agents] = AGENTS;
+    let patch = json!({"spec": {"template": {"spec": {"affinity": affinity}}}}).to_string();
+    cluster.kubectl(&[namespace, "patch", agents, "--type=merge", "-p", &patch])?;
+    cluster.kubectl(&[namespace, "rollout", "status", agents, "--timeout=120s"]).map(drop)
+}
+
+/// One pod may not go to the node without an agent, the other may not leave it.
+fn is_missing(cluster: &Cluster, here: &mut Serving, there: &mut Serving) -> Result<()> {
+    let (home, lacking) = (here.pod.node.clone(), there.pod.node.clone());
+    cluster.await_that("the node is not Ready any more", PATIENCE, || {
+        Ok(!is_ready(&cluster.get("nodes.transship.dev", &lacking)?))
+    })?;
+    cluster.await_that("the other one is", PATIENCE, || {
+        Ok(is_ready(&cluster.get("nodes.transship.dev", &home)?))
+    })?;
+    let why = "the agent has not reported for";
+    is_refused(cluster, &here.pod, "TargetNotReady", &[&lacking, why])?;
+    here.is_untouched(cluster)?;
+    is_refused(cluster, &there.pod, "SourceNotReady", &[&lacking, why])?;
+    there.is_untouched(cluster)?;
+
+    let node = format!("node/{lacking}");
+    let cannot = format!("Pods cannot be moved to {lacking}: ");
+    is_told(cluster, &node, &[&cannot, "HeartbeatMissed", why])?;
+    is_told(cluster, &here.pod.name, &["cannot be moved.", "TargetNotReady", why])?;
+    is_told(cluster, &there.pod.name, &["cannot be moved.", "SourceNotReady", why])?;
+    let (code, text) = doctor(cluster, &[])?;
+    ensure!(code == 1 && text.contains(why), "{text}");
+    Ok(())
+}
+
+/// A Migration of the pod to the other node is refused for this reason.
+fn is_refused(cluster: &Cluster, pod: &Pod, reason: &str, words: &[&str]) -> Result<()> {
+    let migration = cluster.migrate(&pod.name, pod.other_node())?;
+    cluster.ended(&migration, PATIENCE)?;
+    let object = cluster.get("migration", &migration)?;
+    for type_ in ["Admitted", "Succeeded"] {
+        let (status, told, message) = condition(&object, type_);
+        let all = words.iter().all(|words| message.contains(words));
+        ensure!(status == "False" && told == reason && all, "{type_}: {:#}", object["status"]);
+    }
+    let targets = cluster.list("pods", "transship.dev/migration")?;
+    ensure!(targets.is_empty(), "pods were made for what was refused: {targets:#?}");
+    Ok(())
+}
