@@ -12,6 +12,8 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 use transship_api::{Migration, Node, names};
+use transship_host::paths::Role;
+use transship_host::task::HolderTask;
 
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -105,16 +107,19 @@ impl Cluster {
         Ok(found.is_some_and(|pod| is_moved(&pod, migration_uid)))
     }
 
-    /// Whether no Migration of this UID exists.
-    pub async fn migration_is_gone(
-        &self,
-        namespace: &str,
-        name: &str,
-        uid: &str,
-    ) -> anyhow::Result<bool> {
-        let migrations: Api<Migration> = Api::namespaced(self.client.clone(), namespace);
-        let found = answer(migrations.get_metadata_opt(name)).await?;
-        Ok(found.is_none_or(|migration| migration.metadata.uid.as_deref() != Some(uid)))
+    /// What is there of the Migration of a side.
+    pub async fn migration_of(&self, task: &HolderTask) -> anyhow::Result<MigrationSeen> {
+        let reference = &task.migration;
+        let migrations: Api<Migration> =
+            Api::namespaced(self.client.clone(), &reference.namespace);
+        match answer(migrations.get_opt(&reference.name)).await {
+            Ok(found) => Ok(seen(found.as_ref(), task)),
+            // Written by a newer operator.
+            Err(error) if matches!(error.downcast_ref(), Some(kube::Error::SerdeError(_))) => {
+                Ok(MigrationSeen::There)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Our Node object of another node.
@@ -125,6 +130,31 @@ impl Cluster {
     /// The cluster's own node object.
     pub async fn core_node(&self, name: &str) -> anyhow::Result<Option<corev1::Node>> {
         answer(Api::<corev1::Node>::all(self.client.clone()).get_opt(name)).await
+    }
+}
+
+/// A side's Migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MigrationSeen {
+    /// There is none of its UID.
+    Gone,
+    /// It is there, and what becomes of the side is the operator's to say.
+    There,
+    /// It has ended with its target on another node: the pod went back to its source's, and the operator
+    /// knows of no side here any more.
+    EndedElsewhere,
+}
+
+fn seen(migration: Option<&Migration>, task: &HolderTask) -> MigrationSeen {
+    let is_it = |m: &&Migration| m.metadata.uid.as_deref() == Some(task.migration.uid.as_str());
+    let Some(migration) = migration.filter(is_it) else { return MigrationSeen::Gone };
+    let status = migration.status.as_ref();
+    let ended = status.and_then(|s| s.step).is_some_and(|step| step.is_final());
+    let target = status.and_then(|s| s.target.as_ref());
+    let elsewhere = target.is_some_and(|t| !t.pod_uid.is_empty() && t.node != task.node);
+    match ended && elsewhere && task.role == Role::Target {
+        true => MigrationSeen::EndedElsewhere,
+        false => MigrationSeen::There,
     }
 }
 
@@ -148,6 +178,35 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::migrations::tests::task;
+
+    #[test]
+    fn a_side_that_the_pod_did_not_stay_on_is_over_with_its_migration() {
+        use MigrationSeen::{EndedElsewhere, Gone, There};
+        let cases = [
+            ("m", "Failed", "node-b", "p-2", Role::Target, EndedElsewhere),
+            ("m", "Failed", "node-b", "p-2", Role::Source, There),
+            ("m", "Succeeded", "node-a", "p-2", Role::Target, There),
+            ("m", "SourceResuming", "node-b", "p-2", Role::Target, There),
+            ("m", "Failed", "node-b", "", Role::Target, There),
+            ("n", "Failed", "node-b", "p-2", Role::Target, Gone),
+        ];
+        for (uid, step, node, pod, role, expected) in cases {
+            let migration: Migration = serde_json::from_value(json!({
+                "apiVersion": "transship.dev/v1alpha1",
+                "kind": "Migration",
+                "metadata": {"name": "move", "uid": uid},
+                "spec": {"podName": "web-7"},
+                "status": {
+                    "step": step,
+                    "target": {"node": node, "podName": "web-7", "podUID": pod},
+                },
+            }))
+            .unwrap();
+            assert_eq!(seen(Some(&migration), &task("m", role)), expected, "{uid} {step} {node}");
+        }
+        assert_eq!(seen(None, &task("m", Role::Target)), Gone);
+    }
 
     #[test]
     fn a_pod_has_moved_when_the_application_runs_in_what_this_migration_has_made() {

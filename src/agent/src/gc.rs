@@ -16,7 +16,7 @@ use transship_host::paths::MigrationDir;
 use transship_host::record::{self, Record, RecordState};
 use transship_host::{HostRoot, files};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, MigrationSeen};
 use crate::kept::{self, Verdict};
 use crate::leases::Leases;
 use crate::migrations::{self, Side};
@@ -135,14 +135,16 @@ impl Collector {
             return Ok(false);
         }
         let migration = &task.migration;
-        let gone =
-            self.cluster.migration_is_gone(&migration.namespace, &migration.name, &migration.uid);
-        if !gone.await? {
-            // It is there again: restored from a backup, or seen by another API server.
-            if side.vanished.is_some() {
-                files::remove_durably(&side.dir.vanished())?;
+        match self.cluster.migration_of(task).await? {
+            MigrationSeen::Gone => {}
+            MigrationSeen::EndedElsewhere => return Ok(side.closed),
+            MigrationSeen::There => {
+                // Perhaps again: restored from a backup, or seen by another API server.
+                if side.vanished.is_some() {
+                    files::remove_durably(&side.dir.vanished())?;
+                }
+                return Ok(false);
             }
-            return Ok(false);
         }
         if !side.closed {
             return Ok(false);

@@ -80,24 +80,33 @@ fn api(migration: &Migration, context: &Context) -> Api<Migration> {
 
 /// The fields that changed, as a merge patch; `None` when none did. The write-once fields are left
 /// out, whatever they say.
-fn difference(old: Value, new: Value) -> Option<Value> {
-    let fields = |value: Value| match value {
-        Value::Object(fields) => fields,
-        _ => Map::new(),
+fn difference(mut old: Value, mut new: Value) -> Option<Value> {
+    for fields in [&mut old, &mut new].into_iter().filter_map(Value::as_object_mut) {
+        fields.retain(|key, _| !WRITTEN_ONCE.contains(&key.as_str()));
+    }
+    merge_patch(old, new)
+}
+
+/// What makes the one of the other (RFC 7396); `None` when they are alike. A field within a field that
+/// is there no more has to be said to be null too, or it stays.
+fn merge_patch(old: Value, new: Value) -> Option<Value> {
+    let (mut old, new) = match (old, new) {
+        (Value::Object(old), Value::Object(new)) => (old, new),
+        (Value::Null, Value::Object(new)) => (Map::new(), new),
+        (old, new) => return (old != new).then_some(new),
     };
-    let (mut old, new) = (fields(old), fields(new));
     let mut change = Map::new();
     for (key, value) in new {
         let before = old.remove(&key);
-        if !WRITTEN_ONCE.contains(&key.as_str()) && before.as_ref() != Some(&value) {
-            change.insert(key, value);
+        // An empty object that was not there is something new all the same.
+        let is_new = before.is_none() && value.is_object();
+        match merge_patch(before.unwrap_or_default(), value) {
+            Some(value) => _ = change.insert(key, value),
+            None if is_new => _ = change.insert(key, json!({})),
+            None => {}
         }
     }
-    for key in old.into_iter().map(|(key, _)| key) {
-        if !WRITTEN_ONCE.contains(&key.as_str()) {
-            change.insert(key, Value::Null);
-        }
-    }
+    change.extend(old.into_iter().map(|(key, _)| (key, Value::Null)));
     (!change.is_empty()).then_some(Value::Object(change))
 }
 
@@ -150,5 +159,13 @@ mod tests {
             difference(Value::Null, json!({"step": "Pending"})),
             Some(json!({"step": "Pending"}))
         );
+    }
+
+    #[test]
+    fn what_is_no_more_within_a_field_goes() {
+        let old = json!({"target": {"node": "a", "podUID": "1"}, "rounds": [1]});
+        let new = json!({"target": {"node": "a"}, "rounds": [1], "forecast": {}});
+        let change = json!({"target": {"podUID": null}, "forecast": {}});
+        assert_eq!(difference(old, new), Some(change));
     }
 }
