@@ -31,6 +31,7 @@ mod sidecars;
 mod states;
 mod trial;
 mod uninstall;
+mod unseen;
 
 /// Deploys the example application into a test's namespace.
 fn counter(

@@ -194,6 +194,13 @@ def outside():
     keep.append((master, slave, listener, connection, file, pidfd))
 
 
+# As the older iptables does when it is asked for anything: the network namespace then has the table.
+def legacy_table():
+    asking = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    IPT_SO_GET_INFO, name = 64, ctypes.create_string_buffer(b"filter", 84)
+    check(libc.getsockopt(asking.fileno(), 0, IPT_SO_GET_INFO, name, ctypes.byref(ctypes.c_uint(84))), "iptables")
+
+
 # What is fine, and must not be refused.
 def ordinary():
     unlinked(1 << 20)
@@ -212,7 +219,7 @@ def ordinary():
 INSIDE = [io_uring, mptcp, vsock, userfaultfd, mqueue, rootfs_watch, projected_watch, projected_file,
           fanotify, unlinked_big, removed_name, secret_memory, huge_pages, seccomp_notify, perf_event, bpf,
           device, odd_mount, namespaces, stopped, traced, dead_main_thread, inherited_terminal,
-          from_outside, ordinary]
+          from_outside, legacy_table, ordinary]
 started = threading.Event()
 
 

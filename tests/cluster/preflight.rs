@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use transship_api::duration;
 use transship_tests::cluster::{Cluster, Pod, condition};
 
 use crate::{
@@ -69,18 +70,31 @@ pub fn checks(migration: &Value) -> BTreeSet<String> {
     violations(migration).into_iter().map(|(check, _, _)| check).collect()
 }
 
-/// Everything of a pod that a look must leave alone: its containers, and each process with its state.
+/// The forecast of a move: bytes, and how long the pod would stand still.
+fn forecast(migration: &Value) -> Result<(u64, Duration)> {
+    let forecast = &migration["status"]["forecast"];
+    let bytes = forecast["bytes"].as_u64().context("no bytes are forecast")?;
+    let freeze = forecast["freeze"].as_str().context("no freeze is forecast")?;
+    Ok((bytes, duration::parse(freeze)?))
+}
+
+/// Everything of a pod that a look must leave alone: its containers, and each process of theirs with its
+/// state.
 pub fn state(cluster: &Cluster, pod: &str) -> Result<BTreeMap<String, String>> {
     const LIST: &str = "
 import os
+own = open('/proc/self/cgroup').read()
 for pid in sorted(filter(str.isdigit, os.listdir('/proc')), key=int):
     try:
         stat = open('/proc/%s/stat' % pid).read()
+        other = open('/proc/%s/cgroup' % pid).read() != own
     except OSError:
         continue
     name, rest = stat.split('(', 1)[1].rsplit(')', 1)
     state, parent = rest.split()[:2]
-    if int(pid) != os.getpid() and parent != '0' or pid == '1':
+    if other or int(pid) == os.getpid():
+        continue
+    if parent != '0' or pid == '1':
         print(pid, name, 'running' if state in 'RSD' else state)
 ";
     let object = cluster.get("pod", pod)?;
@@ -145,7 +159,7 @@ fn what_processes_have_is_found_all_at_once_and_the_pod_is_left_alone() -> Resul
     let (status, reason, message) = condition(&answer, "Succeeded");
     ensure!(status == "False" && reason == "PreflightFailed", "{answer:#}");
     ensure!(condition(&answer, "Admitted").0 == "False", "{answer:#}");
-    ensure!(answer["status"]["forecast"]["bytes"].as_u64() > Some(257 << 20), "{answer:#}");
+    ensure!(forecast(&answer)?.0 > 257 << 20, "{answer:#}");
     let found = violations(&answer);
     for (check, words) in [
         ("StoppedProcess", "stopped"),
@@ -177,6 +191,7 @@ fn what_processes_have_is_found_all_at_once_and_the_pod_is_left_alone() -> Resul
         ("ProjectedFile", "projected-watch"),
         ("OutsideFile", "from-outside"),
         ("NetworkRules", "ip mesh"),
+        ("NetworkRules", "ip-legacy filter"),
     ] {
         let there = found.iter().any(|(c, _, message)| c == check && message.contains(words));
         ensure!(there, "{check} with {words:?} is not among {found:#?}");
@@ -350,6 +365,7 @@ fn what_manifests_have_is_found_all_at_once() -> Result<()> {
             "hostUsers": false, "shareProcessNamespace": true,
             "nodeSelector": {"no-such": "node"},
             "containers": [sleeper(&json!({"resources": {"limits": {"example.com/gpu": "1"}}}))],
+            "volumes": [{"name": "huge", "emptyDir": {"medium": "HugePages"}}],
         }),
     ))?;
     let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
@@ -394,6 +410,10 @@ fn what_manifests_have_is_found_all_at_once() -> Result<()> {
     for check in ["UserNamespace", "SharedProcessNamespace", "Devices"] {
         ensure!(checks(&answer).contains(check), "{check}: {answer:#}");
     }
+    let huge = |(check, _, message): &(String, String, String)| {
+        check == "Volumes" && message.contains("volume huge is an emptyDir of huge pages")
+    };
+    ensure!(violations(&answer).iter().any(huge), "{answer:#}");
 
     cluster.rolled_out("local")?;
     let local = cluster.pod("app=local")?;
@@ -448,7 +468,11 @@ fn what_the_api_server_and_the_target_lack_is_found_beforehand() -> Result<()> {
     cluster.kubectl(&["delete", "resourcequota", "one-pod"])?;
     let answer = dry_run(&cluster, &pod.name, Some(pod.other_node()))?;
     ensure!(condition(&answer, "Succeeded").1 == "DryRun", "{answer:#}");
-    ensure!(answer["status"]["forecast"]["bytes"].as_u64() > Some(256 << 20), "{answer:#}");
+    let (bytes, freeze) = forecast(&answer)?;
+    ensure!(bytes > 256 << 20, "{answer:#}");
+    // No disk and no core takes that much in less, and none of today's needs a minute.
+    let likely = Duration::from_millis(100)..Duration::from_secs(60);
+    ensure!(likely.contains(&freeze), "{answer:#}");
 
     // An image that one node alone has, then another one under its name on the other.
     const ONLY_HERE: &str = "localhost/only-here:1";

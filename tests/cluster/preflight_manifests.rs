@@ -90,12 +90,12 @@ fn what_the_manifest_takes_from_the_node_keeps_a_pod_where_it_is() -> Result<()>
     /// Where nothing of a node listens.
     const HOST_PORT: u16 = 28080;
     let cluster = Cluster::with_namespace("host-refusals")?;
-    // In the node's own process namespace the list of processes would never be the same.
     let on_port = json!({"env": [{"name": "PORT", "value": HOST_PORT.to_string()}]});
     cluster.apply(&deployment(
         "host",
         &json!({
-            "hostNetwork": true, "hostIPC": true, "terminationGracePeriodSeconds": 0,
+            "hostNetwork": true, "hostPID": true, "hostIPC": true,
+            "terminationGracePeriodSeconds": 0,
             "containers": [server("", &on_port)],
         }),
     ))?;
@@ -121,7 +121,7 @@ fn what_the_manifest_takes_from_the_node_keeps_a_pod_where_it_is() -> Result<()>
     ))?;
 
     let mut host = Serving::at(&cluster, "app=host", HOST_PORT)?;
-    let expected = [("HostNamespaces", "its node (hostNetwork, hostIPC)")];
+    let expected = [("HostNamespaces", "its node (hostNetwork, hostPID, hostIPC)")];
     refused(&cluster, &host.pod, &Value::Null, &expected)?;
     host.is_untouched(&cluster)?;
     let mut web = Serving::of(&cluster, "app=web")?;

@@ -46,18 +46,22 @@ fn what_was_done_to_a_pod_from_its_node_is_found() -> Result<()> {
     // Its network was added to.
     const FAR: &str = "10.9.0.0/16";
     const FAR_V6: &str = "fd09::/64";
+    const FURTHER: &str = "10.244.99.99/32";
     let within = |command: &[&str]| in_network(&cluster, &pod, command);
     let restore = Undo(|| {
         drop(within(&["ip", "rule", "del", "from", FAR, "lookup", "7"]));
         drop(within(&["ip", "route", "del", FAR]));
         drop(within(&["ip", "-6", "route", "del", FAR_V6]));
         drop(within(&["ip", "link", "del", "odd0"]));
+        drop(within(&["ip", "address", "del", FURTHER, "dev", "eth0"]));
     });
     within(&["ip", "link", "add", "odd0", "type", "veth", "peer", "name", "odd1"])?;
     within(&["ip", "route", "add", FAR, "dev", "eth0"])?;
     within(&["ip", "-6", "route", "add", FAR_V6, "dev", "eth0"])?;
     within(&["ip", "rule", "add", "from", FAR, "lookup", "7"])?;
+    within(&["ip", "address", "add", FURTHER, "dev", "eth0"])?;
     let expected = [
+        ("NetworkDevices", "further addresses (10.244.99.99/32)"),
         ("NetworkDevices", "further interfaces (odd"),
         ("NetworkDevices", "further routes (10.9.0.0/16, fd09::/64)"),
         ("NetworkDevices", "further routing rules ("),

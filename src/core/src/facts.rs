@@ -308,6 +308,9 @@ pub struct NetworkFacts {
     pub gateway: String,
     /// Further global addresses, `address/prefix`, on any interface.
     pub other_addresses: Vec<String>,
+    /// Addresses of the main interface besides the one of each family, `address/prefix`: somebody
+    /// added them. What the kernel learns from advertisements is not among them.
+    pub further_addresses: Vec<String>,
     /// Addresses of the loopback device besides the usual ones: former addresses of a moved pod to
     /// which sockets may be bound.
     pub loopback_addresses: Vec<String>,

@@ -359,7 +359,9 @@ impl Inspector {
             Ok(within) => {
                 let mut routes = proc::routes(&read("net/route"));
                 routes.extend(proc::ipv6_routes(&read("net/ipv6_route")));
-                facts.network = network::facts(&within.interfaces, &routes, &[&tcp, &tcp6]);
+                let learned = proc::learned_addresses(&read("net/if_inet6"));
+                let tables = [tcp.as_str(), tcp6.as_str()];
+                facts.network = network::facts(&within.interfaces, &routes, &learned, &tables);
                 facts.network.routing_rules = within.rules;
                 unix = Some(within.unix);
                 let [shm, sem, msg] = within.sysv.each_ref().map(|table| proc::sysv(table));

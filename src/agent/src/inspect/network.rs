@@ -88,8 +88,14 @@ fn interfaces() -> std::io::Result<Vec<Interface>> {
     Ok(found)
 }
 
-/// Puts together what was seen. `interfaces` and `routes` are those of the pod.
-pub fn facts(interfaces: &[Interface], routes: &[Route], tables: &[&str]) -> NetworkFacts {
+/// Puts together what was seen. `interfaces` and `routes` are those of the pod, and so are the addresses
+/// that its kernel has `learned` by itself.
+pub fn facts(
+    interfaces: &[Interface],
+    routes: &[Route],
+    learned: &[IpAddr],
+    tables: &[&str],
+) -> NetworkFacts {
     let connections = proc::connections(tables);
     let default = routes.iter().find(|route| route.prefix == 0);
     let others = || interfaces.iter().filter(|interface| interface.name != "lo");
@@ -107,14 +113,22 @@ pub fn facts(interfaces: &[Interface], routes: &[Route], tables: &[&str]) -> Net
             .unwrap_or_default(),
         ..NetworkFacts::default()
     };
-    // The first of each family. IPv4 before IPv6: it is the address that `status.podIP` names in all but
+    // The first of each family, of those that were given. IPv4 before IPv6: it is the address that `status.podIP` names in all but
     // IPv6-only clusters.
     let mut own: Vec<&(IpAddr, u8)> = Vec::new();
     if let Some(main) = main {
         facts.interface = main.name.clone();
         facts.mac = main.mac.clone();
-        let of = |v4: bool| main.addresses.iter().find(move |(ip, _)| ip.is_ipv4() == v4);
+        let of = |v4: bool| {
+            let of_family = main.addresses.iter().filter(|(ip, _)| ip.is_ipv4() == v4);
+            of_family.min_by_key(|(ip, _)| learned.contains(ip))
+        };
         own.extend(of(true).into_iter().chain(of(false)));
+        let further = main.addresses.iter().filter(|address| !own.contains(address));
+        facts.further_addresses = further
+            .filter(|(ip, _)| !learned.contains(ip))
+            .map(|(ip, prefix)| format!("{ip}/{prefix}"))
+            .collect();
     }
     let first = own.first().copied();
     if let Some((ip, prefix)) = first {
@@ -308,7 +322,7 @@ mod tests {
             route("fd00::", 48, None),
             route("fd09::", 64, Some("fd00::9")),
         ];
-        let facts = facts(&[lo, second, eth0()], &routes, &[]);
+        let facts = facts(&[lo, second, eth0()], &routes, &[], &[]);
         assert_eq!(
             (facts.interface.as_str(), facts.ip.as_str(), facts.prefix),
             ("eth0", "10.244.1.5", 16)
@@ -317,6 +331,7 @@ mod tests {
         assert_eq!(facts.gateway, "10.244.1.1");
         assert_eq!(facts.other_interfaces, ["net1"]);
         assert_eq!(facts.other_addresses, ["fd00::5/64"]);
+        assert!(facts.further_addresses.is_empty(), "{:?}", facts.further_addresses);
         assert_eq!(
             facts.other_routes,
             ["10.9.0.0/16 via 10.244.1.9", "fd00::/48", "fd09::/64 via fd00::9"]
@@ -330,10 +345,23 @@ mod tests {
     fn a_pod_of_ipv6_alone_has_its_address_and_gateway_from_there() {
         let only = Interface { addresses: vec![("fd00::5".parse().unwrap(), 64)], ..eth0() };
         let facts =
-            facts(&[only], &[route("::", 0, Some("fd00::1")), route("fd00::", 64, None)], &[]);
+            facts(&[only], &[route("::", 0, Some("fd00::1")), route("fd00::", 64, None)], &[], &[]);
         assert_eq!((facts.ip.as_str(), facts.prefix), ("fd00::5", 64));
         assert_eq!(facts.gateway, "fd00::1");
         assert!(facts.other_routes.is_empty(), "{:?}", facts.other_routes);
+    }
+
+    #[test]
+    fn an_address_that_somebody_added_is_told_and_one_that_was_learned_is_not() {
+        let [learned, mine, given]: [IpAddr; 3] =
+            ["2001:db8::5", "fd00::6", "10.244.99.99"].map(|ip| ip.parse().unwrap());
+        let mut interface = eth0();
+        interface.addresses.insert(0, (learned, 64));
+        interface.addresses.extend([(mine, 128), (given, 32)]);
+        let facts = facts(&[interface], &[], &[learned], &[]);
+        assert_eq!(facts.further_addresses, ["fd00::6/128", "10.244.99.99/32"]);
+        assert_eq!(facts.ip, "10.244.1.5");
+        assert_eq!(facts.other_addresses.len(), 4);
     }
 
     #[rstest::rstest]
@@ -388,7 +416,7 @@ mod tests {
 
     #[test]
     fn a_pod_without_network_has_no_address() {
-        let facts = facts(&[], &[], &[]);
+        let facts = facts(&[], &[], &[], &[]);
         assert_eq!(facts, NetworkFacts::default());
     }
 

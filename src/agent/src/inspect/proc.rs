@@ -300,6 +300,22 @@ pub fn ipv6_routes(table: &str) -> Vec<Route> {
         .collect()
 }
 
+/// Those addresses of `/proc/PID/net/if_inet6` that the kernel has learned from advertisements, as it does
+/// on every node: all others were given to stay.
+pub fn learned_addresses(table: &str) -> Vec<IpAddr> {
+    /// `IFA_F_PERMANENT` of linux/if_addr.h.
+    const PERMANENT: u32 = 0x80;
+    table
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let address = u128::from_str_radix(fields.first()?, 16).ok()?;
+            let flags = u32::from_str_radix(fields.get(4)?, 16).ok()?;
+            (flags & PERMANENT == 0).then_some(IpAddr::V6(Ipv6Addr::from(address)))
+        })
+        .collect()
+}
+
 /// Sums of a `/proc/sysvipc` table: rows, and the total of the column called `size`.
 pub fn sysv(table: &str) -> (u64, u64) {
     let mut lines = table.lines();
@@ -400,6 +416,18 @@ broken
             ]
         );
         assert_eq!(found[2].bytes, 2);
+    }
+
+    #[test]
+    fn addresses_that_stay_are_not_learned() {
+        let table = "\
+00000000000000000000000000000001 01 80 10 80       lo
+fd000001000000000000000000000005 03 40 00 00     eth0
+fd000001000000000000000000000006 03 40 00 80     eth0
+broken
+";
+        assert_eq!(learned_addresses(table), ["fd00:1::5".parse::<IpAddr>().unwrap()]);
+        assert!(learned_addresses("").is_empty());
     }
 
     #[test]

@@ -17,8 +17,8 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "NetworkDevices",
-        finds: "further interfaces, routes or routing rules in the pod's network namespace",
-        remedy: "run the pod with its one interface",
+        finds: "further addresses, interfaces, routes or routing rules in the pod's network namespace",
+        remedy: "run the pod with its one interface, as its network plugin makes it",
         look: network_devices,
     },
     Check {
@@ -147,6 +147,7 @@ fn network_rules(input: &Input<'_>) -> Vec<Violation> {
 fn network_devices(input: &Input<'_>) -> Vec<Violation> {
     let Some(network) = own(input) else { return Vec::new() };
     [
+        ("addresses", &network.further_addresses),
         ("interfaces", &network.other_interfaces),
         ("routes", &network.other_routes),
         ("routing rules", &network.routing_rules),

@@ -43,7 +43,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "Image",
-        finds: "an image that the target lacks and cannot pull by digest, or that is another one there",
+        finds: "an image that the target lacks and no registry can be asked for: without a digest, or with imagePullPolicy: Never; or that is another one there",
         remedy: "load the image onto the target, or run the pod from a registry's image",
         look: images,
     },

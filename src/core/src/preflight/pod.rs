@@ -19,7 +19,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "UserNamespace",
         finds: "`hostUsers: false`, or a container in a user namespace of its own",
-        remedy: "leave out hostUsers: false",
+        remedy: "leave out hostUsers: false, or start the application without a user namespace of its own",
         look: user_namespace,
     },
     Check {
@@ -36,8 +36,8 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "Volumes",
-        finds: "volumes other than emptyDir, ConfigMap, Secret, projected and downward API: hostPath, local and other persistent volumes, inline CSI",
-        remedy: "use emptyDir, ConfigMap, Secret or projected volumes",
+        finds: "volumes other than emptyDir, ConfigMap, Secret, projected and downward API: hostPath, local and other persistent volumes, inline CSI; an emptyDir of huge pages",
+        remedy: "use emptyDir without huge pages, ConfigMap, Secret or projected volumes",
         look: volumes,
     },
     super::claims::CHECK,
@@ -176,6 +176,10 @@ fn runtime_class(input: &Input<'_>) -> Vec<Violation> {
 
 /// What a volume is, if it does not move.
 fn unmoved(volume: &Volume) -> Option<&'static str> {
+    let medium = volume.empty_dir.as_ref().and_then(|dir| dir.medium.as_deref());
+    if medium.is_some_and(|medium| medium.starts_with("HugePages")) {
+        return Some("an emptyDir of huge pages, whose files are not carried");
+    }
     let moves = volume.empty_dir.is_some()
         || volume.config_map.is_some()
         || volume.secret.is_some()

@@ -133,8 +133,11 @@ impl Transfer {
                     return;
                 }
                 Err(error) => {
-                    let message = message(&error, &holder.task.peer.node);
-                    holder.board.failed(reason(&error), &message);
+                    let (reason, message) =
+                        (reason(&error), message(&error, &holder.task.peer.node));
+                    holder.board.failed(reason, &message);
+                    // Whichever side is heard first, the cause is heard.
+                    give_up(&sender, reason, &message).await;
                     SourceEvent::LocalFailure
                 }
             };
@@ -148,11 +151,7 @@ impl Transfer {
         let finished = self.task.is_finished();
         self.stop.cancel();
         if !finished {
-            let sender = Arc::clone(&self.peer.sender);
-            let told = tokio::task::spawn_blocking(move || {
-                sender.give_up("SourceAborted", "the source goes on")
-            });
-            let _ = tokio::time::timeout(GIVE_UP, told).await;
+            give_up(&self.peer.sender, "SourceAborted", "the source goes on").await;
         }
         // A thread that is blocked in a write or waits for an answer comes back now.
         (self.peer.closer)();
@@ -160,6 +159,13 @@ impl Transfer {
             tracing::error!("the transfer has panicked");
         }
     }
+}
+
+/// Tells the target that this side gives up, and why. A target that cannot be told sees the connection end.
+async fn give_up(sender: &Arc<Sender>, reason: &'static str, message: &str) {
+    let (sender, message) = (Arc::clone(sender), message.to_owned());
+    let told = tokio::task::spawn_blocking(move || sender.give_up(reason, &message));
+    let _ = tokio::time::timeout(GIVE_UP, told).await;
 }
 
 /// The reason shown for a failed transfer.

@@ -101,7 +101,7 @@ pub(super) async fn conclude(
     let event = match outcome {
         Ok(()) => TargetEvent::AllRestoredAndFrozen,
         Err(error) => {
-            let (reason, message) = told(&error, holder.dir.path());
+            let (reason, message) = told(&error, holder.dir.path(), &holder.task.peer.node);
             holder.board.failed(&reason, &message);
             TargetEvent::LocalFailure
         }
@@ -129,14 +129,18 @@ struct RestoreFailed {
     message: String,
 }
 
-/// Reason and message of a failure; `dir` is where everything is received.
-fn told(error: &anyhow::Error, dir: &Path) -> (String, String) {
+/// Reason and message of a failure; `dir` is where everything is received. What the peer has said of itself is
+/// told under its name.
+fn told(error: &anyhow::Error, dir: &Path, peer: &str) -> (String, String) {
     use transship_transport::Error;
     let transport = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     let reason = match transport {
         Some(Error::File { source, .. }) if source.kind() == ErrorKind::StorageFull => {
             let message = format!("the disk with {} is full: {error:#}", dir.display());
             return ("DiskFull".to_owned(), message);
+        }
+        Some(Error::Peer { reason, message }) => {
+            return (reason.clone(), format!("{peer} failed: {message}"));
         }
         Some(transport) => transport.reason(),
         None if error.is::<RestoreFailed>() => "RestoreFailed",
@@ -490,7 +494,7 @@ mod tests {
         wrapper.kill().unwrap();
         wrapper.wait().unwrap();
         let error = wrappers.check(&dir).unwrap_err();
-        assert_eq!(told(&error, Path::new("/dir")).0, "RestoreFailed");
+        assert_eq!(told(&error, Path::new("/dir"), "node-a").0, "RestoreFailed");
         dir.mark("web", &Failed { message: "no".into(), log: String::new() }).unwrap();
         wrappers.check(&dir).unwrap();
         wrappers.add(wrapper.id(), "gone-before");
@@ -540,10 +544,12 @@ mod tests {
     fn a_failure_is_called_by_its_cause() {
         use transship_transport::Error;
         let dir = Path::new("/var/lib/transship/migrations/m");
-        let told = |error: anyhow::Error| told(&error, dir);
+        let told = |error: anyhow::Error| told(&error, dir, "node-a");
         let failed = RestoreFailed { container: "web".into(), message: "no".into() };
         assert_eq!(told(failed.into()).0, "RestoreFailed");
         assert_eq!(told(Error::Closed.into()).0, "ConnectionLost");
+        let peer = Error::Peer { reason: "DumpFailed".into(), message: "no".into() };
+        assert_eq!(told(peer.into()), ("DumpFailed".into(), "node-a failed: no".into()));
         assert_eq!(told(anyhow::anyhow!("x")).0, "TargetFailed");
         let file =
             |kind: ErrorKind| Error::File { what: "pages-1.img".into(), source: kind.into() };
