@@ -17,7 +17,7 @@ use transship_api::node::HostSideState;
 use transship_host::HostRoot;
 use transship_host::install::{self, Plan};
 use transship_host::paths::Role;
-use transship_host::record::RecordState;
+use transship_host::record::{self, RecordState};
 
 use crate::args::Args;
 use crate::hostns::HostNs;
@@ -164,13 +164,7 @@ impl Installer {
         } else {
             self.keep_removed(&version.1).await
         };
-        let problem = result.err().map(|error| -> (&'static str, String) {
-            let message = format!("{error:#}");
-            let reason = error
-                .downcast_ref::<Problem>()
-                .map_or(reasons::INSTALL_FAILED, |problem| problem.reason);
-            (reason, message)
-        });
+        let problem = result.err().map(|error| (reason(&error), format!("{error:#}")));
         if let Some((reason, message)) = &problem {
             if self.current.borrow().problem != problem {
                 tracing::warn!(reason, message, "the host side is not as it should be");
@@ -225,8 +219,8 @@ impl Installer {
                 );
             }
             if report.restart_containerd {
-                self.spare_ended()?;
                 self.check_configuration().await?;
+                self.spare_ended()?;
                 self.restart(&plan).await?;
             }
             if report.cni_conflist.is_none() {
@@ -250,6 +244,9 @@ impl Installer {
                 return Err(error);
             }
             self.check_configuration().await?;
+            if !is_without_wrapper(&error) {
+                self.spare_ended()?;
+            }
             self.restart(&plan).await?;
             self.wrapper_in_effect().await?;
         }
@@ -273,8 +270,8 @@ impl Installer {
         }
     }
 
-    /// Puts a restart off for containers that have ended. One that is to bring the wrapper back must not wait:
-    /// they wait for the wrapper.
+    /// Puts a restart off for containers that have ended: the last look before it. One that is to bring the
+    /// wrapper back must not wait: they wait for the wrapper.
     fn spare_ended(&self) -> anyhow::Result<()> {
         if let Some(uid) = ended_pod(&self.host, &migrations::list(&self.host)?) {
             // Its holder must run for it to be over.
@@ -397,20 +394,39 @@ impl Installer {
 }
 
 /// A migration under way whose pod's containers end, or have ended and are kept. In any other state of the pod
-/// nothing is lost with them.
+/// nothing is lost with them. The task would tell which pod it is and whether its containers end: where it
+/// cannot be read, any of the migration's counts that stands still.
 fn ended_pod<'a>(host: &HostRoot, sides: &'a [migrations::Side]) -> Option<&'a str> {
-    let is_kept = |pod_uid: &str| match host.pod(pod_uid).and_then(|pod| pod.read_record()) {
-        Ok(record) => record.is_some_and(|record| {
-            (record.role, record.state) == (Role::Source, RecordState::Frozen)
-        }),
-        // Its holder writes it again.
+    let is_kept = |pod_uid: &str, uid: &str| {
+        match host.pod(pod_uid).and_then(|pod| pod.read_record()) {
+            Ok(record) => record.is_some_and(|record| {
+                let state = (record.role, record.state);
+                state == (Role::Source, RecordState::Frozen) && record.migration_uid == uid
+            }),
+            // Its holder writes it again.
+            Err(_) => true,
+        }
+    };
+    let is_any_kept = |uid: &str| match record::list_pods(host) {
+        Ok(pods) => pods.iter().any(|pod_uid| is_kept(pod_uid, uid)),
         Err(_) => true,
     };
-    let has_ended = |side: &&migrations::Side| {
-        let task = side.task.as_ref().filter(|task| !side.closed && task.part.is_cold());
-        task.is_some_and(|task| is_kept(&task.pod.uid))
+    let has_ended = |side: &&migrations::Side| match &side.task {
+        _ if side.closed => false,
+        Some(task) => task.part.is_cold() && is_kept(&task.pod.uid, &side.uid),
+        None => side.role == Role::Source && is_any_kept(&side.uid),
     };
     sides.iter().find(has_ended).map(|side| side.uid.as_str())
+}
+
+/// Reason of an error.
+fn reason(error: &anyhow::Error) -> &'static str {
+    error.downcast_ref::<Problem>().map_or(reasons::INSTALL_FAILED, |problem| problem.reason)
+}
+
+/// Whether an error says that the wrapper is not in effect; most say only that nobody knows.
+fn is_without_wrapper(error: &anyhow::Error) -> bool {
+    reason(error) == reasons::WRAPPER_NOT_ACTIVE
 }
 
 /// A problem whose reason is known; any other error counts as a failed installation.
@@ -481,13 +497,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let host = HostRoot::at(dir.path());
         let waits_for = || ended_pod(&host, &migrations::list(&host).unwrap()).map(str::to_owned);
-        let set = |role, state| {
+        let set = |migration_uid: &str, role, state| {
             let record = Record {
                 version: RECORD_VERSION,
                 pod_uid: "p-1".into(),
                 pod_namespace: "shop".into(),
                 pod_name: "web-7".into(),
-                migration_uid: "m-1".into(),
+                migration_uid: migration_uid.into(),
                 role,
                 state,
                 containers: Vec::new(),
@@ -495,7 +511,7 @@ mod tests {
             };
             host.pod("p-1").unwrap().write_record(&record).unwrap();
         };
-        set(Role::Source, RecordState::Frozen);
+        set("m-1", Role::Source, RecordState::Frozen);
         let migration = host.migration("m-1", Role::Source).unwrap();
         let mut task = migrations::tests::task("m-1", Role::Source);
         migration.write_task(&task).unwrap();
@@ -508,16 +524,32 @@ mod tests {
             (Role::Source, RecordState::Moved),
             (Role::Target, RecordState::Frozen),
         ] {
-            set(role, state);
+            set("m-1", role, state);
             assert_eq!(waits_for(), None, "{role} {state:?}");
         }
-        set(Role::Source, RecordState::Frozen);
         std::fs::write(migration.task(), "{").unwrap();
-        assert_eq!(waits_for(), None, "it never closes");
+        assert_eq!(waits_for(), None, "nothing of it stands still");
+        set("m-2", Role::Source, RecordState::Frozen);
+        assert_eq!(waits_for(), None, "it is another migration's");
+        set("m-1", Role::Source, RecordState::Frozen);
+        assert_eq!(waits_for().as_deref(), Some("m-1"), "it may be a cold one");
         migration.write_task(&task).unwrap();
-        assert!(waits_for().is_some());
+        assert_eq!(waits_for().as_deref(), Some("m-1"));
         migration.close().unwrap();
         assert_eq!(waits_for(), None);
+    }
+
+    #[test]
+    fn only_a_wrapper_that_is_known_to_be_out_of_effect_is_brought_back_at_once() {
+        let cases = [
+            (problem(reasons::WRAPPER_NOT_ACTIVE, "it calls runc"), true),
+            (problem(reasons::WRAPPER_NOT_ACTIVE, "it calls runc").context("at its start"), true),
+            (problem(reasons::RUNTIME_UNREACHABLE, "it is not ready"), false),
+            (anyhow::anyhow!("no answer"), false),
+        ];
+        for (error, known) in cases {
+            assert_eq!(is_without_wrapper(&error), known, "{error:#}");
+        }
     }
 
     #[test]

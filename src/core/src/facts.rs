@@ -125,6 +125,9 @@ pub struct ContainerFacts {
 /// The most processes that are told one by one.
 pub const MAX_PROCESSES: usize = 512;
 
+/// How the kernel ends the [`root`](MountFacts::root) of what was removed since it was mounted.
+pub const REMOVED_ROOT: &str = "//deleted";
+
 /// One mount in a container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -262,7 +265,8 @@ pub enum ResourceKind {
     /// A file below the `..<timestamp>` directory of a ConfigMap, Secret or projected volume, or a
     /// watch there.
     ProjectedFile,
-    /// A file of a volume that is mounted by subPath, and that is written anew on the target.
+    /// A file of a volume that is mounted by subPath, and that is written anew on the target; that of a projected
+    /// volume may come with the same content, which its sources tell.
     RemadeFile,
     /// A Unix socket whose other end is outside the container.
     ForeignSocket,

@@ -42,6 +42,7 @@ fn filter(extender: &Extender, body: &[u8]) -> Response {
         let question = match mapping::question(&args.pod, &state) {
             Ok(question) => question,
             Err(reason) => {
+                state.refuse(mapping::name(&args.pod), Instant::now());
                 let nodes = args.node_names.iter().map(|name| (*name, reason.as_str()));
                 let unresolvable = Reasons(nodes.collect());
                 let filtered = Filtered { unresolvable, ..Filtered::default() };

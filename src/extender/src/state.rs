@@ -84,6 +84,12 @@ impl State {
         answer
     }
 
+    /// Remembers that nothing can be decided for a pod, as what it asks for cannot be read.
+    pub fn refuse(&mut self, pod: PodName, now: Instant) {
+        self.cluster.release(&pod.uid);
+        self.waiting.add_unread(pod, now);
+    }
+
     /// Scores the nodes that were left of those that [`State::filter`] gave back. Where another
     /// extender removed the winner, the choice is corrected.
     pub fn prioritize<'a>(

@@ -6,7 +6,8 @@
 //! could be used already, but were not offered by kube-scheduler, are its business and are left out.
 //!
 //! What is decided again is what the pod asked for when it was refused. Where that itself may have
-//! changed, by a policy or a claim of its namespace, the pod is touched without a decision.
+//! changed, by a policy or a claim of its namespace, the pod is touched without a decision; so it is with what
+//! could not be read.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -37,7 +38,8 @@ pub struct PodName {
 #[derive(Debug)]
 struct Refused {
     pod: PodName,
-    request: Prepared,
+    /// What it asked for; none where that could not be read.
+    request: Option<Prepared>,
     /// Nodes that could be used already.
     elsewhere: HashSet<String>,
     /// The cluster's version that was looked at.
@@ -80,10 +82,24 @@ impl Waiting {
             }
             elsewhere.extend(usable);
         }
+        self.insert(pod, Some(request), elsewhere, cluster.version(), now);
+    }
+
+    /// What the pod asks for, by itself or by its policy, cannot be read: no change of the cluster helps it.
+    pub fn add_unread(&mut self, pod: PodName, now: Instant) {
+        self.insert(pod, None, HashSet::new(), 0, now);
+    }
+
+    fn insert(
+        &mut self,
+        pod: PodName,
+        request: Option<Prepared>,
+        elsewhere: HashSet<String>,
+        version: u64,
+        since: Instant,
+    ) {
         let uid = pod.uid.clone();
-        let version = cluster.version();
-        let refused = Refused { pod, request, elsewhere, version, stale: false, since: now };
-        self.pods.insert(uid, refused);
+        self.pods.insert(uid, Refused { pod, request, elsewhere, version, stale: false, since });
     }
 
     /// The pod does not wait any more.
@@ -112,14 +128,17 @@ impl Waiting {
             (refused.stale, refused.version) = (false, version);
             due.push(refused.pod.clone());
         }
+        let is_to_be_decided =
+            |refused: &&mut Refused| refused.request.is_some() && refused.version != version;
         let mut turns: Vec<&mut Refused> =
-            self.pods.values_mut().filter(|refused| refused.version != version).collect();
+            self.pods.values_mut().filter(is_to_be_decided).collect();
         // Those first that were looked at longest ago.
         turns.sort_by(|a, b| (a.version, &a.pod.uid).cmp(&(b.version, &b.pod.uid)));
         for refused in turns.into_iter().take(AT_A_TIME) {
             refused.version = version;
             let others = cluster.nodes().filter(|n| !refused.elsewhere.contains(&n.name));
-            let usable = usable(&refused.request, others, cluster);
+            let Some(request) = &refused.request else { continue };
+            let usable = usable(request, others, cluster);
             if !usable.is_empty() {
                 refused.elsewhere.extend(usable);
                 due.push(refused.pod.clone());

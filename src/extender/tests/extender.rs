@@ -183,6 +183,12 @@ async fn the_policy_that_applies_is_obeyed_too() {
     policy.apply(&mut extender.state());
     let annotations = json!({"transship.dev/constraints": r#"["node!=node-a"]"#});
     assert_eq!(schedule(&extender, &pod("p", annotations, "1")).await.unwrap(), "node-b");
+    let mut malformed = policy.clone();
+    malformed.spec.placement.as_mut().unwrap().constraints = vec!["region!=/(/".into()];
+    malformed.apply(&mut extender.state());
+    let filtered = ask(&extender, "filter", &pod("r", json!({}), "1"), &NODES).await;
+    let reason = filtered["FailedAndUnresolvableNodes"]["node-a"].as_str().unwrap();
+    assert!(reason.contains("MigrationPolicy web: spec.placement.constraints: "), "{reason}");
     policy.remove(&mut extender.state());
     let annotations = json!({"transship.dev/constraints": r#"["region==eu"]"#});
     assert_eq!(schedule(&extender, &pod("q", annotations, "1")).await.unwrap(), "node-c");
@@ -226,6 +232,14 @@ async fn a_refused_pod_is_touched_once_when_its_policy_changes() {
     assert_eq!(due(), 0, "listed again, and another namespace's");
     policy("shop", "venus").apply(&mut extender.state());
     assert_eq!((due(), due()), (1, 0), "once");
+    assert_eq!(schedule(&extender, &pod).await, None);
+    policy("shop", "/(/").apply(&mut extender.state());
+    assert_eq!(due(), 1);
+    assert_eq!(schedule(&extender, &pod).await, None, "its policy cannot be read");
+    ours("node-b", "(", true).apply(&mut extender.state());
+    assert_eq!(due(), 0, "no node helps");
+    policy("shop", "venus").apply(&mut extender.state());
+    assert_eq!((due(), due()), (1, 0), "it is mended");
     assert_eq!(schedule(&extender, &pod).await, None);
     let kept = ["bank/all".to_owned()].into();
     api::MigrationPolicy::retain(&kept, &mut extender.state());

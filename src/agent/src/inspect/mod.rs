@@ -376,11 +376,11 @@ impl Inspector {
             }
         }
         facts.network.cni = cni;
+        facts.network.host_network = !self.differs(pid, 1, "net");
         match network::translated(&facts.network) {
             Ok(peers) => facts.network.translated = peers,
             Err(error) => facts.incomplete.push(format!("tracked connections: {error}")),
         }
-        facts.network.host_network = !self.differs(pid, 1, "net");
         let lines = |text: &str| text.lines().skip(1).count() as u64;
         facts.network.unsupported_sockets =
             lines(&read("net/sctp/eps")) + lines(&read("net/sctp/assocs"));

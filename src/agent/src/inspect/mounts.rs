@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use transship_core::facts::{MountFacts, MountOrigin};
+use transship_core::facts::{MountFacts, MountOrigin, REMOVED_ROOT};
 use transship_runtime::mounts::Mount;
 
 use super::projected::is_dated;
@@ -40,7 +40,8 @@ pub fn classify(container: &[Mount], node: Node<'_>) -> Vec<MountFacts> {
 
 /// Where files are mounted that are written anew, with other content, for the pod that is made on the
 /// target: by subPath out of a volume of the downward API or a projected one, or out of any ConfigMap or
-/// Secret that has changed since. Those that have not come with the same content.
+/// Secret that has changed since. Those that have not come with the same content; so do some projected ones,
+/// but what is in them is not known here.
 pub fn remade(container: &[Mount], node: Node<'_>) -> Vec<String> {
     const OWN: [&str; 2] = ["kubernetes.io~downward-api", "kubernetes.io~projected"];
     let is_remade = |mount: &&Mount| {
@@ -48,8 +49,7 @@ pub fn remade(container: &[Mount], node: Node<'_>) -> Vec<String> {
         let root = mount.root.to_string_lossy();
         // kubelet has followed its own links to the directory that it calls by the time.
         let by_sub_path = root.split('/').any(is_dated);
-        // The kernel's mark of a root that was removed meanwhile.
-        let has_changed = root.ends_with("//deleted");
+        let has_changed = root.ends_with(REMOVED_ROOT);
         let is_own = below.split('/').nth(1).is_some_and(|plugin| OWN.contains(&plugin));
         let is_projected = in_pod_dir(&below).0 == MountOrigin::Projected;
         is_projected && by_sub_path && (has_changed || is_own)

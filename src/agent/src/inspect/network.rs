@@ -113,8 +113,8 @@ pub fn facts(
             .unwrap_or_default(),
         ..NetworkFacts::default()
     };
-    // The first of each family, of those that were given. IPv4 before IPv6: it is the address that `status.podIP` names in all but
-    // IPv6-only clusters.
+    // The first of each family, of those that were given. IPv4 before IPv6: it is the address that
+    // `status.podIP` names in all but IPv6-only clusters.
     let mut own: Vec<&(IpAddr, u8)> = Vec::new();
     if let Some(main) = main {
         facts.interface = main.name.clone();
@@ -151,9 +151,10 @@ pub fn facts(
             }
         }
     }
+    let addresses = main.map_or(&[][..], |main| &main.addresses);
     facts.other_routes = routes
         .iter()
-        .filter(|route| route.prefix != 0 && !implied(route, &own))
+        .filter(|route| route.prefix != 0 && !implied(route, addresses, routes))
         .map(|route| {
             let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
             format!("{}/{}{via}", route.destination, route.prefix)
@@ -173,8 +174,12 @@ pub fn translated(network: &NetworkFacts) -> Result<Vec<PeerFacts>, String> {
     Ok(by_peer(&tracked))
 }
 
-/// All addresses of the pod.
+/// All addresses of the pod. None where they are the node's: of those there may be thousands, each of which
+/// takes a walk through all that is tracked, and such a pod does not move.
 fn addresses(network: &NetworkFacts) -> Vec<IpAddr> {
+    if network.host_network {
+        return Vec::new();
+    }
     let texts = [network.ip.as_str()].into_iter().chain(network.other_ips());
     texts.filter_map(|text| text.parse().ok()).collect()
 }
@@ -196,13 +201,19 @@ fn by_peer(tracked: &[Tracked]) -> Vec<PeerFacts> {
     peers.into_values().collect()
 }
 
-/// Whether the kernel makes this route by itself for one of the addresses, or it is the way to the gateway
-/// that plugins with addresses of full length add.
-fn implied(route: &Route, addresses: &[&(IpAddr, u8)]) -> bool {
+/// Whether a route says nothing that the target's plugin and kernel do not say by themselves: the kernel makes
+/// it for one of the addresses, it is the way to the gateway that plugins with addresses of full length add,
+/// or it leads where its family's default route leads anyhow, as those of flannel and ptp do.
+fn implied(route: &Route, addresses: &[(IpAddr, u8)], routes: &[Route]) -> bool {
+    let is_v4 = route.destination.is_ipv4();
     if route.gateway.is_some() {
-        return false;
+        let mut of_family = routes.iter().filter(|other| other.destination.is_ipv4() == is_v4);
+        let default = of_family.find(|other| other.prefix == 0);
+        return default.is_some_and(|default| {
+            (default.gateway, &default.interface) == (route.gateway, &route.interface)
+        });
     }
-    let full = if route.destination.is_ipv4() { 32 } else { 128 };
+    let full = if is_v4 { 32 } else { 128 };
     let is_net_of = |ip: IpAddr, prefix: u8| {
         route.prefix == prefix && Some(route.destination) == network_of(ip, prefix)
     };
@@ -339,6 +350,59 @@ mod tests {
         assert_eq!(facts.loopback_addresses, ["10.244.9.9"]);
         let ips: Vec<String> = addresses(&facts).iter().map(IpAddr::to_string).collect();
         assert_eq!(ips, ["10.244.1.5", "fd00::5"]);
+    }
+
+    #[rstest::rstest]
+    // flannel: the cluster's networks, beside the node's own.
+    #[case(route("10.0.0.0", 8, Some("10.244.1.1")), true)]
+    #[case(route("fd00::", 48, Some("fd00::1")), true)]
+    // ptp: the own network, in the place of the kernel's route.
+    #[case(route("10.244.0.0", 16, Some("10.244.1.1")), true)]
+    #[case(route("fd00::", 64, Some("fd00::1")), true)]
+    #[case(route("10.9.0.0", 16, Some("10.244.1.9")), false)]
+    #[case(route("10.244.0.0", 16, Some("10.244.1.9")), false)]
+    #[case(route("fd09::", 64, Some("fd00::9")), false)]
+    #[case(route("10.9.0.0", 16, None), false)]
+    #[case(Route { interface: "net1".into(), ..route("10.9.0.0", 16, Some("10.244.1.1")) }, false)]
+    fn a_route_through_the_default_gateway_of_its_family_says_nothing_more(
+        #[case] further: Route,
+        #[case] implied: bool,
+    ) {
+        let defaults = [route("0.0.0.0", 0, Some("10.244.1.1")), route("::", 0, Some("fd00::1"))];
+        let of = |defaults: &[Route]| {
+            let routes = [defaults, std::slice::from_ref(&further)].concat();
+            facts(&[eth0()], &routes, &[]).other_routes
+        };
+        assert_eq!(of(&defaults).is_empty(), implied, "{:?}", of(&defaults));
+        // That of the other family does not count.
+        let others = defaults
+            .iter()
+            .filter(|other| other.destination.is_ipv4() != further.destination.is_ipv4());
+        let others: Vec<Route> = others.cloned().collect();
+        assert_eq!(of(&others).len(), 1);
+    }
+
+    #[test]
+    fn the_network_of_each_address_is_implied() {
+        let mut both = eth0();
+        both.addresses.push(("2001:db8::5".parse().unwrap(), 64));
+        let routes = [
+            route("10.244.0.0", 16, None),
+            route("fd00::", 64, None),
+            route("2001:db8::", 64, None),
+        ];
+        let facts = facts(&[both], &routes, &[]);
+        assert!(facts.other_routes.is_empty(), "{:?}", facts.other_routes);
+        assert_eq!(facts.other_addresses, ["fd00::5/64", "2001:db8::5/64"]);
+    }
+
+    #[test]
+    fn what_is_tracked_of_the_nodes_own_addresses_is_not_looked_at() {
+        let mut facts = NetworkFacts { ip: "192.0.2.1".into(), ..NetworkFacts::default() };
+        facts.other_addresses = vec!["10.96.0.1/32".into(), "10.96.0.10/32".into()];
+        assert_eq!(addresses(&facts).len(), 3);
+        facts.host_network = true;
+        assert!(addresses(&facts).is_empty());
     }
 
     #[test]

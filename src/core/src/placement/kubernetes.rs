@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{self as corev1, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use transship_api::{self as api, MigrationPolicy, Placement, conditions};
 
-use super::annotations::{Malformed, Wishes};
+use super::annotations::{Malformed, Wishes, validate_placement};
 use super::cluster::{bytes, millis, requests};
 use super::volumes::{self, Volumes};
 use super::{
@@ -57,6 +57,15 @@ impl Asked {
     }
 }
 
+/// Whether what a policy asks for can be obeyed; otherwise the error names the policy, too.
+pub fn validate_policy(policy: &MigrationPolicy) -> Result<(), Malformed> {
+    let name = policy.metadata.name.as_deref().unwrap_or_default();
+    policy.spec.placement.as_ref().map_or(Ok(()), validate_placement).map_err(|error| Malformed {
+        field: format!("MigrationPolicy {name}: {}", error.field),
+        problem: error.problem,
+    })
+}
+
 /// What the pod (but for its volumes), the policy that applies to it and a Migration's placement ask for. All their
 /// expressions have to hold; the strategy is the Migration's, else the pod's, else the policy's,
 /// else spread.
@@ -65,6 +74,7 @@ pub fn asked(
     policy: Option<&MigrationPolicy>,
     placement: Option<&Placement>,
 ) -> Result<Asked, Malformed> {
+    policy.map_or(Ok(()), validate_policy)?;
     let none = BTreeMap::new();
     let wishes = Wishes::read(pod.metadata.annotations.as_ref().unwrap_or(&none))?;
     let policy = policy.and_then(|policy| policy.spec.placement.as_ref());
@@ -385,6 +395,23 @@ mod tests {
         let plain = self::pod("web", json!({}));
         assert_eq!(strategy(Some(&policy), &plain), Strategy::Random);
         assert_eq!(strategy(None, &plain), Strategy::Spread);
+    }
+
+    #[test]
+    fn what_a_policy_asks_for_in_vain_is_told_with_its_name() {
+        let told = |constraint: &str| {
+            let policy: MigrationPolicy = read(json!({
+                "apiVersion": "transship.dev/v1alpha1", "kind": "MigrationPolicy",
+                "metadata": {"name": "p"}, "spec": {"selector": {},
+                    "placement": {"constraints": [constraint]}}
+            }));
+            asked(&pod("web", json!({})), Some(&policy), None).unwrap_err().to_string()
+        };
+        assert_eq!(
+            told("region=us"),
+            r#"MigrationPolicy p: spec.placement.constraints: One of operator ==, != is expected in "region=us""#
+        );
+        assert!(told("region!=/(/").contains("malformed pattern"));
     }
 
     #[test]

@@ -2,12 +2,16 @@
 //!
 //! The table says what CRIU 4.2 refuses, and no more: what it keeps must not be refused here.
 
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::VolumeProjection;
 use transship_api as api;
 
 use super::pod::moved;
 use super::{Check, Input, Violation, list_some};
 use crate::facts::{
-    ContainerFacts, MountOrigin, PodFacts, ProcessFacts, ProcessState, Resource, ResourceKind,
+    ContainerFacts, MountOrigin, PodFacts, ProcessFacts, ProcessState, REMOVED_ROOT, Resource,
+    ResourceKind,
 };
 
 /// The largest unlinked file that moves: the `ghost-limit` that the holder gives CRIU.
@@ -223,15 +227,9 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "RemadeFile",
-        finds: "files of a downward API or projected volume that is mounted by `subPath`, or of a ConfigMap or Secret mounted so that has changed since: on the target they have other content",
+        finds: "files of a volume that is mounted by `subPath`, of the downward API or a projected one with the downward API or a token in it, or with a ConfigMap or Secret that has changed since: on the target they have other content",
         remedy: "close the file after reading it",
-        look: |input| {
-            resources(
-                input,
-                ResourceKind::RemadeFile,
-                "it has a file open that is written anew on the target, with other content",
-            )
-        },
+        look: remade_files,
     },
     Check {
         name: "OutsideFile",
@@ -260,14 +258,17 @@ fn in_containers(
 
 /// What `what` says of each process. Processes of a container of which the same is said are named
 /// together.
-fn processes(input: &Input<'_>, what: impl Fn(&ProcessFacts) -> Option<String>) -> Vec<Violation> {
+fn processes(
+    input: &Input<'_>,
+    what: impl Fn(&ContainerFacts, &ProcessFacts) -> Option<String>,
+) -> Vec<Violation> {
     /// Different things said of one container; the rest is counted.
     const SHOWN: usize = 8;
     let mut found = Vec::new();
     for container in containers(input) {
         let mut said: Vec<(String, Vec<String>)> = Vec::new();
         for process in &container.processes {
-            let Some(message) = what(process) else { continue };
+            let Some(message) = what(container, process) else { continue };
             let name = format!("{} ({})", process.name, process.container_pid);
             match said.iter_mut().find(|(before, _)| *before == message) {
                 Some((_, names)) => names.push(name),
@@ -290,14 +291,24 @@ fn processes(input: &Input<'_>, what: impl Fn(&ProcessFacts) -> Option<String>) 
 
 /// As [`processes`], of those that a dump takes along.
 fn dumped(input: &Input<'_>, what: impl Fn(&ProcessFacts) -> Option<String>) -> Vec<Violation> {
-    processes(input, |process| if process.outside { None } else { what(process) })
+    processes(input, |_, process| if process.outside { None } else { what(process) })
 }
 
 /// Processes with resources of a kind, each resource by name.
 fn resources(input: &Input<'_>, kind: ResourceKind, what: &str) -> Vec<Violation> {
-    dumped(input, |process| {
-        let found: Vec<&Resource> = process.resources.iter().filter(|r| r.kind == kind).collect();
-        if found.is_empty() {
+    resources_that(input, what, |_, resource| resource.kind == kind)
+}
+
+/// Processes with resources that count, each resource by name.
+fn resources_that(
+    input: &Input<'_>,
+    what: &str,
+    counts: impl Fn(&ContainerFacts, &Resource) -> bool,
+) -> Vec<Violation> {
+    processes(input, |container, process| {
+        let found: Vec<&Resource> =
+            process.resources.iter().filter(|resource| counts(container, resource)).collect();
+        if process.outside || found.is_empty() {
             return None;
         }
         let names = listed(&found);
@@ -335,14 +346,14 @@ fn criu_configuration(input: &Input<'_>) -> Vec<Violation> {
 }
 
 fn stopped_processes(input: &Input<'_>) -> Vec<Violation> {
-    processes(input, |p| {
+    processes(input, |_, p| {
         (p.state == ProcessState::Stopped)
             .then(|| "it was stopped by a signal, and a dump would wait for it".into())
     })
 }
 
 fn traced_processes(input: &Input<'_>) -> Vec<Violation> {
-    processes(input, |p| {
+    processes(input, |_, p| {
         (p.tracer_pid != 0 || p.state == ProcessState::Traced)
             .then(|| format!("process {} of the node traces it", p.tracer_pid))
     })
@@ -418,6 +429,30 @@ fn terminals(input: &Input<'_>) -> Vec<Violation> {
     );
     let found = other_end.into_iter().chain(without);
     found.filter(|violation| !asked(&violation.container)).collect()
+}
+
+fn remade_files(input: &Input<'_>) -> Vec<Violation> {
+    let what = "it has a file open that is written anew on the target, with other content";
+    resources_that(input, what, |container, resource| {
+        resource.kind == ResourceKind::RemadeFile && !comes_again(input, container, resource)
+    })
+}
+
+/// Whether a file of a projected volume is the same for every pod, and has not changed since it was mounted.
+fn comes_again(input: &Input<'_>, container: &ContainerFacts, file: &Resource) -> bool {
+    let path = Path::new(file.detail.strip_suffix(" (deleted)").unwrap_or(&file.detail));
+    let around = container.mounts.iter().filter(|mount| path.starts_with(&mount.path));
+    let Some(mount) = around.max_by_key(|mount| mount.path.len()) else { return false };
+    let spec = input.pod.and_then(|pod| pod.spec.as_ref());
+    let volumes = spec.and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let volume = volumes.iter().find(|volume| volume.name == mount.volume);
+    let sources = volume.and_then(|volume| volume.projected.as_ref()?.sources.as_deref());
+    !mount.root.ends_with(REMOVED_ROOT) && sources.is_some_and(|s| s.iter().all(is_the_same))
+}
+
+/// Anything else is made for one pod alone: what tells of it, tokens, certificates.
+fn is_the_same(source: &VolumeProjection) -> bool {
+    source.config_map.is_some() || source.secret.is_some() || source.cluster_trust_bundle.is_some()
 }
 
 fn message_queues(input: &Input<'_>) -> Vec<Violation> {

@@ -79,6 +79,9 @@ pub fn asked(input: &Input<'_>) -> Result<Asked, Refusal> {
     if let Some(Err(error)) = placement.map(validate_placement) {
         return Err(refused(format!("{error}; create another Migration")));
     }
+    if let Some(Err(error)) = input.policy.map(kubernetes::validate_policy) {
+        return Err(refused(format!("{error}; mend the policy")));
+    }
     kubernetes::asked(pod, input.policy, placement)
         .map(|asked| asked.with_volumes(input.volumes.clone()))
         .map_err(|error| refused(format!("the pod's {error}; mend it in the pod's template")))

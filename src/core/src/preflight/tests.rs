@@ -11,6 +11,7 @@ struct World {
     migration: Migration,
     pod: Option<Value>,
     owner: bool,
+    policy: Value,
     selector: Value,
     nodes: Vec<Value>,
     facts: Value,
@@ -33,6 +34,14 @@ fn node(name: &str) -> Value {
                     "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]
             }
         }
+    })
+}
+
+fn policy(constraint: &str) -> Value {
+    json!({
+        "apiVersion": "transship.dev/v1alpha1", "kind": "MigrationPolicy",
+        "metadata": {"name": "all", "namespace": "shop"},
+        "spec": {"selector": {}, "placement": {"constraints": [constraint]}}
     })
 }
 
@@ -70,6 +79,7 @@ impl World {
             migration,
             pod: Some(pod),
             owner: true,
+            policy: Value::Null,
             selector: json!({"matchLabels": {"app": "web"}}),
             nodes: vec![node("node-a"), node("node-b")],
             facts: facts(),
@@ -83,6 +93,8 @@ impl World {
         let owner: ReplicaSet =
             serde_json::from_value(json!({"spec": {"selector": self.selector}})).unwrap();
         let owner = Controller::from(owner);
+        let policy: Option<api::MigrationPolicy> =
+            serde_json::from_value(self.policy.clone()).unwrap();
         let nodes: Vec<NodeView> = self
             .nodes
             .iter()
@@ -106,7 +118,7 @@ impl World {
             pod: pod.as_ref(),
             owner: self.owner.then_some(&owner),
             claims: &[],
-            policy: None,
+            policy: policy.as_ref(),
             volumes: &Volumes::default(),
             nodes: &nodes,
             target: nodes.iter().find(|n| n.name == wanted),
@@ -145,6 +157,8 @@ fn an_ordinary_pod_passes_every_check() {
 #[case(|w: &mut World| w.migration.spec.mode = Mode::PreCopy, reasons::MODE_NOT_AVAILABLE, "write mode: StopAndCopy")]
 #[case(|w: &mut World| w.migration.spec.mode = Mode::Hybrid, reasons::MODE_NOT_AVAILABLE, "or Cold")]
 #[case(|w: &mut World| w.pod()["metadata"]["annotations"] = json!({"transship.dev/constraints": "[\"a==b\"]"}), reasons::INVALID_SPEC, "Key 'a' is invalid")]
+#[case(|w: &mut World| w.policy = policy("region=us"), reasons::INVALID_SPEC, "MigrationPolicy all: spec.placement.constraints: One of operator ==, != is expected")]
+#[case(|w: &mut World| w.policy = policy("region!=/(/"), reasons::INVALID_SPEC, "malformed pattern")]
 #[case(|w: &mut World| w.migration.spec.timeout = "10".into(), reasons::INVALID_SPEC, "10m")]
 #[case(|w: &mut World| w.pod = None, reasons::POD_NOT_FOUND, "kubectl get pods -n shop")]
 #[case(|w: &mut World| w.pod()["status"]["phase"] = json!("Pending"), reasons::POD_NOT_RUNNING, "Pending")]
@@ -261,6 +275,34 @@ fn what_cannot_be_moved_is_found_and_remedied(
     assert_eq!(found.iter().map(|v| v.check).collect::<Vec<_>>(), [check], "{found:?}");
     assert!(found[0].message.contains(words), "{}", found[0].message);
     assert!(!found[0].remedy.is_empty());
+}
+
+#[rstest]
+#[case(json!([{"configMap": {"name": "c"}}, {"secret": {"name": "s"}}]), "/..2026_x.1/key", true)]
+#[case(json!([{"configMap": {"name": "c"}}]), "/..2026_x.1/key//deleted", false)]
+#[case(json!([{"configMap": {"name": "c"}}, {"downwardAPI": {}}]), "/..2026_x.1/key", false)]
+#[case(json!([{"serviceAccountToken": {"path": "token"}}]), "/..2026_x.1/key", false)]
+fn a_file_of_a_projected_volume_that_is_the_same_for_every_pod_comes_again(
+    #[case] sources: Value,
+    #[case] root: &str,
+    #[case] comes: bool,
+) {
+    let mut world = World::new();
+    world.pod()["spec"]["volumes"] = json!([
+        {"name": "other", "projected": {"sources": [{"configMap": {"name": "c"}}]}},
+        {"name": "v", "projected": {"sources": sources}},
+    ]);
+    let mount = |path: &str, root: &str, volume: &str| -> Value {
+        json!({"path": path, "root": root, "volume": volume, "origin": "Projected"})
+    };
+    world.facts["containers"][0]["mounts"] =
+        json!([mount("/etc/c/key", root, "v"), mount("/etc/c", "/", "other")]);
+    for file in ["/etc/c/key", "/etc/c/key (deleted)", "/etc/c/key/below"] {
+        world.process()["resources"] = json!([{"kind": "RemadeFile", "detail": file}]);
+        assert_eq!(world.look(violations).is_empty(), comes, "{file}");
+    }
+    world.process()["resources"] = json!([{"kind": "RemadeFile", "detail": "/etc/c/keys"}]);
+    assert_eq!(world.look(violations), [], "it is of the other volume");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use transship_core::migration::{Observed, Role};
 use transship_core::witness::{References, references};
 use transship_rpc as rpc;
 
+use super::ask::no_trial;
 use super::observe::node_gone;
 use super::task::{Parts, task};
 use super::{Error, held_name, manifest, sequential};
@@ -453,12 +454,6 @@ fn hands_over(migration: &Migration, owner_uid: &str) -> bool {
         && migration.annotations().contains_key(names::HANDOVER_TIME)
 }
 
-/// Whether a trial was refused as such: some webhook cannot be called without effects.
-fn no_trial(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status)
-        if status.code == 400 && status.message.contains("does not support dry run"))
-}
-
 /// Whole seconds, as `lastTransitionTime` is kept.
 fn seconds_now() -> String {
     let now = Timestamp::now();
@@ -549,18 +544,6 @@ mod tests {
         assert_eq!(left["ownerReferences"], json!([owners[0]]), "the witness goes with it");
         assert_eq!(left["annotations"], json!({names::WITNESS: null}));
         assert_eq!(left["finalizers"], json!(["other"]));
-    }
-
-    #[test]
-    fn a_cluster_in_which_nothing_can_be_tried_is_told_from_a_refusal() {
-        let answer = |code, message: &str| {
-            let status = json!({"status": "Failure", "code": code, "message": message});
-            kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()))
-        };
-        let webhook = r#"admission webhook "a.b" does not support dry run"#;
-        assert!(no_trial(&answer(400, webhook)));
-        assert!(!no_trial(&answer(403, webhook)));
-        assert!(!no_trial(&answer(400, "not like this")));
     }
 
     #[test]

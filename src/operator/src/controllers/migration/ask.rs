@@ -95,17 +95,25 @@ async fn ask(wanted: &Pod, pods: &Api<Pod>) -> Result<TargetAnswer, String> {
     }
 }
 
+/// Whether an error says no to a dry run as such, and nothing of what was asked: some webhook cannot be called
+/// without effects, by the API server's own words or by the webhook's.
+pub fn no_trial(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    match denial(&status.message) {
+        Some(why) => is_of_dry_runs(why),
+        None => status.code == 400 && status.message.contains("does not support dry run"),
+    }
+}
+
 /// Whether an error is a refusal. Webhooks deny with whatever code they choose, and with 400 without one, as
-/// the API server does for those that do not know dry runs: then their words tell. One that denies dry runs as
-/// such has said nothing of the pod.
+/// the API server does for those that do not know dry runs: then their words tell.
 fn refusal(error: kube::Error) -> Result<TargetAnswer, String> {
+    let untried = no_trial(&error);
     match error {
         kube::Error::Api(status) => {
             let message = status.message.clone();
-            let refused = match denial(&message) {
-                Some(why) => !is_of_dry_runs(why),
-                None => matches!(status.code, 403 | 422),
-            };
+            let denied = denial(&message).is_some() || matches!(status.code, 403 | 422);
+            let refused = denied && !untried;
             if refused { Ok(TargetAnswer::Refused(message)) } else { Err(message) }
         }
         error => Err(error.to_string()),
@@ -155,6 +163,24 @@ mod tests {
             false => Err(message.to_owned()),
         };
         assert_eq!(refusal(error), expected);
+    }
+
+    #[rstest]
+    #[case(400, "admission webhook \"a.b\" does not support dry run", true)]
+    #[case(403, "admission webhook \"a.b\" does not support dry run", false)]
+    #[case(403, "admission webhook \"a.b\" denied the request: dry-run is not supported", true)]
+    #[case(400, "admission webhook \"a.b\" denied the request: dryRun requests are ignored", true)]
+    #[case(400, "admission webhook \"a.b\" denied the request: no team", false)]
+    #[case(403, "pods \"dry-run-0\" is forbidden: exceeded quota: q", false)]
+    #[case(400, "not like this", false)]
+    fn a_cluster_in_which_nothing_can_be_tried_is_told_from_a_refusal(
+        #[case] code: u16,
+        #[case] message: &str,
+        #[case] untried: bool,
+    ) {
+        let status = json!({"status": "Failure", "code": code, "message": message});
+        let error = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
+        assert_eq!(no_trial(&error), untried);
     }
 
     #[test]

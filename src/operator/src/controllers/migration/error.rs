@@ -104,7 +104,7 @@ impl Error {
                 other => Some(other.to_string()),
             },
             Self::Api { what: STORE_MANIFEST, source } => match &**source {
-                kube::Error::Api(status) if matches!(status.code, 400 | 403 | 413 | 422) => {
+                kube::Error::Api(status) if is_refused(status.code, &status.message) => {
                     Some(status.message.clone())
                 }
                 _ => None,
@@ -125,6 +125,13 @@ impl Error {
     }
 }
 
+/// Whether the API server has refused an object. So it has where a webhook that must be heard cannot be: that
+/// may last. Any other failure of its own is one of the moment.
+fn is_refused(code: u16, message: &str) -> bool {
+    let unheard = code == 500 && message.contains("failed calling webhook");
+    unheard || matches!(code, 400 | 403 | 413 | 422)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +148,24 @@ mod tests {
         assert_eq!(error.refusal().as_deref(), Some("exceeded quota: q"));
         assert_eq!((error.class(), error.is_conflict()), (Class::Transient, false));
         assert_eq!(Error::Incomplete("x".into()).refusal(), None);
+    }
+
+    #[rstest::rstest]
+    #[case(403, "exceeded quota: q", true)]
+    #[case(413, "too large", true)]
+    #[case(500, "Internal error occurred: failed calling webhook \"a.b\": no endpoints", true)]
+    #[case(500, "Internal error occurred: etcdserver: request timed out", false)]
+    #[case(503, "apiserver is shutting down", false)]
+    #[case(409, "secrets \"x\" already exists", false)]
+    fn a_manifest_that_is_refused_is_told_from_one_that_is_stored_later(
+        #[case] code: u16,
+        #[case] message: &str,
+        #[case] refused: bool,
+    ) {
+        let status = serde_json::json!({"status": "Failure", "code": code, "message": message});
+        let answer = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
+        let told = Error::api(STORE_MANIFEST)(answer).refusal();
+        assert_eq!(told.as_deref(), refused.then_some(message));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -76,17 +76,18 @@ pub async fn stored(observed: &Observed, context: &Context) -> Result<Option<Sto
     }
 }
 
-/// The Secret that the status tells of, and its content.
-async fn current(observed: &Observed, context: &Context) -> Result<Option<(String, Data)>, Error> {
+/// The Secret that the status tells of, and its content, taken out of it.
+async fn current(observed: &Observed, context: &Context) -> Result<Option<(Secret, Data)>, Error> {
     let Some(wanted) = observed.status().manifest_digest else { return Ok(None) };
     let secrets = secrets(&observed.migration.namespace().unwrap_or_default(), context);
     for name in names::manifest_secrets(observed.uid()) {
         let found = secrets.get_opt(&name).await;
         let found = found.map_err(Error::api("read the Secret with the manifest"))?;
-        if let Some(data) = found.and_then(|secret| secret.data)
+        if let Some(mut secret) = found
+            && let Some(data) = secret.data.take()
             && digest(&data) == wanted
         {
-            return Ok(Some((name, data)));
+            return Ok(Some((secret, data)));
         }
     }
     Ok(None)
@@ -127,32 +128,38 @@ pub async fn store(
     let pod = sequential_pod::manifest(source, observed.manifest.as_ref());
     let data = Stored { pod, network: network.clone(), volumes }.data()?;
     let digest = digest(&data);
-    let old = current(observed, context).await?.map(|(name, _)| name);
+    let old = current(observed, context).await?.map(|(secret, _)| secret);
     let [first, second] = names::manifest_secrets(observed.uid());
-    let name = if old.as_ref() == Some(&first) { second } else { first };
+    let is_first = old.as_ref().is_some_and(|old| old.name_any() == first);
+    let name = if is_first { second } else { first };
     let secrets = secrets(&namespace, context);
+    // By a try that came no further.
+    let left = secrets.get_metadata_opt(&name).await;
+    let left = left.map_err(Error::api("read the Secret with the manifest"))?;
     // Nobody but the one who has seen the Migration as it is may go on: what a former leader takes for left over
-    // may be what its successor has stored.
+    // may be what its successor has stored. What that stores after this goes by another UID.
     note(migration, observed.status().manifest_digest.as_deref(), context).await?;
-    // Left by a try that came no further.
-    delete_one(&secrets, &name).await?;
+    if let Some(left) = left {
+        delete_one(&secrets, &name, left.metadata.uid).await?;
+    }
     let secret = Secret {
         metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
         data: Some(data),
         immutable: Some(true),
         ..Secret::default()
     };
-    secrets.create(&PostParams::default(), &secret).await.map_err(Error::api(STORE_MANIFEST))?;
+    let made = secrets.create(&PostParams::default(), &secret).await;
+    let made = made.map_err(Error::api(STORE_MANIFEST))?;
     let noted = note(migration, Some(&digest), context).await;
     if matches!(&noted, Err(Error::Api { source, .. })
         if matches!(&**source, kube::Error::Api(status) if status.is_not_found()))
     {
         // The Migration has vanished, and perhaps with it what the Secret would be found by.
-        delete_one(&secrets, &name).await?;
+        delete_one(&secrets, &name, made.metadata.uid).await?;
     }
     noted?;
     match old {
-        Some(old) => delete_one(&secrets, &old).await,
+        Some(old) => delete_one(&secrets, &old.name_any(), old.metadata.uid).await,
         None => Ok(()),
     }
 }
@@ -176,22 +183,72 @@ async fn note(migration: &Migration, digest: Option<&str>, context: &Context) ->
 pub async fn delete(namespace: &str, uid: &str, context: &Context) -> Result<(), Error> {
     let secrets = secrets(namespace, context);
     for name in names::manifest_secrets(uid) {
-        delete_one(&secrets, &name).await?;
+        delete_one(&secrets, &name, None).await?;
     }
     Ok(())
 }
 
-async fn delete_one(secrets: &Api<Secret>, name: &str) -> Result<(), Error> {
-    match secrets.delete(name, &DeleteParams::default()).await {
+/// With a UID only the Secret that has it: another one of that name is somebody else's.
+async fn delete_one(secrets: &Api<Secret>, name: &str, uid: Option<String>) -> Result<(), Error> {
+    let only = |uid| Preconditions { uid: Some(uid), resource_version: None };
+    let preconditions = uid.map(only);
+    let is_guarded = preconditions.is_some();
+    let params = DeleteParams { preconditions, ..DeleteParams::default() };
+    match secrets.delete(name, &params).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(kube::Error::Api(status)) if is_guarded && status.is_conflict() => Ok(()),
         Err(error) => Err(Error::api("delete the Secret with the manifest")(error)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::body::Body;
+    use axum::http::{Request, Response, StatusCode};
+    use serde_json::Value;
+
     use super::*;
+
+    /// An API server with one Secret, of this UID while it is there.
+    async fn answer(
+        secret: Arc<Mutex<Option<&'static str>>>,
+        request: Request<kube::client::Body>,
+    ) -> Result<Response<Body>, std::io::Error> {
+        let body = axum::body::to_bytes(Body::new(request.into_body()), 1 << 20).await;
+        let wanted: Value = serde_json::from_slice(&body.map_err(std::io::Error::other)?)?;
+        let wanted = wanted["preconditions"]["uid"].as_str();
+        let mut secret = secret.lock().unwrap();
+        let (code, reason) = match (&*secret, wanted) {
+            (None, _) => (StatusCode::NOT_FOUND, "NotFound"),
+            (Some(uid), Some(wanted)) if *uid != wanted => (StatusCode::CONFLICT, "Conflict"),
+            (Some(_), _) => (StatusCode::OK, ""),
+        };
+        let outcome = if code.is_success() { "Success" } else { "Failure" };
+        if code.is_success() {
+            *secret = None;
+        }
+        let said = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": outcome,
+            "reason": reason, "code": code.as_u16()});
+        let response = Response::builder().status(code).body(Body::from(said.to_string()));
+        response.map_err(std::io::Error::other)
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_another_leader_has_stored_under_the_same_name_stays() {
+        let secret = Arc::new(Mutex::new(Some("uid-2")));
+        let server = secret.clone();
+        let service = move |request: Request<kube::client::Body>| answer(server.clone(), request);
+        let client = kube::Client::new(tower::service_fn(service), "shop");
+        let secrets: Api<Secret> = Api::namespaced(client, "shop");
+        delete_one(&secrets, "m", Some("uid-1".into())).await.unwrap();
+        assert_eq!(*secret.lock().unwrap(), Some("uid-2"));
+        delete_one(&secrets, "m", Some("uid-2".into())).await.unwrap();
+        assert_eq!(*secret.lock().unwrap(), None);
+        delete_one(&secrets, "m", Some("uid-2".into())).await.unwrap();
+    }
 
     #[test]
     fn what_is_stored_is_read_as_it_was_and_nothing_less() {
