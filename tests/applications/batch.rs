@@ -12,8 +12,8 @@ use crate::frame::{Application, Session, World};
 /// The longest that a hundred thousand numbers may take, on a machine that others use.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Numbers in a row are compressed until they are enough, by two threads. The loop makes a new
-/// process for each hundred thousand of them.
+/// Numbers in a row are compressed until they are enough, by two threads. The loop makes new
+/// processes for each hundred thousand of them.
 const SCRIPT: &str = "until [ -e /tmp/begin ]; do sleep 0.1; done
     n=0
     while [ ! -e /tmp/enough ]; do
