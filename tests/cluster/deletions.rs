@@ -1,6 +1,7 @@
 //! People who delete one of the pods of a sequential move, at each of its steps: the source, the pod of the
-//! restore on trial, or the pod that was made again and does not run yet. What they wish comes true, or they were too late or too early
-//! to mean anything; one copy runs at any time, and the Migration tells what became of the pod.
+//! restore on trial, or the pod that was made again and does not run yet. What they wish comes true, or they were
+//! too late or too early to mean anything; one copy runs at any time, and the Migration tells what became of the
+//! pod.
 
 use std::time::Duration;
 
