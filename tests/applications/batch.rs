@@ -1,20 +1,23 @@
 //! A batch job: a pipe of programs that write one file, whose content does not depend on when they
 //! were moved.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use transship_tests::cluster::Pod;
+use transship_tests::cluster::{Cluster, Pod};
 
-use crate::frame::{Application, World};
+use crate::frame::{Application, Session, World};
 
-/// Numbers in a row are compressed until they are enough, by two threads. The loop makes a new
-/// process for each hundred thousand of them.
+/// The longest that a hundred thousand numbers may take, on a machine that others use.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Numbers in a row are compressed until they are enough, by two threads. The loop makes new
+/// processes for each hundred thousand of them.
 const SCRIPT: &str = "until [ -e /tmp/begin ]; do sleep 0.1; done
     n=0
     while [ ! -e /tmp/enough ]; do
-        seq $((n + 1)) $((n + 100000)); n=$((n + 100000)); echo $n > /tmp/count
+        seq $((n + 1)) $((n + 100000)); n=$((n + 100000)); echo $n > /tmp/next; mv /tmp/next /tmp/count
     done | zstd -q -T2 -9 > /tmp/numbers.zst
     touch /tmp/done
     exec sleep infinity";
@@ -34,10 +37,17 @@ pub fn compression() -> Application {
         prepare: |world, pod| {
             run(world, pod, "touch /tmp/begin")?;
             world.cluster.await_that("the file is written", Duration::from_secs(60), || {
-                Ok(run(world, pod, "stat -c %s /tmp/numbers.zst")?.trim() != "0")
+                let is_counted = run(world, pod, "test -s /tmp/count && echo yes || true")?;
+                Ok(is_counted == "yes\n"
+                    && run(world, pod, "stat -c %s /tmp/numbers.zst")?.trim() != "0")
             })
         },
-        open: |_, _, _| anyhow::bail!("nobody is connected to a batch job"),
+        open: |world, pod, _| {
+            let mut watch =
+                Watch { cluster: world.cluster.view(), pod: pod.name.clone(), begun: 0, seen: 0 };
+            watch.begun = watch.hundred_thousands()?;
+            Ok(Box::new(watch))
+        },
         verify: |world, pod, _| {
             let running = run(world, pod, "test -e /tmp/done || echo yes")?;
             ensure!(running == "yes\n", "it ended before it was told to");
@@ -56,4 +66,34 @@ pub fn compression() -> Application {
 
 fn run(world: &World, pod: &Pod, script: &str) -> Result<String> {
     world.cluster.kubectl(&["exec", &pod.name, "--", "sh", "-c", script])
+}
+
+/// Nobody writes to a batch job: the n-th write is the n-th hundred thousand of numbers from now on.
+struct Watch {
+    cluster: Cluster,
+    pod: String,
+    begun: u64,
+    /// So many have come since.
+    seen: u64,
+}
+
+impl Watch {
+    /// How many there are.
+    fn hundred_thousands(&self) -> Result<u64> {
+        let text = self.cluster.kubectl(&["exec", &self.pod, "--", "cat", "/tmp/count"])?;
+        let count: u64 = text.trim().parse().with_context(|| format!("{text:?} is no count"))?;
+        Ok(count / 100_000)
+    }
+}
+
+impl Session for Watch {
+    fn write(&mut self, n: u64) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while self.seen < n {
+            ensure!(Instant::now() < end, "no further number was written within {PATIENCE:?}");
+            let all = self.hundred_thousands()?;
+            self.seen = all.checked_sub(self.begun).context("the numbers have begun anew")?;
+        }
+        Ok(())
+    }
 }

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use transship_tests::cluster::{Cluster, Pod};
+use transship_tests::cluster::{Cluster, Pod, condition};
 
 const IMAGE: &str = "localhost/transship-applications:1";
 /// The longest that a migration may take.
@@ -39,7 +39,8 @@ pub struct Application {
     pub pod: Value,
     /// Without which it cannot be moved.
     pub setting: Option<Setting>,
-    /// Connections that write at the same time.
+    /// Connections that write at the same time and live through all moves. Where there are none a session is
+    /// opened before the first move and after each, and ends before the next.
     pub sessions: usize,
     /// What must be there before the first session: tables, queues.
     pub prepare: fn(&World, &Pod) -> Result<()>,
@@ -228,14 +229,19 @@ impl Load {
     }
 
     /// Waits until every session has made more writes; says why one does not.
-    fn goes_on(&mut self, cluster: &Cluster) -> Result<()> {
+    fn goes_on(&mut self, world: &World, application: &Application, pod: &Pod) -> Result<()> {
+        if application.sessions == 0 {
+            let mut session = (application.open)(world, pod, 0)?;
+            return (1..=WRITES).try_for_each(|n| session.write(n));
+        }
         let before = self.counts();
         let threads = &self.threads;
-        let went_on = cluster.await_that("every session goes on", Duration::from_secs(60), || {
-            let now = self.counts();
-            Ok(threads.iter().any(JoinHandle::is_finished)
-                || now.iter().zip(&before).all(|(now, before)| *now >= before + WRITES))
-        });
+        let went_on =
+            world.cluster.await_that("every session goes on", Duration::from_secs(60), || {
+                let now = self.counts();
+                Ok(threads.iter().any(JoinHandle::is_finished)
+                    || now.iter().zip(&before).all(|(now, before)| *now >= before + WRITES))
+            });
         if self.threads.iter().any(JoinHandle::is_finished) {
             self.end()?;
             bail!("a session ended by itself");
@@ -271,7 +277,7 @@ fn started(cluster: &Cluster, name: &str) -> Result<Pod> {
 }
 
 /// Started without its setting, an application is refused by a check that names the setting, and nothing else
-/// speaks against its move.
+/// speaks against its move: when it is asked for, and when it is meant. The pod is left alone.
 pub fn is_refused_without(
     world: &World,
     application: &Application,
@@ -281,18 +287,34 @@ pub fn is_refused_without(
     let name = format!("{}-unset", application.name);
     cluster.apply(&deployment(application, &name, None).to_string())?;
     let pod = started(cluster, &name)?;
-    let question = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "Migration",
-        "metadata": {"name": name},
-        "spec": {"podName": pod.name, "targetNode": pod.other_node(), "dryRun": true}});
-    cluster.apply(&question.to_string())?;
-    cluster.ended(&name, PATIENCE)?;
-    let status = cluster.get("migration", &name)?["status"].clone();
-    let found = status["violations"].as_array().context("nothing was found")?;
+    let before = cluster.get("pod", &pod.name)?;
     let has_it = |violation: &Value| {
         let remedy = violation["remedy"].as_str().unwrap_or_default();
         violation["check"] == setting.check && remedy.contains(setting.remedy)
     };
-    ensure!(!found.is_empty() && found.iter().all(has_it), "{status:#}");
+    for dry_run in [true, false] {
+        let migration = format!("{name}-{}", if dry_run { "asked" } else { "meant" });
+        let manifest = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "Migration",
+            "metadata": {"name": migration},
+            "spec": {"podName": pod.name, "targetNode": pod.other_node(), "dryRun": dry_run}});
+        cluster.apply(&manifest.to_string())?;
+        cluster.ended(&migration, PATIENCE)?;
+        let object = cluster.get("migration", &migration)?;
+        let (status, reason, message) = condition(&object, "Succeeded");
+        ensure!(status == "False" && reason == "PreflightFailed", "{reason}: {message}");
+        let status = &object["status"];
+        let found = status["violations"].as_array().context("nothing was found")?;
+        ensure!(!found.is_empty() && found.iter().all(has_it), "{status:#}");
+        ensure!(status["frozenAt"].is_null() && status["target"]["podUID"].is_null(), "{status:#}");
+    }
+    let after = cluster.get("pod", &pod.name)?;
+    ensure!(Pod::of(&after) == pod, "{pod:?} became {after:#}");
+    ensure!(after["metadata"]["annotations"]["transship.dev/claim"].is_null(), "{after:#}");
+    let container = |pod: &Value| {
+        let status = &pod["status"]["containerStatuses"][0];
+        [status["containerID"].clone(), status["restartCount"].clone(), status["state"].clone()]
+    };
+    ensure!(container(&after) == container(&before), "{before:#} became {after:#}");
     // The others need the machine.
     cluster.kubectl(&["delete", "deployment", &name, "--wait=false"]).map(drop)
 }
@@ -305,7 +327,7 @@ pub fn moves_to_and_fro(world: &World, application: &Application) -> Result<()> 
     let mut pod = started(cluster, name)?;
     (application.prepare)(world, &pod)?;
     let mut load = Load::start(world, application, &pod)?;
-    load.goes_on(cluster).context("before the first move")?;
+    load.goes_on(world, application, &pod).context("before the first move")?;
     for round in ["there", "back"] {
         let migration = cluster.migrate(&pod.name, pod.other_node())?;
         let object = cluster.succeeded(&migration, PATIENCE)?;
@@ -317,7 +339,8 @@ pub fn moves_to_and_fro(world: &World, application: &Application) -> Result<()> 
             object["status"]["downtime"].as_str().unwrap_or("?"),
             object["status"]["bytesTotal"]
         );
-        load.goes_on(cluster).with_context(|| format!("after the move {round}"))?;
+        load.goes_on(world, application, &after)
+            .with_context(|| format!("after the move {round}"))?;
         pod = after;
     }
     load.end()?;

@@ -157,6 +157,23 @@ fn usage(cluster: &Cluster, pod: &Pod) -> Result<Value> {
     found.cloned().with_context(|| format!("kubelet has no statistics of {}", pod.name))
 }
 
+/// What metrics-server reads tells of the pod's container.
+fn is_measured(cluster: &Cluster, pod: &Pod) -> Result<bool> {
+    const METRICS: [&str; 3] = [
+        "container_cpu_usage_seconds_total{",
+        "container_memory_working_set_bytes{",
+        "container_start_time_seconds{",
+    ];
+    let path = format!("/api/v1/nodes/{}/proxy/metrics/resource", pod.node);
+    let told = cluster.kubectl(&["get", "--raw", &path])?;
+    let ours = format!("pod=\"{}\"", pod.name);
+    for metric in METRICS {
+        let is_it = |line: &str| line.starts_with(metric) && line.contains(&ours);
+        ensure!(told.lines().any(is_it), "{metric}…}} of {} is missing", pod.name);
+    }
+    Ok(true)
+}
+
 /// Logs of before and after: each line once, in order, and nothing is lost.
 fn logs_are_whole(cluster: &Cluster, pod: &Pod) -> Result<()> {
     let mut log = String::new();
@@ -221,7 +238,7 @@ fn a_moved_pod_logs_attaches_forwards_measures_and_stops_like_any_other() -> Res
     ensure!(answer == *b"2\n", "{answer:?}");
     drop(forward);
 
-    // What kubelet measures, which is what `kubectl top` shows.
+    // What kubelet measures, and from where `kubectl top` has it.
     let mut busy = 0;
     cluster.await_that("kubelet measures the pod", Duration::from_secs(60), || {
         let stats = usage(&cluster, &pod)?;
@@ -232,6 +249,11 @@ fn a_moved_pod_logs_attaches_forwards_measures_and_stops_like_any_other() -> Res
         let memory = container["memory"]["workingSetBytes"].as_u64().unwrap_or(0);
         Ok(went_on && (1 << 20..100 << 20).contains(&memory))
     })?;
+    cluster.await_that(
+        "kubelet tells metrics-server of the pod",
+        Duration::from_secs(60),
+        || is_measured(&cluster, &pod),
+    )?;
 
     stops_when_it_is_deleted(&cluster, &pod)?;
     cluster.rolled_out("any")

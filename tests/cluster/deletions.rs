@@ -1,6 +1,7 @@
-//! People who delete one of the pods of a sequential move: the source, the pod of the restore on trial, or the
-//! pod that was made again and does not run yet. What they wish comes true, or they were too late or too early
-//! to mean anything; one copy runs at any time, and the Migration tells what became of the pod.
+//! People who delete one of the pods of a sequential move, at each of its steps: the source, the pod of the
+//! restore on trial, or the pod that was made again and does not run yet. What they wish comes true, or they were
+//! too late or too early to mean anything; one copy runs at any time, and the Migration tells what became of the
+//! pod.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use transship_tests::{
     cluster::{Cluster, Pod, condition},
     faults::{
         Gate,
-        driver::{Scene, begin, evidence},
+        driver::{Missed, Probe, Scene, begin, evidence, in_time},
         judge,
         moment::Moment,
         nodes::{NODES, restarts},
@@ -43,10 +44,10 @@ enum Owner {
 /// Which pod is deleted, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
-    /// Both sides have begun, and nobody has voted.
-    Source,
-    /// Both sides have voted, and nothing is decided.
-    Trial,
+    /// Nothing is decided.
+    Source(Moment),
+    /// Nothing is decided.
+    Trial(Moment),
     /// It was made again and waits behind its gate. The API server removes a pod without a node at once, so
     /// nobody sees who meant it.
     Gated,
@@ -76,8 +77,8 @@ impl Owner {
 impl Victim {
     fn fate(self) -> Fate {
         match self {
-            Self::Source | Self::LetGo => Fate::Gone,
-            Self::Trial => Fate::Stayed,
+            Self::Source(_) | Self::LetGo => Fate::Gone,
+            Self::Trial(_) => Fate::Stayed,
             Self::Gated => Fate::Moved,
         }
     }
@@ -85,8 +86,8 @@ impl Victim {
     /// How the Migration may have ended: `Succeeded`, phase, reason.
     fn ends(self) -> &'static [[&'static str; 3]] {
         match self {
-            Self::Source => &[["False", "RolledBack", "SourceGone"]],
-            Self::Trial => &[["False", "RolledBack", "TargetGone"]],
+            Self::Source(_) => &[["False", "RolledBack", "SourceGone"]],
+            Self::Trial(_) => &[["False", "RolledBack", "TargetGone"]],
             Self::Gated => &[["True", "Succeeded", "Migrated"]],
             Self::LetGo => &[["False", "Failed", "TargetGone"], ["True", "Succeeded", "Migrated"]],
         }
@@ -94,22 +95,34 @@ impl Victim {
 }
 
 fn play(cluster: &Cluster, owner: Owner, victim: Victim) -> Result<()> {
+    let what = format!("{owner:?}, {victim:?}");
+    in_time(&what, || attempt(cluster, owner, victim)).context(what)
+}
+
+fn attempt(cluster: &Cluster, owner: Owner, victim: Victim) -> Result<()> {
     let source = running(cluster, POD)?;
     let scene = Scene::new(cluster, NODES, source, NAME);
     let outcome = comes_true(&scene, owner, victim);
     Gate::open_all(cluster)?;
-    outcome.map_err(|error| anyhow!("{owner:?}, {victim:?}: {error:#}\n{}", evidence(&scene)))?;
+    let missed = matches!(&outcome, Err(error) if error.is::<Missed>());
+    if missed {
+        // Nothing has happened to it.
+        cluster.succeeded(NAME, PATIENCE)?;
+    } else if let Err(error) = &outcome {
+        return Err(anyhow!("{error:#}\n{}", evidence(&scene)));
+    }
     let migration = cluster.get("migration", NAME)?;
     drop(scene);
 
-    if owner == Owner::Nobody && victim.fate() == Fate::Gone {
+    if owner == Owner::Nobody && victim.fate() == Fate::Gone && !missed {
         cluster.await_that("the pod's name is free", SOON, || {
             cluster.apply(&owner.manifest()).map(|_| true)
         })?;
     }
     running(cluster, POD)?;
     nothing_is_left(cluster, &migration, POD)?;
-    cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"]).map(drop)
+    cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
+    outcome
 }
 
 fn comes_true(scene: &Scene, owner: Owner, victim: Victim) -> Result<()> {
@@ -148,23 +161,42 @@ fn comes_true(scene: &Scene, owner: Owner, victim: Victim) -> Result<()> {
     scene.history.kept_its_word()
 }
 
+/// Begins the move and waits for a moment before the decision, which is not made before the gates are opened:
+/// to delete something takes longer than some moments.
+fn stop_at(scene: &Scene, moment: Moment) -> Result<Option<Probe>> {
+    if moment.gate().is_none() {
+        Gate::Decision.close(scene.cluster)?;
+    }
+    begin(scene, moment, None)
+}
+
+/// Lets what was kept standing go on.
+fn go_on(standing: Option<Probe>) {
+    if let Some(standing) = standing {
+        // The move may have been given up and have ended it.
+        let _ = standing.go_on();
+    }
+}
+
 /// Deletes the victim when it is its time.
 fn strike(scene: &Scene, victim: Victim) -> Result<()> {
     let cluster = scene.cluster;
     let delete = |name: &str| cluster.kubectl(&["delete", "pod", name, "--wait=false"]).map(drop);
     match victim {
-        Victim::Source => {
-            begin(scene, Moment::Prepared, None)?;
+        Victim::Source(moment) => {
+            let standing = stop_at(scene, moment)?;
             delete(POD)?;
+            go_on(standing);
             await_end(cluster, POD, &scene.source.uid)
         }
-        Victim::Trial => {
-            begin(scene, Moment::Voted, None)?;
+        Victim::Trial(moment) => {
+            let standing = stop_at(scene, moment)?;
             let target = scene.history.latest()["status"]["target"].clone();
             let text = |key: &str| target[key].as_str().with_context(|| format!("no {key}"));
             let (name, uid) = (text("podName")?, text("podUID")?);
             ensure!(name != POD, "the pod on trial has the source's name");
             delete(name)?;
+            go_on(standing);
             await_end(cluster, name, uid)
         }
         Victim::Gated => {
@@ -238,9 +270,12 @@ fn the_source_the_pod_on_trial_or_the_one_made_again_is_deleted() -> Result<()> 
     let cluster = Cluster::with_namespace("stateful-deletions")?;
     Gate::open_all(&cluster)?;
     cluster.apply(&Owner::StatefulSet.manifest())?;
-    [Victim::Source, Victim::Trial, Victim::Gated, Victim::LetGo]
-        .iter()
-        .try_for_each(|victim| play(&cluster, Owner::StatefulSet, *victim))
+    let of_either = [Moment::Prepared, Moment::TargetStarts, Moment::Dumping, Moment::Restoring];
+    let sources = of_either.map(Victim::Source);
+    let trials = of_either.map(Victim::Trial);
+    let later = [Victim::Trial(Moment::Voted), Victim::Gated, Victim::LetGo];
+    let mut victims = sources.into_iter().chain(trials).chain(later);
+    victims.try_for_each(|victim| play(&cluster, Owner::StatefulSet, victim))
 }
 
 #[test]
@@ -248,7 +283,7 @@ fn a_bare_pod_that_is_deleted_in_a_move_is_not_made_again() -> Result<()> {
     let cluster = Cluster::with_namespace("bare-deletions")?;
     Gate::open_all(&cluster)?;
     cluster.apply(&Owner::Nobody.manifest())?;
-    [Victim::Source, Victim::LetGo]
+    [Victim::Source(Moment::Freezing), Victim::Source(Moment::Voted), Victim::LetGo]
         .iter()
         .try_for_each(|victim| play(&cluster, Owner::Nobody, *victim))
 }

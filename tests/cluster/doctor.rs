@@ -85,6 +85,41 @@ fn the_doctor_answers_for_pod_node_and_cluster_and_authors_are_warned() -> Resul
     ensure!(warned.contains("hostNetwork"), "{warned}");
     let warned = apply("silent", Value::Null)?;
     ensure!(!warned.contains("Warning"), "{warned}");
+    every_kind_is_warned(&cluster, &spec)
+}
+
+/// Whatever makes pods of a template that asks, and a pod itself: nothing is stored.
+fn every_kind_is_warned(cluster: &Cluster, spec: &Value) -> Result<()> {
+    let mut ending = spec.clone();
+    ending["restartPolicy"] = json!("Never");
+    let metadata =
+        json!({"labels": {"app": "kind"}, "annotations": {"transship.dev/movable": "true"}});
+    let template = json!({"metadata": metadata, "spec": spec});
+    let job = json!({"template": {"metadata": metadata, "spec": ending}});
+    let selected = json!({"selector": {"matchLabels": {"app": "kind"}}, "template": template});
+    let mut served = selected.clone();
+    served["serviceName"] = json!("kind");
+    for (version, kind, spec) in [
+        ("apps/v1", "DaemonSet", &selected),
+        ("apps/v1", "Deployment", &selected),
+        ("apps/v1", "ReplicaSet", &selected),
+        ("apps/v1", "StatefulSet", &served),
+        ("batch/v1", "CronJob", &json!({"schedule": "0 3 * * *", "jobTemplate": {"spec": job}})),
+        ("batch/v1", "Job", &job),
+        ("v1", "Pod", spec),
+    ] {
+        let mut object = json!({"apiVersion": version, "kind": kind,
+            "metadata": {"name": "kind"}, "spec": spec});
+        if kind == "Pod" {
+            object["metadata"]["annotations"] = metadata["annotations"].clone();
+        }
+        let output = cluster.try_dry_apply(&object.to_string())?;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let is_told = ["Warning", "hostNetwork", "io_uring"].iter().all(|word| told.contains(word));
+        ensure!(output.status.success() && is_told, "{kind}: {told}");
+        let alone = kind == "DaemonSet";
+        ensure!(told.contains("DaemonSet") == alone, "{kind}: {told}");
+    }
     Ok(())
 }
 

@@ -13,7 +13,9 @@ use crate::counter;
 
 /// The source must be the same pod, running, connected; the target gone on both counts.
 pub fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result<()> {
-    let now = cluster.pod("app=counter")?;
+    let labels = cluster.get("pod", &before.name)?["metadata"]["labels"].clone();
+    let app = labels["app"].as_str().context("it is gone, or has no label app")?;
+    let now = cluster.pod(&format!("app={app}"))?;
     ensure!(&now == before, "{before:?} became {now:?}");
     let so_far = client.replies();
     // The pod may stand still for half a minute here, and TCP's next try comes within twice that time.

@@ -49,7 +49,7 @@ written = open("/tmp/numbers").read().split()
 sys.exit(0 if written == [str(number) for number in range(1, n + 1)] else 1)
 "#;
 
-/// A CronJob that makes no Job by itself, and an indexed Job.
+/// A CronJob that makes no Job by itself, and an indexed Job whose containers are restarted if they fail.
 const MANIFEST: &str = r#"
 apiVersion: batch/v1
 kind: CronJob
@@ -77,10 +77,10 @@ spec:
   completionMode: Indexed
   completions: 2
   parallelism: 2
-  backoffLimit: 0
+  backoffLimit: 3
   template:
     spec:
-      restartPolicy: Never
+      restartPolicy: OnFailure
       terminationGracePeriodSeconds: 1
       containers:
         - name: numbers
@@ -175,7 +175,7 @@ fn a_pod_of_a_cron_job_moves_to_and_fro_and_is_counted_once() -> Result<()> {
 }
 
 #[test]
-fn a_pod_of_an_indexed_job_keeps_its_index() -> Result<()> {
+fn a_pod_of_an_indexed_job_keeps_its_index_and_restarts_its_container_on_failure() -> Result<()> {
     let cluster = deploy("shards")?;
     let selector = |index: u32| {
         format!(
@@ -188,6 +188,17 @@ fn a_pod_of_an_indexed_job_keeps_its_index() -> Result<()> {
     was_served(client)?;
     let host = cluster.kubectl(&["exec", &one.name, "--", "cat", "/proc/sys/kernel/hostname"])?;
     ensure!(host.trim() == "shards-1", "{host}");
+
+    // A number that is out of order makes it fail.
+    let spoil = "echo 0 >> /tmp/numbers; touch /tmp/finish";
+    cluster.kubectl(&["exec", &one.name, "--", "sh", "-c", spoil])?;
+    cluster.await_that("kubelet starts the moved container anew", SOON, || {
+        let status = cluster.get("pod", &one.name)?["status"]["containerStatuses"][0].clone();
+        Ok(status["restartCount"] == 1
+            && status["lastState"]["terminated"]["exitCode"] == 1
+            && status["state"]["running"].is_object())
+    })?;
+    ensure!(started(&cluster, &selector(1))? == one, "another pod took its place");
     let zero = started(&cluster, &selector(0))?;
     finish(&cluster, &one)?;
     finish(&cluster, &zero)?;

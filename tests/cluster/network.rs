@@ -2,7 +2,7 @@
 //! translation the source's node kept.
 
 use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +12,10 @@ use transship_tests::{
     counter::Client,
 };
 
-use crate::counter;
+use crate::{
+    counter,
+    sequential::{EMPTY_DIR, owner_and_service_have, running, spec, stateful},
+};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -44,14 +47,21 @@ fn choice(migration: &Value) -> (&str, &str) {
     (text("chosenNetwork"), text("choiceMessage"))
 }
 
-/// The address of a Service.
-fn service(cluster: &Cluster, name: &str) -> Result<String> {
+/// The addresses of a Service, one of each family.
+fn service(cluster: &Cluster, name: &str) -> Result<Vec<IpAddr>> {
     let service = cluster.get("service", name)?;
-    Ok(service["spec"]["clusterIP"].as_str().context("no clusterIP")?.to_owned())
+    let texts = service["spec"]["clusterIPs"].as_array().context("no clusterIPs")?;
+    let parse = |ip: &Value| -> Result<IpAddr> { Ok(ip.as_str().context("no text")?.parse()?) };
+    let addresses = texts.iter().map(parse).collect::<Result<Vec<_>>>()?;
+    let is_one_of_each = addresses.len() == 2 && addresses[0].is_ipv4() != addresses[1].is_ipv4();
+    ensure!(is_one_of_each, "{addresses:?}");
+    Ok(addresses)
 }
 
-/// Deploys the talker as `name`.
-fn deploy(cluster: &Cluster, name: &str, replicas: u8, target: &str) -> Result<()> {
+/// Deploys the talker as `name`, connected to each of the targets.
+fn deploy(cluster: &Cluster, name: &str, replicas: u8, targets: &[IpAddr]) -> Result<()> {
+    let targets: Vec<String> = targets.iter().map(IpAddr::to_string).collect();
+    let target = if targets.is_empty() { "none".to_owned() } else { targets.join(",") };
     let manifest = include_str!("talker.yaml")
         .replace("NAME", name)
         .replace("REPLICAS", &replicas.to_string())
@@ -121,9 +131,49 @@ fn with_a_new_address_clients_are_told_and_the_state_is_kept() -> Result<()> {
 }
 
 #[test]
+fn a_pod_of_a_stateful_set_gets_a_new_address_of_each_family_and_keeps_its_state() -> Result<()> {
+    let cluster = Cluster::with_namespace("close-stateful")?;
+    let manifest = stateful(&spec(EMPTY_DIR, "", ""), "").replace(
+        r#"create_server((\"\", 8080))"#,
+        r#"create_server((\"\", 8080), family=socket.AF_INET6, dualstack_ipv6=True)"#,
+    );
+    cluster.apply(&manifest)?;
+    let before = running(&cluster, "web-0")?;
+    let at = |ip: &str| -> Result<SocketAddr> { Ok(SocketAddr::new(ip.parse()?, 8080)) };
+    ensure!(before.ips.len() == 2, "{before:?}");
+    // One of a family that is busy, and one of the other that waits.
+    let mut idle = TcpStream::connect(at(&before.ips[0])?)?;
+    idle.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let client = Client::connect(at(&before.ips[1])?, Duration::from_millis(5))?;
+
+    let migration = cluster.succeeded(&apply(&cluster, &before, "Close")?, PATIENCE)?;
+    let status = &migration["status"];
+    ensure!(status["handOver"] == "Sequential" && choice(&migration).0 == "Close", "{status:#}");
+    let after = running(&cluster, "web-0")?;
+    ensure!(after.uid != before.uid && after.node == before.other_node(), "{after:?}");
+    let is_new = after.ips.iter().all(|ip| !before.ips.contains(ip));
+    ensure!(after.ips.len() == 2 && is_new, "{:?} → {:?}", before.ips, after.ips);
+    let report = client.stop();
+    let broken = report.broken.clone().context("the connection went on")?;
+    ensure!(broken.contains("reset by peer") && report.jumps.is_empty(), "{report:?}");
+    let error = idle.read(&mut [0; 8]).err().context("the idle connection is not closed")?;
+    ensure!(error.kind() == ErrorKind::ConnectionReset, "the idle client saw {error}");
+
+    // The same process is found by its new addresses.
+    owner_and_service_have(&cluster, &after)?;
+    let mut last = report.last;
+    for ip in &after.ips {
+        let report = Client::connect(at(ip)?, Duration::from_millis(5))?.stop();
+        ensure!(report.is_whole() && report.first > last, "{report:?} after {last}");
+        last = report.last;
+    }
+    Ok(())
+}
+
+#[test]
 fn connections_to_a_service_go_on_with_the_pod() -> Result<()> {
     let cluster = Cluster::with_namespace("clusterip")?;
-    deploy(&cluster, "backend", 3, "none")?;
+    deploy(&cluster, "backend", 3, &[])?;
     deploy(&cluster, "client", 1, &service(&cluster, "backend")?)?;
     let mut pod = cluster.pod("app=client")?;
     let state = all_go_on(&cluster, &pod)?;
@@ -144,10 +194,11 @@ fn connections_with_the_nodes_own_address_are_listed_or_ended() -> Result<()> {
     // A pod that reaches itself through its Service sees the node as its peer.
     cluster.apply(
         "apiVersion: v1\nkind: Service\nmetadata: {name: loop}\n\
-         spec: {selector: {app: loop}, ports: [{name: tcp, port: 9000}]}\n",
+         spec: {ipFamilyPolicy: RequireDualStack, selector: {app: loop}, \
+         ports: [{name: tcp, port: 9000}]}\n",
     )?;
-    let address = service(&cluster, "loop")?;
-    deploy(&cluster, "loop", 1, &address)?;
+    let addresses = service(&cluster, "loop")?;
+    deploy(&cluster, "loop", 1, &addresses)?;
     let before = cluster.pod("app=loop")?;
     all_go_on(&cluster, &before)?;
 
@@ -156,14 +207,20 @@ fn connections_with_the_nodes_own_address_are_listed_or_ended() -> Result<()> {
     let refused = cluster.get("migration", &name)?;
     let (status, reason, message) = condition(&refused, "Succeeded");
     ensure!((status.as_str(), reason.as_str()) == ("False", "PreflightFailed"), "{refused:#}");
-    for words in ["TranslatedConnections", &format!("{address}:9000 (8)"), "network: Auto"] {
+    let peers: Vec<String> =
+        addresses.iter().map(|ip| SocketAddr::new(*ip, 9000).to_string()).collect();
+    for words in ["TranslatedConnections", "network: Auto"] {
         ensure!(message.contains(words), "{message}");
+    }
+    for peer in &peers {
+        ensure!(message.contains(&format!("{peer} (4)")), "{peer}: {message}");
     }
     all_go_on(&cluster, &before)?;
 
     let (migration, after) = moved(&cluster, &before, "loop", "Auto")?;
     let (network, message) = choice(&migration);
-    ensure!(network == "Preserve" && message.contains(&address), "{network}: {message}");
+    let all = peers.iter().all(|peer| message.contains(peer));
+    ensure!(network == "Preserve" && all, "{network}: {message}");
     ensure!(after.ip == before.ip);
     cluster.await_that("the application knows", Duration::from_secs(20), || {
         let state = ask(&after)?;
@@ -205,7 +262,7 @@ impl Drop for Disguise<'_> {
 #[test]
 fn where_the_network_is_not_known_auto_gives_a_new_address_and_says_why() -> Result<()> {
     let cluster = Cluster::with_namespace("unknown")?;
-    deploy(&cluster, "bound", 1, "none")?;
+    deploy(&cluster, "bound", 1, &[])?;
     let before = cluster.pod("app=bound")?;
     let disguise = Disguise::put_on(&cluster, &before.node)?;
 

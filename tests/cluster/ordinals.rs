@@ -1,10 +1,11 @@
-//! People who scale or delete a StatefulSet, or delete its pod, in the middle of a move of that pod.
+//! People who scale, roll or delete a StatefulSet, or delete its pod, in the middle of a move of that pod.
 
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail, ensure};
+use serde_json::Value;
 use transship_tests::{
-    cluster::{Cluster, condition},
+    cluster::{Cluster, Pod, condition},
     faults::{
         Gate,
         driver::{Scene, begin, evidence},
@@ -43,15 +44,26 @@ enum When {
 enum Act {
     Scale(usize),
     DeletePod,
+    /// `kubectl rollout restart`.
+    Roll,
 }
 
 /// What becomes of the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Moved,
+    /// As [`Fate::Moved`], and as soon as it is Ready there a fresh one comes in its place.
+    MovedAndReplaced,
     /// A fresh one comes in its place.
     Replaced,
     Gone,
+}
+
+impl Fate {
+    /// The application went on, on the other node.
+    fn moves(self) -> bool {
+        matches!(self, Self::Moved | Self::MovedAndReplaced)
+    }
 }
 
 type Case = (When, Act, Fate);
@@ -61,7 +73,7 @@ impl Act {
     fn pods(self) -> usize {
         match self {
             Self::Scale(count) => count,
-            Self::DeletePod => 1,
+            Self::DeletePod | Self::Roll => 1,
         }
     }
 
@@ -69,6 +81,13 @@ impl Act {
         match self {
             Self::Scale(count) => scale(cluster, count),
             Self::DeletePod => cluster.kubectl(&["delete", "pod", POD, "--wait=false"]).map(drop),
+            Self::Roll => {
+                cluster.kubectl(&["rollout", "restart", "statefulset", NAME])?;
+                cluster.await_that("the controller knows of it", SOON, || {
+                    let set = cluster.get("statefulset", NAME)?;
+                    Ok(set["status"]["observedGeneration"] == set["metadata"]["generation"])
+                })
+            }
         }
     }
 }
@@ -110,7 +129,7 @@ fn comes_true(scene: &Scene, (when, act, fate): Case) -> Result<()> {
         cluster.await_that("the controller has begun", SOON, || has_begun(scene, act))?;
     }
     Gate::open_all(cluster)?;
-    if fate == Fate::Moved {
+    if fate.moves() {
         say_no_more(cluster, QUOTA)?;
     }
     cluster.ended(NAME, PATIENCE)?;
@@ -124,9 +143,10 @@ fn comes_true(scene: &Scene, (when, act, fate): Case) -> Result<()> {
         ensure!(report.is_whole(), "{report:?}");
     }
     let looks = sentry.stop();
-    let outcome = if fate == Fate::Moved { Outcome::Moved } else { Outcome::Gone };
+    let outcome = if fate.moves() { Outcome::Moved } else { Outcome::Gone };
     judge::one_copy_ran(scene, &looks, outcome, true)?;
     ensure!(ran(&looks, &scene.source.uid), "nobody looked: {looks:?}");
+    ensure!(ran(&looks, &scene.target_uid()) == fate.moves(), "{fate:?}: {looks:?}");
     scene.history.kept_its_word()
 }
 
@@ -154,7 +174,7 @@ fn has_begun(scene: &Scene, act: Act) -> Result<bool> {
     let stays = first["metadata"]["uid"] == scene.source.uid.as_str()
         && first["metadata"]["deletionTimestamp"].is_null();
     Ok(match act {
-        Act::Scale(0) | Act::DeletePod => !stays,
+        Act::Scale(0) | Act::DeletePod | Act::Roll => !stays,
         Act::Scale(_) => !scene.cluster.get("pod", "web-1")?.is_null(),
     })
 }
@@ -165,7 +185,7 @@ fn tells(scene: &Scene, when: When, act: Act, fate: Fate) -> Result<()> {
     let (succeeded, reason, message) = condition(&migration, "Succeeded");
     let says = format!("{}: {succeeded}, {reason}: {message}", status["phase"]);
     let expected = match (fate, when) {
-        (Fate::Moved, _) => ("True", "Succeeded", "Migrated"),
+        _ if fate.moves() => ("True", "Succeeded", "Migrated"),
         (_, When::MadeAgain) => ("False", "Failed", "SourceGone"),
         _ => ("False", "RolledBack", "SourceGone"),
     };
@@ -174,15 +194,20 @@ fn tells(scene: &Scene, when: When, act: Act, fate: Fate) -> Result<()> {
     if (when, act) == (When::MadeAgain, Act::Scale(0)) {
         ensure!(message.contains("scaled down"), "{says}");
     }
-    ensure!((fate == Fate::Moved) != status["resumedAt"].is_null(), "resumedAt: {says}");
+    ensure!(fate.moves() != status["resumedAt"].is_null(), "resumedAt: {says}");
     ensure!(condition(&migration, "Stalled").0 == "False", "it is over and Stalled: {says}");
     Ok(())
 }
 
 fn is_as_wished(scene: &Scene, act: Act, fate: Fate) -> Result<()> {
     let cluster = scene.cluster;
+    let old = [scene.source.uid.clone(), scene.target_uid()];
     cluster.await_that("there are as many pods as are wished", SOON, || {
-        let count = cluster.list("pods", "")?.len();
+        let pods = cluster.list("pods", "")?;
+        let is_old = |pod: &Value| old.contains(&Pod::of(pod).uid);
+        let is_replaced = matches!(fate, Fate::Replaced | Fate::MovedAndReplaced);
+        ensure!(!is_replaced || !pods.iter().any(is_old), "the pod is not a fresh one");
+        let count = pods.len();
         ensure!(count == act.pods(), "{count} pods");
         let status = cluster.get("statefulset", NAME)?["status"].clone();
         let ready = status["readyReplicas"].as_u64().unwrap_or(0);
@@ -203,17 +228,14 @@ fn is_as_wished(scene: &Scene, act: Act, fate: Fate) -> Result<()> {
             "{:?} became {pod:?}",
             scene.source
         ),
-        Fate::Replaced => {
-            let old = [scene.source.uid.clone(), scene.target_uid()];
-            ensure!(!old.contains(&pod.uid), "{pod:?} is not a fresh one");
-        }
+        Fate::Replaced | Fate::MovedAndReplaced => {}
         Fate::Gone => bail!("{pod:?} is there"),
     }
     Ok(())
 }
 
 #[test]
-fn a_stateful_set_is_scaled_and_its_pod_deleted_during_a_move() -> Result<()> {
+fn a_stateful_set_is_scaled_and_rolled_and_its_pod_deleted_during_a_move() -> Result<()> {
     let cluster = Cluster::with_namespace("stateful-owner")?;
     Gate::open_all(&cluster)?;
     cluster.apply(&stateful(&spec(EMPTY_DIR, "", ""), ""))?;
@@ -222,6 +244,8 @@ fn a_stateful_set_is_scaled_and_its_pod_deleted_during_a_move() -> Result<()> {
         (When::MadeAgain, Act::Scale(2), Fate::Moved),
         (When::Prepared, Act::Scale(0), Fate::Gone),
         (When::Voted, Act::DeletePod, Fate::Replaced),
+        (When::Prepared, Act::Roll, Fate::Replaced),
+        (When::MadeAgain, Act::Roll, Fate::MovedAndReplaced),
         (When::MadeAgain, Act::Scale(0), Fate::Gone),
     ];
     cases.iter().try_for_each(|case| play(&cluster, *case))

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use transship_tests::cluster::Cluster;
+use transship_tests::cluster::{Cluster, condition};
 
 use crate::{
     preflight::{IMAGE, allow_one_pod, deployment},
@@ -276,35 +276,71 @@ fn a_pod_with_a_block_device_is_refused() -> Result<()> {
     block.is_untouched(&cluster)
 }
 
+/// A volume of so little, its claim, and a pod of its own name with that; all of them called `name`.
+fn with_a_volume(name: &str, volume: &Value) -> String {
+    let mut of = json!({"capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"]});
+    for (key, value) in volume.as_object().into_iter().flatten() {
+        of[key] = value.clone();
+    }
+    let claim = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "",
+        "resources": {"requests": {"storage": "1Mi"}}, "volumeName": volume_of(name)});
+    let mounts = json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]});
+    let items = [
+        json!({"apiVersion": "v1", "kind": "PersistentVolume",
+            "metadata": {"name": volume_of(name)}, "spec": of}),
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+            "spec": claim}),
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"terminationGracePeriodSeconds": 0, "containers": [server("", &mounts)],
+                "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": name}}]}}),
+    ];
+    json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
+}
+
+fn volume_of(name: &str) -> String {
+    format!("transship-test-{name}")
+}
+
 #[test]
 fn a_pod_of_its_own_name_with_a_directory_of_its_node_is_refused() -> Result<()> {
-    const VOLUME: &str = "transship-test-directory";
+    const NAMES: [&str; 2] = ["alone", "near"];
     let cluster = Cluster::with_namespace("volume-refusals")?;
     let clean = || {
-        for what in [["pod", "alone"], ["pvc", "data"], ["pv", VOLUME]] {
+        let volumes = NAMES.map(volume_of);
+        let volumes = [volumes[0].as_str(), volumes[1].as_str()];
+        for (kind, names) in [("pod", NAMES), ("pvc", NAMES), ("pv", volumes)] {
             let options = ["--ignore-not-found", "--timeout=60s"];
-            drop(cluster.kubectl(&[&["delete"], &what[..], &options].concat()));
+            drop(cluster.kubectl(&[&["delete", kind], &names[..], &options].concat()));
         }
     };
     clean();
     let _undo = Undo(clean);
-    let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": VOLUME},
-        "spec": {"capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"],
-            "hostPath": {"path": "/run/transship-test", "type": "DirectoryOrCreate"}}});
-    cluster.apply(&volume.to_string())?;
-    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": "1Mi"}}, "storageClassName": "",
-            "volumeName": VOLUME}});
-    cluster.apply(&claim.to_string())?;
-    let mounts = json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]});
-    let alone = json!({"apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": "alone", "labels": {"app": "alone"}},
-        "spec": {"terminationGracePeriodSeconds": 0, "containers": [server("", &mounts)],
-            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]}});
-    cluster.apply(&alone.to_string())?;
+    let any = json!({"hostPath": {"path": "/run/transship-test", "type": "DirectoryOrCreate"}});
+    cluster.apply(&with_a_volume("alone", &any))?;
+    let node = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-a"]});
+    let terms = json!([{"matchExpressions": [node]}]);
+    let local = json!({"local": {"path": "/var/tmp"},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": terms}}});
+    cluster.apply(&with_a_volume("near", &local))?;
+
     let mut alone = Serving::of(&cluster, "app=alone")?;
     let expected = [("PersistentVolumes", "a directory of one node (hostPath)")];
     refused(&cluster, &alone.pod, &Value::Null, &expected)?;
-    alone.is_untouched(&cluster)
+    alone.is_untouched(&cluster)?;
+
+    // Where the volume says who can reach it, no node but its own fits.
+    let mut near = Serving::of(&cluster, "app=near")?;
+    ensure!(near.pod.node == "node-a", "{:?}", near.pod);
+    let migration = cluster.migrate("near", "node-b")?;
+    cluster.ended(&migration, PATIENCE)?;
+    let object = cluster.get("migration", &migration)?;
+    let (status, reason, message) = condition(&object, "Succeeded");
+    let words = "node-b cannot reach the volume of the claim";
+    ensure!(
+        status == "False" && reason == "NoNodeFits" && message.contains(words),
+        "{:#}",
+        object["status"]
+    );
+    near.is_untouched(&cluster)
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use transship_tests::{
     cluster::{Cluster, Pod, condition, migration},
@@ -17,12 +17,19 @@ use transship_tests::{
     },
 };
 
-use crate::{counter, faults::source_goes_on, refusal::refused};
+use crate::{
+    counter,
+    faults::source_goes_on,
+    refusal::refused,
+    sequential::{EMPTY_DIR, running, spec, stateful},
+};
 
 const NAME: &str = "counter";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What is left on the disk, in KiB: room for everything but the application's 256 MiB.
 const LITTLE: u32 = 8 << 10;
+/// The same for an application of some MiB.
+const LESS: u32 = 1 << 10;
 
 /// Allows a namespace so many pods, once the ones that are there are counted.
 pub fn allow_pods(cluster: &Cluster, quota: &str, count: usize) -> Result<()> {
@@ -121,8 +128,17 @@ fn a_disk_that_fills_up_at_the_target_rolls_back_and_one_that_is_full_is_found_b
     Gate::open_all(&cluster)?;
     let pod = counter(&cluster)?;
     let node = pod.other_node();
+    // In the other order of handing over the state is kept there until the pod runs. On the same node.
+    let placed = format!("{{nodeName: {}, ", pod.node);
+    cluster.apply(&stateful(&spec(EMPTY_DIR, "", "").replacen('{', &placed, 1), ""))?;
+    let sequential = running(&cluster, "web-0")?;
     disk::make_small(&cluster, node)?;
-    let outcome = fills_up(&cluster, &pod);
+    let outcome = fills_up(&cluster, &sequential, LESS)
+        .context("in the sequential order")
+        .and_then(|()| disk::empty(&cluster, node))
+        .and_then(|()| has_room_again(&cluster, &pod))
+        .and_then(|()| fills_up(&cluster, &pod, LITTLE))
+        .and_then(|()| is_found(&cluster, &pod));
     // Whatever came of it: others need the node.
     let emptied = disk::empty(&cluster, node);
     let opened = Gate::open_all(&cluster);
@@ -130,22 +146,38 @@ fn a_disk_that_fills_up_at_the_target_rolls_back_and_one_that_is_full_is_found_b
     outcome.and(emptied).and(opened).and(enlarged)
 }
 
-fn fills_up(cluster: &Cluster, pod: &Pod) -> Result<()> {
+fn fills_up(cluster: &Cluster, pod: &Pod, left: u32) -> Result<()> {
     let node = pod.other_node();
     let client = connect(pod)?;
     let scene = Scene::new(cluster, NODES, pod.clone(), NAME);
     // Both sides have begun and nothing has been sent.
     let outcome = begin(&scene, Moment::Prepared, None)
-        .and_then(|_| disk::fill(cluster, node, LITTLE))
+        .and_then(|_| disk::fill(cluster, node, left))
         .and_then(|()| Gate::open_all(cluster))
         .and_then(|()| {
             rolled_back(cluster, &[node, "the disk with /var/lib/transship", "is full"])
         });
     outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)))?;
     drop(scene);
-    nothing_happened(cluster, pod, client)?;
+    nothing_happened(cluster, pod, client)
+}
 
-    // The node tells of its room from time to time.
+/// The checks find nothing: the node tells of its room from time to time.
+fn has_room_again(cluster: &Cluster, pod: &Pod) -> Result<()> {
+    const QUESTION: &str = "room";
+    let question = migration(QUESTION, &pod.name, pod.other_node());
+    let question = question.replacen("spec: {", "spec: {dryRun: true, ", 1);
+    let forget = ["delete", "migration", QUESTION, "--ignore-not-found", "--timeout=30s"];
+    cluster.await_that("the checks find that there is room again", PATIENCE, || {
+        cluster.kubectl(&forget)?;
+        cluster.apply(&question)?;
+        cluster.succeeded(QUESTION, PATIENCE).map(|_| true)
+    })
+}
+
+/// The checks find that the disk is full.
+fn is_found(cluster: &Cluster, pod: &Pod) -> Result<()> {
+    let node = pod.other_node();
     let client = connect(pod)?;
     let found = format!("{node} has ");
     let room = "free for receiving it in /var/lib/transship";

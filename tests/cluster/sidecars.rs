@@ -77,16 +77,24 @@ spec:
       volumes: [{name: data, emptyDir: {}}, {name: code, configMap: {name: trio}}]
 "#;
 
-#[test]
-fn a_sidecar_moves_beside_its_application_and_nothing_that_ran_once_runs_again() -> Result<()> {
-    let cluster = Cluster::with_namespace("sidecar")?;
-    cluster.apply(MANIFEST)?;
-    cluster.rolled_out("trio")?;
+/// The same pod of a StatefulSet, whose hook runs again after a move.
+fn of_a_stateful_set() -> String {
+    MANIFEST
+        .replace("kind: Deployment", "kind: StatefulSet")
+        .replace("spec:\n  selector:", "spec:\n  serviceName: trio\n  selector:")
+        .replace("post-start: skip", "post-start: run")
+}
+
+/// Moves the pod of this manifest to and fro in this order; each time its hook adds `again` to what it noted.
+fn moves(name: &str, manifest: &str, workload: &str, order: &str, again: &str) -> Result<()> {
+    let cluster = Cluster::with_namespace(name)?;
+    cluster.apply(manifest)?;
+    cluster.kubectl(&["rollout", "status", workload, "--timeout=90s"])?;
     let mut pod = cluster.pod("app=trio")?;
     let runs =
         |pod: &Pod| cluster.kubectl(&["exec", &pod.name, "-c", "main", "--", "cat", "/data/runs"]);
-    let once = "first\nsecond\nhook\n";
-    ensure!(runs(&pod)? == once, "{}", runs(&pod)?);
+    let mut wanted = "first\nsecond\nhook\n".to_owned();
+    ensure!(runs(&pod)? == wanted, "{}", runs(&pod)?);
     let (mut main, mut helper) = (Line::connect(&pod, 8080)?, Line::connect(&pod, 8081)?);
     let (mut own, mut total) = (0, 0);
     let mut ask = || -> Result<()> {
@@ -101,11 +109,16 @@ fn a_sidecar_moves_beside_its_application_and_nothing_that_ran_once_runs_again()
     ask()?;
     for _ in 0..2 {
         let migration = cluster.migrate(&pod.name, pod.other_node())?;
-        cluster.succeeded(&migration, Duration::from_secs(120))?;
+        let object = cluster.succeeded(&migration, Duration::from_secs(120))?;
+        ensure!(object["status"]["handOver"] == order, "{:#}", object["status"]);
         let after = cluster.pod("app=trio")?;
         ensure!(after.node == pod.other_node() && after.ip == pod.ip, "{pod:?} → {after:?}");
         ask()?;
-        ensure!(runs(&after)? == once, "ran again: {}", runs(&after)?);
+        let told = hooks_ended(&cluster, &migration)?;
+        let expected = if again.is_empty() { "" } else { "True" };
+        ensure!(told.0 == expected, "HooksRun: {told:?}");
+        wanted += again;
+        ensure!(runs(&after)? == wanted, "not {wanted:?}: {}", runs(&after)?);
         let object = cluster.get("pod", &after.name)?;
         for status in object["status"]["initContainerStatuses"].as_array().into_iter().flatten() {
             let state = &status["state"];
@@ -130,6 +143,28 @@ fn a_sidecar_moves_beside_its_application_and_nothing_that_ran_once_runs_again()
     ensure!(line.ask()?.starts_with("1 "), "the restarted sidecar went on with old memory");
     ensure!(Line::connect(&pod, 8080).is_ok());
     Ok(())
+}
+
+/// How the postStart hooks have ended: one may outlast the move, and until then the pod is not let go.
+fn hooks_ended(cluster: &Cluster, migration: &str) -> Result<(String, String, String)> {
+    let mut told = Default::default();
+    cluster.await_that("the pod can be moved again", Duration::from_secs(60), || {
+        let object = cluster.get("migration", migration)?;
+        told = condition(&object, "HooksRun");
+        Ok(object["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty))
+    })?;
+    Ok(told)
+}
+
+#[test]
+fn a_sidecar_moves_beside_its_application_and_nothing_that_ran_once_runs_again() -> Result<()> {
+    moves("sidecar", MANIFEST, "deployment/trio", "Overlap", "")
+}
+
+#[test]
+fn a_sidecar_of_a_stateful_set_moves_with_all_that_it_shares_and_the_hook_runs_again() -> Result<()>
+{
+    moves("sidecar-stateful", &of_a_stateful_set(), "statefulset/trio", "Sequential", "hook\n")
 }
 
 /// Both containers have a hook that runs again after a move. That of `main` notes each of its runs; that
@@ -182,12 +217,7 @@ fn hooks_run_again_once_a_pod_has_moved_and_their_failure_harms_nobody() -> Resu
     for _ in 0..2 {
         let migration = cluster.migrate(&pod.name, pod.other_node())?;
         cluster.succeeded(&migration, Duration::from_secs(120))?;
-        // A hook may outlast the move, and until it has ended the pod is not let go.
-        cluster.await_that("the pod can be moved again", Duration::from_secs(60), || {
-            let object = cluster.get("migration", &migration)?;
-            Ok(object["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty))
-        })?;
-        let told = condition(&cluster.get("migration", &migration)?, "HooksRun");
+        let told = hooks_ended(&cluster, &migration)?;
         ensure!(told.0 == "False" && told.1 == "HookFailed", "{told:?}");
         ensure!(told.2.ends_with("failed there: container other: it exited with 1"), "{told:?}");
         wanted.push_str("after\n");

@@ -47,7 +47,7 @@ pub fn all() -> Vec<Cell> {
 
 /// Those of every run of all tests: one of each kind of moment and of fault, of which other tests have
 /// none.
-pub const SOME: [&str; 9] = [
+pub const SOME: [&str; 11] = [
     "corrupt_the_stream_while_the_target_starts",
     "kill_source_holder_while_dumping",
     "cut_node_to_node_briefly_while_dumping",
@@ -57,6 +57,8 @@ pub const SOME: [&str; 9] = [
     "kill_operators_before_the_confirmation",
     "power_off_target_briefly_before_the_confirmation",
     "migrate_again_while_handing_over",
+    "delete_source_while_dumping",
+    "delete_target_when_both_have_voted",
 ];
 
 type Group = (&'static [Moment], &'static [Fault], &'static [Outcome]);
@@ -293,7 +295,7 @@ const GROUPS: &[Group] = &[
         &[User(DeleteSource)],
         &[Replaced, Moved],
     ),
-    (&[Prepared, Freezing, Restoring], &[User(DeleteTarget)], &[Stayed, Replaced]),
+    (&[TargetIsMade, Prepared, Freezing, Restoring], &[User(DeleteTarget)], &[Stayed, Replaced]),
     // The owner makes a fresh pod for the source that goes, and has one too many when it gets the target.
     (&[Decided, Thawing, Thawed], &[User(DeleteSource)], &[Moved, Replaced]),
     (&[Decided, Thawing, Thawed], &[User(DeleteTarget)], &[Replaced, TargetLost]),

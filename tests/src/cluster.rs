@@ -109,9 +109,19 @@ impl Cluster {
 
     /// `kubectl apply` of a manifest given as text. Returns what kubectl said, success or not.
     pub fn try_apply(&self, manifest: &str) -> Result<Output> {
+        self.told(&["apply", "-f", "-"], manifest)
+    }
+
+    /// The same, and nothing is stored.
+    pub fn try_dry_apply(&self, manifest: &str) -> Result<Output> {
+        self.told(&["apply", "--dry-run=server", "-f", "-"], manifest)
+    }
+
+    /// Runs kubectl with a manifest on its standard input.
+    fn told(&self, args: &[&str], manifest: &str) -> Result<Output> {
         use std::io::Write;
         let mut child = self
-            .kubectl_command(&["apply", "-f", "-"])
+            .kubectl_command(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -38,7 +38,7 @@ const MOMENT: Duration = Duration::from_secs(60);
 const CLIENT: Duration = Duration::from_secs(240);
 /// How often is looked at a migration of which nothing is heard.
 const LOOK: Duration = Duration::from_secs(3);
-/// How often a cell is tried whose moment passed before it could be seen: then nothing was tested.
+/// How often something is tried whose moment passed before it could be seen: then nothing was tested.
 const TRIES: u32 = 4;
 
 /// A migration under way.
@@ -90,7 +90,7 @@ impl<'a> Scene<'a> {
 
 /// The moment passed before the fault could be injected.
 #[derive(Debug)]
-struct Missed(String);
+pub struct Missed(String);
 
 impl fmt::Display for Missed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,13 +102,18 @@ impl std::error::Error for Missed {}
 
 /// Runs a cell and judges it. An error says which invariant does not hold.
 pub fn run(stage: &Stage, cell: &Cell) -> Result<Row> {
+    in_time(&cell.name(), || attempt(stage, cell))
+}
+
+/// Tries again what has [`Missed`] its moment; each attempt leaves everything in order for the next one.
+pub fn in_time<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     for _ in 1..TRIES {
-        match attempt(stage, cell) {
-            Err(error) if error.is::<Missed>() => eprintln!("{}: {error}", cell.name()),
+        match attempt() {
+            Err(error) if error.is::<Missed>() => eprintln!("{what}: {error}"),
             outcome => return outcome,
         }
     }
-    attempt(stage, cell)
+    attempt()
 }
 
 fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
@@ -321,7 +326,7 @@ impl Probe {
     }
 
     /// Waits for its end, which it is free to come to.
-    fn go_on(mut self) -> Result<()> {
+    pub fn go_on(mut self) -> Result<()> {
         drop(self.child.stdin.take());
         let output = self.child.wait_with_output()?;
         let says = String::from_utf8_lossy(&output.stderr).trim().to_owned();

@@ -74,10 +74,7 @@ impl Act {
         match self {
             Self::DeleteMigration => delete("migration", &scene.migration),
             Self::DeleteSource => delete("pod", &scene.source.name),
-            Self::DeleteTarget => {
-                let status = &scene.history.latest()["status"]["target"]["podName"];
-                delete("pod", status.as_str().context("there is no target pod yet")?)
-            }
+            Self::DeleteTarget => delete("pod", &target(scene)?),
             Self::DeleteDeployment => delete("deployment", "counter"),
             Self::ScaleDown => {
                 cluster.kubectl(&["scale", "deployment", "counter", "--replicas=0"]).map(drop)
@@ -103,6 +100,17 @@ impl Act {
             _ => Ok(()),
         }
     }
+}
+
+/// The target pod's name, which may just be made.
+fn target(scene: &Scene) -> Result<String> {
+    let mut name = String::new();
+    scene.cluster.await_that("there is a target pod", Duration::from_secs(15), || {
+        let target = scene.history.latest()["status"]["target"].clone();
+        name = target["podName"].as_str().context("it is not recorded")?.to_owned();
+        Ok(true)
+    })?;
+    Ok(name)
 }
 
 /// Begins it, and returns when it has got to the pod. It ends when the pod is gone, or gives up: either is
