@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The tests that need a third node; the others are written for two.
-const PLACEMENT: &str = "placement::";
+const PLACEMENT: &str = "placement";
 
 /// Runs all tests.
 #[derive(ClapArgs)]

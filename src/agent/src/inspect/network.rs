@@ -371,7 +371,7 @@ mod tests {
         let defaults = [route("0.0.0.0", 0, Some("10.244.1.1")), route("::", 0, Some("fd00::1"))];
         let of = |defaults: &[Route]| {
             let routes = [defaults, std::slice::from_ref(&further)].concat();
-            facts(&[eth0()], &routes, &[]).other_routes
+            facts(&[eth0()], &routes, &[], &[]).other_routes
         };
         assert_eq!(of(&defaults).is_empty(), implied, "{:?}", of(&defaults));
         // That of the other family does not count.
@@ -391,7 +391,7 @@ mod tests {
             route("fd00::", 64, None),
             route("2001:db8::", 64, None),
         ];
-        let facts = facts(&[both], &routes, &[]);
+        let facts = facts(&[both], &routes, &[], &[]);
         assert!(facts.other_routes.is_empty(), "{:?}", facts.other_routes);
         assert_eq!(facts.other_addresses, ["fd00::5/64", "2001:db8::5/64"]);
     }
