@@ -8,6 +8,9 @@ use transship_api::names;
 
 use crate::target_pod::{TargetFor, TargetPodError, target_name, target_pod};
 
+/// Label with the revision of the StatefulSet that a pod was made of.
+const REVISION: &str = "controller-revision-hash";
+
 /// Whether the pod's name is exclusive, so that no other can stand beside it: it belongs to a
 /// StatefulSet, or to nobody.
 pub fn is_exclusive(pod: &Pod) -> bool {
@@ -27,13 +30,34 @@ pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
 /// Whether a StatefulSet counts the pod of this name among those that it wants: its controller ends all
 /// others.
 pub fn counts(set: &StatefulSet, pod: &str) -> bool {
-    let Some(ordinal) = pod.rsplit('-').next().and_then(|text| text.parse::<i64>().ok()) else {
-        // Not a name that the controller gives.
-        return true;
-    };
+    // If it is not a name that the controller gives, it is not one that it ends.
+    let Some(ordinal) = ordinal(pod) else { return true };
     let start = i64::from(set.spec.ordinals.as_ref().and_then(|o| o.start).unwrap_or(0));
     let wanted = i64::from(set.spec.replicas.unwrap_or(1));
     (start..start + wanted).contains(&ordinal)
+}
+
+fn ordinal(pod: &str) -> Option<i64> {
+    pod.rsplit('-').next()?.parse().ok()
+}
+
+/// Whether a StatefulSet's controller replaces the pod even before it runs: it is of an older revision than
+/// the set rolls to, and the set does not wait for one pod before it turns to the next.
+pub fn replaces_at_once(set: &StatefulSet, pod: &Pod) -> bool {
+    if set.spec.pod_management_policy.as_deref() != Some("Parallel") {
+        return false;
+    }
+    let strategy = set.spec.update_strategy.as_ref();
+    if strategy.and_then(|s| s.type_.as_deref()).is_some_and(|kind| kind != "RollingUpdate") {
+        return false;
+    }
+    let partition = strategy.and_then(|s| s.rolling_update.as_ref()?.partition).unwrap_or(0);
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let made_of = pod.metadata.labels.as_ref().and_then(|l| l.get(REVISION));
+    let rolls_to = set.status.as_ref().and_then(|s| s.update_revision.as_ref());
+    ordinal(name).is_some_and(|ordinal| ordinal >= i64::from(partition))
+        && made_of.is_some()
+        && rolls_to.is_some_and(|revision| Some(revision) != made_of)
 }
 
 /// Names of the volumes that are handed over, and cannot be mounted before.
@@ -197,6 +221,27 @@ mod tests {
                     {"name": "tmp", "emptyDir": {"medium": "Memory"}}]},
             "status": {"podIP": "10.0.0.7"}
         }))
+    }
+
+    #[rstest]
+    #[case(json!({"podManagementPolicy": "Parallel"}), "2", true)]
+    #[case(json!({"podManagementPolicy": "Parallel"}), "1", false)]
+    #[case(json!({}), "2", false)]
+    #[case(json!({"podManagementPolicy": "Parallel", "updateStrategy": {"type": "OnDelete"}}), "2", false)]
+    #[case(json!({"podManagementPolicy": "Parallel", "updateStrategy":
+        {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}}), "2", false)]
+    fn a_set_that_waits_for_nothing_replaces_a_pod_of_an_older_revision_before_it_runs(
+        #[case] spec: Value,
+        #[case] rolls_to: &str,
+        #[case] replaced: bool,
+    ) {
+        let set = json!({"spec": spec, "status": {"replicas": 1, "updateRevision": rolls_to}});
+        let set = serde_json::from_value(set).unwrap();
+        let mut pod = source();
+        assert!(!replaces_at_once(&set, &pod), "its revision is not known");
+        let labels = pod.metadata.labels.get_or_insert_default();
+        labels.insert(REVISION.into(), "1".into());
+        assert_eq!(replaces_at_once(&set, &pod), replaced);
     }
 
     fn target() -> TargetFor<'static> {

@@ -26,7 +26,7 @@ use transship_api::conditions::{self as c, reasons};
 use transship_api::{Step, names};
 
 use self::again::{make_again, restore_again};
-use self::owner::{OwnersWord, is_wanted, owners_word};
+use self::owner::{OwnersWord, is_replaced, is_wanted, owners_word};
 use self::source::{somebody_deleted, source_ends};
 use self::volumes::exchanged;
 use super::plan::{Action, Plan};
@@ -148,6 +148,11 @@ fn trial_goes(observed: &Observed) -> Option<Next> {
         (reasons::SOURCE_GONE, "the pod's owner was deleted after the commit, with its pods")
     } else if !is_wanted(observed) {
         (reasons::SOURCE_GONE, "the pod's StatefulSet was scaled down after the commit")
+    } else if is_replaced(observed) {
+        (
+            reasons::SOURCE_GONE,
+            "the pod's StatefulSet was rolled after the commit and replaces its pods at once (podManagementPolicy: Parallel)",
+        )
     } else {
         return None;
     };

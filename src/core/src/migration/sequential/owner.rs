@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::source_name;
 use crate::migration::state::{Observed, Owner};
-use crate::sequential_pod::{controller, counts};
+use crate::sequential_pod::{controller, counts, replaces_at_once};
 
 /// What the deletion of the pod's StatefulSet means for the pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,14 @@ pub(super) fn is_wanted(observed: &Observed) -> bool {
     match &observed.owner {
         Owner::StatefulSet(set) => counts(set, source_name(observed)),
         Owner::None | Owner::Controller(_) | Owner::Going | Owner::Gone => true,
+    }
+}
+
+/// The pod's StatefulSet would replace it again and again before it runs.
+pub(super) fn is_replaced(observed: &Observed) -> bool {
+    match (&observed.owner, &observed.manifest) {
+        (Owner::StatefulSet(set), Some(pod)) => replaces_at_once(set, pod),
+        _ => false,
     }
 }
 

@@ -135,6 +135,26 @@ fn a_pod_that_was_made_and_not_recorded_goes_when_nobody_wants_it() {
     assert!(world.succeeded().1.contains("scaled down"));
 }
 
+#[test]
+fn a_pod_that_its_set_would_replace_before_it_runs_is_left_to_its_set() {
+    for made in [0, 1] {
+        let mut world = World::voted(&[Fate::Hangs]);
+        let label = ("controller-revision-hash".to_owned(), "1".to_owned());
+        let source = world.seen.source_pod.as_mut().unwrap();
+        source.metadata.labels.get_or_insert_default().extend([label]);
+        world.until(|w| w.committed() && w.made == made);
+        let set = json!({"metadata": {"name": "web", "uid": "uid-sts"},
+            "spec": {"podManagementPolicy": "Parallel"},
+            "status": {"replicas": 1, "updateRevision": "2"}});
+        world.seen.owner = Owner::StatefulSet(Box::new(serde_json::from_value(set).unwrap()));
+        // Its controller deletes it; behind its gate it is gone at once.
+        world.seen.target_pod = None;
+        world.run();
+        assert_eq!(world.made, made);
+        assert!(world.succeeded().1.contains("was rolled after the commit"), "{:?}", world.done);
+    }
+}
+
 fn bind(world: &mut World, volume: &str) {
     let bound = |volume: &str| BTreeMap::from([("data-web-0".to_owned(), volume.to_owned())]);
     world.seen.volumes = bound("pv-1");
