@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
-use transship_api::names;
 use transship_tests::{
-    cluster::{Cluster, Pod},
+    cluster::{Cluster, Pod, condition},
     counter::Client,
     faults::{
-        judge::no_record_is_left,
+        judge::{no_mark_is_left, no_record_is_left},
         nodes::{NODES, healthy, is_ready, restarts},
         sentry::{Sentry, doubles, ran},
     },
@@ -200,35 +199,14 @@ fn moved(
 /// Nothing of a migration is left in the namespace and on the nodes but its pod.
 pub fn nothing_is_left(cluster: &Cluster, migration: &Value, pod: &str) -> Result<()> {
     let name = migration["metadata"]["name"].as_str().context("no name")?;
-    let uid = migration["metadata"]["uid"].as_str().context("no UID")?;
     cluster.await_that("nothing of the migration is left", SOON, || {
-        let object = cluster.get("migration", name)?;
-        let finalizers = object["metadata"]["finalizers"].as_array();
-        ensure!(finalizers.is_none_or(Vec::is_empty), "it is not forgotten: {finalizers:?}");
-        for secret in names::manifest_secrets(uid) {
-            ensure!(cluster.get("secret", &secret)?.is_null(), "the manifest is still stored");
-        }
-        ensure!(
-            object["metadata"]["annotations"][names::WITNESS].is_null(),
-            "the Migration still refers to the pod's owner: {:#}",
-            object["metadata"]
-        );
-        let namespace = cluster.get("namespace", &cluster.namespace)?["metadata"].clone();
-        let mut marks = namespace["annotations"].as_object().into_iter().flatten();
-        ensure!(
-            namespace["labels"][names::HANDOVER_NAMESPACE_LABEL].is_null()
-                && !marks.any(|(key, _)| key.starts_with(names::HELD_NAME_PREFIX)),
-            "the name is still held back: {namespace:#}"
-        );
+        // One that is gone has nothing to say.
+        let (succeeded, _, message) = condition(&cluster.get("migration", name)?, "Succeeded");
+        ensure!(succeeded != "Unknown", "{name} goes on: {message}");
+        no_mark_is_left(cluster)?;
         let pods = cluster.list("pods", "")?;
         let found: Vec<String> = pods.iter().map(|pod| Pod::of(pod).name).collect();
         ensure!(found == [pod], "there are pods {found:?}");
-        let metadata = &pods[0]["metadata"];
-        ensure!(
-            metadata["labels"][names::MIGRATION_LABEL].is_null()
-                && metadata["annotations"][names::CLAIM].is_null(),
-            "{pod} is still marked: {metadata:#}"
-        );
         Ok(true)
     })?;
     NODES.iter().try_for_each(|node| no_record_is_left(cluster, node))

@@ -25,6 +25,7 @@ use transship_tests::{
         nodes::{self, FIRST, NODES, Pair},
         stage::Stage,
         table::{self, Entry, Row, Run},
+        version,
     },
 };
 
@@ -33,6 +34,8 @@ use transship_tests::{
 const RUN: &str = "TRANSSHIP_FAULTS_RUN";
 /// Names the document to write from all such files in that one's directory.
 const TABLE: &str = "TRANSSHIP_FAULTS_TABLE";
+/// Goes on with a run of another version of the checkout.
+const ANY_VERSION: &str = "TRANSSHIP_FAULTS_ANY_VERSION";
 /// Asks for some cells by their places, as in `40..80`.
 const CELLS: &str = "TRANSSHIP_FAULTS_CELLS";
 /// Asks for [`matrix::SOME`] instead of all.
@@ -79,6 +82,13 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
         // It is complete: there is nothing to go on with.
         run.forget();
     }
+    if let Some(run) = &mut run
+        && !arguments.list
+    {
+        let checkout = std::env::var_os("TRANSSHIP_CHECKOUT");
+        let checkout = checkout.context("TRANSSHIP_CHECKOUT is not set")?;
+        run.go_on(&version::of(checkout.as_ref())?, std::env::var_os(ANY_VERSION).is_some())?;
+    }
     cells.retain(|cell| run.as_ref().is_none_or(|run| run.held(&cell.name()).is_none()));
     let shared = Arc::new(Shared {
         lanes: Mutex::default(),
@@ -101,6 +111,14 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
             .with_context(|| format!("writing {}", path.display()))?;
     }
     struck.context("in the end")?;
+    if let Some(run) = lock(&shared.run).as_ref()
+        && all.iter().all(|cell| run.held(&cell.name()).is_some())
+    {
+        // A run counts as a whole.
+        let failed: Vec<String> =
+            all.iter().map(Cell::name).filter(|name| run.failed(name)).collect();
+        ensure!(failed.is_empty(), "all cells held, but not at once: {}", failed.join(", "));
+    }
     Ok(conclusion.exit_code())
 }
 

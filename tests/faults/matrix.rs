@@ -36,12 +36,16 @@ use transship_tests::{
     },
 };
 
-/// Every cell; those that concern the whole cluster come last, when no other one has to wait for them.
+/// Every cell; those that concern the whole cluster come last, when no other one has to wait for them. Those
+/// of a pod with a liveness probe stand together, so that it is not made again for each.
 pub fn all() -> Vec<Cell> {
     let groups = GROUPS.iter();
     let mut all: Vec<Cell> =
         groups.flat_map(|(moments, faults, outcomes)| cells(moments, faults, outcomes)).collect();
-    all.sort_by_key(|cell| cell.fault.concerns_all());
+    all.sort_by_key(|cell| {
+        let concerns_all = cell.fault.concerns_all();
+        (concerns_all, cell.is_impatient() != concerns_all)
+    });
     all
 }
 
@@ -105,9 +109,8 @@ const GROUPS: &[Group] = &[
     (&[Dumping], &[Kill(Source, Criu), Kill(Source, Runc)], &[Stayed]),
     // The application's own shim: kubelet starts a container whose shim has died afresh.
     (&[Dumping], &[Kill(Source, Shim)], &[Stayed, Restarted, Moved]),
-    // It reaches nobody, and goes on while that lasts, before kubelet could kill it.
-    (&[Dumping], &[Cut(All(Source), Long)], &[Stayed]),
-    (&[Dumping], &[Cut(All(Target), Long)], &[Stayed, Moved]),
+    // The source goes on while that lasts, before kubelet could kill it for its probe, whoever is cut off.
+    (&[Dumping], &[Cut(All(Source), Long), Cut(All(Target), Long), Cut(Nodes, Long)], &[Stayed]),
     (
         &[Dumping],
         &[
@@ -124,7 +127,6 @@ const GROUPS: &[Group] = &[
             KillLeader,
             KillOperators,
             Cut(Nodes, Briefly),
-            Cut(Nodes, Long),
             Cut(Api(Source), Long),
             Cut(Operators, Long),
             PauseApi(Briefly),
@@ -203,14 +205,15 @@ const GROUPS: &[Group] = &[
             Kill(Target, Containerd),
             Kill(Target, Shim),
             Cut(Nodes, Long),
-            Cut(Api(Source), Long),
             Cut(Api(Target), Long),
             Cut(All(Target), Long),
             Cut(Operators, Long),
-            PauseApi(Long),
         ],
         &[Moved, Stayed, TargetLost],
     ),
+    // Here the pod has a liveness probe: kubelet wants to kill the frozen container, the held one too, and is
+    // refused until the decision is known. After an Abort its verdict may come true.
+    (&[Voted], &[Cut(Api(Source), Long), PauseApi(Long)], &[Moved, Stayed, Restarted, TargetLost]),
     (&[Voted], &[PowerOff(Target, Briefly)], &[Stayed, TargetLost]),
     // The Commit is recorded.
     (

@@ -25,11 +25,13 @@ use super::{
     sentry::Sentry,
     stage::{IMPATIENCE, NAME, Stage},
     table::Row,
+    user::Act,
 };
 use crate::{
     cluster::{Cluster, Pod, condition, migration},
     counter::Client,
     node::moment::{MISSED, Moment as InNode},
+    prober::unix_ms,
 };
 
 /// How long a moment may take to come.
@@ -81,6 +83,13 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// The Migration as it is; the last that was seen of one that is gone.
+    pub fn latest(&self) -> Result<Value> {
+        // The watch tells sooner than anybody could ask, but not while it is broken.
+        let now = self.cluster.get("migration", &self.migration)?;
+        Ok(if now.is_null() { self.history.latest() } else { now })
+    }
+
     /// UID of the target pod; empty if there was none.
     pub fn target_uid(&self) -> String {
         let uid = &self.history.latest()["status"]["target"]["podUID"];
@@ -114,7 +123,7 @@ pub fn run(stage: &Stage, cell: &Cell) -> Result<Row> {
 fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     let mut watch = Stopwatch::start(cell);
     let cluster = &stage.cluster;
-    let source = stage.pod(cell.leaves_the_source_alone())?;
+    let source = stage.pod(cell.is_impatient())?;
     let scene = Scene::new(cluster, stage.nodes, source, NAME);
     watch.lap("in order");
 
@@ -141,6 +150,7 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     drop(scene.history);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
     watch.lap("forgotten");
+    judge::no_node_tells_of_it(cluster)?;
     stage.nothing_is_left()?;
     watch.lap("nothing left");
     outcome
@@ -183,7 +193,7 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
 
     watch.lap("watched");
 
-    let struck = strike(cell, scene)?;
+    let (struck, since) = strike(cell, scene)?;
     watch.lap("struck");
     let end = Instant::now() + cell.fault.lasts();
     if cell.leaves_the_source_alone() {
@@ -193,6 +203,11 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     std::thread::sleep(end.saturating_duration_since(Instant::now()));
     if !cell.fault.goes_on() {
         cell.fault.end(scene).context("undoing the fault")?;
+    }
+    // The sides of one that has vanished settle it between them.
+    let vanished = matches!(cell.fault, Fault::User(Act::StripFinalizer));
+    if cell.moment == Moment::Voted && !vanished {
+        judge::nobody_ran_undecided(scene, &sentry, since)?;
     }
     if let Some(gate) = cell.moment.gate() {
         cluster.await_that("the gate opens", MOMENT, || gate.open(cluster).map(|()| true))?;
@@ -207,7 +222,9 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     }
 
     ensure!(cell.outcomes.contains(&outcome), "{outcome} is not right here");
-    let last = scene.history.latest();
+    let is_off = matches!(cell.fault, Fault::PowerOff(..));
+    ensure!(is_off || !sentry.was_interrupted(), "for a while nobody looked at a node");
+    let last = scene.latest()?;
     let downtime = last["status"]["downtime"].as_str();
     let report = judge::the_client_was_served(scene, client, outcome, downtime)?;
     judge::one_copy_ran(scene, &sentry.stop(), outcome, orders_a_fresh_pod(cell.fault))?;
@@ -229,8 +246,8 @@ fn orders_a_fresh_pod(fault: Fault) -> bool {
     matches!(fault, Fault::User(act) if act.orders_a_fresh_pod())
 }
 
-/// Begins the migration and the fault at its moment; gives the step at which that was.
-fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
+/// Begins the migration and the fault at its moment; gives the step at which that was, and the time.
+fn strike(cell: &Cell, scene: &Scene) -> Result<(Step, u64)> {
     // Some moments are over before another process could be started in the node.
     let at_once = match (cell.moment.signs(), cell.fault) {
         ([Sign::InNode(where_, _)], Fault::Kill(role, victim)) => {
@@ -239,8 +256,11 @@ fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
         _ => None,
     };
     let standing = begin(scene, cell.moment, at_once)?;
-    let struck = scene.history.step();
-    let begun = match at_once {
+    let (struck, since) = (scene.history.step(), unix_ms());
+    let begun: Result<()> = match at_once {
+        _ if struck > cell.moment.latest() => {
+            Err(Missed(format!("{} was over: {struck}", cell.moment.title())).into())
+        }
         None => cell.fault.begin(scene).context("injecting the fault"),
         Some(_) => Ok(()),
     };
@@ -248,7 +268,7 @@ fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
         // Its node may have gone meanwhile.
         let _ = standing.go_on();
     }
-    begun.map(|()| struck)
+    begun.map(|()| (struck, since))
 }
 
 /// Begins the migration and waits for a moment of it. Where the moment has a gate, that stays closed;

@@ -20,5 +20,6 @@ pub mod sentry;
 pub mod stage;
 pub mod table;
 pub mod user;
+pub mod version;
 
 pub use gate::Gate;

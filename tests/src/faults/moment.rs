@@ -126,6 +126,20 @@ impl Moment {
         }
     }
 
+    /// The last step of the Migration at which it can be.
+    pub fn latest(self) -> Step {
+        match self {
+            Self::Preflight => Step::Preflight,
+            Self::TargetIsMade | Self::Prepared => Step::PreparingTarget,
+            Self::TargetStarts => Step::WaitingForTarget,
+            Self::Freezing | Self::Dumping => Step::Freezing,
+            Self::Restoring | Self::Voted => Step::Voting,
+            Self::Decided | Self::Thawing | Self::Thawed => Step::Committed,
+            Self::HandingOver => Step::HandingOver,
+            Self::Releasing => Step::Releasing,
+        }
+    }
+
     /// What makes it last.
     pub fn gate(self) -> Option<Gate> {
         match self {
