@@ -130,6 +130,7 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     let outcome = cell.fault.prepare(&scene).and_then(|()| judged(cell, &scene, &mut watch));
     // Whatever went wrong, the next cell finds everything in order.
     let ended = cell.fault.end(&scene);
+    let turned = cell.moment.turn().map_or(Ok(()), |turn| turn.end(&scene));
     let opened = Gate::open_all(cluster);
     let outcome = match outcome {
         // It takes its course, of which nothing is known.
@@ -145,7 +146,7 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     {
         return outcome;
     }
-    ended.and(opened).and(cleared)?;
+    ended.and(turned).and(opened).and(cleared)?;
 
     drop(scene.history);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
@@ -204,6 +205,9 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     if !cell.fault.goes_on() {
         cell.fault.end(scene).context("undoing the fault")?;
     }
+    if let Some(turn) = cell.moment.turn() {
+        turn.end(scene).context("undoing what led there")?;
+    }
     // The sides of one that has vanished settle it between them.
     let vanished = matches!(cell.fault, Fault::User(Act::StripFinalizer));
     if cell.moment == Moment::Voted && !vanished {
@@ -250,7 +254,7 @@ fn orders_a_fresh_pod(fault: Fault) -> bool {
 fn strike(cell: &Cell, scene: &Scene) -> Result<(Step, u64)> {
     // Some moments are over before another process could be started in the node.
     let at_once = match (cell.moment.signs(), cell.fault) {
-        ([Sign::InNode(where_, _)], Fault::Kill(role, victim)) => {
+        ([.., Sign::InNode(where_, _)], Fault::Kill(role, victim)) => {
             (*where_ == role).then_some(victim.as_str())
         }
         _ => None,
@@ -273,32 +277,52 @@ fn strike(cell: &Cell, scene: &Scene) -> Result<(Step, u64)> {
 
 /// Begins the migration and waits for a moment of it. Where the moment has a gate, that stays closed;
 /// where CRIU is stopped for it, it goes on with the probe that is given back. `kill`: a process of the
-/// sign's node that is killed at the very moment, if it has but one sign.
+/// last sign's node that is killed at the very moment.
 pub fn begin(scene: &Scene, moment: Moment, kill: Option<&str>) -> Result<Option<Probe>> {
     let cluster = scene.cluster;
     if let Some(gate) = moment.gate() {
         gate.close(cluster)?;
     }
-    let first = moment.signs().first().context("a moment without a sign")?;
-    let mut probe = Probe::start(scene, first, kill)?;
-    cluster.apply(&migration(&scene.migration, &scene.source.name, scene.node(Role::Target)))?;
+    let signs = moment.signs();
     let mut standing = None;
-    for (index, sign) in moment.signs().iter().enumerate() {
-        if index > 0 {
-            probe = Probe::start(scene, sign, None)?;
+    for (index, sign) in signs.iter().enumerate() {
+        let is_last = index + 1 == signs.len();
+        let probe = Probe::start(scene, sign, kill.filter(|_| is_last))?;
+        if index == 0 {
+            cluster.apply(&migration(
+                &scene.migration,
+                &scene.source.name,
+                scene.node(Role::Target),
+            ))?;
         }
-        match sign {
-            Sign::Step(step) => scene.history.reaches(*step, MOMENT)?,
-            Sign::InNode(..) => standing = probe.take().context("no probe")?.sees()?,
+        if is_last && let Some(turn) = moment.turn() {
+            is_held_back(scene, moment)?;
+            turn.begin(scene)?;
+            if moment.gate() == Some(Gate::Decision) {
+                // The one that it leads to.
+                Gate::Decision.open(cluster)?;
+            }
+        }
+        match (sign, probe) {
+            (Sign::Step(step), _) => scene.history.reaches(*step, MOMENT)?,
+            (Sign::InNode(..), probe) => standing = probe.context("no probe")?.sees()?,
         }
     }
-    let latest = scene.history.latest();
-    if let Some(field) = moment.gate().and_then(Gate::field)
-        && !latest["status"][field].is_null()
-    {
-        return Err(Missed(format!("{field} was recorded too early")).into());
+    if moment.turn().is_none() {
+        is_held_back(scene, moment)?;
     }
     Ok(standing)
+}
+
+/// What a moment's gate keeps away has not been recorded before it was closed.
+fn is_held_back(scene: &Scene, moment: Moment) -> Result<()> {
+    let latest = scene.history.latest();
+    match moment.gate().and_then(Gate::field) {
+        Some(field) if !latest["status"][field].is_null() => {
+            Err(Missed(format!("{field} was recorded too early")).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Looks for a sign in a node.
@@ -313,7 +337,7 @@ impl Probe {
     /// Starts it, if the sign is one in a node.
     fn start(scene: &Scene, sign: &Sign, kill: Option<&str>) -> Result<Option<Probe>> {
         let Sign::InNode(role, moment) = sign else { return Ok(None) };
-        let stands = *moment == InNode::Criu && kill.is_none();
+        let stands = moment.has_criu() && kill.is_none();
         let (moment, seconds) = (moment.to_string(), MOMENT.as_secs().to_string());
         let mut command =
             vec!["transship-probe", "await", &scene.cluster.namespace, &moment, &seconds];
