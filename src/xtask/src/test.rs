@@ -162,7 +162,7 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         stages.run("cluster tests", 1800, || on_cluster(root, "cluster", &filter))?;
     }
     if everything {
-        stages.run("a few of the faults", 200, || on_cluster(root, "faults", &some_faults()))?;
+        stages.run("a few of the faults", 320, || on_cluster(root, "faults", &some_faults()))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {

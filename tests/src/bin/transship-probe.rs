@@ -36,8 +36,9 @@ enum Action {
         patience: u64,
     },
     /// Await a moment of a namespace's migration: an entry in this node's journal, `criu` in the middle of a
-    /// dump, `restore` in that of one, or the `hold` of a restored container. CRIU stands still until the victim has been killed or,
-    /// without one, until stdin ends; "now" is printed first.
+    /// dump, `restore` in that of a restore, or the `hold` of a restored container. CRIU stands still until the
+    /// victim has been killed or, without one, until stdin ends; "now" is printed first. A victim of the hold
+    /// is killed without that.
     Await {
         /// The migration's namespace.
         namespace: String,

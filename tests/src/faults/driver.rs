@@ -28,7 +28,7 @@ use super::{
     user::Act,
 };
 use crate::{
-    cluster::{Cluster, Pod, condition, migration},
+    cluster::{Cluster, Pod, condition, migration_in},
     counter::Client,
     node::moment::{MISSED, Moment as InNode},
     prober::unix_ms,
@@ -53,6 +53,8 @@ pub struct Scene<'a> {
     pub source: Pod,
     /// The Migration's name.
     pub migration: String,
+    /// Its mode.
+    pub mode: &'static str,
     /// What the API server showed of it.
     pub history: History,
     /// What a fault has begun and what ends by itself.
@@ -67,6 +69,7 @@ impl<'a> Scene<'a> {
             nodes,
             source,
             migration: migration.into(),
+            mode: "Auto",
             history: History::start(cluster, migration),
             background: RefCell::default(),
         }
@@ -289,11 +292,8 @@ pub fn begin(scene: &Scene, moment: Moment, kill: Option<&str>) -> Result<Option
         let is_last = index + 1 == signs.len();
         let probe = Probe::start(scene, sign, kill.filter(|_| is_last))?;
         if index == 0 {
-            cluster.apply(&migration(
-                &scene.migration,
-                &scene.source.name,
-                scene.node(Role::Target),
-            ))?;
+            let (name, target) = (&scene.migration, scene.node(Role::Target));
+            cluster.apply(&migration_in(scene.mode, name, &scene.source.name, target))?;
         }
         if is_last && let Some(turn) = moment.turn() {
             is_held_back(scene, moment)?;

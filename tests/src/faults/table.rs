@@ -144,12 +144,17 @@ impl Run {
 }
 
 const HEADING: &str = include_str!("heading.md");
+const OTHERS: &str = "\n\n## The orders in which the source ends first\n
+A pod with a name or a volume of its own, and a Cold one, end before they are made again. *Target lost* means \
+here that it was made again where it was.\n
+| order, fault and moment | outcome |\n| --- | --- |\n";
 
-/// The document: rows are faults, columns moments.
-pub fn document(cells: &[Cell], runs: &[Run]) -> String {
+/// The document: rows are faults, columns moments; and a list of the faults in other orders, by name.
+pub fn document(cells: &[Cell], others: &[String], runs: &[Run]) -> String {
     let mut text = HEADING.to_owned();
+    let names: Vec<String> = cells.iter().map(Cell::name).chain(others.iter().cloned()).collect();
     for (run, number) in runs.iter().zip(1..) {
-        text += &summary(cells, run, number);
+        text += &summary(&names, run, number);
     }
     text += "\n| fault |";
     for moment in Moment::ALL {
@@ -162,34 +167,38 @@ pub fn document(cells: &[Cell], runs: &[Run]) -> String {
         text += &format!("\n| {} |", fault.name().replace('_', " "));
         for moment in Moment::ALL {
             let cell = cells.iter().find(|cell| cell.fault == fault && cell.moment == moment);
-            text += &format!(" {} |", cell.map(|cell| field(cell, runs)).unwrap_or_default());
+            text +=
+                &format!(" {} |", cell.map(|cell| field(&cell.name(), runs)).unwrap_or_default());
         }
     }
-    text + "\n"
+    text += OTHERS;
+    for name in others {
+        text += &format!("| {} | {} |\n", name.replace('_', " "), field(name, runs));
+    }
+    text
 }
 
 /// Every outcome that a cell came to in any run.
-fn field(cell: &Cell, runs: &[Run]) -> String {
-    let name = cell.name();
+fn field(name: &str, runs: &[Run]) -> String {
     let outcomes: BTreeSet<Outcome> =
-        runs.iter().filter_map(|run| run.held(&name)).map(|row| row.outcome).collect();
+        runs.iter().filter_map(|run| run.held(name)).map(|row| row.outcome).collect();
     let mut words: Vec<String> = outcomes.iter().map(Outcome::to_string).collect();
-    if runs.iter().any(|run| run.failed(&name)) {
+    if runs.iter().any(|run| run.failed(name)) {
         words.push("**failed**".into());
     }
     if words.is_empty() { "not run".into() } else { words.join(" or ") }
 }
 
-fn summary(cells: &[Cell], run: &Run, number: usize) -> String {
-    let rows: Vec<&Row> = cells.iter().filter_map(|cell| run.held(&cell.name())).collect();
-    let failed = cells.iter().filter(|cell| run.failed(&cell.name())).count();
+fn summary(names: &[String], run: &Run, number: usize) -> String {
+    let rows: Vec<&Row> = names.iter().filter_map(|name| run.held(name)).collect();
+    let failed = names.iter().filter(|name| run.failed(name)).count();
     let latest = rows.iter().map(|row| row.settled).max().unwrap_or_default();
     format!(
         "* Run {number}, of {}: {} of {} held, {failed} failed; the last outcome was there and told {:.1} s after \
          its fault's end.\n",
         run.versions().join(" and "),
         rows.len(),
-        cells.len(),
+        names.len(),
         latest.as_secs_f64()
     )
 }
@@ -274,11 +283,13 @@ mod tests {
                 Entry::Held(row("kill_leader_while_dumping", outcome)),
             ],
         };
-        let text = document(&CELLS, &[run(1, Outcome::Moved), run(2, Outcome::Stayed)]);
+        let others = ["cold_kill_leader".to_owned()];
+        let text = document(&CELLS, &others, &[run(1, Outcome::Moved), run(2, Outcome::Stayed)]);
         let line = |fault: &str| text.lines().rfind(|line| line.starts_with(fault)).unwrap();
         assert!(line("| kill leader |").contains("| moved or stayed |"), "{text}");
         assert!(line("| kill operators |").contains("| not run |"), "{text}");
-        assert!(text.contains("* Run 1, of abc: 1 of 2 held, 0 failed;"), "{text}");
+        assert!(text.contains("* Run 1, of abc: 1 of 3 held, 0 failed;"), "{text}");
+        assert!(text.ends_with("\n| --- | --- |\n| cold kill leader | not run |\n"), "{text}");
         let columns = |line: &str| line.matches('|').count();
         assert_eq!(columns(line("| kill leader |")), columns(line("| fault |")));
         assert_eq!(columns(line("| fault |")), columns(line("| --- |")));
