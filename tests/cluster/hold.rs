@@ -1,6 +1,9 @@
 //! The hold: while the target is held and undecided, nothing that dies makes it run.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use transship_tests::{
@@ -57,6 +60,22 @@ fn activity(cluster: &Cluster, pod: &Pod) -> Result<String> {
     cluster.on_node(&pod.node, &["sh", "-c", &script])
 }
 
+/// `kubectl transship nodes` shows both sides of the namespace's migration as frozen and voted.
+fn both_are_shown_as_voted(cluster: &Cluster) -> Result<()> {
+    let plugin = std::env::var("TRANSSHIP_PLUGIN").context("TRANSSHIP_PLUGIN is not set")?;
+    let ours = format!("{}/", cluster.namespace);
+    cluster.await_that("both sides are shown as voted", Duration::from_secs(30), || {
+        let output = Command::new(&plugin).arg("nodes").stdin(Stdio::null()).output()?;
+        let shown = String::from_utf8_lossy(&output.stdout);
+        let is_shown = |side: &str| {
+            let mut lines = shown.lines().filter(|line| line.contains(&ours));
+            lines.any(|line| line.contains(side) && line.contains(" frozen, voted "))
+        };
+        ensure!(output.status.success() && is_shown(" source ") && is_shown(" target "), "{shown}");
+        Ok(true)
+    })
+}
+
 /// A migration that stands at "both sides have voted" because no operator decides. The first
 /// operator is stopped as soon as the source is frozen, so this may miss; then it is tried again.
 fn undecided(cluster: &Cluster) -> Result<(Pod, Pod, String, Client)> {
@@ -84,6 +103,7 @@ fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
     Gate::Decision.open(&cluster)?;
     let (source, target, migration, client) = undecided(&cluster)?;
     let result = (|| {
+        both_are_shown_as_voted(&cluster)?;
         let before = activity(&cluster, &target)?;
         ensure!(before.contains("FROZEN") && !before.contains("THAWED"), "not held: {before:?}");
         let kill = |victim: Victim| -> Result<()> {
