@@ -2,14 +2,11 @@
 
 use std::{
     cell::RefCell,
-    fmt,
-    io::{BufRead, BufReader},
-    process::{Child, ChildStdout, Stdio},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use transship_api::{Role, Step};
 
@@ -22,6 +19,7 @@ use super::{
     moment::{Moment, Sign},
     nodes::Pair,
     outcome::{Outcome, Seen},
+    probe::{MOMENT, Missed, Probe},
     sentry::Sentry,
     stage::{IMPATIENCE, NAME, Stage},
     table::Row,
@@ -30,12 +28,9 @@ use super::{
 use crate::{
     cluster::{Cluster, Pod, condition, migration_in},
     counter::Client,
-    node::moment::{MISSED, Moment as InNode},
     prober::unix_ms,
 };
 
-/// How long a moment may take to come.
-const MOMENT: Duration = Duration::from_secs(60);
 /// How long a client waits for a reply: longer than any fault.
 const CLIENT: Duration = Duration::from_secs(240);
 /// How often is looked at a migration of which nothing is heard.
@@ -99,18 +94,6 @@ impl<'a> Scene<'a> {
         uid.as_str().unwrap_or_default().to_owned()
     }
 }
-
-/// The moment passed before the fault could be injected.
-#[derive(Debug)]
-struct Missed(String);
-
-impl fmt::Display for Missed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Missed {}
 
 /// Runs a cell and judges it. An error says which invariant does not hold.
 pub fn run(stage: &Stage, cell: &Cell) -> Result<Row> {
@@ -322,58 +305,6 @@ fn is_held_back(scene: &Scene, moment: Moment) -> Result<()> {
             Err(Missed(format!("{field} was recorded too early")).into())
         }
         _ => Ok(()),
-    }
-}
-
-/// Looks for a sign in a node.
-#[derive(Debug)]
-pub struct Probe {
-    child: Child,
-    /// Where it keeps CRIU standing when it has seen the sign.
-    said: Option<ChildStdout>,
-}
-
-impl Probe {
-    /// Starts it, if the sign is one in a node.
-    fn start(scene: &Scene, sign: &Sign, kill: Option<&str>) -> Result<Option<Probe>> {
-        let Sign::InNode(role, moment) = sign else { return Ok(None) };
-        let stands = moment.has_criu() && kill.is_none();
-        let (moment, seconds) = (moment.to_string(), MOMENT.as_secs().to_string());
-        let mut command =
-            vec!["transship-probe", "await", &scene.cluster.namespace, &moment, &seconds];
-        command.extend(kill.iter().flat_map(|victim| ["--kill", victim]));
-        let mut probe = scene.cluster.on_node_command(scene.node(*role), &command);
-        probe.stdin(Stdio::null()).stderr(Stdio::piped());
-        if stands {
-            probe.stdin(Stdio::piped()).stdout(Stdio::piped());
-        }
-        let mut child = probe.spawn()?;
-        let said = child.stdout.take();
-        Ok(Some(Probe { child, said }))
-    }
-
-    /// Waits until it has seen its sign. Gives itself back if it keeps CRIU standing.
-    fn sees(mut self) -> Result<Option<Probe>> {
-        if let Some(said) = self.said.take() {
-            let mut line = String::new();
-            BufReader::new(said).read_line(&mut line)?;
-            if line.trim() == "now" {
-                return Ok(Some(self));
-            }
-        }
-        self.go_on().map(|()| None)
-    }
-
-    /// Waits for its end, which it is free to come to.
-    fn go_on(mut self) -> Result<()> {
-        drop(self.child.stdin.take());
-        let output = self.child.wait_with_output()?;
-        let says = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        match output.status.success() {
-            true => Ok(()),
-            false if says.contains(MISSED) => Err(Missed(says).into()),
-            false => bail!("{says}"),
-        }
     }
 }
 

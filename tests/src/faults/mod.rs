@@ -16,6 +16,7 @@ pub mod link;
 pub mod moment;
 pub mod nodes;
 pub mod outcome;
+pub mod probe;
 pub mod sentry;
 pub mod stage;
 pub mod table;
