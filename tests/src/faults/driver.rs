@@ -134,11 +134,16 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     }
     ended.and(turned).and(opened).and(cleared)?;
 
+    let way = format!("{} to {}", scene.node(Role::Source), scene.node(Role::Target));
     drop(scene.history);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
     watch.lap("forgotten");
     judge::no_node_tells_of_it(cluster)?;
-    stage.nothing_is_left()?;
+    stage.nothing_is_left().with_context(|| {
+        let became =
+            outcome.as_ref().map_or_else(ToString::to_string, |row| row.outcome.to_string());
+        format!("{became}, from {way}")
+    })?;
     watch.lap("nothing left");
     outcome
 }
