@@ -12,7 +12,7 @@ use transship_tests::{
         moment::Moment,
         nodes::{NODES, restarts},
         outcome::Outcome,
-        sentry::{Sentry, ran},
+        sentry::Sentry,
     },
 };
 
@@ -126,7 +126,6 @@ fn comes_true(scene: &Scene, (when, act, fate): Case) -> Result<()> {
     let looks = sentry.stop();
     let outcome = if fate == Fate::Moved { Outcome::Moved } else { Outcome::Gone };
     judge::one_copy_ran(scene, &looks, outcome, true)?;
-    ensure!(ran(&looks, &scene.source.uid), "nobody looked: {looks:?}");
     scene.history.kept_its_word()
 }
 
@@ -274,7 +273,6 @@ fn goes_as_told(scene: &Scene, cascade: &str) -> Result<()> {
     };
     let looks = sentry.stop();
     judge::one_copy_ran(scene, &looks, outcome, true)?;
-    ensure!(ran(&looks, &scene.source.uid), "nobody looked: {looks:?}");
     scene.history.kept_its_word()
 }
 
