@@ -11,11 +11,12 @@ use transship_tests::{
     cluster::{Cluster, Pod, condition},
     faults::{
         Gate,
-        driver::{Missed, Probe, Scene, begin, evidence, in_time},
+        driver::{Scene, begin, evidence, in_time},
         judge,
         moment::Moment,
         nodes::{NODES, restarts},
         outcome::Outcome,
+        probe::{Missed, Probe},
         sentry::{Sentry, ran},
     },
 };

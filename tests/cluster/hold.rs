@@ -1,12 +1,20 @@
 //! The hold: while the target is held and undecided, nothing that dies makes it run.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use transship_tests::{
     cluster::{Cluster, Pod},
     counter::Client,
-    faults::{Gate, judge::no_record_is_left},
+    faults::{
+        Gate,
+        judge::no_record_is_left,
+        nodes::{NODES, healthy},
+    },
+    node::process::Victim::{self, Agent, Containerd, Holder, Kubelet, Shim, Supervisor},
 };
 
 use crate::{counter, faults::source_goes_on};
@@ -52,13 +60,20 @@ fn activity(cluster: &Cluster, pod: &Pod) -> Result<String> {
     cluster.on_node(&pod.node, &["sh", "-c", &script])
 }
 
-/// Kills every process in a node whose command line contains `what`; true if there was one.
-fn kill(cluster: &Cluster, node: &str, what: &str) -> Result<bool> {
-    let script = format!(
-        "n=1; for p in /proc/[0-9]*; do c=$(tr '\\0' ' ' < $p/cmdline 2>/dev/null); \
-         case \"$c\" in *'{what}'*) [ ${{p#/proc/}} = $$ ] || {{ kill -9 ${{p#/proc/}} && n=0; }} ;; esac; done; exit $n"
-    );
-    Ok(cluster.try_on_node(node, &["sh", "-c", &script])?.status.success())
+/// `kubectl transship nodes` shows both sides of the namespace's migration as frozen and voted.
+fn both_are_shown_as_voted(cluster: &Cluster) -> Result<()> {
+    let plugin = std::env::var("TRANSSHIP_PLUGIN").context("TRANSSHIP_PLUGIN is not set")?;
+    let ours = format!("{}/", cluster.namespace);
+    cluster.await_that("both sides are shown as voted", Duration::from_secs(30), || {
+        let output = Command::new(&plugin).arg("nodes").stdin(Stdio::null()).output()?;
+        let shown = String::from_utf8_lossy(&output.stdout);
+        let is_shown = |side: &str| {
+            let mut lines = shown.lines().filter(|line| line.contains(&ours));
+            lines.any(|line| line.contains(side) && line.contains(" frozen, voted "))
+        };
+        ensure!(output.status.success() && is_shown(" source ") && is_shown(" target "), "{shown}");
+        Ok(true)
+    })
 }
 
 /// A migration that stands at "both sides have voted" because no operator decides. The first
@@ -88,29 +103,26 @@ fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
     Gate::Decision.open(&cluster)?;
     let (source, target, migration, client) = undecided(&cluster)?;
     let result = (|| {
+        both_are_shown_as_voted(&cluster)?;
         let before = activity(&cluster, &target)?;
         ensure!(before.contains("FROZEN") && !before.contains("THAWED"), "not held: {before:?}");
-        for victim in [
-            "transship-holder run",
-            "transship-holder supervise",
-            "transship-agent",
-            "containerd-shim-runc-v2 -namespace k8s.io -id",
-        ] {
-            // The shim of the target's pod, not those of others.
-            let what = if victim.starts_with("containerd-shim") {
-                let sandbox = cluster.on_node(&target.node, &["sh", "-c", &format!("ctr -n k8s.io containers ls | grep -l . >/dev/null; for c in $(ctr -n k8s.io containers ls -q); do ctr -n k8s.io containers info $c | grep -q {} && ctr -n k8s.io containers info $c | grep -q '\"io.cri-containerd.kind\": \"sandbox\"' && echo $c; done | head -1", target.uid)])?;
-                format!("-id {}", sandbox.trim())
-            } else {
-                victim.to_owned()
-            };
-            ensure!(kill(&cluster, &target.node, &what)?, "{victim} was not running");
+        let kill = |victim: Victim| -> Result<()> {
+            let probe = ["transship-probe", "kill", &cluster.namespace, victim.as_str()];
+            cluster.on_node(&target.node, &probe)?;
             let after = activity(&cluster, &target)?;
             ensure!(
                 after == before,
-                "after kill -9 of {victim} the target was active:\n{before}\n{after}"
+                "after kill -9 of {} the target was active:\n{before}\n{after}",
+                victim.as_str()
             );
-        }
-        Ok(())
+            Ok(())
+        };
+        [Holder, Supervisor, Agent, Containerd, Kubelet].into_iter().try_for_each(kill)?;
+        // Whoever comes back finds it as it was, too.
+        healthy(&cluster, &NODES)?;
+        let after = activity(&cluster, &target)?;
+        ensure!(after == before, "with all back the target was active:\n{before}\n{after}");
+        kill(Shim)
     })();
     Gate::Decision.open(&cluster)?;
     result?;

@@ -5,69 +5,23 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
-use transship_api::names;
 use transship_tests::{
     cluster::{Cluster, Pod},
     counter::Client,
     faults::{
-        judge::no_record_is_left,
-        nodes::{NODES, healthy, is_ready, restarts},
+        nodes::{NODES, healthy, restarts},
         sentry::{Sentry, doubles, ran},
     },
     prober::unix_ms,
 };
 
+pub use transship_tests::stateful::{
+    EMPTY_DIR, all_is_there, connect, goes_on, running, spec, stateful,
+};
+
 /// How long a move may take, with a node that starts anew in its middle.
 const PATIENCE: Duration = Duration::from_secs(240);
-/// TCP tries again after twice the time that it has waited so far.
-const RETRANSMISSION: Duration = Duration::from_secs(150);
 const SOON: Duration = Duration::from_secs(90);
-
-/// Counts requests in memory, answers each with its number and appends it to a file. Opens the files
-/// among its arguments when it is sent SIGHUP, and keeps them open. The sentry knows it by its first line.
-const SCRIPT: &str = r#"import mmap, socket, threading, os, signal, sys
-memory = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-numbers = os.open("/data/numbers", os.O_RDWR | os.O_CREAT | os.O_APPEND)
-others = []
-signal.signal(signal.SIGHUP, lambda *_: others.extend(open(path) for path in sys.argv[1:]))
-def serve(connection):
-    while data := connection.recv(64):
-        for _ in data:
-            number = int.from_bytes(memory[:8], "little") + 1
-            memory[:8] = number.to_bytes(8, "little")
-            os.write(numbers, b"%d\n" % number)
-            connection.sendall(b"%d\n" % number)
-server = socket.create_server(("", 8080))
-while True:
-    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
-"#;
-
-/// In one line, as it stands in manifests of pods and of what makes pods.
-const SPEC: &str = "{terminationGracePeriodSeconds: 1, volumes: [VOLUMES], containers: [{name: main, \
-    image: 'localhost/transship-examples:1', imagePullPolicy: IfNotPresent, \
-    command: [python3, -u, -c, SCRIPT, FILES], \
-    volumeMounts: [{name: data, mountPath: /data}, MOUNTS], \
-    readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}}]}";
-/// An empty directory in the place of the volume.
-pub const EMPTY_DIR: &str = "{name: data, emptyDir: {}}";
-
-const STATEFUL: &str = r#"
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {clusterIP: None, selector: {app: web}, ports: [{port: 8080}]}
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {name: web}
-spec:
-  serviceName: web
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec: SPEC
-  volumeClaimTemplates: [CLAIM]
-"#;
 
 const BARE: &str = r#"
 apiVersion: v1
@@ -99,55 +53,6 @@ spec:
 "#;
 const CLAIM: &str = "{metadata: {name: data}, spec: {accessModes: [ReadWriteOncePod], \
     storageClassName: test-exclusive, resources: {requests: {storage: 16Mi}}}}";
-
-/// A pod's spec with these volumes, further mounts, and files that the application opens at SIGHUP.
-pub fn spec(volumes: &str, mounts: &str, files: &str) -> String {
-    // JSON's quoted text is YAML's.
-    let script = Value::from(SCRIPT).to_string();
-    SPEC.replace("VOLUMES", volumes)
-        .replace("MOUNTS", mounts)
-        .replace("FILES", files)
-        .replace("SCRIPT", &script)
-}
-
-/// A StatefulSet `web` with its Service.
-pub fn stateful(spec: &str, claim: &str) -> String {
-    STATEFUL.replace("CLAIM", claim).replace("SPEC", spec)
-}
-
-/// The pod, once it is Ready.
-pub fn running(cluster: &Cluster, name: &str) -> Result<Pod> {
-    let mut pod = Value::Null;
-    cluster.await_that(&format!("pod {name} is Ready"), SOON, || {
-        pod = cluster.get("pod", name)?;
-        Ok(is_ready(&pod))
-    })?;
-    Ok(Pod::of(&pod))
-}
-
-/// A client of the pod's.
-pub fn connect(pod: &Pod) -> Result<Client> {
-    let address = format!("{}:8080", pod.ip).parse()?;
-    Client::with_patience(address, Duration::from_millis(5), PATIENCE)
-}
-
-/// Waits until the connection is answered again.
-pub fn goes_on(cluster: &Cluster, client: &Client) -> Result<()> {
-    let so_far = client.replies();
-    cluster
-        .await_that("the connection goes on", RETRANSMISSION, || Ok(client.replies() > so_far + 50))
-}
-
-/// Every number came once over the one connection and stands once in the file, which is returned.
-pub fn all_is_there(cluster: &Cluster, pod: &Pod, client: Client) -> Result<String> {
-    let report = client.stop();
-    ensure!(report.is_whole() && report.first == 1, "{report:?}");
-    let numbers = cluster.kubectl(&["exec", &pod.name, "--", "cat", "/data/numbers"])?;
-    let expected: String = (1..=report.last).map(|number| format!("{number}\n")).collect();
-    let lines = numbers.lines().count();
-    ensure!(numbers == expected, "{lines} lines for numbers up to {}", report.last);
-    Ok(numbers)
-}
 
 /// What of a pod others rely on.
 pub fn known_by(pod: &Value) -> Value {
@@ -200,38 +105,7 @@ fn moved(
 /// Nothing of a migration is left in the namespace and on the nodes but its pod.
 pub fn nothing_is_left(cluster: &Cluster, migration: &Value, pod: &str) -> Result<()> {
     let name = migration["metadata"]["name"].as_str().context("no name")?;
-    let uid = migration["metadata"]["uid"].as_str().context("no UID")?;
-    cluster.await_that("nothing of the migration is left", SOON, || {
-        let object = cluster.get("migration", name)?;
-        let finalizers = object["metadata"]["finalizers"].as_array();
-        ensure!(finalizers.is_none_or(Vec::is_empty), "it is not forgotten: {finalizers:?}");
-        for secret in names::manifest_secrets(uid) {
-            ensure!(cluster.get("secret", &secret)?.is_null(), "the manifest is still stored");
-        }
-        ensure!(
-            object["metadata"]["annotations"][names::WITNESS].is_null(),
-            "the Migration still refers to the pod's owner: {:#}",
-            object["metadata"]
-        );
-        let namespace = cluster.get("namespace", &cluster.namespace)?["metadata"].clone();
-        let mut marks = namespace["annotations"].as_object().into_iter().flatten();
-        ensure!(
-            namespace["labels"][names::HANDOVER_NAMESPACE_LABEL].is_null()
-                && !marks.any(|(key, _)| key.starts_with(names::HELD_NAME_PREFIX)),
-            "the name is still held back: {namespace:#}"
-        );
-        let pods = cluster.list("pods", "")?;
-        let found: Vec<String> = pods.iter().map(|pod| Pod::of(pod).name).collect();
-        ensure!(found == [pod], "there are pods {found:?}");
-        let metadata = &pods[0]["metadata"];
-        ensure!(
-            metadata["labels"][names::MIGRATION_LABEL].is_null()
-                && metadata["annotations"][names::CLAIM].is_null(),
-            "{pod} is still marked: {metadata:#}"
-        );
-        Ok(true)
-    })?;
-    NODES.iter().try_for_each(|node| no_record_is_left(cluster, node))
+    transship_tests::stateful::nothing_is_left(cluster, &NODES, name, pod)
 }
 
 /// The StatefulSet counts the pod, and the Service leads to it.

@@ -1,9 +1,10 @@
 //! Faults at every step of a migration, on the sandbox cluster: one test for each cell of the
-//! [`matrix`]. `cargo xtask test --faults` runs them.
+//! [`matrix`], and for each case of other orders ([`endurance`]). `cargo xtask test --faults` runs them.
 //!
 //! Each pair of nodes is a lane with a pod of its own; what happens to one lane does not concern the
 //! others. A fault of the whole cluster comes when no other cell runs.
 
+mod endurance;
 mod matrix;
 
 use std::{
@@ -25,6 +26,7 @@ use transship_tests::{
         nodes::{self, FIRST, NODES, Pair},
         stage::Stage,
         table::{self, Entry, Row, Run},
+        version,
     },
 };
 
@@ -33,10 +35,35 @@ use transship_tests::{
 const RUN: &str = "TRANSSHIP_FAULTS_RUN";
 /// Names the document to write from all such files in that one's directory.
 const TABLE: &str = "TRANSSHIP_FAULTS_TABLE";
+/// Goes on with a run of another version of the checkout.
+const ANY_VERSION: &str = "TRANSSHIP_FAULTS_ANY_VERSION";
 /// Asks for some cells by their places, as in `40..80`.
 const CELLS: &str = "TRANSSHIP_FAULTS_CELLS";
-/// Asks for [`matrix::SOME`] instead of all.
+/// Asks for [`matrix::SOME`] and [`endurance::SOME`] instead of all.
 const SOME: &str = "TRANSSHIP_FAULTS_SOME";
+
+/// What a test runs.
+#[derive(Clone, Copy)]
+enum Task {
+    Cell(Cell),
+    Case(endurance::Case),
+}
+
+impl Task {
+    fn name(&self) -> String {
+        match self {
+            Self::Cell(cell) => cell.name(),
+            Self::Case(case) => case.name(),
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Cell(cell) => cell.fault,
+            Self::Case(case) => case.fault,
+        }
+    }
+}
 
 /// Two nodes, and what has been set up on them.
 struct Lane {
@@ -67,19 +94,28 @@ fn main() -> ExitCode {
 }
 
 fn run(mut arguments: Arguments) -> Result<ExitCode> {
-    let all = matrix::all();
+    let (cells, cases) = (matrix::all(), endurance::ALL);
+    let all: Vec<Task> =
+        cells.iter().copied().map(Task::Cell).chain(cases.map(Task::Case)).collect();
     check_names(&all)?;
     let file = std::env::var_os(RUN).map(PathBuf::from);
     let mut run = file.as_deref().map(Run::open).transpose()?;
-    let mut cells = chosen(&all)?;
+    let mut tasks = chosen(&all)?;
     if let Some(run) = &mut run
         && std::env::var_os(CELLS).is_none()
-        && all.iter().all(|cell| run.held(&cell.name()).is_some())
+        && all.iter().all(|task| run.held(&task.name()).is_some())
     {
         // It is complete: there is nothing to go on with.
         run.forget();
     }
-    cells.retain(|cell| run.as_ref().is_none_or(|run| run.held(&cell.name()).is_none()));
+    if let Some(run) = &mut run
+        && !arguments.list
+    {
+        let checkout = std::env::var_os("TRANSSHIP_CHECKOUT");
+        let checkout = checkout.context("TRANSSHIP_CHECKOUT is not set")?;
+        run.go_on(&version::of(checkout.as_ref())?, std::env::var_os(ANY_VERSION).is_some())?;
+    }
+    tasks.retain(|task| run.as_ref().is_none_or(|run| run.held(&task.name()).is_none()));
     let shared = Arc::new(Shared {
         lanes: Mutex::default(),
         cluster: RwLock::default(),
@@ -91,16 +127,25 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
         arguments.test_threads = Some(lanes.len());
         *lock(&shared.lanes) = lanes;
     }
-    let trials = cells.into_iter().map(|cell| trial(cell, &shared)).collect();
+    let trials = tasks.into_iter().map(|task| trial(task, &shared)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     let struck = strike(&shared);
     if let (Some(path), Some(file)) = (std::env::var_os(TABLE).map(PathBuf::from), file) {
         // No file: no cell has been run.
         let runs = if file.exists() { Run::all_beside(&file)? } else { Vec::new() };
-        std::fs::write(&path, table::document(&all, &runs))
+        let others = cases.map(|case| case.name());
+        std::fs::write(&path, table::document(&cells, &others, &runs))
             .with_context(|| format!("writing {}", path.display()))?;
     }
     struck.context("in the end")?;
+    if let Some(run) = lock(&shared.run).as_ref()
+        && all.iter().all(|task| run.held(&task.name()).is_some())
+    {
+        // A run counts as a whole.
+        let failed: Vec<String> =
+            all.iter().map(Task::name).filter(|name| run.failed(name)).collect();
+        ensure!(failed.is_empty(), "all cells held, but not at once: {}", failed.join(", "));
+    }
     Ok(conclusion.exit_code())
 }
 
@@ -109,19 +154,20 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A name that stands twice would hide a test.
-fn check_names(cells: &[Cell]) -> Result<()> {
-    let names: BTreeSet<String> = cells.iter().map(Cell::name).collect();
-    ensure!(names.len() == cells.len(), "a cell stands twice in the matrix");
+fn check_names(all: &[Task]) -> Result<()> {
+    let names: BTreeSet<String> = all.iter().map(Task::name).collect();
+    ensure!(names.len() == all.len(), "a cell stands twice in the matrix");
     Ok(())
 }
 
 /// The cells that are asked for.
-fn chosen(all: &[Cell]) -> Result<Vec<Cell>> {
+fn chosen(all: &[Task]) -> Result<Vec<Task>> {
     if std::env::var_os(SOME).is_some() {
-        let mut cells = all.to_vec();
-        cells.retain(|cell| matrix::SOME.contains(&cell.name().as_str()));
-        ensure!(cells.len() == matrix::SOME.len(), "a cell of the few is not in the matrix");
-        return Ok(cells);
+        let some = [matrix::SOME.as_slice(), &endurance::SOME].concat();
+        let mut tasks = all.to_vec();
+        tasks.retain(|task| some.contains(&task.name().as_str()));
+        ensure!(tasks.len() == some.len(), "one of the few is not among all");
+        return Ok(tasks);
     }
     let Ok(text) = std::env::var(CELLS) else { return Ok(all.to_vec()) };
     let places =
@@ -157,10 +203,10 @@ fn strike(shared: &Shared) -> Result<()> {
     struck.and(chart::keep_operators(&Cluster::running("default")?, None))
 }
 
-fn trial(cell: Cell, shared: &Arc<Shared>) -> Trial {
+fn trial(task: Task, shared: &Arc<Shared>) -> Trial {
     let shared = shared.clone();
     let trial = move || -> Result<(), Failed> {
-        let outcome = hold(&shared, &cell);
+        let outcome = hold(&shared, &task);
         let entry = match &outcome {
             Ok(row) => {
                 eprintln!("{}", table::line(row));
@@ -168,8 +214,8 @@ fn trial(cell: Cell, shared: &Arc<Shared>) -> Trial {
             }
             Err(error) => {
                 // Not only at the end of a run of hours.
-                eprintln!("{}: {error:?}", cell.name());
-                Entry::Failed { name: cell.name(), why: first_line(error) }
+                eprintln!("{}: {error:?}", task.name());
+                Entry::Failed { name: task.name(), why: first_line(error) }
             }
         };
         if let Some(run) = lock(&shared.run).as_mut() {
@@ -177,29 +223,35 @@ fn trial(cell: Cell, shared: &Arc<Shared>) -> Trial {
         }
         outcome.map(drop).map_err(|error| first_line(&error).into())
     };
-    Trial::test(cell.name(), trial)
+    Trial::test(task.name(), trial)
 }
 
 fn first_line(error: &anyhow::Error) -> String {
     format!("{error:#}").lines().next().unwrap_or_default().to_owned()
 }
 
-/// Runs a cell on a free lane. There are as many lanes as threads.
-fn hold(shared: &Shared, cell: &Cell) -> Result<Row> {
-    let concerns_all = cell.fault.concerns_all();
+/// Runs it on a free lane. There are as many lanes as threads.
+fn hold(shared: &Shared, task: &Task) -> Result<Row> {
+    let fault = task.fault();
+    let concerns_all = fault.concerns_all();
     let _alone =
         concerns_all.then(|| shared.cluster.write().unwrap_or_else(PoisonError::into_inner));
     let _beside =
         (!concerns_all).then(|| shared.cluster.read().unwrap_or_else(PoisonError::into_inner));
-    let _power = matches!(cell.fault, Fault::PowerOff(..)).then(|| lock(&shared.power));
+    let _power = matches!(fault, Fault::PowerOff(..)).then(|| lock(&shared.power));
     let lane = lock(&shared.lanes).pop();
     let mut lane = lane.context("no lane is free")?;
     let nodes = lane.nodes;
-    let outcome = lane.stage.take().map_or_else(|| Stage::set(nodes), Ok).and_then(|stage| {
-        let row = driver::run(&stage, cell)?;
-        lane.stage = Some(stage);
-        Ok(row)
-    });
+    let outcome = match task {
+        Task::Cell(cell) => {
+            lane.stage.take().map_or_else(|| Stage::set(nodes), Ok).and_then(|stage| {
+                let row = driver::run(&stage, cell)?;
+                lane.stage = Some(stage);
+                Ok(row)
+            })
+        }
+        Task::Case(case) => endurance::run(nodes, case),
+    };
     lock(&shared.lanes).push(lane);
     outcome
 }

@@ -20,8 +20,9 @@ use transship_tests::{
             Stream::{Corrupted, Slow, Truncated},
         },
         moment::Moment::{
-            self, Decided, Dumping, Freezing, HandingOver, Preflight, Prepared, Releasing,
-            Restoring, TargetIsMade, TargetStarts, Thawed, Thawing, Voted,
+            self, Aborting, Decided, Dumping, Freezing, HandingOver, Preflight, Prepared, Reading,
+            Releasing, Restoring, SourceResuming, TargetIsMade, TargetStarts, Thawed, Thawing,
+            Voted,
         },
         outcome::Outcome::{
             self, Gone, Moved, Replaced, Restarted, RestartedThere, Stayed, TargetLost,
@@ -36,12 +37,16 @@ use transship_tests::{
     },
 };
 
-/// Every cell; those that concern the whole cluster come last, when no other one has to wait for them.
+/// Every cell; those that concern the whole cluster come last, when no other one has to wait for them. Those
+/// of a pod with a liveness probe stand together, so that it is not made again for each.
 pub fn all() -> Vec<Cell> {
     let groups = GROUPS.iter();
     let mut all: Vec<Cell> =
         groups.flat_map(|(moments, faults, outcomes)| cells(moments, faults, outcomes)).collect();
-    all.sort_by_key(|cell| cell.fault.concerns_all());
+    all.sort_by_key(|cell| {
+        let concerns_all = cell.fault.concerns_all();
+        (concerns_all, cell.is_impatient() != concerns_all)
+    });
     all
 }
 
@@ -64,9 +69,9 @@ pub const SOME: [&str; 11] = [
 type Group = (&'static [Moment], &'static [Fault], &'static [Outcome]);
 
 const GROUPS: &[Group] = &[
-    // Before anything is frozen: it is given up, or goes on when what died is back.
+    // While the checks run: nothing is recorded before the fault is over.
     (
-        &[Preflight, TargetIsMade, TargetStarts],
+        &[Preflight],
         &[
             Kill(Source, Agent),
             Kill(Target, Agent),
@@ -76,40 +81,68 @@ const GROUPS: &[Group] = &[
             Kill(Target, Kubelet),
             KillLeader,
             KillOperators,
+            PauseApi(Briefly),
+            PowerOff(Target, Briefly),
         ],
+        &[Moved, Stayed],
+    ),
+    // Before anything is frozen: it is given up, or goes on when what died is back.
+    (
+        &[TargetIsMade, Prepared],
+        &[Kill(Source, Agent), Kill(Target, Agent), KillLeader],
+        &[Moved, Stayed],
+    ),
+    // Both sides have begun, and the target pod has no node.
+    (
+        &[Prepared],
+        &[Kill(Source, Holder), Kill(Target, Holder), PauseApi(Briefly), PowerOff(Target, Briefly)],
         &[Moved, Stayed],
     ),
     (
         &[TargetStarts],
         &[
+            Kill(Source, Agent),
+            Kill(Target, Agent),
+            Kill(Source, Containerd),
+            Kill(Target, Containerd),
+            Kill(Source, Kubelet),
+            Kill(Target, Kubelet),
             Kill(Source, Holder),
             Kill(Target, Holder),
             Kill(Source, Supervisor),
             Kill(Target, Supervisor),
+            Kill(Target, Wrapper),
             Kill(Target, Shim),
-            Cut(Nodes, Briefly),
+            KillOperators,
             Cut(Nodes, Long),
             Cut(Api(Source), Long),
-            Cut(Operators, Long),
-            PauseApi(Briefly),
             PauseApi(Long),
             PowerOff(Target, Briefly),
         ],
         &[Moved, Stayed],
     ),
     // Nothing else can come of a stream that is damaged: a session ends with it.
-    (&[TargetStarts, Dumping], &[Fault::Stream(Corrupted), Fault::Stream(Truncated)], &[Stayed]),
+    (&[TargetStarts, Dumping], &[Fault::Stream(Corrupted)], &[Stayed]),
+    (&[Dumping], &[Fault::Stream(Truncated)], &[Stayed]),
     (&[TargetStarts], &[Fault::Stream(Slow)], &[Moved, Stayed]),
-    (&[TargetStarts, Dumping], &[PowerOff(Source, Briefly)], &[Restarted]),
+    (&[Prepared, TargetStarts, Dumping], &[PowerOff(Source, Briefly)], &[Restarted]),
     // The source is frozen and nobody has voted.
     (&[Freezing, Dumping], &[Kill(Source, Holder)], &[Stayed]),
-    (&[Freezing], &[Kill(Source, Agent), Kill(Target, Agent)], &[Moved, Stayed]),
+    (
+        &[Freezing],
+        &[
+            Kill(Source, Agent),
+            Kill(Target, Agent),
+            Kill(Source, Kubelet),
+            Kill(Source, Containerd),
+        ],
+        &[Moved, Stayed],
+    ),
     (&[Dumping], &[Kill(Source, Criu), Kill(Source, Runc)], &[Stayed]),
     // The application's own shim: kubelet starts a container whose shim has died afresh.
     (&[Dumping], &[Kill(Source, Shim)], &[Stayed, Restarted, Moved]),
-    // It reaches nobody, and goes on while that lasts, before kubelet could kill it.
-    (&[Dumping], &[Cut(All(Source), Long)], &[Stayed]),
-    (&[Dumping], &[Cut(All(Target), Long)], &[Stayed, Moved]),
+    // The source goes on while that lasts, before kubelet could kill it for its probe, whoever is cut off.
+    (&[Dumping], &[Cut(All(Source), Long), Cut(All(Target), Long), Cut(Nodes, Long)], &[Stayed]),
     (
         &[Dumping],
         &[
@@ -123,10 +156,8 @@ const GROUPS: &[Group] = &[
             Kill(Source, Kubelet),
             Kill(Target, Kubelet),
             KillContainer(Source),
-            KillLeader,
             KillOperators,
             Cut(Nodes, Briefly),
-            Cut(Nodes, Long),
             Cut(Api(Source), Long),
             Cut(Operators, Long),
             PauseApi(Briefly),
@@ -134,16 +165,17 @@ const GROUPS: &[Group] = &[
         ],
         &[Moved, Stayed],
     ),
+    (&[Dumping], &[PowerOff(Target, Long)], &[Stayed]),
     // The sides vote meanwhile, and the target's dead-man ends it for good.
     (&[TargetStarts, Dumping], &[Cut(Api(Target), Long)], &[Moved, Stayed, TargetLost]),
     (&[Dumping], &[PauseApi(Long)], &[Moved, Stayed, TargetLost]),
     (&[Freezing], &[FillDisk(Source), FillDisk(Target)], &[Moved, Stayed]),
     (&[TargetStarts, Dumping], &[TakeMemory(Target)], &[Moved, Stayed]),
-    // The target's container is restored and held, in the hands of CRIU and its callers.
+    (&[Dumping], &[TakeMemory(Source)], &[Moved, Stayed]),
+    // CRIU rebuilds the target's tasks, and after that they are held in its hands and its callers'.
     (
-        &[Restoring],
+        &[Reading, Restoring],
         &[
-            Kill(Target, Script),
             Kill(Target, Criu),
             Kill(Target, Runc),
             Kill(Target, Wrapper),
@@ -152,6 +184,8 @@ const GROUPS: &[Group] = &[
         ],
         &[Stayed],
     ),
+    (&[Reading, Restoring], &[Kill(Target, Kubelet), Kill(Target, Containerd)], &[Moved, Stayed]),
+    (&[Restoring], &[Kill(Target, Script), PowerOff(Target, Briefly)], &[Stayed]),
     (
         &[Restoring],
         &[
@@ -159,12 +193,9 @@ const GROUPS: &[Group] = &[
             Kill(Source, Agent),
             Kill(Source, Kubelet),
             Kill(Source, Containerd),
-            Kill(Target, Supervisor),
             Kill(Target, Agent),
-            Kill(Target, Kubelet),
-            Kill(Target, Containerd),
-            KillLeader,
             KillOperators,
+            PauseApi(Briefly),
         ],
         &[Moved, Stayed],
     ),
@@ -187,12 +218,11 @@ const GROUPS: &[Group] = &[
             KillLeader,
             KillOperators,
             Cut(Nodes, Briefly),
-            Cut(Api(Source), Briefly),
             Cut(Api(Target), Briefly),
-            Cut(Operators, Briefly),
             PauseApi(Briefly),
             FillDisk(Source),
             FillDisk(Target),
+            TakeMemory(Target),
         ],
         &[Moved],
     ),
@@ -204,36 +234,54 @@ const GROUPS: &[Group] = &[
         &[
             Kill(Target, Containerd),
             Kill(Target, Shim),
-            Cut(Nodes, Long),
-            Cut(Api(Source), Long),
             Cut(Api(Target), Long),
+            Cut(All(Source), Long),
             Cut(All(Target), Long),
             Cut(Operators, Long),
-            PauseApi(Long),
         ],
         &[Moved, Stayed, TargetLost],
     ),
+    // Here the pod has a liveness probe: kubelet wants to kill the frozen container, the held one too, and is
+    // refused until the decision is known. After an Abort its verdict may come true.
+    (&[Voted], &[Cut(Api(Source), Long), PauseApi(Long)], &[Moved, Stayed, Restarted, TargetLost]),
     (&[Voted], &[PowerOff(Target, Briefly)], &[Stayed, TargetLost]),
-    // The Commit is recorded.
+    // The Abort is recorded, since somebody has deleted the target: the source is thawed and the target ends.
     (
-        &[Decided, Thawing],
+        &[Aborting],
         &[
+            Kill(Source, Holder),
             Kill(Target, Holder),
+            Kill(Source, Kubelet),
+            Kill(Source, Containerd),
+            KillOperators,
+            PowerOff(Target, Briefly),
+            User(DeleteMigration),
+        ],
+        &[Stayed],
+    ),
+    (&[Aborting], &[PowerOff(Source, Briefly)], &[Restarted]),
+    // The Commit is recorded. The next two are less than a millisecond apart: what comes from outside of the
+    // node comes after both.
+    (&[Decided, Thawing], &[Kill(Target, Holder), Kill(Target, Agent)], &[Moved]),
+    (
+        &[Thawing],
+        &[
             Kill(Target, Supervisor),
-            Kill(Target, Agent),
             Kill(Target, Kubelet),
             Kill(Target, Containerd),
+            Kill(Source, Agent),
+            KillOperators,
         ],
         &[Moved],
     ),
-    // The two are less than a millisecond apart: what comes from outside of the node comes after both.
-    (&[Thawing], &[KillOperators, Kill(Source, Agent), PauseApi(Briefly)], &[Moved]),
-    (&[Thawing], &[PauseApi(Long), Cut(Api(Target), Long)], &[Moved, TargetLost]),
+    // Its tasks die with it. Whether it had said that they run decides.
+    (&[Decided, Thawing, Thawed], &[Kill(Target, Shim)], &[TargetLost, RestartedThere]),
     (
         &[Thawed],
         &[
             Kill(Source, Holder),
             Kill(Source, Agent),
+            Kill(Source, Kubelet),
             Kill(Target, Holder),
             Kill(Target, Agent),
             Kill(Target, Kubelet),
@@ -246,13 +294,19 @@ const GROUPS: &[Group] = &[
         ],
         &[Moved],
     ),
-    (&[Thawed], &[Cut(Api(Target), Long), PauseApi(Long)], &[Moved, TargetLost]),
+    (
+        &[Thawed],
+        &[Cut(Api(Target), Long), Cut(All(Target), Long), PauseApi(Long)],
+        &[Moved, TargetLost],
+    ),
     // Whether it had said that it runs before it was lost decides.
     (
         &[Thawed],
         &[PowerOff(Target, Briefly), PowerOff(Target, Long)],
         &[TargetLost, RestartedThere],
     ),
+    // The target could not be confirmed and has frozen itself: the source goes on.
+    (&[SourceResuming], &[Kill(Source, Holder), PowerOff(Source, Briefly)], &[TargetLost]),
     // The target is the pod; the rest is tidying up.
     (
         &[HandingOver, Releasing],
@@ -264,32 +318,42 @@ const GROUPS: &[Group] = &[
             Kill(Source, Kubelet),
             Kill(Target, Agent),
             Kill(Target, Kubelet),
-            KillLeader,
             KillOperators,
-            Cut(Nodes, Briefly),
-            Cut(Api(Source), Long),
-            Cut(Operators, Long),
-            PauseApi(Briefly),
-            PauseApi(Long),
-            PowerOff(Source, Briefly),
-            PowerOff(Source, Long),
         ],
         &[Moved],
     ),
+    (
+        &[HandingOver],
+        &[
+            Kill(Target, Containerd),
+            Cut(All(Target), Long),
+            PauseApi(Long),
+            PowerOff(Source, Briefly),
+        ],
+        &[Moved],
+    ),
+    (&[Releasing], &[Cut(Api(Source), Long), PauseApi(Briefly), PowerOff(Source, Long)], &[Moved]),
+    (&[HandingOver], &[KillContainer(Target)], &[RestartedThere]),
     (&[Thawing, HandingOver], &[PowerOff(Target, Briefly)], &[TargetLost, RestartedThere]),
     // Each leaves the chart as the next one needs it. It takes seconds, so that the steps between these,
     // which take less, are met by the one before.
     (
-        &[Preflight, TargetIsMade, TargetStarts, Dumping],
+        &[Preflight, Prepared, TargetStarts, Dumping],
         &[Chart(Upgrade), Chart(Rollback)],
         &[Moved, Stayed],
     ),
     (&[Voted, Thawed, HandingOver, Releasing], &[Chart(Upgrade), Chart(Rollback)], &[Moved]),
     // People.
-    (&[TargetStarts, Dumping], &[User(DeleteMigration), User(StripFinalizer)], &[Stayed, Moved]),
+    (
+        &[Preflight, Prepared, TargetStarts, Dumping],
+        &[User(DeleteMigration), User(StripFinalizer)],
+        &[Stayed, Moved],
+    ),
+    (&[Restoring], &[User(DeleteMigration), User(StripFinalizer)], &[Stayed]),
     (&[Voted], &[User(DeleteMigration), User(DeleteTarget), User(StripFinalizer)], &[Stayed]),
     (&[TargetStarts, Dumping], &[User(DeleteTarget)], &[Stayed, Replaced]),
-    (&[TargetStarts, Dumping, Voted], &[User(DeleteSource), User(Roll)], &[Replaced, Moved]),
+    (&[TargetStarts, Dumping, Voted], &[User(DeleteSource)], &[Replaced, Moved]),
+    (&[Dumping, Voted], &[User(Roll)], &[Replaced, Moved]),
     (
         &[Preflight, TargetIsMade, Prepared, Freezing, Restoring],
         &[User(DeleteSource)],
@@ -297,21 +361,17 @@ const GROUPS: &[Group] = &[
     ),
     (&[TargetIsMade, Prepared, Freezing, Restoring], &[User(DeleteTarget)], &[Stayed, Replaced]),
     // The owner makes a fresh pod for the source that goes, and has one too many when it gets the target.
-    (&[Decided, Thawing, Thawed], &[User(DeleteSource)], &[Moved, Replaced]),
-    (&[Decided, Thawing, Thawed], &[User(DeleteTarget)], &[Replaced, TargetLost]),
+    (&[Thawing, Thawed], &[User(DeleteSource)], &[Moved, Replaced]),
+    (&[Thawing, Thawed], &[User(DeleteTarget)], &[Replaced, TargetLost]),
     (&[Releasing], &[User(DeleteSource)], &[Moved]),
     (&[Releasing], &[User(DeleteTarget)], &[Replaced]),
-    (&[TargetStarts, Dumping, Voted], &[User(Drain)], &[Moved, Replaced]),
-    (&[TargetStarts, Dumping, Voted, HandingOver], &[User(MigrateAgain)], &[Moved]),
-    (
-        &[TargetStarts, Dumping, Voted, HandingOver],
-        &[User(DeleteDeployment), User(ScaleDown)],
-        &[Gone],
-    ),
-    (
-        &[HandingOver],
-        &[User(DeleteMigration), User(DeleteSource), User(StripFinalizer), User(Drain)],
-        &[Moved],
-    ),
-    (&[HandingOver], &[User(DeleteTarget), User(Roll)], &[Replaced]),
+    (&[TargetStarts, Dumping, Voted, Thawed], &[User(Drain)], &[Moved, Replaced]),
+    (&[TargetStarts, Dumping, Voted, Thawed, HandingOver], &[User(MigrateAgain)], &[Moved]),
+    (&[TargetStarts, Dumping, Voted, HandingOver, Releasing], &[User(DeleteDeployment)], &[Gone]),
+    (&[Dumping, Voted], &[User(ScaleDown)], &[Gone]),
+    // After the commit it finishes first; one that has vanished is finished by its sides.
+    (&[Thawed, HandingOver, Releasing], &[User(DeleteMigration), User(StripFinalizer)], &[Moved]),
+    (&[HandingOver], &[User(DeleteSource), User(Drain)], &[Moved]),
+    (&[HandingOver], &[User(DeleteTarget)], &[Replaced]),
+    (&[HandingOver, Releasing], &[User(Roll)], &[Replaced]),
 ];

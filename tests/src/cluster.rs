@@ -266,7 +266,8 @@ pub fn migration(name: &str, pod: &str, target: &str) -> String {
     migration_in("Auto", name, pod, target)
 }
 
-fn migration_in(mode: &str, name: &str, pod: &str, target: &str) -> String {
+/// A Migration manifest in a mode.
+pub fn migration_in(mode: &str, name: &str, pod: &str, target: &str) -> String {
     format!(
         "apiVersion: transship.dev/v1alpha1\nkind: Migration\nmetadata: {{name: {name}}}\n\
          spec: {{podName: {pod}, targetNode: {target}, mode: {mode}}}\n"

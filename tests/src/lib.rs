@@ -12,6 +12,7 @@ pub mod node;
 pub mod prober;
 pub mod residue;
 pub mod simulation;
+pub mod stateful;
 
 #[cfg(test)]
 mod documentation;

@@ -37,7 +37,11 @@ for p in /proc/[0-9]*; do
   [ "${p#/proc/}" = $$ ] && continue
   n=$(tr '\0' ' ' < $p/cmdline 2>/dev/null)
   case "$n" in
-    *transship-holder\ run*|*criu*|*runc*restore*|*containerd-shim*) echo "process $n" ;;
+    *containerd-shim*)
+      # One that lives on when containerd has forgotten it has no bundle any more.
+      id=${n#*-id }; [ -d /run/containerd/io.containerd.runtime.v2.task/k8s.io/${id%% *} ] && is= || is=forgotten
+      echo "process $n $is" ;;
+    *transship-holder\ run*|*criu*|*runc*restore*) echo "process $n" ;;
   esac
 done
 true

@@ -110,8 +110,7 @@ impl Cluster {
     /// What is there of the Migration of a side.
     pub async fn migration_of(&self, task: &HolderTask) -> anyhow::Result<MigrationSeen> {
         let reference = &task.migration;
-        let migrations: Api<Migration> =
-            Api::namespaced(self.client.clone(), &reference.namespace);
+        let migrations: Api<Migration> = Api::namespaced(self.client.clone(), &reference.namespace);
         match answer(migrations.get_opt(&reference.name)).await {
             Ok(found) => Ok(seen(found.as_ref(), task)),
             // Written by a newer operator.

@@ -33,6 +33,9 @@ pub struct Args {
     /// Which run of the faults it is; one that was broken off is gone on with.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "faults")]
     run: u8,
+    /// Go on with a run that another version of the checkout has begun.
+    #[arg(long, requires = "faults")]
+    any_version: bool,
     /// Only the faults of these places in their list, as in 40..80.
     #[arg(long, value_name = "RANGE", requires = "faults")]
     cells: Option<String>,
@@ -159,7 +162,7 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         stages.run("cluster tests", 1800, || on_cluster(root, "cluster", &filter))?;
     }
     if everything {
-        stages.run("a few of the faults", 200, || on_cluster(root, "faults", &some_faults()))?;
+        stages.run("a few of the faults", 320, || on_cluster(root, "faults", &some_faults()))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
     if only.is_empty() || only.contains(PLACEMENT) {
@@ -250,6 +253,9 @@ fn faults(args: &Args, root: &Path) -> Options {
     let run = root.join(format!("target/faults/run-{}.jsonl", args.run));
     options.environment.push(("TRANSSHIP_FAULTS_RUN", run.into()));
     options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()));
+    if args.any_version {
+        options.environment.push(("TRANSSHIP_FAULTS_ANY_VERSION", "1".into()));
+    }
     if let Some(cells) = &args.cells {
         options.environment.push(("TRANSSHIP_FAULTS_CELLS", cells.into()));
     }

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use transship_tests::{
     node::{
         copies,
-        moment::{self, Moment},
+        moment::{self, MISSED, Moment},
         process::{self, Victim},
         side::Side,
     },
@@ -36,8 +36,9 @@ enum Action {
         patience: u64,
     },
     /// Await a moment of a namespace's migration: an entry in this node's journal, `criu` in the middle of a
-    /// dump, or the `hold` of a restored container. CRIU stands still until the victim has been killed or,
-    /// without one, until stdin ends; "now" is printed first.
+    /// dump, `restore` in that of a restore, or the `hold` of a restored container. CRIU stands still until the
+    /// victim has been killed or, without one, until stdin ends; "now" is printed first. A victim of the hold
+    /// is killed without that.
     Await {
         /// The migration's namespace.
         namespace: String,
@@ -77,10 +78,10 @@ fn main() -> anyhow::Result<()> {
             let side = moment::wait(moment, &namespace, Duration::from_secs(seconds))?;
             let done = match kill {
                 Some(victim) => process::kill(victim, side.as_ref()),
-                None if moment == Moment::Criu => stand_still(),
+                None if moment.has_criu() => stand_still(moment),
                 None => Ok(()),
             };
-            if moment == Moment::Criu {
+            if moment.has_criu() {
                 process::continue_criu();
             }
             done
@@ -100,7 +101,10 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Says that the moment has come, and waits until it may go on.
-fn stand_still() -> anyhow::Result<()> {
+fn stand_still(moment: Moment) -> anyhow::Result<()> {
+    // The others have been seen by stopping it.
+    let stands = moment != Moment::Hold || process::stop_criu();
+    anyhow::ensure!(stands, "{moment} {MISSED}");
     println!("now");
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())

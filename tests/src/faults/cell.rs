@@ -34,16 +34,27 @@ impl Cell {
         format!("{}_{}", self.fault.name(), self.moment.name())
     }
 
-    /// The source has not voted and reaches nobody: it goes on by itself while that lasts.
+    /// The source has not voted and does not reach its peer: it goes on by itself while that lasts.
     pub fn leaves_the_source_alone(&self) -> bool {
-        self.moment == Moment::Dumping
-            && matches!(self.fault, Fault::Cut(Link::All(Source), Length::Long))
+        let alone = matches!(self.fault, Fault::Cut(Link::All(_) | Link::Nodes, Length::Long));
+        self.moment == Moment::Dumping && alone
+    }
+
+    /// The pod has a liveness probe, so that kubelet wants to kill a container that stands still.
+    pub fn is_impatient(&self) -> bool {
+        let waits = matches!(
+            self.fault,
+            Fault::Cut(Link::Api(Source), Length::Long) | Fault::PauseApi(Length::Long)
+        );
+        self.leaves_the_source_alone() || (self.moment == Moment::Voted && waits)
     }
 
     /// How long after the fault's end the outcome must be there and told.
     pub fn patience(&self) -> Duration {
-        let early =
-            matches!(self.moment, Moment::Preflight | Moment::TargetIsMade | Moment::TargetStarts);
+        let early = matches!(
+            self.moment,
+            Moment::Preflight | Moment::TargetIsMade | Moment::Prepared | Moment::TargetStarts
+        );
         if early || self.fault.goes_on() { COURSE } else { TRUTH }
     }
 }

@@ -2,14 +2,11 @@
 
 use std::{
     cell::RefCell,
-    fmt,
-    io::{BufRead, BufReader},
-    process::{Child, ChildStdout, Stdio},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use transship_api::{Role, Step};
 
@@ -22,18 +19,18 @@ use super::{
     moment::{Moment, Sign},
     nodes::Pair,
     outcome::{Outcome, Seen},
+    probe::{MOMENT, Missed, Probe},
     sentry::Sentry,
     stage::{IMPATIENCE, NAME, Stage},
     table::Row,
+    user::Act,
 };
 use crate::{
-    cluster::{Cluster, Pod, condition, migration},
+    cluster::{Cluster, Pod, condition, migration_in},
     counter::Client,
-    node::moment::{MISSED, Moment as InNode},
+    prober::unix_ms,
 };
 
-/// How long a moment may take to come.
-const MOMENT: Duration = Duration::from_secs(60);
 /// How long a client waits for a reply: longer than any fault.
 const CLIENT: Duration = Duration::from_secs(240);
 /// How often is looked at a migration of which nothing is heard.
@@ -51,6 +48,8 @@ pub struct Scene<'a> {
     pub source: Pod,
     /// The Migration's name.
     pub migration: String,
+    /// Its mode.
+    pub mode: &'static str,
     /// What the API server showed of it.
     pub history: History,
     /// What a fault has begun and what ends by itself.
@@ -65,6 +64,7 @@ impl<'a> Scene<'a> {
             nodes,
             source,
             migration: migration.into(),
+            mode: "Auto",
             history: History::start(cluster, migration),
             background: RefCell::default(),
         }
@@ -81,24 +81,19 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// The Migration as it is; the last that was seen of one that is gone.
+    pub fn latest(&self) -> Result<Value> {
+        // The watch tells sooner than anybody could ask, but not while it is broken.
+        let now = self.cluster.get("migration", &self.migration)?;
+        Ok(if now.is_null() { self.history.latest() } else { now })
+    }
+
     /// UID of the target pod; empty if there was none.
     pub fn target_uid(&self) -> String {
         let uid = &self.history.latest()["status"]["target"]["podUID"];
         uid.as_str().unwrap_or_default().to_owned()
     }
 }
-
-/// The moment passed before the fault could be injected.
-#[derive(Debug)]
-pub struct Missed(String);
-
-impl fmt::Display for Missed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Missed {}
 
 /// Runs a cell and judges it. An error says which invariant does not hold.
 pub fn run(stage: &Stage, cell: &Cell) -> Result<Row> {
@@ -119,13 +114,14 @@ pub fn in_time<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<
 fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     let mut watch = Stopwatch::start(cell);
     let cluster = &stage.cluster;
-    let source = stage.pod(cell.leaves_the_source_alone())?;
+    let source = stage.pod(cell.is_impatient())?;
     let scene = Scene::new(cluster, stage.nodes, source, NAME);
     watch.lap("in order");
 
     let outcome = cell.fault.prepare(&scene).and_then(|()| judged(cell, &scene, &mut watch));
     // Whatever went wrong, the next cell finds everything in order.
     let ended = cell.fault.end(&scene);
+    let turned = cell.moment.turn().map_or(Ok(()), |turn| turn.end(&scene));
     let opened = Gate::open_all(cluster);
     let outcome = match outcome {
         // It takes its course, of which nothing is known.
@@ -141,12 +137,18 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     {
         return outcome;
     }
-    ended.and(opened).and(cleared)?;
+    ended.and(turned).and(opened).and(cleared)?;
 
+    let way = format!("{} to {}", scene.node(Role::Source), scene.node(Role::Target));
     drop(scene.history);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
     watch.lap("forgotten");
-    stage.nothing_is_left()?;
+    judge::no_node_tells_of_it(cluster)?;
+    stage.nothing_is_left().with_context(|| {
+        let became =
+            outcome.as_ref().map_or_else(ToString::to_string, |row| row.outcome.to_string());
+        format!("{became}, from {way}")
+    })?;
     watch.lap("nothing left");
     outcome
 }
@@ -188,7 +190,7 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
 
     watch.lap("watched");
 
-    let struck = strike(cell, scene)?;
+    let (struck, since) = strike(cell, scene)?;
     watch.lap("struck");
     let end = Instant::now() + cell.fault.lasts();
     if cell.leaves_the_source_alone() {
@@ -198,6 +200,14 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     std::thread::sleep(end.saturating_duration_since(Instant::now()));
     if !cell.fault.goes_on() {
         cell.fault.end(scene).context("undoing the fault")?;
+    }
+    if let Some(turn) = cell.moment.turn() {
+        turn.end(scene).context("undoing what led there")?;
+    }
+    // The sides of one that has vanished settle it between them.
+    let vanished = matches!(cell.fault, Fault::User(Act::StripFinalizer));
+    if cell.moment == Moment::Voted && !vanished {
+        judge::nobody_ran_undecided(scene, &sentry, since)?;
     }
     if let Some(gate) = cell.moment.gate() {
         cluster.await_that("the gate opens", MOMENT, || gate.open(cluster).map(|()| true))?;
@@ -212,7 +222,9 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     }
 
     ensure!(cell.outcomes.contains(&outcome), "{outcome} is not right here");
-    let last = scene.history.latest();
+    let is_off = matches!(cell.fault, Fault::PowerOff(..));
+    ensure!(is_off || !sentry.was_interrupted(), "for a while nobody looked at a node");
+    let last = scene.latest()?;
     let downtime = last["status"]["downtime"].as_str();
     let report = judge::the_client_was_served(scene, client, outcome, downtime)?;
     judge::one_copy_ran(scene, &sentry.stop(), outcome, orders_a_fresh_pod(cell.fault))?;
@@ -234,18 +246,21 @@ fn orders_a_fresh_pod(fault: Fault) -> bool {
     matches!(fault, Fault::User(act) if act.orders_a_fresh_pod())
 }
 
-/// Begins the migration and the fault at its moment; gives the step at which that was.
-fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
+/// Begins the migration and the fault at its moment; gives the step at which that was, and the time.
+fn strike(cell: &Cell, scene: &Scene) -> Result<(Step, u64)> {
     // Some moments are over before another process could be started in the node.
     let at_once = match (cell.moment.signs(), cell.fault) {
-        ([Sign::InNode(where_, _)], Fault::Kill(role, victim)) => {
+        ([.., Sign::InNode(where_, _)], Fault::Kill(role, victim)) => {
             (*where_ == role).then_some(victim.as_str())
         }
         _ => None,
     };
     let standing = begin(scene, cell.moment, at_once)?;
-    let struck = scene.history.step();
-    let begun = match at_once {
+    let (struck, since) = (scene.history.step(), unix_ms());
+    let begun: Result<()> = match at_once {
+        _ if struck > cell.moment.latest() => {
+            Err(Missed(format!("{} was over: {struck}", cell.moment.title())).into())
+        }
         None => cell.fault.begin(scene).context("injecting the fault"),
         Some(_) => Ok(()),
     };
@@ -253,88 +268,53 @@ fn strike(cell: &Cell, scene: &Scene) -> Result<Step> {
         // Its node may have gone meanwhile.
         let _ = standing.go_on();
     }
-    begun.map(|()| struck)
+    begun.map(|()| (struck, since))
 }
 
 /// Begins the migration and waits for a moment of it. Where the moment has a gate, that stays closed;
 /// where CRIU is stopped for it, it goes on with the probe that is given back. `kill`: a process of the
-/// sign's node that is killed at the very moment, if it has but one sign.
+/// last sign's node that is killed at the very moment.
 pub fn begin(scene: &Scene, moment: Moment, kill: Option<&str>) -> Result<Option<Probe>> {
     let cluster = scene.cluster;
     if let Some(gate) = moment.gate() {
         gate.close(cluster)?;
     }
-    let first = moment.signs().first().context("a moment without a sign")?;
-    let mut probe = Probe::start(scene, first, kill)?;
-    cluster.apply(&migration(&scene.migration, &scene.source.name, scene.node(Role::Target)))?;
+    let signs = moment.signs();
     let mut standing = None;
-    for (index, sign) in moment.signs().iter().enumerate() {
-        if index > 0 {
-            probe = Probe::start(scene, sign, None)?;
+    for (index, sign) in signs.iter().enumerate() {
+        let is_last = index + 1 == signs.len();
+        let probe = Probe::start(scene, sign, kill.filter(|_| is_last))?;
+        if index == 0 {
+            let (name, target) = (&scene.migration, scene.node(Role::Target));
+            cluster.apply(&migration_in(scene.mode, name, &scene.source.name, target))?;
         }
-        match sign {
-            Sign::Step(step) => scene.history.reaches(*step, MOMENT)?,
-            Sign::InNode(..) => standing = probe.take().context("no probe")?.sees()?,
+        if is_last && let Some(turn) = moment.turn() {
+            is_held_back(scene, moment)?;
+            turn.begin(scene)?;
+            if moment.gate() == Some(Gate::Decision) {
+                // The one that it leads to.
+                Gate::Decision.open(cluster)?;
+            }
+        }
+        match (sign, probe) {
+            (Sign::Step(step), _) => scene.history.reaches(*step, MOMENT)?,
+            (Sign::InNode(..), probe) => standing = probe.context("no probe")?.sees()?,
         }
     }
-    let latest = scene.history.latest();
-    if let Some(field) = moment.gate().and_then(Gate::field)
-        && !latest["status"][field].is_null()
-    {
-        return Err(Missed(format!("{field} was recorded too early")).into());
+    if moment.turn().is_none() {
+        is_held_back(scene, moment)?;
     }
     Ok(standing)
 }
 
-/// Looks for a sign in a node.
-#[derive(Debug)]
-pub struct Probe {
-    child: Child,
-    /// Where it keeps CRIU standing when it has seen the sign.
-    said: Option<ChildStdout>,
-}
-
-impl Probe {
-    /// Starts it, if the sign is one in a node.
-    fn start(scene: &Scene, sign: &Sign, kill: Option<&str>) -> Result<Option<Probe>> {
-        let Sign::InNode(role, moment) = sign else { return Ok(None) };
-        let stands = *moment == InNode::Criu && kill.is_none();
-        let (moment, seconds) = (moment.to_string(), MOMENT.as_secs().to_string());
-        let mut command =
-            vec!["transship-probe", "await", &scene.cluster.namespace, &moment, &seconds];
-        command.extend(kill.iter().flat_map(|victim| ["--kill", victim]));
-        let mut probe = scene.cluster.on_node_command(scene.node(*role), &command);
-        probe.stdin(Stdio::null()).stderr(Stdio::piped());
-        if stands {
-            probe.stdin(Stdio::piped()).stdout(Stdio::piped());
+/// What a moment's gate keeps away has not been recorded before it was closed.
+fn is_held_back(scene: &Scene, moment: Moment) -> Result<()> {
+    let latest = scene.history.latest();
+    match moment.gate().and_then(Gate::field) {
+        Some(field) if !latest["status"][field].is_null() => {
+            Err(Missed(format!("{field} was recorded too early")).into())
         }
-        let mut child = probe.spawn()?;
-        let said = child.stdout.take();
-        Ok(Some(Probe { child, said }))
-    }
-
-    /// Waits until it has seen its sign. Gives itself back if it keeps CRIU standing.
-    fn sees(mut self) -> Result<Option<Probe>> {
-        if let Some(said) = self.said.take() {
-            let mut line = String::new();
-            BufReader::new(said).read_line(&mut line)?;
-            if line.trim() == "now" {
-                return Ok(Some(self));
-            }
-        }
-        self.go_on().map(|()| None)
-    }
-
-    /// Waits for its end, which it is free to come to.
-    pub fn go_on(mut self) -> Result<()> {
-        drop(self.child.stdin.take());
-        let output = self.child.wait_with_output()?;
-        let says = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        match output.status.success() {
-            true => Ok(()),
-            false if says.contains(MISSED) => Err(Missed(says).into()),
-            false => bail!("{says}"),
-        }
+        _ => Ok(()),
     }
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use transship_api::Step;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, condition};
 
 /// Fields of the status that are written once.
 const ONCE: [&str; 3] = ["decision", "resumedAt", "resolution"];
@@ -42,8 +42,7 @@ impl History {
 
     /// The step that was seen last.
     pub fn step(&self) -> Step {
-        let latest = self.latest();
-        serde_json::from_value(latest["status"]["step"].clone()).unwrap_or_default()
+        step(&self.latest())
     }
 
     /// The state that was seen last; null before the first.
@@ -63,7 +62,7 @@ impl History {
         Ok(())
     }
 
-    /// What is written once has never changed.
+    /// What is written once has never changed, and what has ended stays so.
     pub fn kept_its_word(&self) -> Result<()> {
         kept_their_word(&lock(&self.shared).states)
     }
@@ -71,12 +70,26 @@ impl History {
 
 fn kept_their_word(states: &[Value]) -> Result<()> {
     for pair in states.windows(2) {
+        let [before, after] = pair else { continue };
+        if before["metadata"]["uid"] != after["metadata"]["uid"] {
+            // Another Migration of the same name.
+            continue;
+        }
         for field in ONCE {
-            let (before, after) = (&pair[0]["status"][field], &pair[1]["status"][field]);
+            let (before, after) = (&before["status"][field], &after["status"][field]);
             ensure!(before.is_null() || before == after, "{field} went from {before} to {after}");
         }
+        let [said, says] = [before, after].map(|state| condition(state, "Succeeded").0);
+        let was_open = !matches!(said.as_str(), "True" | "False");
+        ensure!(was_open || said == says, "Succeeded went from {said} to {says}");
+        let [stood, stands] = [step(before), step(after)];
+        ensure!(!stood.is_final() || stood == stands, "it ended at {stood} and went to {stands}");
     }
     Ok(())
+}
+
+fn step(state: &Value) -> Step {
+    serde_json::from_value(state["status"]["step"].clone()).unwrap_or_default()
 }
 
 impl Drop for History {
@@ -145,5 +158,14 @@ mod tests {
         kept_their_word(&[none.clone(), commit.clone(), commit.clone()]).unwrap();
         kept_their_word(&[commit.clone(), abort]).unwrap_err();
         kept_their_word(&[commit, none]).unwrap_err();
+        let ended = |uid: &str, step: &str, succeeded: &str| {
+            json!({"metadata": {"uid": uid}, "status": {"step": step, "conditions":
+                [{"type": "Succeeded", "status": succeeded}]}})
+        };
+        let (goes, well) = (ended("u", "Voting", "Unknown"), ended("u", "Succeeded", "True"));
+        kept_their_word(&[goes.clone(), well.clone(), well.clone()]).unwrap();
+        kept_their_word(&[well.clone(), ended("u", "Succeeded", "False")]).unwrap_err();
+        kept_their_word(&[well.clone(), ended("u", "Failed", "True")]).unwrap_err();
+        kept_their_word(&[well, ended("v", "Pending", "Unknown")]).unwrap();
     }
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use transship_api::{Role, duration};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use transship_api::{MigrationStatus, Role, duration, names};
 
 use super::{
     driver::Scene,
-    nodes::Pair,
+    nodes::{Pair, is_ready},
     outcome::Outcome,
     sentry::{Looks, Sentry, doubles, ran},
 };
@@ -16,24 +17,57 @@ use crate::{
     counter::{Client, Report},
 };
 
-/// By how much the client's clock and the nodes' may differ, and a request be under way already.
+/// By how much clocks may differ that look at the same thing: those of the client, which may have a request
+/// under way already, of the nodes and of who looks at them.
 const CLOCKS: u64 = 100;
+/// How soon everybody has to have taken away what he put somewhere.
+const TIDY: Duration = Duration::from_secs(60);
 
-/// Never two copies; and the target ran only if that was decided.
+/// Never two copies; and the target ran only if that was decided, and not before it says so.
 pub fn one_copy_ran(
     scene: &Scene,
     looks: &Looks,
     outcome: Outcome,
     fresh_allowed: bool,
 ) -> Result<()> {
-    let target = scene.target_uid();
+    let status = scene.latest()?["status"].clone();
+    let target = status["target"]["podUID"].as_str().unwrap_or_default();
+    ensure!(ran(looks, &scene.source.uid), "nobody saw the source run: {looks:?}");
+    ensure!(
+        outcome != Outcome::Moved || ran(looks, target),
+        "nobody saw the target run: {looks:?}"
+    );
     let of_migration = |pod: &str| pod == scene.source.uid || pod == target;
     if let Some(double) = doubles(looks, |pod| !fresh_allowed || of_migration(pod)) {
-        anyhow::bail!("two copies ran: {double}");
+        bail!("two copies ran: {double}");
     }
-    let decision = scene.history.latest()["status"]["decision"].clone();
-    let may = outcome.may_have_run_on_the_target() && decision != "Abort";
-    ensure!(may || target.is_empty() || !ran(looks, &target), "the target ran ({decision})");
+    let decision = &status["decision"];
+    let may = outcome.may_have_run_on_the_target() && decision == "Commit";
+    ensure!(may || target.is_empty() || !ran(looks, target), "the target ran ({decision})");
+    let first = looks.iter().find(|(_, look)| look.running.contains(target));
+    if let (Some((node, look)), Some(told)) = (first, resumed(&status)?) {
+        let too_early = look.at + CLOCKS < told;
+        ensure!(!too_early, "the target ran on {node} at {}, and says {told}", look.at);
+    }
+    Ok(())
+}
+
+/// When the target says that it was let go on, as a Unix time in milliseconds. A Cold one says it when
+/// everything has started.
+fn resumed(status: &Value) -> Result<Option<u64>> {
+    if status.is_null() || status["chosenMode"] == "Cold" {
+        return Ok(None);
+    }
+    let status: MigrationStatus = serde_json::from_value(status.clone())?;
+    Ok(status.resumed_at.and_then(|at| at.0.as_millisecond().try_into().ok()))
+}
+
+/// Both have voted and nothing is decided: whatever happens, both stand still.
+pub fn nobody_ran_undecided(scene: &Scene, sentry: &Sentry, since: u64) -> Result<()> {
+    let target = scene.target_uid();
+    for pod in [&scene.source.uid, &target] {
+        ensure!(!sentry.ran_since(pod, since), "{pod} ran before anything was decided");
+    }
     Ok(())
 }
 
@@ -74,22 +108,80 @@ pub fn the_client_was_served(
 
 /// Nothing of the migration is left while the pod runs on.
 pub fn nothing_is_left_beside_the_pod(cluster: &Cluster, nodes: &Pair) -> Result<()> {
-    cluster.await_that("no target pod or claim is left", Duration::from_secs(30), || {
+    cluster.await_that("no mark or target pod is left", TIDY, || {
         for migration in cluster.list("migrations", "")? {
             let (succeeded, _, message) = condition(&migration, "Succeeded");
             let name = &migration["metadata"]["name"];
             ensure!(matches!(succeeded.as_str(), "True" | "False"), "{name} goes on: {message}");
         }
-        let marked = cluster.list("pods", "transship.dev/migration")?;
-        let names: Vec<String> = marked.iter().map(|pod| Pod::of(pod).name).collect();
-        ensure!(names.is_empty(), "still marked: {names:?}");
-        for pod in cluster.list("pods", "app=counter")? {
-            let claim = &pod["metadata"]["annotations"]["transship.dev/claim"];
-            ensure!(claim.is_null(), "{} is still claimed", Pod::of(&pod).name);
-        }
+        no_mark_is_left(cluster)?;
+        the_service_leads_to_the_pod(cluster)?;
         Ok(true)
     })?;
     nodes.iter().try_for_each(|node| no_record_is_left(cluster, node))
+}
+
+/// No object of the namespace, and not the namespace itself, bears a sign of a migration.
+pub fn no_mark_is_left(cluster: &Cluster) -> Result<()> {
+    for migration in cluster.list("migrations", "")? {
+        let metadata = &migration["metadata"];
+        let finalizers = metadata["finalizers"].as_array();
+        ensure!(finalizers.is_none_or(Vec::is_empty), "it is not forgotten: {metadata:#}");
+        let witness = &metadata["annotations"][names::WITNESS];
+        ensure!(witness.is_null(), "the Migration still refers to the pod's owner: {metadata:#}");
+    }
+    for pod in cluster.list("pods", "")? {
+        let (name, metadata) = (Pod::of(&pod).name, &pod["metadata"]);
+        let label = &metadata["labels"][names::MIGRATION_LABEL];
+        ensure!(label.is_null(), "{name} is still marked: {metadata:#}");
+        let claim = &metadata["annotations"][names::CLAIM];
+        ensure!(claim.is_null(), "{name} is still claimed: {claim}");
+    }
+    let ours = |secret: &Value| {
+        let name = secret["metadata"]["name"].as_str().unwrap_or_default();
+        name.starts_with(&names::manifest_secrets("")[0])
+    };
+    ensure!(!cluster.list("secrets", "")?.iter().any(ours), "the manifest is still stored");
+    let namespace = cluster.get("namespace", &cluster.namespace)?["metadata"].clone();
+    let mut marks = namespace["annotations"].as_object().into_iter().flatten();
+    ensure!(
+        namespace["labels"][names::HANDOVER_NAMESPACE_LABEL].is_null()
+            && !marks.any(|(key, _)| key.starts_with(names::HELD_NAME_PREFIX)),
+        "a name is still held back: {namespace:#}"
+    );
+    Ok(())
+}
+
+/// Where there is one pod of the example application, its Service has it and no other.
+fn the_service_leads_to_the_pod(cluster: &Cluster) -> Result<()> {
+    let mut pods = cluster.list("pods", "app=counter")?;
+    pods.retain(is_ready);
+    let [pod] = pods.as_slice() else { return Ok(()) };
+    let slices = cluster.list("endpointslices", "kubernetes.io/service-name=counter")?;
+    if slices.is_empty() && cluster.get("service", "counter")?.is_null() {
+        return Ok(());
+    }
+    let endpoints = slices.iter().filter_map(|slice| slice["endpoints"].as_array()).flatten();
+    let ready: Vec<&Value> =
+        endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true).collect();
+    let [endpoint] = ready.as_slice() else { bail!("the Service leads to {ready:?}") };
+    let is_it = endpoint["targetRef"]["uid"] == pod["metadata"]["uid"];
+    ensure!(is_it, "the Service leads elsewhere: {endpoint:#}");
+    Ok(())
+}
+
+/// With the Migrations all nodes have forgotten them.
+pub fn no_node_tells_of_it(cluster: &Cluster) -> Result<()> {
+    let ours = format!("{}/", cluster.namespace);
+    cluster.await_that("no node tells of a migration", TIDY, || {
+        for node in cluster.list("nodes.transship.dev", "")? {
+            let active = node["status"]["activeMigrations"].as_array().into_iter().flatten();
+            let mut all = active.filter_map(|active| active["migration"].as_str());
+            let told = all.find(|name| name.starts_with(&ours));
+            ensure!(told.is_none(), "{} still tells of {told:?}", node["metadata"]["name"]);
+        }
+        Ok(true)
+    })
 }
 
 /// No record or task of the test's namespace is left on a node.

@@ -16,9 +16,11 @@ pub mod link;
 pub mod moment;
 pub mod nodes;
 pub mod outcome;
+pub mod probe;
 pub mod sentry;
 pub mod stage;
 pub mod table;
 pub mod user;
+pub mod version;
 
 pub use gate::Gate;

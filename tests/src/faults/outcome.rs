@@ -149,6 +149,8 @@ fn tells(migration: &Value, outcome: Outcome) -> Result<()> {
         Outcome::Stayed | Outcome::Restarted => {
             ensure!(succeeded == "False", "{outcome}, but {says}");
             ensure!(status["decision"] != "Commit", "{outcome}, but {says}");
+            let phase = status["phase"].as_str();
+            ensure!(matches!(phase, Some("RolledBack" | "Failed")), "{outcome}, but {says}");
             none("resumedAt")?;
             none("resolution")?;
         }
@@ -158,9 +160,14 @@ fn tells(migration: &Value, outcome: Outcome) -> Result<()> {
             is("phase", "Failed")?;
             none("resumedAt")?;
             ensure!(succeeded == "False" && reason == "TargetLost", "{outcome}, but {says}");
+            ensure!(message.contains("in its state of "), "of when is not said ({says})");
         }
-        // The pod is another matter by now; the Migration has ended, and says how.
-        Outcome::Replaced | Outcome::Gone => {}
+        // The pod is another matter by now. The Migration has ended, and says whether the target ran.
+        Outcome::Replaced | Outcome::Gone => {
+            let ran = !status["resumedAt"].is_null();
+            ensure!((succeeded == "True") == ran, "{outcome}, but {says}");
+            ensure!(!ran || status["decision"] == "Commit", "{outcome}, but {says}");
+        }
     }
     ensure!(!reason.is_empty() && !message.is_empty(), "it does not say why ({says})");
     if outcome == Outcome::Stayed && !status["frozenAt"].is_null() {
@@ -214,6 +221,9 @@ mod tests {
         assert_eq!(outcome(&aborted, &[pod("s", 0)]).unwrap(), Outcome::Stayed);
         assert_eq!(outcome(&aborted, &[pod("s", 1)]).unwrap(), Outcome::Restarted);
         assert_eq!(outcome(&aborted, &[pod("x", 0)]).unwrap(), Outcome::Replaced);
+        let boasts = migration("Succeeded", "True", json!({"decision": "Commit"}));
+        outcome(&boasts, &[pod("x", 0)]).unwrap_err();
+        outcome(&boasts, &[]).unwrap_err();
         assert_eq!(outcome(&aborted, &[]).unwrap(), Outcome::Gone);
         outcome(&aborted, &[pod("t", 0)]).unwrap_err();
         let silent = json!({"decision": "Abort", "frozenAt": "then"});

@@ -22,6 +22,8 @@ struct Shared {
     looks: Looks,
     /// The probes end when these close.
     open: BTreeMap<&'static str, ChildStdin>,
+    /// A probe has ended by itself: for a while nobody looked.
+    interrupted: bool,
     ended: bool,
 }
 
@@ -54,6 +56,17 @@ impl Sentry {
         let shared = lock(&self.shared);
         let latest = shared.looks.iter().rev().find(|(seen, _)| *seen == node);
         latest.is_some_and(|(_, look)| look.running.contains(pod))
+    }
+
+    /// Whether a pod's application runs on any node at a time, a Unix time in milliseconds, or was seen to
+    /// since.
+    pub fn ran_since(&self, pod: &str, since: u64) -> bool {
+        ran_since(&lock(&self.shared).looks, pod, since)
+    }
+
+    /// Whether nobody looked at a node for a while. Only one that is off has nothing to be seen.
+    pub fn was_interrupted(&self) -> bool {
+        lock(&self.shared).interrupted
     }
 
     /// Ends the probes and gives what was seen, in order of time.
@@ -89,7 +102,10 @@ fn stand(cluster: &Cluster, node: &'static str, shared: &Mutex<Shared>) {
         let mut command =
             cluster.on_node_command(node, &["transship-probe", "copies", &cluster.namespace]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let Ok(mut probe) = command.spawn() else { return };
+        let Ok(mut probe) = command.spawn() else {
+            lock(shared).interrupted = true;
+            return;
+        };
         if let Some(stdin) = probe.stdin.take() {
             let mut shared = lock(shared);
             // Otherwise it is dropped, and the probe ends.
@@ -108,6 +124,7 @@ fn stand(cluster: &Cluster, node: &'static str, shared: &Mutex<Shared>) {
         shared.open.remove(node);
         if !shared.ended {
             // The node is off, and nothing runs there.
+            shared.interrupted = true;
             shared.looks.push((node, Look { at: unix_ms(), running: BTreeSet::new() }));
         }
         drop(shared);
@@ -130,6 +147,20 @@ pub fn doubles(looks: &Looks, counted: impl Fn(&str) -> bool) -> Option<String> 
         }
     }
     None
+}
+
+fn ran_since(looks: &Looks, pod: &str, since: u64) -> bool {
+    // What was told last on each node still is.
+    let mut then: BTreeMap<&str, bool> = BTreeMap::new();
+    for (node, look) in looks {
+        let runs = look.running.contains(pod);
+        if look.at <= since {
+            then.insert(node, runs);
+        } else if runs {
+            return true;
+        }
+    }
+    then.values().any(|runs| *runs)
 }
 
 /// Whether a pod's application ever ran.
@@ -155,6 +186,12 @@ mod tests {
         ];
         assert_eq!(doubles(&moved, |_| true), None);
         assert!(ran(&moved, "t") && !ran(&moved, "u"));
+        assert!(ran_since(&moved, "s", 2) && !ran_since(&moved, "s", 3));
+        assert!(
+            ran_since(&moved, "t", 3) && ran_since(&moved, "t", 5) && !ran_since(&moved, "u", 0)
+        );
+        let beside = vec![("node-a", look(1, &["s", "s again"]))];
+        assert!(doubles(&beside, |pod| pod == "s").is_some());
         let twice = vec![("node-a", look(1, &["s"])), ("node-b", look(4, &["t"]))];
         assert!(doubles(&twice, |_| true).is_some_and(|text| text.contains("s on node-a")));
         assert_eq!(doubles(&twice, |pod| pod != "t"), None);

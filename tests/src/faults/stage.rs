@@ -165,12 +165,16 @@ impl Stage {
 
 /// The application's manifest, for these nodes only.
 fn on_nodes(manifest: &str, nodes: &Pair) -> String {
-    let affinity = format!(
-        "      affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: \
-         [{{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{}]}}]}}]}}}}}}\n",
+    manifest.replacen(BEFORE, &format!("      {}\n{BEFORE}", affinity(nodes)), 1)
+}
+
+/// A field of a pod's spec, in one line: it may run on these nodes only.
+pub fn affinity(nodes: &Pair) -> String {
+    format!(
+        "affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: \
+         [{{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{}]}}]}}]}}}}}}",
         nodes.join(", ")
-    );
-    manifest.replacen(BEFORE, &(affinity + BEFORE), 1)
+    )
 }
 
 /// What lies on the nodes.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use transship_api::Step;
 
@@ -31,9 +31,11 @@ pub struct Row {
     pub says: String,
 }
 
-/// What a cell came to, as one line of a run's file.
+/// A line of a run's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
+    /// The version, see [`super::version`], of which the lines below speak.
+    Of(String),
     /// Everything held.
     Held(Row),
     /// Something did not.
@@ -53,7 +55,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Goes on with the run of this file, or begins it.
+    /// The run of this file, or an empty one.
     pub fn open(path: &Path) -> Result<Run> {
         let told = || format!("reading {}", path.display());
         let text = match fs::read_to_string(path) {
@@ -75,6 +77,32 @@ impl Run {
         paths.retain(|other| other.extension() == path.extension());
         paths.sort();
         paths.iter().map(|path| Run::open(path)).collect()
+    }
+
+    /// What is added from now on is of this version. A run speaks of one alone, unless `any` is right.
+    pub fn go_on(&mut self, version: &str, any: bool) -> Result<()> {
+        let versions = self.versions();
+        if versions.last() == Some(&version) {
+            return Ok(());
+        }
+        ensure!(
+            any || self.entries.is_empty(),
+            "{} is of {}, and this is {version}: remove it to begin anew, or go on with another version by \
+             --any-version",
+            self.path.display(),
+            if versions.is_empty() { "no known version".into() } else { versions.join(", then ") }
+        );
+        self.entries.push(Entry::Of(version.to_owned()));
+        Ok(())
+    }
+
+    /// Of what it speaks, one after another.
+    fn versions(&self) -> Vec<&str> {
+        let versions = self.entries.iter().filter_map(|entry| match entry {
+            Entry::Of(version) => Some(version.as_str()),
+            _ => None,
+        });
+        versions.collect()
     }
 
     /// Adds what a cell came to. The file is whole at any time.
@@ -109,19 +137,24 @@ impl Run {
     }
 
     /// Whether a cell failed, though it may have held when it was tried again.
-    fn failed(&self, name: &str) -> bool {
+    pub fn failed(&self, name: &str) -> bool {
         let is = |entry: &Entry| matches!(entry, Entry::Failed { name: of, .. } if of == name);
         self.entries.iter().any(is)
     }
 }
 
 const HEADING: &str = include_str!("heading.md");
+const OTHERS: &str = "\n\n## The orders in which the source ends first\n
+A pod with a name or a volume of its own, and a Cold one, end before they are made again. *Target lost* means \
+here that it was made again where it was.\n
+| order, fault and moment | outcome |\n| --- | --- |\n";
 
-/// The document: rows are faults, columns moments.
-pub fn document(cells: &[Cell], runs: &[Run]) -> String {
+/// The document: rows are faults, columns moments; and a list of the faults in other orders, by name.
+pub fn document(cells: &[Cell], others: &[String], runs: &[Run]) -> String {
     let mut text = HEADING.to_owned();
+    let names: Vec<String> = cells.iter().map(Cell::name).chain(others.iter().cloned()).collect();
     for (run, number) in runs.iter().zip(1..) {
-        text += &summary(cells, run, number);
+        text += &summary(&names, run, number);
     }
     text += "\n| fault |";
     for moment in Moment::ALL {
@@ -134,33 +167,38 @@ pub fn document(cells: &[Cell], runs: &[Run]) -> String {
         text += &format!("\n| {} |", fault.name().replace('_', " "));
         for moment in Moment::ALL {
             let cell = cells.iter().find(|cell| cell.fault == fault && cell.moment == moment);
-            text += &format!(" {} |", cell.map(|cell| field(cell, runs)).unwrap_or_default());
+            text +=
+                &format!(" {} |", cell.map(|cell| field(&cell.name(), runs)).unwrap_or_default());
         }
     }
-    text + "\n"
+    text += OTHERS;
+    for name in others {
+        text += &format!("| {} | {} |\n", name.replace('_', " "), field(name, runs));
+    }
+    text
 }
 
 /// Every outcome that a cell came to in any run.
-fn field(cell: &Cell, runs: &[Run]) -> String {
-    let name = cell.name();
+fn field(name: &str, runs: &[Run]) -> String {
     let outcomes: BTreeSet<Outcome> =
-        runs.iter().filter_map(|run| run.held(&name)).map(|row| row.outcome).collect();
+        runs.iter().filter_map(|run| run.held(name)).map(|row| row.outcome).collect();
     let mut words: Vec<String> = outcomes.iter().map(Outcome::to_string).collect();
-    if runs.iter().any(|run| run.failed(&name)) {
+    if runs.iter().any(|run| run.failed(name)) {
         words.push("**failed**".into());
     }
     if words.is_empty() { "not run".into() } else { words.join(" or ") }
 }
 
-fn summary(cells: &[Cell], run: &Run, number: usize) -> String {
-    let rows: Vec<&Row> = cells.iter().filter_map(|cell| run.held(&cell.name())).collect();
-    let failed = cells.iter().filter(|cell| run.failed(&cell.name())).count();
+fn summary(names: &[String], run: &Run, number: usize) -> String {
+    let rows: Vec<&Row> = names.iter().filter_map(|name| run.held(name)).collect();
+    let failed = names.iter().filter(|name| run.failed(name)).count();
     let latest = rows.iter().map(|row| row.settled).max().unwrap_or_default();
     format!(
-        "* Run {number}: {} of {} held, {failed} failed; the last outcome was there and told {:.1} s after its \
-         fault's end.\n",
+        "* Run {number}, of {}: {} of {} held, {failed} failed; the last outcome was there and told {:.1} s after \
+         its fault's end.\n",
+        run.versions().join(" and "),
         rows.len(),
-        cells.len(),
+        names.len(),
         latest.as_secs_f64()
     )
 }
@@ -217,10 +255,20 @@ mod tests {
         let directory = directory("broken-off");
         let path = directory.0.join("run-1.jsonl");
         let mut run = Run::open(&path).unwrap();
+        run.go_on("one", false).unwrap();
         run.add(Entry::Failed { name: "a".into(), why: "x".into() }).unwrap();
         run.add(Entry::Held(row("a", Outcome::Moved))).unwrap();
-        let again = Run::open(&path).unwrap();
+        let mut again = Run::open(&path).unwrap();
+        again.go_on("one", false).unwrap();
         assert_eq!(again.entries, run.entries);
+        let refused = again.go_on("two", false).unwrap_err().to_string();
+        assert!(refused.contains("is of one, and this is two"), "{refused}");
+        again.go_on("two", true).unwrap();
+        assert_eq!(again.versions(), ["one", "two"]);
+        again.forget();
+        again.go_on("three", false).unwrap();
+        assert_eq!(again.versions(), ["three"]);
+        let again = Run::open(&path).unwrap();
         assert!(again.held("a").is_some() && again.failed("a"));
         assert!(again.held("b").is_none() && !again.failed("b"));
         assert_eq!(Run::all_beside(&path).unwrap().len(), 1);
@@ -230,13 +278,18 @@ mod tests {
     fn the_document_has_a_row_for_each_fault_and_every_outcome_of_all_runs() {
         let run = |number: u8, outcome: Outcome| Run {
             path: format!("run-{number}.jsonl").into(),
-            entries: vec![Entry::Held(row("kill_leader_while_dumping", outcome))],
+            entries: vec![
+                Entry::Of("abc".into()),
+                Entry::Held(row("kill_leader_while_dumping", outcome)),
+            ],
         };
-        let text = document(&CELLS, &[run(1, Outcome::Moved), run(2, Outcome::Stayed)]);
+        let others = ["cold_kill_leader".to_owned()];
+        let text = document(&CELLS, &others, &[run(1, Outcome::Moved), run(2, Outcome::Stayed)]);
         let line = |fault: &str| text.lines().rfind(|line| line.starts_with(fault)).unwrap();
         assert!(line("| kill leader |").contains("| moved or stayed |"), "{text}");
         assert!(line("| kill operators |").contains("| not run |"), "{text}");
-        assert!(text.contains("* Run 1: 1 of 2 held, 0 failed;"), "{text}");
+        assert!(text.contains("* Run 1, of abc: 1 of 3 held, 0 failed;"), "{text}");
+        assert!(text.ends_with("\n| --- | --- |\n| cold kill leader | not run |\n"), "{text}");
         let columns = |line: &str| line.matches('|').count();
         assert_eq!(columns(line("| kill leader |")), columns(line("| fault |")));
         assert_eq!(columns(line("| fault |")), columns(line("| --- |")));

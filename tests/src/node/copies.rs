@@ -35,7 +35,8 @@ const KILL: u64 = 1 << 8;
 pub struct Look {
     /// Unix time in milliseconds.
     pub at: u64,
-    /// UIDs of the pods whose application runs.
+    /// UIDs of the pods whose application runs. One that runs in a second container of the same pod stands
+    /// there as `UID again`.
     pub running: BTreeSet<String>,
 }
 
@@ -70,8 +71,8 @@ impl Watcher {
     fn running(&mut self) -> BTreeSet<String> {
         let mut running = BTreeSet::new();
         for (pod, container) in containers() {
-            if self.runs(&container) && self.is_ours(&pod) {
-                running.insert(pod);
+            if self.runs(&container) && self.is_ours(&pod) && !running.insert(pod.clone()) {
+                running.insert(format!("{pod} again"));
             }
         }
         running

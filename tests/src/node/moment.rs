@@ -24,12 +24,14 @@ pub enum Moment {
     Journal(&'static str),
     /// CRIU is in the middle of a dump, and stopped there: see [`process::continue_criu`].
     Criu,
+    /// CRIU rebuilds tasks, and is stopped in the middle of it.
+    Restore,
     /// CRIU's script is called with every task restored and none running.
     Hold,
 }
 
 /// Kinds of journal entries that can be waited for.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 10] = [
     "begun",
     "freezing",
     "voted",
@@ -38,6 +40,7 @@ const KINDS: [&str; 9] = [
     "thawed",
     "confirmed",
     "peer_resumed",
+    "resolved",
     "aborted_before_vote",
 ];
 
@@ -50,6 +53,11 @@ enum Is {
 }
 
 impl Moment {
+    /// A CRIU is at work, and can be stopped so that the moment lasts.
+    pub fn has_criu(self) -> bool {
+        matches!(self, Self::Criu | Self::Restore | Self::Hold)
+    }
+
     fn look(self, side: Option<&Side>) -> Is {
         let journalled = |kind| side.is_some_and(|side| side.has_journalled(kind));
         match self {
@@ -57,6 +65,16 @@ impl Moment {
             Self::Journal(kind) if journalled(kind) => Is::Now,
             // CRIU makes its log when it begins to dump, and not when it is asked for its version.
             Self::Criu if side.is_some_and(Side::has_begun_to_dump) => {
+                if process::stop_criu() {
+                    Is::Now
+                } else {
+                    Is::Over
+                }
+            }
+            Self::Restore if process::holding().is_some() || journalled("voted") => Is::Over,
+            Self::Restore
+                if side.is_some_and(Side::has_begun_to_restore) && process::criu_rebuilds() =>
+            {
                 if process::stop_criu() {
                     Is::Now
                 } else {
@@ -75,6 +93,7 @@ impl fmt::Display for Moment {
         f.write_str(match self {
             Self::Journal(kind) => kind,
             Self::Criu => "criu",
+            Self::Restore => "restore",
             Self::Hold => "hold",
         })
     }
@@ -86,6 +105,7 @@ impl FromStr for Moment {
     fn from_str(text: &str) -> Result<Self> {
         match text {
             "criu" => Ok(Self::Criu),
+            "restore" => Ok(Self::Restore),
             "hold" => Ok(Self::Hold),
             kind => {
                 let known = KINDS.into_iter().find(|known| *known == kind);
@@ -122,7 +142,7 @@ mod tests {
     #[test]
     fn a_moment_is_read_as_it_is_written() {
         let kinds = KINDS.map(Moment::Journal);
-        for moment in kinds.into_iter().chain([Moment::Criu, Moment::Hold]) {
+        for moment in kinds.into_iter().chain([Moment::Criu, Moment::Restore, Moment::Hold]) {
             assert_eq!(moment.to_string().parse::<Moment>().unwrap(), moment);
         }
         assert!("later".parse::<Moment>().is_err());

@@ -85,7 +85,11 @@ impl Victim {
             Self::Script => caller(SCRIPT).into_iter().collect(),
             Self::Criu => caller("criu").into_iter().collect(),
             Self::Runc => caller("runc").into_iter().collect(),
-            Self::Wrapper => caller("transship-runc").into_iter().collect(),
+            Self::Wrapper => match caller("transship-runc") {
+                Some(pid) => vec![pid],
+                // The one that waits in `create` has no CRIU yet.
+                None => side().map(|side| creating(&side.pod_uid)).unwrap_or_default(),
+            },
             Self::Shim => shims(&side()?.pod_uid),
             Self::Holder => {
                 let directory = side()?.directory().to_string_lossy().into_owned();
@@ -169,6 +173,11 @@ pub fn criu() -> Option<u32> {
     by_name("criu").into_iter().find(|pid| command(*pid).iter().any(|word| word == "swrk"))
 }
 
+/// Whether the CRIU at work has begun to rebuild tasks: they bear its name until they have their own back.
+pub fn criu_rebuilds() -> bool {
+    criu().is_some() && by_name("criu").len() > 1
+}
+
 /// The nearest process of this name on the way up from the script that holds, or from the CRIU that
 /// works: others of the same name may be at work for other pods.
 fn caller(wanted: &str) -> Option<u32> {
@@ -176,18 +185,33 @@ fn caller(wanted: &str) -> Option<u32> {
         .find(|pid| name(*pid).as_deref() == Some(wanted))
 }
 
-/// Shims of a pod: known by their containers' bundles, which name the pod.
+/// Shims of a pod: known by their containers' bundles.
 fn shims(pod_uid: &str) -> Vec<u32> {
-    by_name("containerd-shim")
-        .into_iter()
-        .filter(|pid| {
-            let arguments = command(*pid);
-            let id = arguments.iter().skip_while(|argument| *argument != "-id").nth(1);
-            let bundle = id.map(|id| Path::new(BUNDLES).join(id).join("config.json"));
-            let specification = bundle.and_then(|bundle| fs::read_to_string(bundle).ok());
-            specification.is_some_and(|text| text.contains(pod_uid))
-        })
-        .collect()
+    let of_pod = |pid: &u32| {
+        let id = option(*pid, "-id");
+        id.is_some_and(|id| names_pod(&Path::new(BUNDLES).join(id), pod_uid))
+    };
+    by_name("containerd-shim").into_iter().filter(of_pod).collect()
+}
+
+/// Wrappers at work for a pod's containers: known by these' bundles.
+fn creating(pod_uid: &str) -> Vec<u32> {
+    let of_pod = |pid: &u32| {
+        let bundle = option(*pid, "--bundle");
+        bundle.is_some_and(|bundle| names_pod(Path::new(&bundle), pod_uid))
+    };
+    by_name("transship-runc").into_iter().filter(of_pod).collect()
+}
+
+/// What follows an option among a process's arguments.
+fn option(pid: u32, name: &str) -> Option<String> {
+    command(pid).into_iter().skip_while(|argument| argument != name).nth(1)
+}
+
+/// Whether a container's bundle names the pod.
+fn names_pod(bundle: &Path, pod_uid: &str) -> bool {
+    let specification = fs::read_to_string(bundle.join("config.json"));
+    specification.is_ok_and(|text| text.contains(pod_uid))
 }
 
 fn processes() -> impl Iterator<Item = u32> {

@@ -45,8 +45,17 @@ impl Side {
 
     /// Whether a CRIU has begun to dump one of its containers: from then on there is its log.
     pub fn has_begun_to_dump(&self) -> bool {
+        self.has_log("dump.log")
+    }
+
+    /// Whether a CRIU has begun to restore one of its containers.
+    pub fn has_begun_to_restore(&self) -> bool {
+        self.has_log("restore.log")
+    }
+
+    fn has_log(&self, name: &str) -> bool {
         let works = fs::read_dir(self.directory.join("work")).into_iter().flatten().flatten();
-        works.map(|work| work.path().join("dump.log")).any(|log| log.exists())
+        works.map(|work| work.path().join(name)).any(|log| log.exists())
     }
 
     /// Whether its journal has an entry of this kind.
