@@ -60,6 +60,8 @@ pub struct Setting {
     container: Value,
     /// What the pod's spec needs.
     pod: Value,
+    /// What the container has in place of it.
+    without: Value,
 }
 
 impl Setting {
@@ -70,16 +72,20 @@ impl Setting {
             remedy: "seccompProfile type RuntimeDefault",
             container: Value::Null,
             pod: json!({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}),
+            without: Value::Null,
         }
     }
 
-    /// The switch of the Go runtime.
+    /// The switch of the Go runtime. What the packages have was built with it off; without it, it is as
+    /// programs are that are built of modules of Go 1.24 and newer.
     pub fn without_mptcp() -> Setting {
+        let switch = |value: &str| json!({"env": [{"name": "GODEBUG", "value": value}]});
         Setting {
             check: "Mptcp",
             remedy: "GODEBUG=multipathtcp=0",
-            container: json!({"env": [{"name": "GODEBUG", "value": "multipathtcp=0"}]}),
+            container: switch("multipathtcp=0"),
             pod: Value::Null,
+            without: switch("multipathtcp=2"),
         }
     }
 }
@@ -109,7 +115,7 @@ impl World {
         let mut items = vec![client_pod()];
         for application in applications {
             items.push(files(application));
-            items.push(deployment(application, application.name, application.setting.as_ref()));
+            items.push(deployment(application, application.name, true));
         }
         cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
         Ok(World { cluster })
@@ -145,7 +151,8 @@ fn files(application: &Application) -> Value {
     })
 }
 
-fn deployment(application: &Application, name: &str, setting: Option<&Setting>) -> Value {
+/// With the setting that it needs, if it needs one, or without.
+fn deployment(application: &Application, name: &str, is_set: bool) -> Value {
     let mut container = json!({
         "name": application.name, "image": IMAGE, "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-ec", application.script],
@@ -158,8 +165,8 @@ fn deployment(application: &Application, name: &str, setting: Option<&Setting>) 
         merge(&mut container, &json!({"readinessProbe": probe}));
     }
     merge(&mut container, &application.container);
-    if let Some(setting) = setting {
-        merge(&mut container, &setting.container);
+    if let Some(setting) = &application.setting {
+        merge(&mut container, if is_set { &setting.container } else { &setting.without });
     }
     let mut spec = json!({
         "terminationGracePeriodSeconds": 1,
@@ -168,7 +175,7 @@ fn deployment(application: &Application, name: &str, setting: Option<&Setting>) 
         "volumes": [{"name": "code", "configMap": {"name": application.name}}],
     });
     merge(&mut spec, &application.pod);
-    if let Some(setting) = setting {
+    if let Some(setting) = application.setting.as_ref().filter(|_| is_set) {
         merge(&mut spec, &setting.pod);
     }
     let labels = json!({"app": name});
@@ -285,7 +292,7 @@ pub fn is_refused_without(
 ) -> Result<()> {
     let cluster = &world.cluster;
     let name = format!("{}-unset", application.name);
-    cluster.apply(&deployment(application, &name, None).to_string())?;
+    cluster.apply(&deployment(application, &name, false).to_string())?;
     let pod = started(cluster, &name)?;
     let before = cluster.get("pod", &pod.name)?;
     let has_it = |violation: &Value| {

@@ -41,23 +41,37 @@ fn ordinal(pod: &str) -> Option<i64> {
     pod.rsplit('-').next()?.parse().ok()
 }
 
-/// Whether a StatefulSet's controller replaces the pod even before it runs: it is of an older revision than
-/// the set rolls to, and the set does not wait for one pod before it turns to the next.
+/// Whether a StatefulSet's controller replaces this pod as soon as it is there, whether it runs or not: the set
+/// rolls from an older revision, waits for no pod to be ready before it turns to another
+/// (`podManagementPolicy: Parallel`), and has come to this one, since all that are rolled before it are of the
+/// new revision and all but this one are available. In doubt it does not.
 pub fn replaces_at_once(set: &StatefulSet, pod: &Pod) -> bool {
-    if set.spec.pod_management_policy.as_deref() != Some("Parallel") {
-        return false;
-    }
+    let (Some(status), Some(turn)) = (&set.status, turn(set, pod)) else { return false };
+    let made_of = pod.metadata.labels.as_ref().and_then(|l| l.get(REVISION));
+    let is_older = made_of.is_some()
+        && status.update_revision.is_some()
+        && status.update_revision.as_ref() != made_of;
+    let others = i64::from(set.spec.replicas.unwrap_or(1)) - 1;
+    let is_current = status.observed_generation.is_some()
+        && status.observed_generation == set.metadata.generation;
+    set.spec.pod_management_policy.as_deref() == Some("Parallel")
+        && is_older
+        && is_current
+        && i64::from(status.updated_replicas.unwrap_or(0)) >= turn
+        && i64::from(status.available_replicas.unwrap_or(0)) >= others
+}
+
+/// How many pods a set rolls before this one, from the last one on; none if it does not roll it.
+fn turn(set: &StatefulSet, pod: &Pod) -> Option<i64> {
     let strategy = set.spec.update_strategy.as_ref();
     if strategy.and_then(|s| s.type_.as_deref()).is_some_and(|kind| kind != "RollingUpdate") {
-        return false;
+        return None;
     }
     let partition = strategy.and_then(|s| s.rolling_update.as_ref()?.partition).unwrap_or(0);
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let made_of = pod.metadata.labels.as_ref().and_then(|l| l.get(REVISION));
-    let rolls_to = set.status.as_ref().and_then(|s| s.update_revision.as_ref());
-    ordinal(name).is_some_and(|ordinal| ordinal >= i64::from(partition))
-        && made_of.is_some()
-        && rolls_to.is_some_and(|revision| Some(revision) != made_of)
+    let start = set.spec.ordinals.as_ref().and_then(|o| o.start).unwrap_or(0);
+    let index = ordinal(pod.metadata.name.as_deref()?)? - i64::from(start);
+    let replicas = i64::from(set.spec.replicas.unwrap_or(1));
+    (i64::from(partition).max(0)..replicas).contains(&index).then_some(replicas - 1 - index)
 }
 
 /// Names of the volumes that are handed over, and cannot be mounted before.
@@ -223,19 +237,34 @@ mod tests {
         }))
     }
 
+    /// Of three pods, the last two of which are rolled before `web-0`.
     #[rstest]
-    #[case(json!({"podManagementPolicy": "Parallel"}), "2", true)]
-    #[case(json!({"podManagementPolicy": "Parallel"}), "1", false)]
-    #[case(json!({}), "2", false)]
-    #[case(json!({"podManagementPolicy": "Parallel", "updateStrategy": {"type": "OnDelete"}}), "2", false)]
-    #[case(json!({"podManagementPolicy": "Parallel", "updateStrategy":
-        {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}}), "2", false)]
-    fn a_set_that_waits_for_nothing_replaces_a_pod_of_an_older_revision_before_it_runs(
+    #[case(json!({}), json!({}), true)]
+    #[case(json!({"podManagementPolicy": "OrderedReady"}), json!({}), false)]
+    #[case(json!({"updateStrategy": {"type": "OnDelete"}}), json!({}), false)]
+    #[case(json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}}),
+        json!({}), false)]
+    // Counted from the first, whatever its number.
+    #[case(json!({"ordinals": {"start": 1}}), json!({}), false)]
+    #[case(json!({}), json!({"updateRevision": "1"}), false)]
+    // The roll stands at another: the new revision does not come up, or a pod has failed.
+    #[case(json!({}), json!({"updatedReplicas": 1}), false)]
+    #[case(json!({}), json!({"availableReplicas": 1}), false)]
+    #[case(json!({}), json!({"observedGeneration": 6}), false)]
+    fn a_set_that_waits_for_nothing_replaces_a_pod_when_it_is_its_turn(
         #[case] spec: Value,
-        #[case] rolls_to: &str,
+        #[case] status: Value,
         #[case] replaced: bool,
     ) {
-        let set = json!({"spec": spec, "status": {"replicas": 1, "updateRevision": rolls_to}});
+        let mut set = json!({"metadata": {"generation": 7},
+            "spec": {"podManagementPolicy": "Parallel", "replicas": 3},
+            "status": {"replicas": 3, "updateRevision": "2", "observedGeneration": 7,
+                "updatedReplicas": 2, "availableReplicas": 2}});
+        for (part, changes) in [("spec", spec), ("status", status)] {
+            for (key, value) in changes.as_object().unwrap() {
+                set[part][key] = value.clone();
+            }
+        }
         let set = serde_json::from_value(set).unwrap();
         let mut pod = source();
         assert!(!replaces_at_once(&set, &pod), "its revision is not known");

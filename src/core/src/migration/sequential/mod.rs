@@ -151,7 +151,7 @@ fn trial_goes(observed: &Observed) -> Option<Next> {
     } else if is_replaced(observed) {
         (
             reasons::SOURCE_GONE,
-            "the pod's StatefulSet was rolled after the commit and replaces its pods at once (podManagementPolicy: Parallel)",
+            "the pod's StatefulSet was rolled after the commit and replaces it by a fresh one at once (podManagementPolicy: Parallel)",
         )
     } else {
         return None;

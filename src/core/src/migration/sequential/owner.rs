@@ -52,7 +52,7 @@ pub(super) fn is_wanted(observed: &Observed) -> bool {
     }
 }
 
-/// The pod's StatefulSet would replace it again and again before it runs.
+/// The pod's StatefulSet rolls, and would replace it again and again before it runs.
 pub(super) fn is_replaced(observed: &Observed) -> bool {
     match (&observed.owner, &observed.manifest) {
         (Owner::StatefulSet(set), Some(pod)) => replaces_at_once(set, pod),

@@ -143,9 +143,9 @@ fn a_pod_that_its_set_would_replace_before_it_runs_is_left_to_its_set() {
         let source = world.seen.source_pod.as_mut().unwrap();
         source.metadata.labels.get_or_insert_default().extend([label]);
         world.until(|w| w.committed() && w.made == made);
-        let set = json!({"metadata": {"name": "web", "uid": "uid-sts"},
+        let set = json!({"metadata": {"name": "web", "uid": "uid-sts", "generation": 2},
             "spec": {"podManagementPolicy": "Parallel"},
-            "status": {"replicas": 1, "updateRevision": "2"}});
+            "status": {"replicas": 1, "updateRevision": "2", "observedGeneration": 2}});
         world.seen.owner = Owner::StatefulSet(Box::new(serde_json::from_value(set).unwrap()));
         // Its controller deletes it; behind its gate it is gone at once.
         world.seen.target_pod = None;
