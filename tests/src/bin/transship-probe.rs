@@ -36,8 +36,8 @@ enum Action {
         patience: u64,
     },
     /// Await a moment of a namespace's migration: an entry in this node's journal, `criu` in the middle of a
-    /// dump, `restore` in that of a restore, or the `hold` of a restored container. CRIU stands still until the
-    /// victim has been killed or, without one, until stdin ends; "now" is printed first. A victim of the hold
+    /// dump, `restore` in that of a restore, or the `hold` of a restored container. CRIU (in the hold its script)
+    /// stands still until the victim has been killed or, without one, until stdin ends; "now" is printed first. A victim of the hold
     /// is killed without that.
     Await {
         /// The migration's namespace.
@@ -82,7 +82,7 @@ fn main() -> anyhow::Result<()> {
                 None => Ok(()),
             };
             if moment.has_criu() {
-                process::continue_criu();
+                process::go_on();
             }
             done
         }
@@ -103,7 +103,7 @@ fn main() -> anyhow::Result<()> {
 /// Says that the moment has come, and waits until it may go on.
 fn stand_still(moment: Moment) -> anyhow::Result<()> {
     // The others have been seen by stopping it.
-    let stands = moment != Moment::Hold || process::stop_criu();
+    let stands = moment != Moment::Hold || process::stop_script();
     anyhow::ensure!(stands, "{moment} {MISSED}");
     println!("now");
     std::io::stdin().read_to_end(&mut Vec::new())?;

@@ -22,7 +22,7 @@ pub const MISSED: &str = "was over before it was seen";
 pub enum Moment {
     /// The holder of this node has journalled something of this kind.
     Journal(&'static str),
-    /// CRIU is in the middle of a dump, and stopped there: see [`process::continue_criu`].
+    /// CRIU is in the middle of a dump, and stopped there: see [`process::go_on`].
     Criu,
     /// CRIU rebuilds tasks, and is stopped in the middle of it.
     Restore,

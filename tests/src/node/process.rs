@@ -140,7 +140,18 @@ fn signal(pid: u32, signal: Signal) -> Result<()> {
 
 /// Stops the CRIU that is at work, so that a dump stands still in its middle; tells whether it does.
 pub fn stop_criu() -> bool {
-    let Some(pid) = criu().filter(|pid| signal(*pid, Signal::STOP).is_ok()) else { return false };
+    criu().is_some_and(stop)
+}
+
+/// Stops the script that holds, and with it CRIU, which waits for it; tells whether it does.
+pub fn stop_script() -> bool {
+    holding().is_some_and(stop)
+}
+
+fn stop(pid: u32) -> bool {
+    if signal(pid, Signal::STOP).is_err() {
+        return false;
+    }
     let end = Instant::now() + PATIENCE;
     // It stops on its way out of the kernel, or ends there.
     loop {
@@ -153,9 +164,9 @@ pub fn stop_criu() -> bool {
     }
 }
 
-/// Lets it go on. If it has been killed it is gone.
-pub fn continue_criu() {
-    if let Some(pid) = criu() {
+/// Lets what was stopped go on. If it has been killed it is gone.
+pub fn go_on() {
+    for pid in criu().into_iter().chain(holding()) {
         let _ = signal(pid, Signal::CONT);
     }
 }
