@@ -126,10 +126,19 @@ fn denial(message: &str) -> Option<&str> {
     after("denied the request").or_else(|| after("denied request"))
 }
 
-/// `dry run`, `dry-run`, `dryRun`.
+/// Whether it is said that dry runs (`dry run`, `dry-run`, `dryRun`) are not done. What is denied is often named,
+/// and a longer name that holds the word, or one in quotes or brackets, is no word of the webhook's.
 fn is_of_dry_runs(why: &str) -> bool {
-    let letters: String = why.chars().filter(char::is_ascii_alphabetic).collect();
-    letters.to_ascii_lowercase().contains("dryrun")
+    let why = why.to_ascii_lowercase();
+    let words: Vec<&str> = why
+        .split_whitespace()
+        .map(|word| word.trim_matches(['.', ',', ';', ':', '!', '(', ')']))
+        .collect();
+    let is_one = |word: &&str| matches!(*word, "dry-run" | "dry-runs" | "dryrun" | "dryruns");
+    let are_two = |two: &[&str]| two[0] == "dry" && matches!(two[1], "run" | "runs");
+    let not_done = ["support", "ignor", "not allowed for dry"];
+    (words.iter().any(is_one) || words.windows(2).any(are_two))
+        && not_done.iter().any(|words| why.contains(*words))
 }
 
 #[cfg(test)]
@@ -171,7 +180,15 @@ mod tests {
     #[case(403, "admission webhook \"a.b\" denied the request: dry-run is not supported", true)]
     #[case(400, "admission webhook \"a.b\" denied the request: dryRun requests are ignored", true)]
     #[case(400, "admission webhook \"a.b\" denied the request: no team", false)]
+    #[case(400, "admission webhook \"a.b\" denied the request: it has no support for dry runs.", true)]
+    #[case(400, "admission webhook \"a.b\" denied the request: a claim is not allowed for dry runs", true)]
     #[case(403, "pods \"dry-run-0\" is forbidden: exceeded quota: q", false)]
+    #[case(403, "admission webhook \"a.b\" denied the request: image cloudfoundry/run:full-cnb is not supported", false)]
+    #[case(403, "admission webhook \"a.b\" denied the request: laundry-runner, foundry/runtime: not supported", false)]
+    #[case(403, "admission webhook \"a.b\" denied the request: [psp-dryrun-labels] an unsupported label", false)]
+    #[case(403, "admission webhook \"a.b\" denied the request: [dry-run] an unsupported label", false)]
+    #[case(403, "admission webhook \"a.b\" denied the request: image \"dry-run\" is not supported", false)]
+    #[case(403, "admission webhook \"a.b\" denied the request: set dry-run, or a label team", false)]
     #[case(400, "not like this", false)]
     fn a_cluster_in_which_nothing_can_be_tried_is_told_from_a_refusal(
         #[case] code: u16,
