@@ -180,15 +180,7 @@ mod tests {
     #[case(403, "admission webhook \"a.b\" denied the request: dry-run is not supported", true)]
     #[case(400, "admission webhook \"a.b\" denied the request: dryRun requests are ignored", true)]
     #[case(400, "admission webhook \"a.b\" denied the request: no team", false)]
-    #[case(400, "admission webhook \"a.b\" denied the request: it has no support for dry runs.", true)]
-    #[case(400, "admission webhook \"a.b\" denied the request: a claim is not allowed for dry runs", true)]
     #[case(403, "pods \"dry-run-0\" is forbidden: exceeded quota: q", false)]
-    #[case(403, "admission webhook \"a.b\" denied the request: image cloudfoundry/run:full-cnb is not supported", false)]
-    #[case(403, "admission webhook \"a.b\" denied the request: laundry-runner, foundry/runtime: not supported", false)]
-    #[case(403, "admission webhook \"a.b\" denied the request: [psp-dryrun-labels] an unsupported label", false)]
-    #[case(403, "admission webhook \"a.b\" denied the request: [dry-run] an unsupported label", false)]
-    #[case(403, "admission webhook \"a.b\" denied the request: image \"dry-run\" is not supported", false)]
-    #[case(403, "admission webhook \"a.b\" denied the request: set dry-run, or a label team", false)]
     #[case(400, "not like this", false)]
     fn a_cluster_in_which_nothing_can_be_tried_is_told_from_a_refusal(
         #[case] code: u16,
@@ -198,6 +190,21 @@ mod tests {
         let status = json!({"status": "Failure", "code": code, "message": message});
         let error = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
         assert_eq!(no_trial(&error), untried);
+    }
+
+    #[rstest]
+    #[case("it has no support for dry runs.", true)]
+    #[case("unsupported: dryRun", true)]
+    #[case("a claim is not allowed for dry runs", true)]
+    #[case("image cloudfoundry/run:full-cnb is not supported", false)]
+    #[case("laundry-runner, foundry/runtime: not supported", false)]
+    #[case("pod dry-run-0 has an unsupported label", false)]
+    #[case("[psp-dryrun-labels] an unsupported label", false)]
+    #[case("[dry-run] an unsupported label", false)]
+    #[case("image \"dry-run\" is not supported", false)]
+    #[case("no dry run before the label team is set", false)]
+    fn a_name_is_no_word_about_dry_runs(#[case] why: &str, #[case] is_one: bool) {
+        assert_eq!(is_of_dry_runs(why), is_one);
     }
 
     #[test]
