@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1 as corev1;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
@@ -113,9 +114,13 @@ impl Cluster {
         let migrations: Api<Migration> = Api::namespaced(self.client.clone(), &reference.namespace);
         match answer(migrations.get_opt(&reference.name)).await {
             Ok(found) => Ok(seen(found.as_ref(), task)),
-            // Written by a newer operator.
+            // Written by a newer operator, perhaps after ours of that name had gone.
             Err(error) if matches!(error.downcast_ref(), Some(kube::Error::SerdeError(_))) => {
-                Ok(MigrationSeen::There)
+                let found = answer(migrations.get_metadata_opt(&reference.name)).await?;
+                Ok(match found.is_some_and(|m| is_of(&m.metadata, task)) {
+                    true => MigrationSeen::There,
+                    false => MigrationSeen::Gone,
+                })
             }
             Err(error) => Err(error),
         }
@@ -145,8 +150,9 @@ pub enum MigrationSeen {
 }
 
 fn seen(migration: Option<&Migration>, task: &HolderTask) -> MigrationSeen {
-    let is_it = |m: &&Migration| m.metadata.uid.as_deref() == Some(task.migration.uid.as_str());
-    let Some(migration) = migration.filter(is_it) else { return MigrationSeen::Gone };
+    let Some(migration) = migration.filter(|m| is_of(&m.metadata, task)) else {
+        return MigrationSeen::Gone;
+    };
     let status = migration.status.as_ref();
     let ended = status.and_then(|s| s.step).is_some_and(|step| step.is_final());
     let target = status.and_then(|s| s.target.as_ref());
@@ -155,6 +161,11 @@ fn seen(migration: Option<&Migration>, task: &HolderTask) -> MigrationSeen {
         true => MigrationSeen::EndedElsewhere,
         false => MigrationSeen::There,
     }
+}
+
+/// Whether an object is the Migration of a side, and none that was made later under its name.
+fn is_of(metadata: &ObjectMeta, task: &HolderTask) -> bool {
+    metadata.uid.as_deref() == Some(task.migration.uid.as_str())
 }
 
 /// The operator alone writes the annotation and sets the condition, and that only when the application runs.

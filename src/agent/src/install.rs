@@ -273,15 +273,10 @@ impl Installer {
     /// Puts a restart off for containers that have ended: the last look before it. One that is to bring the
     /// wrapper back must not wait: they wait for the wrapper.
     fn spare_ended(&self) -> anyhow::Result<()> {
-        if let Some(uid) = ended_pod(&self.host, &migrations::list(&self.host)?) {
+        if let Some(side) = ended_pod(&self.host, &migrations::list(&self.host)?) {
             // Its holder must run for it to be over.
             self.supervise(Wanted::Running);
-            return Err(problem(
-                reasons::IN_PROGRESS,
-                format!(
-                    "containerd is restarted when cold migration {uid} is over on this node: it might forget the containers that have ended"
-                ),
-            ));
+            return Err(problem(reasons::IN_PROGRESS, awaited(side)));
         }
         Ok(())
     }
@@ -331,7 +326,7 @@ impl Installer {
             }
             None => {
                 return Err(problem(
-                    reasons::WRAPPER_NOT_ACTIVE,
+                    reasons::WRAPPER_UNKNOWN,
                     "containerd does not tell its runtime configuration; use containerd 1.7 or newer with the runtime io.containerd.runc.v2 as default",
                 ));
             }
@@ -396,7 +391,7 @@ impl Installer {
 /// A migration under way whose pod's containers end, or have ended and are kept. In any other state of the pod
 /// nothing is lost with them. The task would tell which pod it is and whether its containers end: where it
 /// cannot be read, any of the migration's counts that stands still.
-fn ended_pod<'a>(host: &HostRoot, sides: &'a [migrations::Side]) -> Option<&'a str> {
+fn ended_pod<'a>(host: &HostRoot, sides: &'a [migrations::Side]) -> Option<&'a migrations::Side> {
     let is_kept = |pod_uid: &str, uid: &str| {
         match host.pod(pod_uid).and_then(|pod| pod.read_record()) {
             Ok(record) => record.is_some_and(|record| {
@@ -416,7 +411,21 @@ fn ended_pod<'a>(host: &HostRoot, sides: &'a [migrations::Side]) -> Option<&'a s
         Some(task) => task.part.is_cold() && is_kept(&task.pod.uid, &side.uid),
         None => side.role == Role::Source && is_any_kept(&side.uid),
     };
-    sides.iter().find(has_ended).map(|side| side.uid.as_str())
+    sides.iter().find(has_ended)
+}
+
+/// What a restart of containerd waits for.
+fn awaited(side: &migrations::Side) -> String {
+    let (uid, dir) = (&side.uid, side.dir.path().display());
+    match side.task {
+        Some(_) => format!(
+            "containerd is restarted when cold migration {uid} is over on this node: it might forget the containers that have ended"
+        ),
+        // No holder can end it.
+        None => format!(
+            "the task of migration {uid} cannot be read ({dir}), and containerd might forget containers of its pod that have ended: mend the file, or delete the pod (with --force where it does not go) and then remove the directory; containerd is restarted after it"
+        ),
+    }
 }
 
 /// Reason of an error.
@@ -496,7 +505,14 @@ mod tests {
     fn containerd_is_not_restarted_under_containers_that_have_ended() {
         let dir = tempfile::tempdir().unwrap();
         let host = HostRoot::at(dir.path());
-        let waits_for = || ended_pod(&host, &migrations::list(&host).unwrap()).map(str::to_owned);
+        let waits_for = || {
+            let sides = migrations::list(&host).unwrap();
+            ended_pod(&host, &sides).map(|side| (side.uid.clone(), awaited(side)))
+        };
+        let is_told = |what: &str| {
+            let (uid, told) = waits_for().unwrap();
+            assert!(uid == "m-1" && told.contains(what), "{uid}: {told}");
+        };
         let set = |migration_uid: &str, role, state| {
             let record = Record {
                 version: RECORD_VERSION,
@@ -518,7 +534,7 @@ mod tests {
         assert_eq!(waits_for(), None, "frozen ones are found again");
         task.part = Part::Cold;
         migration.write_task(&task).unwrap();
-        assert_eq!(waits_for().as_deref(), Some("m-1"));
+        is_told("when cold migration m-1 is over");
         for (role, state) in [
             (Role::Source, RecordState::Starting),
             (Role::Source, RecordState::Moved),
@@ -532,9 +548,10 @@ mod tests {
         set("m-2", Role::Source, RecordState::Frozen);
         assert_eq!(waits_for(), None, "it is another migration's");
         set("m-1", Role::Source, RecordState::Frozen);
-        assert_eq!(waits_for().as_deref(), Some("m-1"), "it may be a cold one");
+        // It may be a cold one.
+        is_told(&format!("cannot be read ({})", migration.path().display()));
         migration.write_task(&task).unwrap();
-        assert_eq!(waits_for().as_deref(), Some("m-1"));
+        is_told("when cold migration m-1 is over");
         migration.close().unwrap();
         assert_eq!(waits_for(), None);
     }
@@ -544,6 +561,7 @@ mod tests {
         let cases = [
             (problem(reasons::WRAPPER_NOT_ACTIVE, "it calls runc"), true),
             (problem(reasons::WRAPPER_NOT_ACTIVE, "it calls runc").context("at its start"), true),
+            (problem(reasons::WRAPPER_UNKNOWN, "it does not tell"), false),
             (problem(reasons::RUNTIME_UNREACHABLE, "it is not ready"), false),
             (anyhow::anyhow!("no answer"), false),
         ];

@@ -223,6 +223,8 @@ pub mod reasons {
     pub const RUNTIME_UNREACHABLE: &str = "RuntimeUnreachable";
     /// containerd runs another binary than the wrapper.
     pub const WRAPPER_NOT_ACTIVE: &str = "WrapperNotActive";
+    /// containerd does not tell which binary it runs.
+    pub const WRAPPER_UNKNOWN: &str = "WrapperUnknown";
     /// The node has neither a CriuReady nor a RuntimeReady of True.
     pub const COMPONENT_NOT_READY: &str = "ComponentNotReady";
     /// A Migration vanished when the node had the state of its pod and the pod ran nowhere.

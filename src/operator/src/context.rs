@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node as CoreNode;
 use kube::Client;
@@ -15,6 +16,9 @@ use crate::agents::Agents;
 use crate::controllers::migration::watch_sides::Registry;
 use crate::events::Events;
 use crate::metrics::Metrics;
+
+/// For how long webhooks that cannot be called may be restarting.
+const RESTARTS: Duration = Duration::from_secs(2);
 
 /// Shared by all reconciliations.
 pub struct Context {
@@ -56,8 +60,27 @@ pub struct Notes {
     pub errors: u32,
     /// Why the API server last refused the pod that is to be made again.
     pub refused: Option<String>,
+    /// Since when it refuses.
+    pub refusing_since: Option<Instant>,
     /// The target's signs of life since the Commit was first seen.
     pub signatures: Signatures,
+}
+
+impl Notes {
+    /// Notes a refusal. One that may be over in a moment counts when it has lasted for some.
+    pub fn refuse(&mut self, why: String, is_passing: bool, now: Instant) {
+        let since = *self.refusing_since.get_or_insert(now);
+        if !is_passing || now.duration_since(since) >= RESTARTS {
+            self.refused = Some(why);
+        }
+    }
+
+    /// A look has succeeded.
+    pub fn succeed(&mut self) {
+        self.errors = 0;
+        self.refused = None;
+        self.refusing_since = None;
+    }
 }
 
 /// Notes by Migration UID.
@@ -80,5 +103,26 @@ impl Memory {
     /// Forgets a migration.
     pub fn forget(&self, uid: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_webhook_that_restarts_has_refused_nothing_until_that_lasts() {
+        let (mut notes, begun) = (Notes::default(), Instant::now());
+        let mut refuse = |is_passing: bool, after: Duration| {
+            notes.refuse("no endpoints".into(), is_passing, begun + after);
+            notes.refused.take().is_some()
+        };
+        assert!(!refuse(true, Duration::ZERO));
+        assert!(!refuse(true, Duration::from_secs(1)));
+        assert!(refuse(false, Duration::from_secs(1)));
+        assert!(refuse(true, RESTARTS));
+        notes.succeed();
+        notes.refuse("no endpoints".into(), true, begun + RESTARTS);
+        assert_eq!(notes.refused, None);
     }
 }

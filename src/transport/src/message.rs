@@ -222,6 +222,12 @@ impl Failed {
         let cut = |text: &str, len| text.chars().take(len).collect();
         Self { reason: cut(reason, 64), message: cut(message, 2048) }
     }
+
+    /// Cut as well: the peer may have written anything.
+    pub(crate) fn received(meta: &[u8]) -> Result<Self> {
+        let Self { reason, message } = from_meta(meta)?;
+        Ok(Self::new(&reason, &message))
+    }
 }
 
 /// A 128-bit digest, hexadecimal in JSON.
@@ -284,6 +290,16 @@ pub(crate) fn from_meta<'a, T: Deserialize<'a>>(meta: &'a [u8]) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_peer_says_of_its_failure_is_cut() {
+        let sent = Failed { reason: "<".repeat(1 << 16), message: "ü".repeat(1 << 15) };
+        let received = Failed::received(&to_meta(&sent).unwrap()).unwrap();
+        let lengths = (received.reason.chars().count(), received.message.chars().count());
+        assert_eq!(lengths, (64, 2048));
+        let short = Failed::new("DiskFull", "no room");
+        assert_eq!(Failed::received(&to_meta(&short).unwrap()).unwrap(), short);
+    }
 
     #[test]
     fn areas_have_one_spelling_and_cannot_name_paths() {

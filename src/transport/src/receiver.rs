@@ -190,7 +190,7 @@ impl Session<'_> {
                     return Ok(totals);
                 }
                 Kind::Failed => {
-                    let Failed { reason, message } = from_meta(frame.meta)?;
+                    let Failed { reason, message } = Failed::received(frame.meta)?;
                     return Err(Error::Peer { reason, message });
                 }
                 Kind::Ack => return Err(violation("acknowledgement from the source")),

@@ -322,7 +322,7 @@ impl Shared {
                     from_meta::<Ack>(frame.meta).map(|ack| Ok(ack.stage))
                 }
                 Ok(Some(frame)) if frame.kind == Kind::Failed => {
-                    from_meta::<Failed>(frame.meta).map(Err)
+                    Failed::received(frame.meta).map(Err)
                 }
                 Ok(_) | Err(_) => break BackEnd::Closed,
             };

@@ -146,8 +146,12 @@ fn network_rules(input: &Input<'_>) -> Vec<Violation> {
 
 fn network_devices(input: &Input<'_>) -> Vec<Violation> {
     let Some(network) = own(input) else { return Vec::new() };
+    let closes = choose(input).is_some_and(|choice| choice.network == Network::Close);
+    let mut addresses = network.further_addresses.clone();
+    // With new addresses the target's plugin gives each anew.
+    addresses.retain(|address| !(closes && is_given(network, address)));
     [
-        ("addresses", &network.further_addresses),
+        ("addresses", &addresses),
         ("interfaces", &network.other_interfaces),
         ("routes", &network.other_routes),
         ("routing rules", &network.routing_rules),
@@ -161,6 +165,20 @@ fn network_devices(input: &Input<'_>) -> Vec<Violation> {
         ))
     })
     .collect()
+}
+
+/// Whether an address (`address/prefix`) is the plugin's own, which gives one of each of its networks: it is of a
+/// network of the plugin's, as long as that, of which the pod has no other.
+fn is_given(network: &NetworkFacts, address: &str) -> bool {
+    let Some((ip, length)) = address.split_once('/') else { return false };
+    let has_other = |subnet: &str| {
+        let mut all = [network.ip.as_str()].into_iter().chain(network.other_ips());
+        all.any(|other| other != ip && contains(subnet, other))
+    };
+    network.cni.subnets.iter().any(|subnet| {
+        let is_as_long = subnet.split_once('/').is_some_and(|(_, its)| its == length);
+        is_as_long && contains(subnet, ip) && !has_other(subnet)
+    })
 }
 
 fn address_can_be_kept(input: &Input<'_>) -> Option<Violation> {
@@ -306,6 +324,13 @@ mod tests {
             {"address": "203.0.113.7:443", "connections": 1}]})
     }
 
+    /// A pod with a further address, where the plugin has two networks of a family.
+    fn further(address: &str) -> Value {
+        json!({"furtherAddresses": [address], "otherAddresses": [address],
+            "cni": {"name": "flat", "plugins": ["bridge", "transship-cni"], "ipam": "host-local",
+                "subnets": ["10.244.0.0/16", "10.99.0.0/16"]}})
+    }
+
     fn added(host_network: bool) -> Value {
         json!({"hostNetwork": host_network, "ruleTables": ["ip mesh"], "otherRoutes": ["10.9.0.0/16"]})
     }
@@ -348,6 +373,12 @@ mod tests {
     #[case(Network::Close, json!({}), json!({"cni": {}}), &[])]
     #[case(Network::Auto, added(false), json!({}), &["NetworkRules", "NetworkDevices"])]
     #[case(Network::Auto, added(true), json!({}), &[])]
+    #[case(Network::Close, further("10.99.0.7/16"), json!({}), &[])]
+    #[case(Network::Auto, further("10.99.0.7/16"), json!({}), &[])]
+    #[case(Network::Preserve, further("10.99.0.7/16"), further("10.99.0.8/16"), &["NetworkDevices"])]
+    #[case(Network::Close, further("10.99.0.7/32"), json!({}), &["NetworkDevices"])]
+    #[case(Network::Close, further("10.244.9.9/16"), json!({}), &["NetworkDevices"])]
+    #[case(Network::Close, further("192.0.2.7/24"), json!({}), &["NetworkDevices"])]
     fn what_the_choice_forbids_is_found(
         #[case] asked: Network,
         #[case] source: Value,

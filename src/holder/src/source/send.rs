@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Timeout;
 use tokio_util::sync::CancellationToken;
 use transship_host::record::ContainerKind;
 use transship_protocol::SourceEvent;
@@ -28,8 +30,8 @@ const ACKNOWLEDGE: Duration = Duration::from_secs(60);
 /// How often progress is shown. Each time the operator looks at the migration, which takes from the
 /// machine what the dump needs, and a look under way delays the one that sees a vote.
 const PROGRESS: Duration = Duration::from_millis(500);
-/// How long telling the target that we give up may take.
-const GIVE_UP: Duration = Duration::from_millis(500);
+/// How long telling the target that we give up may take: the source's containers stand still meanwhile.
+const GIVE_UP: Duration = Duration::from_millis(100);
 
 /// A connection that the target has answered.
 pub struct Peer {
@@ -101,9 +103,18 @@ fn connect(holder: &Holder) -> Result<Peer> {
 
 /// The transfer of a frozen pod.
 pub struct Transfer {
-    stop: CancellationToken,
+    course: Course,
     task: JoinHandle<()>,
     peer: Peer,
+}
+
+/// What a transfer and whoever ends it know of each other.
+#[derive(Clone, Default)]
+struct Course {
+    /// It is called off.
+    stop: CancellationToken,
+    /// It has failed by itself, and tells the target why.
+    failed: Arc<AtomicBool>,
 }
 
 impl Transfer {
@@ -116,56 +127,84 @@ impl Transfer {
         peer: Peer,
         events: mpsc::Sender<SourceEvent>,
     ) -> Self {
-        let stop = CancellationToken::new();
-        let (sender, stopped) = (Arc::clone(&peer.sender), stop.clone());
+        let course = Course::default();
+        let (sender, its) = (Arc::clone(&peer.sender), course.clone());
         let task = tokio::spawn(async move {
             let progress = tokio::spawn(show_progress(Arc::clone(&holder), Arc::clone(&sender)));
             let outcome = match &dumper {
-                Some(dumper) => transfer(&holder, dumper, &pod, &sender, &stopped).await,
+                Some(dumper) => transfer(&holder, dumper, &pod, &sender, &its.stop).await,
                 None => super::files::transfer(&holder, &pod, &sender).await,
             };
             progress.abort();
             show(&holder, &sender);
-            let event = match outcome {
-                Ok(()) => SourceEvent::AllFrozenAndSent,
-                Err(error) if stopped.is_cancelled() => {
-                    tracing::info!("the transfer has ended: {error:#}");
-                    return;
-                }
-                Err(error) => {
-                    let (reason, message) =
-                        (reason(&error), message(&error, &holder.task.peer.node));
-                    holder.board.failed(reason, &message);
-                    // Whichever side is heard first, the cause is heard.
-                    give_up(&sender, reason, &message).await;
-                    SourceEvent::LocalFailure
-                }
-            };
-            let _ = events.send(event).await;
+            conclude(&holder, &sender, &its, &events, outcome).await;
         });
-        Transfer { stop, task, peer }
+        Transfer { course, task, peer }
     }
 
-    /// Ends it, wherever it stands. When this returns no dump is at work any more.
+    /// Ends it, wherever it stands. When this returns no dump is at work any more. For the target it waits no
+    /// longer than [`GIVE_UP`].
     pub async fn end(self) {
-        let finished = self.task.is_finished();
-        self.stop.cancel();
-        if !finished {
-            give_up(&self.peer.sender, "SourceAborted", "the source goes on").await;
+        self.course.stop.cancel();
+        if !self.course.failed.load(Ordering::SeqCst) {
+            if !self.task.is_finished() {
+                let _ =
+                    give_up(&self.peer.sender, "SourceAborted", "the source goes on".into()).await;
+            }
+            // A thread that is blocked in a write or waits for an answer comes back now.
+            (self.peer.closer)();
         }
-        // A thread that is blocked in a write or waits for an answer comes back now.
-        (self.peer.closer)();
+        // One that has failed ends by itself, when the target was told why or cannot be.
         if self.task.await.is_err() {
             tracing::error!("the transfer has panicked");
+        }
+        (self.peer.closer)();
+    }
+}
+
+/// Tells the machine what has come of a transfer, and the target where it has failed.
+async fn conclude(
+    holder: &Holder,
+    sender: &Arc<Sender>,
+    course: &Course,
+    events: &mpsc::Sender<SourceEvent>,
+    outcome: Result<()>,
+) {
+    match outcome {
+        Ok(()) => say(events, SourceEvent::AllFrozenAndSent, course).await,
+        Err(error) if course.stop.is_cancelled() => {
+            tracing::info!("the transfer has ended: {error:#}");
+        }
+        Err(error) => {
+            let (reason, message) = (reason(&error), message(&error, &holder.task.peer.node));
+            holder.board.failed(reason, &message);
+            course.failed.store(true, Ordering::SeqCst);
+            // Whichever side is heard first, the cause is heard. Undoing the freeze does not wait for that.
+            let told = give_up(sender, reason, message);
+            say(events, SourceEvent::LocalFailure, course).await;
+            let _ = told.await;
         }
     }
 }
 
-/// Tells the target that this side gives up, and why. A target that cannot be told sees the connection end.
-async fn give_up(sender: &Arc<Sender>, reason: &'static str, message: &str) {
-    let (sender, message) = (Arc::clone(sender), message.to_owned());
+/// Whoever calls the transfer off takes no events until it has ended, and needs none of it.
+async fn say(events: &mpsc::Sender<SourceEvent>, event: SourceEvent, course: &Course) {
+    tokio::select! {
+        () = course.stop.cancelled() => {}
+        _ = events.send(event) => {}
+    }
+}
+
+/// Begins to tell the target that this side gives up, and why; to be awaited, which takes [`GIVE_UP`] at most. A
+/// target that cannot be told sees the connection end.
+fn give_up(
+    sender: &Arc<Sender>,
+    reason: &'static str,
+    message: String,
+) -> Timeout<JoinHandle<transship_transport::Result<()>>> {
+    let sender = Arc::clone(sender);
     let told = tokio::task::spawn_blocking(move || sender.give_up(reason, &message));
-    let _ = tokio::time::timeout(GIVE_UP, told).await;
+    tokio::time::timeout(GIVE_UP, told)
 }
 
 /// The reason shown for a failed transfer.
@@ -333,7 +372,116 @@ fn show(holder: &Holder, sender: &Sender) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{ErrorKind, Read};
+    use std::path::PathBuf;
+
+    use transship_host::HostRoot;
+    use transship_host::paths::Role;
+    use transship_runtime::Layout;
+    use transship_transport::{Handler, Progress, Refusal, TreeTarget, receive};
+
     use super::*;
+
+    /// A target that expects this pod and takes nothing.
+    struct Target;
+
+    impl Handler for Target {
+        fn hello(&mut self, _: &Hello) -> Result<(), Refusal> {
+            Ok(())
+        }
+        fn tree(&mut self, _: &Area) -> Result<TreeTarget, Refusal> {
+            Err(Refusal::new("NotToday", "come back later"))
+        }
+        fn images_dir(&mut self, _: &str) -> Result<PathBuf, Refusal> {
+            Err(Refusal::new("NotToday", "come back later"))
+        }
+    }
+
+    /// A connection that takes nothing more from when `full` is set until it is closed.
+    struct Wire {
+        stream: UnixStream,
+        full: Arc<AtomicBool>,
+        closed: UnixStream,
+    }
+
+    impl Write for Wire {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if self.full.load(Ordering::SeqCst) {
+                let _ = self.closed.read_exact(&mut [0]);
+                return Err(ErrorKind::BrokenPipe.into());
+            }
+            self.stream.write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    type Received = std::thread::JoinHandle<transship_transport::Error>;
+
+    fn peer(full: &Arc<AtomicBool>) -> (Peer, Received) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let received = std::thread::spawn(move || {
+            let link = Link::unix(theirs).unwrap();
+            receive(link, &mut Target, &Progress::default()).unwrap_err()
+        });
+        let (closed, close) = UnixStream::pair().unwrap();
+        let (reader, third) = (ours.try_clone().unwrap(), ours.try_clone().unwrap());
+        let link =
+            Link::new(reader, Wire { stream: ours, full: Arc::clone(full), closed }, move || {
+                let _ = close.shutdown(std::net::Shutdown::Both);
+                let _ = third.shutdown(std::net::Shutdown::Both);
+            });
+        let closer = link.closer();
+        let hello = Hello::new("m-uid", "p-uid", Vec::new());
+        let sender = Sender::start(link, &hello, SenderOptions::default()).unwrap();
+        (Peer { sender: Arc::new(sender), closer }, received)
+    }
+
+    /// A transfer whose dump fails.
+    fn failing(root: &Path, peer: Peer, events: mpsc::Sender<SourceEvent>) -> Transfer {
+        let (host, task) = (HostRoot::at(root), crate::areas::tests::task());
+        let dir = host.migration(&task.migration.uid, Role::Source).unwrap();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        let holder = Holder::new(host, Layout::default(), dir, task);
+        let course = Course::default();
+        let (sender, its) = (Arc::clone(&peer.sender), course.clone());
+        let task = tokio::spawn(async move {
+            let error = transship_runtime::Error::NoSandbox("p".into()).into();
+            conclude(&holder, &sender, &its, &events, Err(error)).await;
+        });
+        Transfer { course, task, peer }
+    }
+
+    #[tokio::test]
+    async fn a_target_is_told_why_the_dump_failed_although_the_transfer_is_ended_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        let (peer, received) = peer(&Arc::default());
+        let (events, mut queue) = mpsc::channel(1);
+        let transfer = failing(root.path(), peer, events);
+        assert_eq!(queue.recv().await, Some(SourceEvent::LocalFailure));
+        transfer.end().await;
+        assert_eq!(received.join().unwrap().reason(), "DumpFailed");
+    }
+
+    #[tokio::test]
+    async fn neither_a_target_that_takes_nothing_nor_a_full_queue_keeps_a_transfer_from_its_end() {
+        let root = tempfile::tempdir().unwrap();
+        let full = Arc::default();
+        let (peer, received) = peer(&full);
+        full.store(true, Ordering::SeqCst);
+        let (events, mut queue) = mpsc::channel(1);
+        events.send(SourceEvent::Poked).await.unwrap();
+        let transfer = failing(root.path(), peer, events);
+        while !transfer.course.failed.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        let began = Instant::now();
+        tokio::time::timeout(Duration::from_secs(60), transfer.end()).await.unwrap();
+        assert!(began.elapsed() < 10 * GIVE_UP, "{:?}", began.elapsed());
+        assert_eq!(queue.recv().await, Some(SourceEvent::Poked));
+        assert_eq!(received.join().unwrap().reason(), "ConnectionLost");
+    }
 
     #[test]
     fn the_agent_is_asked_in_the_documented_form() {

@@ -126,10 +126,19 @@ fn denial(message: &str) -> Option<&str> {
     after("denied the request").or_else(|| after("denied request"))
 }
 
-/// `dry run`, `dry-run`, `dryRun`.
+/// Whether it is said that dry runs (`dry run`, `dry-run`, `dryRun`) are not done. What is denied is often named,
+/// and a longer name that holds the word, or one in quotes or brackets, is no word of the webhook's.
 fn is_of_dry_runs(why: &str) -> bool {
-    let letters: String = why.chars().filter(char::is_ascii_alphabetic).collect();
-    letters.to_ascii_lowercase().contains("dryrun")
+    let why = why.to_ascii_lowercase();
+    let words: Vec<&str> = why
+        .split_whitespace()
+        .map(|word| word.trim_matches(['.', ',', ';', ':', '!', '(', ')']))
+        .collect();
+    let is_one = |word: &&str| matches!(*word, "dry-run" | "dry-runs" | "dryrun" | "dryruns");
+    let are_two = |two: &[&str]| two[0] == "dry" && matches!(two[1], "run" | "runs");
+    let not_done = ["support", "ignor", "not allowed for dry"];
+    (words.iter().any(is_one) || words.windows(2).any(are_two))
+        && not_done.iter().any(|words| why.contains(*words))
 }
 
 #[cfg(test)]
@@ -181,6 +190,21 @@ mod tests {
         let status = json!({"status": "Failure", "code": code, "message": message});
         let error = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
         assert_eq!(no_trial(&error), untried);
+    }
+
+    #[rstest]
+    #[case("it has no support for dry runs.", true)]
+    #[case("unsupported: dryRun", true)]
+    #[case("a claim is not allowed for dry runs", true)]
+    #[case("image cloudfoundry/run:full-cnb is not supported", false)]
+    #[case("laundry-runner, foundry/runtime: not supported", false)]
+    #[case("pod dry-run-0 has an unsupported label", false)]
+    #[case("[psp-dryrun-labels] an unsupported label", false)]
+    #[case("[dry-run] an unsupported label", false)]
+    #[case("image \"dry-run\" is not supported", false)]
+    #[case("no dry run before the label team is set", false)]
+    fn a_name_is_no_word_about_dry_runs(#[case] why: &str, #[case] is_one: bool) {
+        assert_eq!(is_of_dry_runs(why), is_one);
     }
 
     #[test]

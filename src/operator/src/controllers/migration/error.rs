@@ -113,6 +113,12 @@ impl Error {
         }
     }
 
+    /// Whether a refusal to store the manifest is that of a webhook which could not be called.
+    pub fn is_unheard(&self) -> bool {
+        matches!(self, Self::Api { what: STORE_MANIFEST, source } if matches!(&**source,
+            kube::Error::Api(status) if is_unheard(status.code, &status.message)))
+    }
+
     /// The error with everything that caused it.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -128,8 +134,11 @@ impl Error {
 /// Whether the API server has refused an object. So it has where a webhook that must be heard cannot be: that
 /// may last. Any other failure of its own is one of the moment.
 fn is_refused(code: u16, message: &str) -> bool {
-    let unheard = code == 500 && message.contains("failed calling webhook");
-    unheard || matches!(code, 400 | 403 | 413 | 422)
+    is_unheard(code, message) || matches!(code, 400 | 403 | 413 | 422)
+}
+
+fn is_unheard(code: u16, message: &str) -> bool {
+    code == 500 && message.contains("failed calling webhook")
 }
 
 #[cfg(test)]
@@ -164,8 +173,9 @@ mod tests {
     ) {
         let status = serde_json::json!({"status": "Failure", "code": code, "message": message});
         let answer = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
-        let told = Error::api(STORE_MANIFEST)(answer).refusal();
-        assert_eq!(told.as_deref(), refused.then_some(message));
+        let error = Error::api(STORE_MANIFEST)(answer);
+        assert_eq!(error.refusal().as_deref(), refused.then_some(message));
+        assert_eq!(error.is_unheard(), refused && code == 500);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use transship_api::{Migration, Step, names};
 use transship_core::migration::{Observed, Plan, admission, plan};
 
-use crate::context::Context;
+use crate::context::{Context, Notes};
 use crate::metrics::{Kind, KindReason};
 pub use error::{Class, Error};
 pub use held_name::keep_names;
@@ -78,10 +78,7 @@ async fn reconcile(migration: Arc<Migration>, context: Arc<Context>) -> Result<A
     context.metrics.reconciles.get_or_create(&KIND).inc();
     context.metrics.reconcile_duration.observe(begun.elapsed().as_secs_f64());
     if result.is_ok() {
-        context.memory.note(&uid, |notes| {
-            notes.errors = 0;
-            notes.refused = None;
-        });
+        context.memory.note(&uid, Notes::succeed);
     }
     result
 }
@@ -186,7 +183,7 @@ fn error_policy(migration: Arc<Migration>, error: &Error, context: Arc<Context>)
             notes.failure.get_or_insert((error.condition_reason(), text.clone()));
         }
         if let Some(refusal) = error.refusal() {
-            notes.refused = Some(refusal);
+            notes.refuse(refusal, error.is_unheard(), Instant::now());
         }
         notes.errors += 1;
         notes.errors

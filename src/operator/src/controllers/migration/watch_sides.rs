@@ -29,6 +29,10 @@ use crate::agents::{Agents, Error};
 const RETRY: Duration = Duration::from_millis(500);
 /// A closed side says nothing new; it is asked again to see whether it was forgotten.
 const CLOSED_PAUSE: Duration = Duration::from_secs(10);
+/// Longest reason of a side, in letters and digits.
+const MAX_REASON: usize = 64;
+/// Longest sentence of a side, in characters.
+const MAX_TEXT: usize = 2048;
 
 /// The two sides of one migration.
 #[derive(Clone, Debug, Default)]
@@ -275,6 +279,21 @@ fn word<W: serde::de::DeserializeOwned>(status: &rpc::SideStatus, role: rpc::Rol
     serde_json::from_str(&status.word_json).ok()
 }
 
+/// What a side calls its failure, as it may become the reason of conditions and events and the label of a metric.
+/// It may come from the other node, and is written with the decision, which nothing must keep from being stored.
+fn reason(said: &str) -> String {
+    let is_word = said.len() <= MAX_REASON
+        && said.starts_with(|c: char| c.is_ascii_alphabetic())
+        && said.chars().all(|c| c.is_ascii_alphanumeric());
+    let reason = if said.is_empty() || is_word { said } else { "PeerFailed" };
+    reason.to_owned()
+}
+
+/// What a side says to people.
+fn text(said: &str) -> String {
+    said.chars().take(MAX_TEXT).collect()
+}
+
 /// A snapshot as `core` understands it.
 fn report(status: &rpc::SideStatus) -> Report {
     let at = |micros: i64| Timestamp::from_microsecond(micros).ok().filter(|_| micros > 0);
@@ -298,10 +317,10 @@ fn report(status: &rpc::SideStatus) -> Report {
         waiting: status.waiting.clone(),
         restored: status.restored.clone(),
         hooks: status.hooks.clone().into_iter().collect(),
-        reason: status.reason.clone(),
-        message: status.message.clone(),
+        reason: reason(&status.reason),
+        message: text(&status.message),
         files_lost: status.files_lost.clone(),
-        stuck: status.stuck.clone(),
+        stuck: text(&status.stuck),
         frozen_at: at(status.frozen_at_unix_micros),
         thawed_at: at(status.thawed_at_unix_micros),
         bytes_total: status.bytes_total,
@@ -335,5 +354,25 @@ mod tests {
         assert_eq!(report.frozen_at.map(Timestamp::as_microsecond), Some(1_000_001));
         assert_eq!(report.thawed_at, None);
         assert_eq!(report.decision_read, Some(Decision::Commit));
+    }
+
+    #[test]
+    fn what_a_side_says_is_bounded() {
+        let long = "x".repeat(MAX_REASON + 1);
+        for (said, taken) in [
+            ("", ""),
+            ("DiskFull", "DiskFull"),
+            ("<<<", "PeerFailed"),
+            ("7Up", "PeerFailed"),
+            ("Disk full", "PeerFailed"),
+            (&long[..], "PeerFailed"),
+            (&long[1..], &long[1..]),
+        ] {
+            assert_eq!(reason(said), taken, "{said}");
+        }
+        let (message, stuck) = ("<".repeat(1 << 18), "ü".repeat(1 << 18));
+        let report = report(&rpc::SideStatus { message, stuck, ..rpc::SideStatus::default() });
+        assert_eq!(report.message.chars().count(), MAX_TEXT);
+        assert_eq!(report.stuck.chars().count(), MAX_TEXT);
     }
 }
