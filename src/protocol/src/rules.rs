@@ -109,6 +109,10 @@ pub(crate) enum Rule {
     DeleteDetaches,
     /// A target that gives up leaves nothing of a restore behind.
     LoserLeavesNothing,
+    /// A restore whose CRIU died does not count, though what it let go be frozen afterwards: it has run.
+    RestoreIsWhole,
+    /// What is killed is whatever the cgroups hold, not only what was held.
+    KillsByCgroup,
     /// Sequential: a side votes only when the whole state is durable on its disk.
     StateIsDurable,
     /// Sequential: a trial has no way to a thaw.
@@ -221,6 +225,8 @@ impl Rule {
         Rule::RestoresAreWatched,
         Rule::DeleteDetaches,
         Rule::LoserLeavesNothing,
+        Rule::RestoreIsWhole,
+        Rule::KillsByCgroup,
         Rule::StateIsDurable,
         Rule::TrialNeverThaws,
         Rule::YieldsOnlyAfterCommit,
