@@ -168,6 +168,7 @@ each_rule_matters! {
     leaving_a_dead_restore_to_patience_fails: RestoresAreWatched [(Fault::RestoreDies, 1)];
     deleting_through_a_mount_fails: DeleteDetaches [(Fault::RestoreDies, 1)];
     leaving_a_mount_behind_fails: LoserLeavesNothing [(Fault::RestoreDies, 1)];
+    leaving_ended_tasks_to_patience_fails: TasksAreWatched [(Fault::TasksDie, 1)];
     counting_what_a_dead_restore_let_go_fails: RestoreIsWhole [(Fault::RestoreLetsGo, 1)];
     leaving_what_a_dead_restore_let_go_fails: KillsByCgroup [(Fault::RestoreLetsGo, 1)];
 }

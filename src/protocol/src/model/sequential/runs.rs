@@ -31,6 +31,23 @@ fn the_sequential_order_is_safe_when_somebody_makes_a_pod_of_the_state() {
     passes("a forged start amid a crash", Bounds { forged: 1, crashes: 1, ..NOTHING });
 }
 
+/// What cannot be excluded: see [`super::super::overlap`].
+#[test]
+fn what_a_dead_restore_let_go_may_run_beside_the_source_until_it_is_killed() {
+    let start = World::new(Bounds { let_go: 1, ..NOTHING }, false);
+    search::reaches("let go beside the source", &start, |world| {
+        world.s.runs() && world.trial.loose
+    });
+}
+
+#[test]
+fn the_pod_runs_again_though_its_first_restore_after_the_commit_dies() {
+    let start = World::new(Bounds { restores: 1, ..NOTHING }, false);
+    search::reaches("restored again", &start, |world| {
+        world.resumed && world.tries == 2 && world.left.restores == 0
+    });
+}
+
 macro_rules! each_rule_of_the_order_matters {
     ($($name:ident: $rule:ident $bounds:expr;)*) => {
         $(
@@ -56,6 +73,19 @@ each_rule_of_the_order_matters! {
     a_frozen_source_that_kubelet_kills: FrozenRefusesKill Bounds { kills: 1, ..NOTHING };
     a_frozen_source_that_kubelet_makes_anew: FrozenRefusesCreate Bounds { reboots: 1, ..NOTHING };
     a_source_that_kubelet_makes_anew_though_it_has_moved: MovedRefusesCreate NOTHING;
+    a_dump_of_what_ran: DumpIsWhole Bounds { dumps: 1, ..NOTHING };
+    a_thaw_beside_a_dump: DumpEndsBeforeThaw Bounds { crashes: 1, ..NOTHING };
+    a_dead_restore_that_is_left_to_patience: RestoresAreWatched Bounds { restores: 1, ..NOTHING };
+    a_delete_through_a_mount: DeleteDetaches Bounds { restores: 1, ..NOTHING };
+    a_mount_that_is_left_behind: LoserLeavesNothing Bounds { restores: 1, ..NOTHING };
+    a_dead_restore_that_counts: RestoreIsWhole Bounds { let_go: 1, ..NOTHING };
+    what_a_dead_restore_let_go_and_nobody_kills: KillsByCgroup Bounds { let_go: 1, ..NOTHING };
+    a_silent_pod_that_is_made_again: SilenceIsNoProof Bounds { silences: 1, ..NOTHING };
+    a_deleted_migration_that_leaves_the_pod_unmade:
+        DeletedFinishesFirst Bounds { cancels: 1, ..NOTHING };
+    two_holders_of_a_side: OneHolder Bounds { seconds: 1, ..NOTHING };
+    two_migrations_of_a_pod_that_is_to_end: OneMigration Bounds { others: 1, ..NOTHING };
+    a_side_whose_tasks_ended_and_that_waits: TasksAreWatched Bounds { ends: 1, ..NOTHING };
 }
 
 #[test]
