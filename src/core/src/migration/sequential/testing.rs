@@ -167,7 +167,7 @@ impl World {
         if let Some(change) = patch::difference(kept.clone(), new) {
             patch::apply(&mut kept, change);
         }
-        let kept = serde_json::from_value(kept).unwrap();
+        let kept: MigrationStatus = serde_json::from_value(kept).unwrap();
         assert_eq!(kept, *status, "a status that was written otherwise than it was meant");
         kept
     }
