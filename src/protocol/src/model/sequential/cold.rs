@@ -23,7 +23,7 @@ fn the_cold_order_is_safe_and_ends_after_any_two_faults() {
     passes("cold, any two faults", any(2));
 }
 
-/// Some two million states.
+/// Some three million states.
 #[test]
 #[ignore = "long; run it after every change of a transition"]
 fn the_cold_order_is_safe_and_ends_after_any_three_faults() {
