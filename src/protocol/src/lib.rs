@@ -71,7 +71,10 @@
 //!     but what has been taken of them is not sent for good; and no dump outlives the thaw.
 //! 12. **A target votes only in contact**: the API server could be reached since everything had arrived.
 //!     A decision that cannot be read is one for which the source waits frozen.
-//! 13. **The proof follows the Commit**: the operator counts a target's silence only from a read of
+//! 13. **A restore counts only if its CRIU lived until everything was frozen.** Killed just before that, it lets go
+//!     what it had stopped. What runs then cannot be kept from it, but it reaches no network, it never
+//!     becomes the pod though it be frozen afterwards, and it is killed by cgroup.
+//! 14. **The proof follows the Commit**: the operator counts a target's silence only from a read of
 //!     an open Commit. A silence from before the vote, when no dead-man counted, proves nothing.
 //!
 //! # What it takes for granted

@@ -109,6 +109,12 @@ pub(crate) enum Rule {
     DeleteDetaches,
     /// A target that gives up leaves nothing of a restore behind.
     LoserLeavesNothing,
+    /// A restore whose CRIU died does not count, though what it let go be frozen afterwards: it has run.
+    RestoreIsWhole,
+    /// What is killed is whatever the cgroups hold, not only what was held.
+    KillsByCgroup,
+    /// A side whose tasks have ended before its vote says so, and does not wait.
+    TasksAreWatched,
     /// Sequential: a side votes only when the whole state is durable on its disk.
     StateIsDurable,
     /// Sequential: a trial has no way to a thaw.
@@ -121,6 +127,10 @@ pub(crate) enum Rule {
     AgainOnlyAfterLastWord,
     /// Sequential: a pod made again runs only when it has itself read what calls for it.
     AgainNeedsCommit,
+    /// Sequential: nobody takes a target for gone because nothing is heard of it.
+    SilenceIsNoProof,
+    /// Sequential: a Migration that is deleted after the Commit goes when the pod runs again.
+    DeletedFinishesFirst,
     /// The address of a pod that is gone stays lent until its node has nothing of it.
     GoneNeedsItsSandboxGone,
     /// The address of a pod that says none stays lent.
@@ -221,12 +231,17 @@ impl Rule {
         Rule::RestoresAreWatched,
         Rule::DeleteDetaches,
         Rule::LoserLeavesNothing,
+        Rule::RestoreIsWhole,
+        Rule::KillsByCgroup,
+        Rule::TasksAreWatched,
         Rule::StateIsDurable,
         Rule::TrialNeverThaws,
         Rule::YieldsOnlyAfterCommit,
         Rule::AgainOnlyAfterReleased,
         Rule::AgainOnlyAfterLastWord,
         Rule::AgainNeedsCommit,
+        Rule::SilenceIsNoProof,
+        Rule::DeletedFinishesFirst,
         Rule::GoneNeedsItsSandboxGone,
         Rule::SilenceKeepsTheAddress,
         Rule::LeavingGivesBack,

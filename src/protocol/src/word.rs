@@ -18,7 +18,8 @@ pub enum SourceOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TargetOutcome {
-    /// Not one instruction of the application ran here, and none ever will.
+    /// The application was not let run here, and never will be. (A restore whose CRIU is killed between its
+    /// last stop and the freeze lets tasks run for a moment, behind the closed network; they were killed.)
     NeverThawed,
     /// The application runs here, as an ordinary pod.
     Resumed,

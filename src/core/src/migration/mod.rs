@@ -6,6 +6,7 @@ pub mod admission;
 pub mod events;
 pub mod handover;
 pub mod owner;
+pub mod patch;
 pub mod plan;
 pub mod rollback;
 pub mod sequential;

@@ -79,7 +79,7 @@ pub struct Report {
     pub voted: bool,
     /// Nothing is left to do.
     pub closed: bool,
-    /// Target: no instruction of the application ran, and none ever will.
+    /// Target: the application was not let run, and never will be (see `TargetOutcome::NeverThawed`).
     pub never_thawed: bool,
     /// Target: containers whose creation waits for images.
     pub waiting: Vec<String>,

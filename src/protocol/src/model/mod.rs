@@ -10,7 +10,7 @@
 //! the wrapper between its verdict and runc) the two are separate steps. The two operators are
 //! equals: either may be the stale leader.
 //!
-//! Checked in every state: at most one copy runs; the address is open on one node; nobody lies;
+//! Checked in every state: at most one copy runs (but see [`overlap`]); the address is open on one node; nobody lies;
 //! nothing is lost before the commit; the write-once fields change once. And from every state a
 //! continuation leads to an end in which both sides are closed, nothing is frozen and the right copy runs:
 //! without further faults, **and without that anybody's patience has to run out**. There is no clock, so how
@@ -22,20 +22,26 @@
 //! | --- | --- |
 //! | the API server stands still, a link between nodes or to the operators is cut and mended | nothing of its own: actions are taken late, patience may run out at any time before (`Deadline`, "loses patience", "gives up") |
 //! | a target is cut off from the API server when it should vote | `CutOff`, `cuts` |
-//! | a target is cut off while it runs unconfirmed | `Lapse` |
+//! | a target is cut off while it runs unconfirmed | `Lapse`; in the sequential order, where silence proves nothing, `silences` |
 //! | a disk is full, a page stream breaks, a transfer ends | `EffectFails`, `failures`; where the journal cannot be written: `Crash` |
 //! | agent, supervisor or operator die or are upgraded | nothing of its own: none of them keeps a state that decides; the holder: `Crash` |
 //! | containerd dies or is restarted | kubelet asks for containers and kills others: what it may ask for under the record is asked in every state, `KubeletKill`, `kills` |
-//! | the wrapper, runc, the script or CRIU die in a restore | `RestoreDies` |
-//! | CRIU or runc die in a dump | `DumpDies`; a dump that outlives its holder: `DumpEnds` |
+//! | the wrapper, runc, the script or CRIU die in a restore | `RestoreDies`, `restores`; CRIU just before the freeze, so that tasks run: `RestoreLetsGo`, `let_go` (what holds then: [`overlap`]) |
+//! | CRIU or runc die in a dump | `DumpDies`, `dumps`; a dump that outlives its holder: `DumpEnds` |
 //! | a node loses power for a while, for ever | `Reboot`; `Die`, `deaths` |
-//! | the memory limit ends an application | `TasksDie` |
+//! | the memory limit ends an application | `TasksDie`, `ends` |
+//! | a user deletes the Migration, makes another one, removes the finalizer or the namespace | `DeleteMigration`, `cancels`; `SecondMigration`, `others`; `Strip`, `strips` |
+//! | a supervisor starts a holder beside one that lives | `SecondHolder`, `seconds` |
 //! | a probe fails in the long frozen wait, and kubelet kills for it even after the thaw | `KubeletKill` at any time |
 //! | a user, drain or controller deletes the pod | `DeletePod`, `deletes` |
 //! | a pod is deleted by force, gets another address in a reboot, or moves on while its home asks | [`lent`] |
 //! | an application ends in the grace period of a cold move, and then its holder dies | "ends, as it was asked to" and a crash |
 //!
 //! # What the protocol cannot see
+//!
+//! What the operator keeps for itself in the status, how many restores have failed above all, is no part of
+//! the commit: the world of the sequential plan in `transship-core` carries plans out, each status written
+//! to it as the API server would take it.
 //!
 //! Effects on the host that are right or wrong by themselves have tests where they are made:
 //!

@@ -237,6 +237,22 @@ pub fn passes<S: Space>(name: &str, start: &S) {
     assert!(report.ends > 0, "{name}: nothing ever ends");
 }
 
+/// Such a state can be reached.
+pub fn reaches<S: Space>(name: &str, start: &S, is_it: impl Fn(&S) -> bool) {
+    let mut seen = Seen::default();
+    let mut queue = VecDeque::from([start.clone()]);
+    let mut next = Vec::new();
+    while let Some(state) = queue.pop_front() {
+        if is_it(&state) {
+            return println!("{name}: reached after {} states: {}", seen.len(), state.show());
+        }
+        state.successors(&mut next);
+        let after = next.drain(..).filter_map(|(_, after)| after.ok());
+        queue.extend(after.filter(|after| seen.insert(fingerprint(after), 0).is_none()));
+    }
+    panic!("{name}: it never comes to that");
+}
+
 /// Breaks `rule`: from one of `starts`, tried in turn, something wrong can be reached.
 pub fn fails<S: Space>(rule: Rule, starts: impl IntoIterator<Item = S>) {
     break_rule(Some(rule));

@@ -5,10 +5,11 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::json;
 use transship_api::conditions as c;
-use transship_api::{self as api, Migration, MigrationSpec, names};
+use transship_api::{self as api, Migration, MigrationSpec, MigrationStatus, names};
 use transship_protocol::{Decision, SourceOutcome, SourceWord, TargetOutcome, TargetWord};
 
 use crate::migration::admission::{self, Admitted};
+use crate::migration::patch;
 use crate::migration::plan::{Action, Plan, Record, plan};
 use crate::migration::state::{Observed, Owner, Report, Role, Side, Stage};
 use crate::migration::voting::has_gate;
@@ -149,12 +150,26 @@ impl World {
         if let Some(record) = record {
             self.note(&format!("{record:?}").split(['(', ' ']).next().unwrap().to_lowercase());
         }
-        self.seen.migration.status = Some(status);
+        // With a record the whole status is replaced.
+        let kept = if record.is_some() { status } else { self.patched(&status) };
+        self.seen.migration.status = Some(kept);
         assert!(self.seen.recorded().is_lawful());
         for action in &actions {
             self.act(action);
         }
         self.kubelet();
+    }
+
+    /// What the API server keeps when the operator patches the status: what the patch does not name stays.
+    fn patched(&self, status: &MigrationStatus) -> MigrationStatus {
+        let mut kept = serde_json::to_value(self.seen.status()).unwrap();
+        let new = serde_json::to_value(status).unwrap();
+        if let Some(change) = patch::difference(kept.clone(), new) {
+            patch::apply(&mut kept, change);
+        }
+        let kept: MigrationStatus = serde_json::from_value(kept).unwrap();
+        assert_eq!(kept, *status, "a status that was written otherwise than it was meant");
+        kept
     }
 
     fn note(&mut self, what: &str) {

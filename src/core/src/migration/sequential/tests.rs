@@ -241,7 +241,7 @@ fn a_pod_that_goes_with_its_node_or_unseen_is_made_again() {
         let mut world = World::voted(&[fate, Fate::Runs]);
         world.run();
         assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"), "{fate:?}");
-        assert_eq!(world.seen.status().failed_restores, Some(1));
+        assert_eq!(world.seen.status().failed_restores, Some(1), "one pod counts once");
     }
 }
 

@@ -5,19 +5,16 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use transship_api::conditions as c;
 use transship_api::{Decision, Migration, MigrationStatus, Resolution, duration};
 use transship_core::migration::plan::Record;
-use transship_core::migration::{Plan, events};
+use transship_core::migration::{Plan, events, patch as fields};
 use transship_protocol as protocol;
 
 use super::Error;
 use crate::context::Context;
 use crate::metrics::Outcome;
-
-/// Fields that only [`Record`]s write.
-const WRITTEN_ONCE: [&str; 3] = ["decision", "resumedAt", "resolution"];
 
 /// Writes what the plan says about the status.
 pub async fn write(migration: &Migration, plan: &Plan, context: &Context) -> Result<(), Error> {
@@ -35,9 +32,8 @@ pub async fn patch(
     context: &Context,
 ) -> Result<(), Error> {
     let old = migration.status.as_ref().map(serde_json::to_value).transpose()?;
-    let Some(change) = difference(old.unwrap_or_default(), serde_json::to_value(status)?) else {
-        return Ok(());
-    };
+    let new = serde_json::to_value(status)?;
+    let Some(change) = fields::difference(old.unwrap_or_default(), new) else { return Ok(()) };
     let body = json!({
         "metadata": {"resourceVersion": migration.resource_version()},
         "status": change,
@@ -78,38 +74,6 @@ fn api(migration: &Migration, context: &Context) -> Api<Migration> {
     Api::namespaced(context.client.clone(), &migration.namespace().unwrap_or_default())
 }
 
-/// The fields that changed, as a merge patch; `None` when none did. The write-once fields are left
-/// out, whatever they say.
-fn difference(mut old: Value, mut new: Value) -> Option<Value> {
-    for fields in [&mut old, &mut new].into_iter().filter_map(Value::as_object_mut) {
-        fields.retain(|key, _| !WRITTEN_ONCE.contains(&key.as_str()));
-    }
-    merge_patch(old, new)
-}
-
-/// What makes the one of the other (RFC 7396); `None` when they are alike. A field within a field that
-/// is there no more has to be said to be null too, or it stays.
-fn merge_patch(old: Value, new: Value) -> Option<Value> {
-    let (mut old, new) = match (old, new) {
-        (Value::Object(old), Value::Object(new)) => (old, new),
-        (Value::Null, Value::Object(new)) => (Map::new(), new),
-        (old, new) => return (old != new).then_some(new),
-    };
-    let mut change = Map::new();
-    for (key, value) in new {
-        let before = old.remove(&key);
-        // An empty object that was not there is something new all the same.
-        let is_new = before.is_none() && value.is_object();
-        match merge_patch(before.unwrap_or_default(), value) {
-            Some(value) => _ = change.insert(key, value),
-            None if is_new => _ = change.insert(key, json!({})),
-            None => {}
-        }
-    }
-    change.extend(old.into_iter().map(|(key, _)| (key, Value::Null)));
-    (!change.is_empty()).then_some(Value::Object(change))
-}
-
 /// Events and metrics of what has changed. In a task of its own: nothing waits for it, least of
 /// all a frozen application.
 async fn tell(before: &Migration, after: &MigrationStatus, context: &Context) {
@@ -138,34 +102,5 @@ fn count(status: &MigrationStatus, context: &Context) {
     }
     if let Some(bytes) = status.bytes_transferred.and_then(|b| u64::try_from(b).ok()) {
         metrics.transferred.inc_by(bytes);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_changed_is_written_and_never_a_write_once_field() {
-        let old =
-            json!({"step": "Voting", "address": "10.0.0.1", "frozenAt": "x", "decision": "Commit"});
-        let new = json!({"step": "Committed", "address": "10.0.0.1", "resumedAt": "y"});
-        assert_eq!(
-            difference(old.clone(), new),
-            Some(json!({"step": "Committed", "frozenAt": null}))
-        );
-        assert_eq!(difference(old.clone(), old), None);
-        assert_eq!(
-            difference(Value::Null, json!({"step": "Pending"})),
-            Some(json!({"step": "Pending"}))
-        );
-    }
-
-    #[test]
-    fn what_is_no_more_within_a_field_goes() {
-        let old = json!({"target": {"node": "a", "podUID": "1"}, "rounds": [1]});
-        let new = json!({"target": {"node": "a"}, "rounds": [1], "forecast": {}});
-        let change = json!({"target": {"podUID": null}, "forecast": {}});
-        assert_eq!(difference(old, new), Some(change));
     }
 }

@@ -121,7 +121,8 @@ fn holder<R: Role>(world: &World, out: &mut Steps<World>) {
     if empty && on_time && (R::SIDE == Side::T || may_begin(host.env.record, false)) {
         push(out, Action::Begin(R::SIDE), feed::<R>(world, Which::First, R::begin()));
     }
-    if host.env.tasks == Tasks::Absent && !host.journal.is_empty() {
+    let ended = host.env.tasks == Tasks::Absent && !host.journal.is_empty();
+    if ended && holds(Rule::TasksAreWatched) {
         let event = R::tasks_lost();
         push(out, Action::NoticeTasksLost(R::SIDE), feed::<R>(world, Which::First, event));
     }

@@ -5,7 +5,7 @@ use super::actors::{Action, ask, push};
 use super::host::{Which, fail_effect, feed, start_holder};
 use super::operators::bump;
 use super::role::Role;
-use super::world::{FAULTS, Fault, Inflight, Side, Tasks, World};
+use super::world::{CONTAINERS, FAULTS, Fault, Inflight, Side, Tasks, World};
 use crate::rules::{Rule, holds};
 use crate::{
     Decision, Driver, Read, RecordState, Recorded, SourceEntry, SourceMachine, TargetMachine,
@@ -71,6 +71,7 @@ pub(super) fn faults(world: &World, out: &mut Steps<World>) {
                 env.tasks = Tasks::Absent;
                 env.whole = 0;
                 env.dying = false;
+                env.loose = false;
             });
         }
         let env = world.env(side);
@@ -126,6 +127,22 @@ pub(super) fn faults(world: &World, out: &mut Steps<World>) {
             if restored {
                 env.tasks = Tasks::Frozen;
                 env.residue = true;
+            }
+        });
+    }
+    if has(Fault::RestoreLetsGo) && env.inflight == Some(Inflight::Restore) && world.sent {
+        happens(Fault::RestoreLetsGo, Side::T, &|next| {
+            let env = &mut next.t.env;
+            env.inflight = None;
+            env.loose = true;
+            env.tasks = Tasks::Frozen;
+            if holds(Rule::RestoreIsWhole) {
+                env.died = true;
+                env.residue = true;
+            } else {
+                env.whole += 1;
+                env.restored += 1;
+                env.heard |= env.restored == CONTAINERS && !env.cut;
             }
         });
     }

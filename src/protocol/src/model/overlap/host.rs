@@ -91,6 +91,9 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
             if R::is_vote(entry) && R::SIDE == Side::S && world.torn {
                 return Err("the source votes for a dump during which it ran");
             }
+            if R::is_vote(entry) && env.loose {
+                return Err("the target votes for tasks that ran before they were frozen");
+            }
             R::host_mut(world).journal.push(entry);
         }
         Effect::Publish(word) => R::host_mut(world).word = word,
@@ -219,6 +222,7 @@ fn kill_frozen(world: &mut World, side: Side) -> Result<(), Broken> {
     env.ended |= env.tasks != Tasks::Absent;
     env.tasks = Tasks::Absent;
     env.whole = 0;
+    env.loose &= !holds(Rule::KillsByCgroup);
     Ok(())
 }
 

@@ -14,12 +14,16 @@ impl Space for World {
     }
 
     fn invariant(&self) -> Result<(), Broken> {
+        // But for what a restore let go: see the module's head.
         let copies = [self.s.env.runs(), self.t.env.runs(), self.replica];
         if copies.into_iter().filter(|runs| *runs).count() > 1 {
             return Err("two copies run");
         }
         if self.s.env.net && self.t.env.net {
             return Err("the address is open on both nodes");
+        }
+        if self.t.env.loose && self.t.env.net {
+            return Err("what ran on the target before it was frozen reaches the network");
         }
         if self.t.env.restored > CONTAINERS {
             return Err("a container was restored twice");
@@ -53,7 +57,8 @@ impl Space for World {
     fn is_end(&self) -> bool {
         let quiet = |env: &Env| {
             let moves = env.inflight.is_some() || env.dying || env.dumping;
-            env.dead || (env.tasks != Tasks::Frozen && !moves && !env.residue)
+            let left = env.residue || env.loose;
+            env.dead || (env.tasks != Tasks::Frozen && !moves && !left)
         };
         let s_idle = self.s.holder.as_ref().is_none_or(Driver::is_idle);
         let t_idle = self.t.holder.as_ref().is_none_or(Driver::is_idle);

@@ -83,11 +83,15 @@ pub enum Fault {
     /// The wrapper, runc or CRIU dies in a restore: nobody is left who says how it went, what is restored
     /// stays, and the container's root stays mounted in runc's state.
     RestoreDies,
+    /// The same between CRIU's last stop and the freeze: what was restored is let go, and runs behind the
+    /// closed network until the script freezes it after all or the side kills it. Which of the two comes first
+    /// makes no difference here: it has run, so it must never become the pod.
+    RestoreLetsGo,
     /// Before its vote T's node loses the API server; others reach it.
     CutOff,
 }
 
-pub const FAULTS: usize = 20;
+pub const FAULTS: usize = 21;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Api {
@@ -130,6 +134,8 @@ pub struct Env {
     pub dumping: bool,
     /// T: a restore died; nobody says so.
     pub died: bool,
+    /// T: among the tasks are some that ran before they were frozen (ghost).
+    pub loose: bool,
     /// T: a container's root is mounted in runc's state of it.
     pub residue: bool,
     /// T: the API server cannot be reached.
@@ -189,6 +195,7 @@ impl Env {
             sockets_destroyed: false,
             dumping: false,
             died: false,
+            loose: false,
             residue: false,
             cut: false,
             heard: false,
@@ -203,6 +210,7 @@ impl Env {
         self.net = false;
         self.inflight = None;
         self.dumping = false;
+        self.loose = false;
         self.residue = false;
     }
 

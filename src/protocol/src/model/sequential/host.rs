@@ -1,6 +1,7 @@
 //! A node, as far as one pod on it goes, and what effects do there.
 
 use crate::effect::{Effect, Facts, Failure, Machine};
+use crate::rules::{Rule, holds};
 use crate::{Driver, Part, RecordState};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +24,8 @@ pub struct Host<M: Machine> {
     pub dead: bool,
     pub journal: Vec<M::Entry>,
     pub holder: Option<Driver<M>>,
+    /// A second one beside it (there should be none).
+    pub second: Option<Driver<M>>,
     pub word: M::Word,
     /// Only files move.
     pub cold: bool,
@@ -30,6 +33,18 @@ pub struct Host<M: Machine> {
     pub at_source: bool,
     /// Its one restore has been made.
     pub restored: bool,
+    /// CRIU dumps it.
+    pub dumping: bool,
+    /// It ran while it was dumped.
+    pub torn: bool,
+    /// Its restore died; nobody says so.
+    pub died: bool,
+    /// Among its tasks are some that ran before they were frozen (ghost).
+    pub loose: bool,
+    /// A container's root is mounted in runc's state of it.
+    pub residue: bool,
+    /// Nothing has been heard of it for long.
+    pub silent: bool,
     /// The API server cannot be reached.
     pub cut: bool,
     /// It could be reached since everything arrived.
@@ -55,10 +70,17 @@ impl<M: Machine<Word: Default>> Host<M> {
             dead: false,
             journal: Vec::new(),
             holder: Some(Driver::new(machine, Vec::new())),
+            second: None,
             word: M::Word::default(),
             cold: part.is_cold(),
             at_source: part.is_at_source(),
             restored: false,
+            dumping: false,
+            torn: false,
+            died: false,
+            loose: false,
+            residue: false,
+            silent: false,
             cut: false,
             heard: false,
             unfilled: part.is_cold() && part.is_again(),
@@ -79,7 +101,11 @@ impl<M: Machine<Word: Default>> Host<M> {
     /// The node loses its power.
     pub fn power_cut(&mut self) {
         self.holder = None;
+        self.second = None;
         self.tasks = Tasks::Absent;
+        self.dumping = false;
+        self.loose = false;
+        self.residue = false;
         self.stored = self.durable;
     }
 
@@ -88,6 +114,12 @@ impl<M: Machine<Word: Default>> Host<M> {
         self.ended_again |= self.started_again && self.tasks == Tasks::Running;
         self.unfilled |= self.tasks != Tasks::Absent;
         self.tasks = Tasks::Absent;
+    }
+
+    /// SIGKILL while frozen.
+    pub fn kill_frozen(&mut self) {
+        self.tasks = Tasks::Absent;
+        self.loose &= !holds(Rule::KillsByCgroup);
     }
 
     /// One effect; `Err` is the failure that the machine is told.
@@ -101,7 +133,11 @@ impl<M: Machine<Word: Default>> Host<M> {
                 Tasks::Running | Tasks::Frozen => self.tasks = Tasks::Frozen,
             },
             Effect::FindTasks if self.tasks != Tasks::Running => return Err(Failure::TasksLost),
-            Effect::EndTasks => self.end_tasks(),
+            Effect::EndTasks => {
+                // Those that were found and have ended by themselves since have files too.
+                self.unfilled |= !self.rebooted && !self.started_again;
+                self.end_tasks();
+            }
             // What a reboot has taken cannot be kept any more.
             Effect::KeepFiles => {
                 self.stored |= !self.rebooted;
@@ -110,8 +146,17 @@ impl<M: Machine<Word: Default>> Host<M> {
             Effect::VerifyTasks if self.cold && self.tasks == Tasks::Absent => {}
             Effect::VerifyTasks if self.tasks != Tasks::Frozen => return Err(Failure::TasksLost),
             Effect::SyncState => self.durable = self.stored,
-            Effect::ThawTasks(_) if self.tasks == Tasks::Frozen => self.tasks = Tasks::Running,
-            Effect::KillTasksFrozen => self.tasks = Tasks::Absent,
+            // What has ended meanwhile is thawed: so may end any application that was.
+            Effect::ThawTasks(_) => {
+                self.dumping &= !holds(Rule::DumpEndsBeforeThaw);
+                if self.tasks == Tasks::Frozen {
+                    self.tasks = Tasks::Running;
+                }
+            }
+            Effect::KillTasksFrozen => {
+                self.kill_frozen();
+                self.residue &= !holds(Rule::LoserLeavesNothing);
+            }
             _ => {}
         }
         Ok(())
@@ -121,18 +166,34 @@ impl<M: Machine<Word: Default>> Host<M> {
 impl<M: Machine<Word: Default> + Clone> Host<M> {
     /// The holder does its next effect.
     pub fn work(&self) -> Option<Self> {
+        self.work_of(self.holder.as_ref()?, |host| &mut host.holder)
+    }
+
+    /// The second holder does its next effect.
+    pub fn second_works(&self) -> Option<Self> {
+        self.work_of(self.second.as_ref()?, |host| &mut host.second)
+    }
+
+    fn work_of(
+        &self,
+        driver: &Driver<M>,
+        of: fn(&mut Self) -> &mut Option<Driver<M>>,
+    ) -> Option<Self> {
+        let effect = driver.next_effect()?;
         let mut next = self.clone();
-        let effect = next.holder.as_ref()?.next_effect()?;
-        match next.perform(effect) {
-            Ok(()) => next.holder.as_mut()?.done(),
-            Err(failure) => {
-                // Freezing what is gone is done, but for a source before its vote.
-                if !next.holder.as_mut()?.failed(failure) {
-                    next.holder.as_mut()?.done();
-                }
-            }
+        let done = next.perform(effect);
+        let driver = of(&mut next).as_mut()?;
+        // Freezing what is gone is done, but for a source before its vote.
+        if done.map_or_else(|failure| !driver.failed(failure), |()| true) {
+            driver.done();
         }
         Some(next)
+    }
+
+    /// A second holder, rebuilt from the journal like any other: only if nothing keeps it from being started.
+    pub fn beside(&self, second: impl FnOnce() -> Driver<M>) -> Option<Self> {
+        let may = !holds(Rule::OneHolder) && self.holder.is_some() && self.second.is_none();
+        may.then(|| Self { second: Some(second()), ..self.clone() })
     }
 
     /// The holder's next effect cannot be done.

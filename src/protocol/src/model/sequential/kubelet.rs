@@ -4,7 +4,8 @@
 use super::host::{Host, Tasks};
 use super::world::{Moves, Place, TARGETS, World, source, target};
 use crate::effect::Machine;
-use crate::{RecordState, SourceEvent, TargetEvent, Verb, Verdict, wrapper_verdict};
+use crate::rules::{Rule, holds};
+use crate::{RecordState, SourceEvent, TargetEvent, TargetMachine, Verb, Verdict, wrapper_verdict};
 
 fn verdict<M: Machine>(host: &Host<M>, verb: Verb) -> Verdict {
     wrapper_verdict(host.record, verb, host.unfilled)
@@ -48,7 +49,21 @@ where
         (Verdict::Pass | Verdict::KillFrozen, _) => Tasks::Absent,
         _ => return None,
     };
-    Some(Host { tasks, ..host.clone() })
+    let loose = host.loose && tasks != Tasks::Absent;
+    Some(Host { tasks, loose, ..host.clone() })
+}
+
+/// runc's delete of a container whose restore died: what is killed first, and whether it goes through what is
+/// mounted in runc's state.
+fn delete(host: &Host<TargetMachine>) -> Option<(Host<TargetMachine>, bool)> {
+    if host.dead || !host.residue || verdict(host, Verb::Delete) != Verdict::KillFrozen {
+        return None;
+    }
+    let mut next = host.clone();
+    next.kill_frozen();
+    next.residue &= !holds(Rule::DeleteDetaches);
+    let through = next.residue;
+    Some((next, through))
 }
 
 /// Whether every container was started with its files.
@@ -102,6 +117,11 @@ pub fn target_pods(world: &World, moves: &mut Moves) {
             })
         };
         moves.fault("kubelet kills T", |left| &mut left.kills, with(kill(host), world.afresh));
+        // It need not ask for the end of a container whose creation failed.
+        let deleted = delete(host).and_then(|(host, through)| {
+            with(Some(host), world.afresh).map(|next| World { through_mount: through, ..next })
+        });
+        moves.may("kubelet deletes T's container", deleted);
         if all_started(host) {
             moves
                 .sure("T's containers were started", target(world, place, TargetEvent::AllStarted));

@@ -4,6 +4,12 @@
 //! What must hold in every state: at most one copy runs; a voted source that has not ended still has its
 //! state in memory or on a disk; from the source's end until the pod runs again the state is durable on
 //! some disk; nothing starts afresh whose state is kept, and nothing that is not kept is collected.
+//! No side goes on with what ran while it was dumped, or before it was frozen (see [`super::overlap`] for what
+//! cannot be excluded there; a trial has none of the pod's persistent volumes, a pod that was made again has
+//! them, and what a dead restore let go wrote to them stays written when it is restored once more).
+//!
+//! A pod that was made again and whose tasks end after the last look at them and before the thaw counts as one
+//! that ended right after it: kubelet starts it afresh.
 
 mod cold;
 mod host;

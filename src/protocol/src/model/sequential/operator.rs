@@ -5,7 +5,8 @@ use super::world::{Moves, World, source};
 use crate::rules::{Rule, holds};
 use crate::{
     Decision, DecisionInput, PodSeen, Resolution, SourceEvent, SourceOutcome, TargetMachine,
-    TargetWord, decide, has_failed, may_make_again, may_record_resumed, may_return, may_yield,
+    TargetOutcome, TargetWord, decide, has_failed, may_make_again, may_record_resumed,
+    may_remove_finalizer, may_return, may_yield,
 };
 
 /// How often the pod is made again, at most: once more than it can fail in any of the runs.
@@ -15,7 +16,7 @@ fn observe(world: &World, give_up: bool) -> DecisionInput {
     let seen = |deleting: bool| if deleting { PodSeen::Deleting } else { PodSeen::Alive };
     DecisionInput {
         recorded: world.recorded,
-        migration_deleting: false,
+        migration_deleting: world.deleting,
         source: world.s.word,
         target: world.trial.word,
         source_pod: if world.s_object { seen(world.s_deleting) } else { PodSeen::Gone },
@@ -41,7 +42,7 @@ pub fn operator(world: &World, moves: &mut Moves) {
     let released = world.s.word.outcome == Some(SourceOutcome::Released);
     let ended = released || world.s.dead;
     let (word, gone) = match &world.again {
-        Some(again) => (again.word, again.dead),
+        Some(again) => (again.word, is_gone(again)),
         None => (TargetWord::default(), world.trial.dead),
     };
     if ended && may_record_resumed(world.recorded, word, gone) {
@@ -69,9 +70,46 @@ pub fn operator(world: &World, moves: &mut Moves) {
     let s_over = world.s.word.outcome.is_some() || world.s.dead;
     let trial_over = world.trial.word.closed || world.trial.dead;
     if !(world.recorded.decision.is_some() && s_over && trial_over) {
-        let vanishes = world.with(|next| next.exists = false);
+        let vanishes = world.with(|next| {
+            next.exists = false;
+            next.stripped = true;
+        });
         moves.fault("the Migration vanishes", |left| &mut left.strips, vanishes);
     }
+    if world.deleting {
+        let goes = may_go(world).then(|| World { exists: false, ..world.clone() });
+        moves.sure("the Migration, which is deleted, goes", goes);
+    } else {
+        let deleted = world.with(|next| next.deleting = true);
+        moves.fault("somebody deletes the Migration", |left| &mut left.cancels, deleted);
+    }
+}
+
+/// Whether a pod that was made again is taken for gone.
+fn is_gone(again: &Host<TargetMachine>) -> bool {
+    again.dead || (again.silent && !holds(Rule::SilenceIsNoProof))
+}
+
+/// Whether a Migration that is deleted has finished: after a Commit only when the pod runs again, or nobody has
+/// its state any more.
+fn may_go(world: &World) -> bool {
+    let over = may_remove_finalizer(
+        world.recorded,
+        world.s.word,
+        world.trial.word,
+        world.s.dead,
+        world.trial.dead,
+    );
+    let runs = |host: &Host<TargetMachine>| {
+        host.word.outcome == Some(TargetOutcome::Resumed) && host.word.closed
+    };
+    let again = world.again.as_ref();
+    let nowhere = world.s.dead && (world.trial.dead || world.recorded.resolution.is_some());
+    let finished = world.recorded.decision != Some(Decision::Commit)
+        || again.is_some_and(|host| runs(host) || (world.resumed && host.dead))
+        || nowhere
+        || !holds(Rule::DeletedFinishesFirst);
+    over && finished
 }
 
 /// Somebody starts a pod of the state that has arrived, though nobody has decided anything.
@@ -97,7 +135,7 @@ fn make(world: &World, moves: &mut Moves) {
     };
     let free = match &world.again {
         None => true,
-        Some(host) => has_failed(host.word, host.dead) && world.former.is_none(),
+        Some(host) => has_failed(host.word, is_gone(host)) && world.former.is_none(),
     };
     let at_source = world.recorded.resolution.is_some();
     let node_gone = if at_source { world.s.dead } else { world.trial.dead };

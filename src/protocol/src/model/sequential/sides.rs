@@ -5,6 +5,7 @@ use super::world::{Moves, Place, World, source, target};
 use crate::rules::{Rule, holds};
 use crate::{
     Driver, RecordState, SourceEvent, SourceMachine, SourcePhase, TargetEvent, TargetMachine,
+    may_begin,
 };
 
 pub fn sources(world: &World, moves: &mut Moves) {
@@ -14,6 +15,7 @@ pub fn sources(world: &World, moves: &mut Moves) {
     }
     let with = |host: Option<Host<SourceMachine>>| host.map(|s| World { s, ..world.clone() });
     moves.sure("S works", with(s.work()));
+    moves.sure("S's second holder works", with(s.second_works()));
     moves.fault("S fails", |left| &mut left.failures, with(s.fail()));
     moves.sure("S's application ends, as it was asked to", with(s.ends()));
     if s.journal.is_empty() && world.exists && world.recorded.decision.is_none() {
@@ -34,17 +36,38 @@ pub fn sources(world: &World, moves: &mut Moves) {
     if world.trial.dead {
         moves.sure("S learns that T's node is gone", source(world, SourceEvent::PeerNodeGone));
     }
-    if s.tasks == Tasks::Absent {
+    if s.tasks == Tasks::Absent && holds(Rule::TasksAreWatched) {
         moves.sure("S notices its end", source(world, SourceEvent::TasksLost));
     }
+    let recovered = || {
+        let (machine, effects) =
+            SourceMachine::recover_as(world.trial_part(), &s.journal, s.facts());
+        Driver::new(machine, effects)
+    };
     if s.holder.is_some() {
         let dies = world.with(|next| next.s.holder = None);
         moves.fault("S's holder dies", |left| &mut left.crashes, dies);
+        let beside = with(s.beside(recovered));
+        moves.fault("S has a second holder", |left| &mut left.seconds, beside);
     } else if s.word.outcome.is_none() {
-        let (machine, effects) =
-            SourceMachine::recover_as(world.trial_part(), &s.journal, s.facts());
-        let starts = world.with(|next| next.s.holder = Some(Driver::new(machine, effects)));
+        let starts = world.with(|next| next.s.holder = Some(recovered()));
         moves.sure("S's holder starts", starts);
+    }
+    if s.tasks != Tasks::Absent && s.word.outcome.is_none() {
+        let dies = world.with(|next| next.s.tasks = Tasks::Absent);
+        moves.fault("S's tasks die", |left| &mut left.ends, dies);
+    }
+    let open = s.word.outcome.is_none();
+    // Where it may begin there is nothing left to protect: not this model's business.
+    if open && may_begin(s.record, open) {
+        let begins = world.with(|next| {
+            next.s.record = Some(RecordState::Open);
+            if s.tasks == Tasks::Frozen {
+                next.s.tasks = Tasks::Running;
+            }
+        });
+        let what = "another Migration begins on S and gives up";
+        moves.fault(what, |left| &mut left.others, begins);
     }
     let reboots = world.with(|next| {
         next.s.power_cut();
@@ -63,15 +86,48 @@ pub fn sources(world: &World, moves: &mut Moves) {
 }
 
 fn send(world: &World, moves: &mut Moves) {
-    let freezing =
-        |d: &Driver<SourceMachine>| d.is_idle() && d.machine().phase() == SourcePhase::Freezing;
-    if !world.s.holder.as_ref().is_some_and(freezing) {
+    let s = &world.s;
+    let freezing = |d: &&Driver<SourceMachine>| d.machine().phase() == SourcePhase::Freezing;
+    let Some(holder) = s.holder.as_ref().filter(freezing) else {
+        if s.dumping {
+            let ends = world.with(|next| {
+                next.s.dumping = false;
+                if s.tasks == Tasks::Running {
+                    next.s.tasks = Tasks::Frozen;
+                }
+            });
+            moves.sure("a dump that nobody waits for ends, and undoes itself", ends);
+        }
+        return;
+    };
+    if !holder.is_idle() {
         return;
     }
+    if s.torn {
+        moves.sure("S's dump has failed", source(world, SourceEvent::LocalFailure));
+        if s.tasks == Tasks::Running {
+            let again = world.with(|next| next.s.tasks = Tasks::Frozen);
+            moves.sure("what ran on is frozen again", again);
+        }
+    }
     let receives = world.trial.holder.is_some() && !world.trial.journal.is_empty();
-    let stands_still = world.s.tasks == if world.cold { Tasks::Absent } else { Tasks::Frozen };
-    if stands_still && receives && !world.s.stored {
+    let stands_still = s.tasks == if world.cold { Tasks::Absent } else { Tasks::Frozen };
+    if stands_still && receives && !s.stored && !world.cold && !s.dumping && !s.torn {
+        let begins = world.with(|next| next.s.dumping = true);
+        moves.sure("CRIU dumps S", begins);
+    }
+    if s.dumping && s.tasks == Tasks::Frozen {
+        let dies = world.with(|next| {
+            next.s.dumping = false;
+            next.s.torn = true;
+            next.s.tasks = Tasks::Running;
+        });
+        moves.fault("CRIU dies while it dumps S", |left| &mut left.dumps, dies);
+    }
+    let is_dumped = world.cold || s.dumping || (s.torn && !holds(Rule::DumpIsWhole));
+    if stands_still && receives && !s.stored && is_dumped {
         let sent = world.with(|next| {
+            next.s.dumping = false;
             next.s.stored = true;
             next.trial.stored = true;
             next.trial.heard |= world.cold && !world.trial.cut;
@@ -98,6 +154,7 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
         })
     };
     moves.sure("T works", with(host.work()));
+    moves.sure("T's second holder works", with(host.second_works()));
     let failed = with(host.fail()).or_else(|| target(world, place, TargetEvent::LocalFailure));
     moves.fault("T fails", |left| &mut left.failures, failed);
     if host.journal.is_empty() {
@@ -116,11 +173,16 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
             ..host.clone()
         };
         moves.sure("T is restored and held", with(Some(next)));
+        restore_dies(host, moves, with);
+    }
+    if host.died && holds(Rule::RestoresAreWatched) {
+        let notices = target(world, place, TargetEvent::LocalFailure);
+        moves.sure("T notices that its restore died", notices);
     }
     let idle = host.holder.as_ref().is_some_and(Driver::is_idle);
     let is_ready = match host.cold {
         true => host.stored && !host.rebooted && host.record == Some(RecordState::Prepared),
-        false => host.tasks == Tasks::Frozen,
+        false => host.tasks == Tasks::Frozen && !host.died,
     };
     let in_contact = place != Place::Trial || host.heard || !holds(Rule::VotesOnlyInContact);
     if idle && is_ready && in_contact {
@@ -142,14 +204,31 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
             moves.fault(what, |left| &mut left.cuts, with(Some(cut)));
         }
     }
-    if host.tasks == Tasks::Absent && (host.rebooted || host.restored) {
+    let ended = host.tasks == Tasks::Absent && (host.rebooted || host.restored);
+    if ended && holds(Rule::TasksAreWatched) {
         moves.sure("T notices its end", target(world, place, TargetEvent::TasksLost));
     }
+    let recovered = || recovered(world, place, host);
     if host.holder.is_some() {
         let dies = Host { holder: None, ..host.clone() };
         moves.fault("T's holder dies", |left| &mut left.crashes, with(Some(dies)));
+        let beside = with(host.beside(recovered));
+        moves.fault("T has a second holder", |left| &mut left.seconds, beside);
     } else if !host.word.closed {
-        moves.sure("T's holder starts", with(Some(restarted(world, place, host))));
+        let starts = Host { holder: Some(recovered()), ..host.clone() };
+        moves.sure("T's holder starts", with(Some(starts)));
+    }
+    if host.tasks != Tasks::Absent && !host.word.closed {
+        let dies = Host { tasks: Tasks::Absent, loose: false, ..host.clone() };
+        moves.fault("T's tasks die", |left| &mut left.ends, with(Some(dies)));
+    }
+    if !host.silent && !host.word.closed {
+        // No dead-man counts here, but whoever did would tell this side too.
+        let mut silent = target(world, place, TargetEvent::Lapsed).unwrap_or_else(|| world.clone());
+        if let Some(host) = silent.target_mut(place) {
+            host.silent = true;
+        }
+        moves.fault("nothing is heard of T for long", |left| &mut left.silences, Some(silent));
     }
     if !host.rebooted {
         let mut reboots = Host { rebooted: true, ..host.clone() };
@@ -168,11 +247,33 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
     }
 }
 
-fn restarted(world: &World, place: Place, host: &Host<TargetMachine>) -> Host<TargetMachine> {
+/// CRIU, runc or the wrapper dies: what is restored stays, and so does the mount of its root. Between CRIU's last
+/// stop and the freeze what was restored runs, until the script freezes it after all or it is killed; it has
+/// run in either case (see [`super::super::overlap`]).
+fn restore_dies(
+    host: &Host<TargetMachine>,
+    moves: &mut Moves,
+    with: impl Fn(Option<Host<TargetMachine>>) -> Option<World>,
+) {
+    let dies =
+        Host { tasks: Tasks::Frozen, restored: true, died: true, residue: true, ..host.clone() };
+    let whole = !holds(Rule::RestoreIsWhole);
+    let lets_go = Host {
+        loose: true,
+        died: !whole,
+        residue: !whole,
+        heard: host.heard || (whole && !host.cut),
+        ..dies.clone()
+    };
+    moves.fault("T's restore dies", |left| &mut left.restores, with(Some(dies)));
+    moves.fault("T's restore dies and lets go", |left| &mut left.let_go, with(Some(lets_go)));
+}
+
+fn recovered(world: &World, place: Place, host: &Host<TargetMachine>) -> Driver<TargetMachine> {
     let part = match place {
         Place::Trial => world.trial_part(),
         Place::Again | Place::Former => world.again_part(host.at_source),
     };
     let (machine, effects) = TargetMachine::recover_as(part, &host.journal, host.facts());
-    Host { holder: Some(Driver::new(machine, effects)), ..host.clone() }
+    Driver::new(machine, effects)
 }

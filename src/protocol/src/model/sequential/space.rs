@@ -4,7 +4,14 @@ use super::super::search::{Broken, Space, Steps};
 use super::host::{Host, Tasks};
 use super::world::{Moves, Step, TARGETS, World};
 use super::{kubelet, operator, sides};
-use crate::{Decision, SourceOutcome, SourcePhase, TargetMachine, TargetOutcome};
+use crate::{Decision, SourceOutcome, SourcePhase, TargetMachine, TargetOutcome, TargetPhase};
+
+/// It has voted, or is about to thaw.
+fn goes_on(host: &Host<TargetMachine>) -> bool {
+    use TargetPhase::{Committed, Confirmed, Thawed, Thawing, Voted};
+    let phase = host.holder.as_ref().map(|driver| driver.machine().phase());
+    matches!(phase, Some(Voted | Committed | Thawing | Thawed | Confirmed))
+}
 
 impl Space for World {
     type Action = Step;
@@ -39,11 +46,21 @@ impl Space for World {
         if self.s.collected {
             return Err("the files of an ended pod are removed before they are kept");
         }
+        if self.through_mount {
+            return Err("runc's delete goes through the mounted root of the container");
+        }
+        let mut targets = TARGETS.into_iter().filter_map(|place| self.target(place));
+        if targets.any(|host| host.loose && goes_on(host)) {
+            return Err("a target goes on with tasks that ran before they were frozen");
+        }
         let committed = self.recorded.decision == Some(Decision::Commit);
         if committed && !self.trial.heard {
             return Err("Commit though the target has never been able to learn it");
         }
         let s_phase = self.s.holder.as_ref().map(|d| d.machine().phase());
+        if s_phase == Some(SourcePhase::Voted) && self.s.torn {
+            return Err("the source votes for a dump during which it ran");
+        }
         if s_phase == Some(SourcePhase::Voted) && self.s.runs() {
             return Err("a voted source runs undecided");
         }
@@ -74,7 +91,7 @@ impl Space for World {
         let none_again = self.again.as_ref().is_none_or(|host| {
             matches!(host.word.outcome, Some(TargetOutcome::NeverThawed | TargetOutcome::Stopped))
         });
-        let orphaned = !self.exists && released && none_again && durable;
+        let orphaned = self.stripped && released && none_again && durable;
         let undecided = self.recorded.decision != Some(Decision::Commit) || !self.exists;
         // It is lost with the node on which it was, or had been confirmed, like any other pod there.
         let lost = (self.s.dead && undecided && none_again)
@@ -82,7 +99,12 @@ impl Space for World {
         // It went back to a node that is gone: nobody but an administrator can help.
         let nowhere = self.s.dead && self.recorded.resolution.is_some();
         let removed = self.s_deleting && !self.s_object && !released && undecided;
+        let clean = |host: &Host<TargetMachine>| !host.loose && !host.residue;
         s_over
+            && !self.s.dumping
+            && (!self.deleting || !self.exists)
+            && clean(&self.trial)
+            && self.again.as_ref().is_none_or(clean)
             && closed(&self.trial)
             && trial_gone
             && (s_runs != again_runs || orphaned || lost || nowhere || removed)

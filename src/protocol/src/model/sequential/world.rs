@@ -9,6 +9,10 @@ pub struct World {
     pub cold: bool,
     pub recorded: Recorded,
     pub exists: bool,
+    /// Somebody has deleted the Migration, which finishes first.
+    pub deleting: bool,
+    /// It vanished all the same.
+    pub stripped: bool,
     pub s: Host<SourceMachine>,
     pub trial: Host<TargetMachine>,
     /// The pod that was made again last, and where.
@@ -25,6 +29,8 @@ pub struct World {
     pub resumed: bool,
     /// A pod started without its state.
     pub afresh: bool,
+    /// runc's delete went through the mounted root of a container.
+    pub through_mount: bool,
     pub left: Bounds,
 }
 
@@ -49,6 +55,22 @@ pub struct Bounds {
     pub deletes: u8,
     /// The trial's node loses the API server before its vote.
     pub cuts: u8,
+    /// CRIU dies while it dumps S, which runs on.
+    pub dumps: u8,
+    /// CRIU, runc or the wrapper dies in a restore.
+    pub restores: u8,
+    /// The same, and what was restored is let go before it is frozen.
+    pub let_go: u8,
+    /// Tasks end by themselves.
+    pub ends: u8,
+    /// Nothing is heard of a target for long.
+    pub silences: u8,
+    /// The Migration is deleted.
+    pub cancels: u8,
+    /// A second holder is started beside the first.
+    pub seconds: u8,
+    /// Another Migration begins on S and gives up at once.
+    pub others: u8,
     /// All of these together.
     pub total: u8,
 }
@@ -63,6 +85,14 @@ pub const NOTHING: Bounds = Bounds {
     kills: 0,
     deletes: 0,
     cuts: 0,
+    dumps: 0,
+    restores: 0,
+    let_go: 0,
+    ends: 0,
+    silences: 0,
+    cancels: 0,
+    seconds: 0,
+    others: 0,
     total: u8::MAX,
 };
 
@@ -79,6 +109,14 @@ pub const fn any(total: u8) -> Bounds {
         kills: total,
         deletes: total,
         cuts: 1,
+        dumps: 1,
+        restores: total,
+        let_go: 1,
+        ends: total,
+        silences: 1,
+        cancels: 1,
+        seconds: 1,
+        others: 1,
         total,
     }
 }
@@ -100,6 +138,8 @@ impl World {
             cold,
             recorded: Recorded::default(),
             exists: true,
+            deleting: false,
+            stripped: false,
             s: Host::new(Tasks::Running, SourceMachine::of(part), part),
             trial: Host::new(Tasks::Absent, TargetMachine::of(part), part),
             again: None,
@@ -110,6 +150,7 @@ impl World {
             tries: 0,
             resumed: false,
             afresh: false,
+            through_mount: false,
             left,
         }
     }
