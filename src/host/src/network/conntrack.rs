@@ -118,7 +118,7 @@ pub fn opened_from(ips: &[IpAddr]) -> Result<Vec<Tracked>> {
     for ip in ips {
         let answers = socket.request(GET, NLM_F_DUMP, &dump_request(*ip)).map_err(failed())?;
         let tracked = answers.iter().filter_map(|body| parse(body));
-        // A kernel that does not know the filter gives all.
+        // All of the family, where the kernel was not asked for less or does not know how to give less.
         found.extend(tracked.filter(|tracked| tracked.original.from.ip() == *ip));
     }
     Ok(found)
@@ -160,6 +160,11 @@ fn header(ip: IpAddr) -> Vec<u8> {
 
 fn dump_request(ip: IpAddr) -> Vec<u8> {
     let mut body = header(ip);
+    if ip.is_ipv6() {
+        // Kernels take the comparison the wrong way round: asked for an address of IPv6, they leave out what
+        // has it (`ctnetlink_filter_match_tuple` in net/netfilter/nf_conntrack_netlink.c).
+        return body;
+    }
     nested(&mut body, CTA_TUPLE_ORIG, |body| {
         nested(body, CTA_TUPLE_IP, |body| attribute(body, ip_attributes(ip)[0], &octets(ip)));
     });
@@ -308,6 +313,13 @@ mod tests {
             assert_eq!(Tracked { reply: tracked.reply, status: tracked.status, ..read }, tracked);
             assert_eq!(read.status, 2 | 4 | 8, "what is translated the kernel finds out");
         }
+    }
+
+    #[test]
+    fn the_kernel_is_asked_to_compare_only_what_it_compares_rightly() {
+        let asks =
+            |ip: &str| find(&dump_request(ip.parse().unwrap()), HEADER, CTA_FILTER).is_some();
+        assert!(asks("10.244.1.5") && !asks("fd00::5"));
     }
 
     #[test]
