@@ -159,7 +159,7 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     if !only.contains(PLACEMENT) {
         let mut filter = options(args);
         filter.arguments.extend(["--skip".to_owned(), PLACEMENT.to_owned()]);
-        stages.run("cluster tests", 1800, || on_cluster(root, "cluster", &filter))?;
+        stages.run("cluster tests", 2400, || on_cluster(root, "cluster", &filter))?;
     }
     if everything {
         stages.run("a few of the faults", 320, || on_cluster(root, "faults", &some_faults()))?;
