@@ -17,7 +17,7 @@ use transship_tests::{
 };
 
 use crate::sequential::{
-    known_by, made_by_the_controller, nothing_is_left, owner_and_service_have, running,
+    known_by, made_by_the_controller, nothing_is_left, owner_and_service_have, running, stateful,
 };
 
 /// How long a move may take. containerd looks for the end of what has ended at intervals that double.
@@ -61,23 +61,6 @@ const SPEC: &str = "{terminationGracePeriodSeconds: 20, volumes: [{name: data, e
     lifecycle: {preStop: {exec: {command: [sh, -c, 'echo x >> /data/stopping']}}, \
     postStart: {exec: {command: [sh, -c, 'echo x >> /data/starting']}}}, \
     readinessProbe: {exec: {command: [sh, -c, 'test -s /data/started']}, periodSeconds: 1}}]}";
-
-const STATEFUL: &str = r#"
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {clusterIP: None, selector: {app: web}, ports: [{port: 8080}]}
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {name: web}
-spec:
-  serviceName: web
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec: SPEC
-"#;
 
 pub const BARE: &str = r#"
 apiVersion: v1
@@ -213,7 +196,7 @@ fn told_to_end(cluster: &Cluster, pod: &Pod) -> Result<String> {
 fn a_stateful_set_pod_ends_and_starts_elsewhere_or_where_it_was_with_its_name_and_its_files()
 -> Result<()> {
     let cluster = Cluster::with_namespace("cold")?;
-    cluster.apply(&manifest(STATEFUL))?;
+    cluster.apply(&manifest(&stateful("SPEC", "")))?;
     let pod = moved(&cluster, &running(&cluster, "web-0")?, 1)?;
     owner_and_service_have(&cluster, &pod)?;
     lingers(&cluster, "web-0", 8)?;
