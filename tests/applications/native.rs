@@ -52,8 +52,8 @@ pub fn threads() -> Application {
         files: &[],
         container: Value::Null,
         pod: Value::Null,
-        // Four threads serve one connection each, and the probe needs one.
         setting: None,
+        // Four threads serve one connection each, and the probe needs one.
         sessions: 3,
         prepare: nothing,
         open: |_, pod, _| {

@@ -128,10 +128,9 @@ pub fn says(cluster: &Cluster, pod: &str, place: &str, started: usize, ended: us
 
 /// Does something while both nodes are watched for two copies.
 pub fn watched<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<(T, Looks)> {
-    let sentry = Sentry::start(cluster, &NODES);
-    cluster.await_that("both nodes are looked at", SOON, || Ok(sentry.stands(&NODES)))?;
+    let sentry = Sentry::start(cluster, &NODES)?;
     let done = work();
-    let looks = sentry.stop();
+    let looks = sentry.stop(false)?;
     if let Some(double) = doubles(&looks, |_| true) {
         bail!("two copies ran: {double}");
     }
@@ -204,7 +203,7 @@ fn a_stateful_set_pod_ends_and_starts_elsewhere_or_where_it_was_with_its_name_an
     lingers(&cluster, "web-0", 0)?;
     let pod = moved(&cluster, &pod, 3)?;
     owner_and_service_have(&cluster, &pod)?;
-    let made = made_by_the_controller(&cluster)?;
+    let made = made_by_the_controller(&cluster, "web")?;
     ensure!(made == 1, "the StatefulSet's controller made {made} pods");
     Ok(())
 }

@@ -6,25 +6,22 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use transship_tests::{
-    cluster::{Cluster, Pod, condition},
+    cluster::{Cluster, plugin},
     faults::nodes::{NODES, healthy, is_ready},
 };
 
 use crate::{
     counter,
     preflight::{deployment, sleeper},
-    refusal::{Serving, server},
+    refusal::{Serving, refused_for, server},
 };
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Exit code, and everything that it printed.
 fn doctor(cluster: &Cluster, args: &[&str]) -> Result<(i32, String)> {
-    let plugin = std::env::var_os("TRANSSHIP_PLUGIN").context("TRANSSHIP_PLUGIN is not set")?;
-    let output = std::process::Command::new(plugin)
-        .args(["doctor", "--namespace", &cluster.namespace])
-        .args(args)
-        .output()?;
+    let asked = ["doctor", "--namespace", &cluster.namespace];
+    let output = plugin()?.args(asked).args(args).output()?;
     let text = [output.stdout, output.stderr].concat();
     Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
 }
@@ -217,9 +214,9 @@ fn is_missing(cluster: &Cluster, here: &mut Serving, there: &mut Serving) -> Res
         Ok(is_ready(&cluster.get("nodes.transship.dev", &home)?))
     })?;
     let why = "the agent has not reported for";
-    is_refused(cluster, &here.pod, "TargetNotReady", &[&lacking, why])?;
+    refused_for(cluster, &here.pod, "TargetNotReady", &[&lacking, why])?;
     here.is_untouched(cluster)?;
-    is_refused(cluster, &there.pod, "SourceNotReady", &[&lacking, why])?;
+    refused_for(cluster, &there.pod, "SourceNotReady", &[&lacking, why])?;
     there.is_untouched(cluster)?;
 
     let node = format!("node/{lacking}");
@@ -229,20 +226,5 @@ fn is_missing(cluster: &Cluster, here: &mut Serving, there: &mut Serving) -> Res
     is_told(cluster, &there.pod.name, &["cannot be moved.", "SourceNotReady", why])?;
     let (code, text) = doctor(cluster, &[])?;
     ensure!(code == 1 && text.contains(why), "{text}");
-    Ok(())
-}
-
-/// A Migration of the pod to the other node is refused for this reason.
-fn is_refused(cluster: &Cluster, pod: &Pod, reason: &str, words: &[&str]) -> Result<()> {
-    let migration = cluster.migrate(&pod.name, pod.other_node())?;
-    cluster.ended(&migration, PATIENCE)?;
-    let object = cluster.get("migration", &migration)?;
-    for type_ in ["Admitted", "Succeeded"] {
-        let (status, told, message) = condition(&object, type_);
-        let all = words.iter().all(|words| message.contains(words));
-        ensure!(status == "False" && told == reason && all, "{type_}: {:#}", object["status"]);
-    }
-    let targets = cluster.list("pods", "transship.dev/migration")?;
-    ensure!(targets.is_empty(), "pods were made for what was refused: {targets:#?}");
     Ok(())
 }

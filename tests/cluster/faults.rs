@@ -7,7 +7,11 @@ use serde_json::Value;
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     counter::Client,
-    faults::judge::no_record_is_left,
+    faults::{
+        judge::no_record_is_left,
+        nodes::{NODES, healthy},
+    },
+    node::process::Victim,
 };
 
 use crate::counter;
@@ -18,11 +22,8 @@ pub fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result
     let app = labels["app"].as_str().context("it is gone, or has no label app")?;
     let now = cluster.pod(&format!("app={app}"))?;
     ensure!(&now == before, "{before:?} became {now:?}");
-    let so_far = client.replies();
     // The pod may stand still for half a minute here, and TCP's next try comes within twice that time.
-    cluster.await_that("the connection goes on", Duration::from_secs(60), || {
-        Ok(client.replies() > so_far + 50)
-    })?;
+    client.goes_on(cluster, Duration::from_secs(60))?;
     let report = client.stop();
     ensure!(report.is_whole(), "{report:?}");
     cluster.await_that("the target pod is gone", Duration::from_secs(60), || {
@@ -63,7 +64,7 @@ fn events_tell(cluster: &Cluster, migration: &Value) -> Result<()> {
 fn a_restore_that_criu_refuses_is_rolled_back() -> Result<()> {
     let cluster = Cluster::with_namespace("refused")?;
     let before = counter(&cluster)?;
-    let client = Client::connect(format!("{}:8080", before.ip).parse()?, Duration::from_millis(2))?;
+    let client = Client::of(&before)?;
     let target = before.other_node();
     // The target's CRIU is replaced by a program that refuses as CRIU does, with an exit status:
     // the real one is given no reason to refuse by a pod that passed preflight.
@@ -88,7 +89,7 @@ fn a_restore_that_criu_refuses_is_rolled_back() -> Result<()> {
 fn a_deleted_migration_leaves_the_source_running() -> Result<()> {
     let cluster = Cluster::with_namespace("deleted")?;
     let before = counter(&cluster)?;
-    let client = Client::connect(format!("{}:8080", before.ip).parse()?, Duration::from_millis(2))?;
+    let client = Client::of(&before)?;
     let migration = cluster.migrate(&before.name, before.other_node())?;
     cluster.await_that("the target pod exists", Duration::from_secs(30), || {
         Ok(!cluster.list("pods", "transship.dev/migration")?.is_empty())
@@ -103,33 +104,19 @@ fn a_deleted_migration_leaves_the_source_running() -> Result<()> {
 fn a_killed_target_agent_leaves_one_running_copy_with_its_connection() -> Result<()> {
     let cluster = Cluster::with_namespace("agent")?;
     let before = counter(&cluster)?;
-    let client = Client::connect(format!("{}:8080", before.ip).parse()?, Duration::from_millis(2))?;
+    let client = Client::of(&before)?;
     let target = before.other_node();
     let migration = cluster.migrate(&before.name, target)?;
     cluster.await_that("the target pod exists", Duration::from_secs(30), || {
         Ok(!cluster.list("pods", "transship.dev/migration")?.is_empty())
     })?;
     // The stream runs through the agents, so this cuts it.
-    let agents = cluster.kubectl(&[
-        "--namespace=transship-system",
-        "get",
-        "pods",
-        "-l",
-        "app.kubernetes.io/component=agent",
-        "-o",
-        "jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name}{\"\\n\"}{end}",
-    ])?;
-    let agent = agents
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .find(|(node, _)| *node == target)
-        .map(|(_, name)| name.to_owned())
-        .context("no agent")?;
-    cluster.on_node(target, &["sh", "-c", "for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' < $p/cmdline 2>/dev/null)\" in /usr/bin/transship-agent*) kill -9 ${p#/proc/};; esac; done"])?;
+    let kill = ["transship-probe", "kill", &cluster.namespace, Victim::Agent.as_str()];
+    cluster.on_node(target, &kill)?;
     cluster.ended(&migration, Duration::from_secs(120))?;
     let object = cluster.get("migration", &migration)?;
     let succeeded = condition(&object, "Succeeded");
-    eprintln!("agent {agent} was killed; the migration ended with {succeeded:?}");
+    eprintln!("the agent was killed; the migration ended with {succeeded:?}");
     if succeeded.0 == "False" {
         source_goes_on(&cluster, &before, client)?;
     } else {
@@ -138,18 +125,7 @@ fn a_killed_target_agent_leaves_one_running_copy_with_its_connection() -> Result
         ensure!(report.is_whole(), "{report:?}");
     }
     cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
-    cluster.await_that("the agent runs again", Duration::from_secs(60), || {
-        let pods = cluster.kubectl(&[
-            "--namespace=transship-system",
-            "get",
-            "pods",
-            "-l",
-            "app.kubernetes.io/component=agent",
-            "-o",
-            "jsonpath={.items[*].status.containerStatuses[0].ready}",
-        ])?;
-        Ok(pods.trim() == "true true")
-    })
+    healthy(&cluster, &NODES)
 }
 
 #[test]

@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     counter::Client,
     faults::{
         Gate,
-        driver::{Scene, begin, evidence},
+        driver::{Scene, begin, explained},
         judge::no_record_is_left,
         moment::Moment,
         nodes::NODES,
     },
 };
 
-use crate::sequential::{connect, goes_on};
+use crate::sequential::{connect, goes_on, made_by_the_controller};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(60);
@@ -111,10 +111,7 @@ fn started(cluster: &Cluster, selector: &str) -> Result<Pod> {
 }
 
 fn moved(cluster: &Cluster, selector: &str, before: &Pod, client: &Client) -> Result<Pod> {
-    let migration = cluster.migrate(&before.name, before.other_node())?;
-    cluster.succeeded(&migration, PATIENCE)?;
-    let after = cluster.pod(selector)?;
-    ensure!(after.node == before.other_node() && after.ip == before.ip, "{before:?} → {after:?}");
+    let after = cluster.moved(selector, before)?;
     goes_on(cluster, client)?;
     Ok(after)
 }
@@ -131,7 +128,7 @@ fn finish(cluster: &Cluster, pod: &Pod) -> Result<()> {
 }
 
 /// The Job's status once it is complete; its controller made no more pods than it has completions.
-fn complete(cluster: &Cluster, job: &str, completions: usize) -> Result<Value> {
+fn complete(cluster: &Cluster, job: &str, completions: u64) -> Result<Value> {
     let wait = ["wait", "--for=condition=Complete", &format!("job/{job}"), "--timeout=60s"];
     cluster.kubectl(&wait).with_context(|| {
         let status = cluster.get("job", job).unwrap_or_default()["status"].clone();
@@ -141,11 +138,7 @@ fn complete(cluster: &Cluster, job: &str, completions: usize) -> Result<Value> {
     ensure!(status["succeeded"] == completions, "{status:#}");
     ensure!(status["failed"].as_u64().unwrap_or(0) == 0, "a failure was counted: {status:#}");
     ensure!(status["uncountedTerminatedPods"].as_object().is_none_or(|pods| pods.is_empty()));
-    let made = ["get", "events", "--field-selector", "reason=SuccessfulCreate", "-o", "json"];
-    let events: Value = serde_json::from_str(&cluster.kubectl(&made)?)?;
-    let made = events["items"].as_array().map_or(0, |events| {
-        events.iter().filter(|event| event["involvedObject"]["name"] == job).count()
-    });
+    let made = made_by_the_controller(cluster, job)?;
     ensure!(made == completions, "the Job's controller made {made} pods");
     Ok(status)
 }
@@ -163,8 +156,8 @@ fn a_pod_of_a_cron_job_moves_to_and_fro_and_is_counted_once() -> Result<()> {
     ensure!(status["active"] == 1 && status["failed"].is_null(), "in its middle: {status:#}");
     let pod = moved(&cluster, selector, &pod, &client)?;
     was_served(client)?;
-    let labels = cluster.get("pod", &pod.name)?["metadata"].clone();
-    ensure!(labels["ownerReferences"][0]["kind"] == "Job", "{labels:#}");
+    let metadata = cluster.get("pod", &pod.name)?["metadata"].clone();
+    ensure!(metadata["ownerReferences"][0]["kind"] == "Job", "{metadata:#}");
     finish(&cluster, &pod)?;
     complete(&cluster, "tonight", 1)?;
     // A pod that was counted is free to go, and goes with its Job.
@@ -221,7 +214,7 @@ fn a_move_that_is_cancelled_counts_no_failure_of_its_job() -> Result<()> {
     let scene = Scene::new(&cluster, NODES, before.clone(), NAME);
     let outcome = cancelled(&scene);
     Gate::open_all(&cluster)?;
-    outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)))?;
+    explained(&scene, outcome)?;
     drop(scene);
 
     let now = cluster.pod(selector)?;
@@ -237,8 +230,8 @@ fn a_move_that_is_cancelled_counts_no_failure_of_its_job() -> Result<()> {
     NODES.iter().try_for_each(|node| no_record_is_left(&cluster, node))
 }
 
-/// Somebody deletes the Migration when both sides stand still and have voted.
-fn cancelled(scene: &Scene) -> Result<()> {
+/// Somebody deletes the Migration when both sides stand still and have voted, and it goes.
+pub fn cancelled(scene: &Scene) -> Result<()> {
     let cluster = scene.cluster;
     begin(scene, Moment::Voted, None)?;
     cluster.kubectl(&["delete", "migration", &scene.migration, "--wait=false"])?;

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use transship_api::names;
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     faults::{
         Gate,
-        driver::{Scene, begin, evidence},
+        driver::{Scene, begin, explained},
         moment::Moment,
         nodes::{NODES, restarts},
     },
@@ -54,7 +54,7 @@ fn goes_on_after(
         .and_then(|()| happens(&scene));
     Gate::open_all(cluster)?;
     say_no_more(cluster, QUOTA)?;
-    outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)))?;
+    explained(&scene, outcome)?;
     let after = moved(&scene)?;
     goes_on(cluster, &client)?;
     all_is_there(cluster, &after, client)?;

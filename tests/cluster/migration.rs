@@ -2,7 +2,6 @@
 
 use std::{
     io::BufReader,
-    net::SocketAddr,
     sync::mpsc,
     time::{Duration, Instant},
 };
@@ -10,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use transship_tests::{
-    cluster::{Cluster, Pod},
+    cluster::{Cluster, Pod, plugin},
     counter::Client,
     residue,
 };
@@ -50,10 +49,6 @@ impl Watch {
     }
 }
 
-fn address(pod: &Pod) -> SocketAddr {
-    SocketAddr::new(pod.ip.parse().expect("podIP is an address"), 8080)
-}
-
 fn moved(cluster: &Cluster, before: &Pod) -> Result<Pod> {
     let migration = cluster.migrate(&before.name, before.other_node())?;
     let object = cluster.succeeded(&migration, PATIENCE)?;
@@ -68,7 +63,7 @@ fn moved(cluster: &Cluster, before: &Pod) -> Result<Pod> {
 fn a_deployments_pod_moves_with_memory_and_connection_and_behaves_like_any_pod() -> Result<()> {
     let cluster = Cluster::with_namespace("move")?;
     let before = counter(&cluster)?;
-    let client = Client::connect(address(&before), Duration::from_millis(2))?;
+    let client = Client::of(&before)?;
     let deployments = Watch::start(&cluster, &["deployment", "counter"])?;
     let pods = Watch::start(&cluster, &["pods"])?;
 
@@ -114,7 +109,7 @@ fn a_deployments_pod_moves_with_memory_and_connection_and_behaves_like_any_pod()
     }
 
     // A crash is a fresh start, never a replay of old memory.
-    let mut client = Client::connect(address(&after), Duration::from_millis(2))?;
+    let mut client = Client::of(&after)?;
     ensure!(client.stop().first > report.last);
     let crash = "kill -9 $(pgrep -f -o 'mmap, socket, threading')";
     cluster.on_node(&after.node, &["sh", "-c", crash])?;
@@ -123,11 +118,11 @@ fn a_deployments_pod_moves_with_memory_and_connection_and_behaves_like_any_pod()
         let container = &pod["status"]["containerStatuses"][0];
         Ok(container["restartCount"] == 1 && container["ready"] == true)
     })?;
-    client = Client::connect(address(&after), Duration::from_millis(2))?;
+    client = Client::of(&after)?;
     ensure!(client.stop().first < 1000, "the restarted container went on with old memory");
 
     // And back.
-    let client = Client::connect(address(&after), Duration::from_millis(2))?;
+    let client = Client::of(&after)?;
     moved(&cluster, &after)?;
     let report = client.stop();
     ensure!(report.is_whole(), "{report:?}");
@@ -142,7 +137,7 @@ fn ten_moves_in_a_row_leave_nothing_behind() -> Result<()> {
     // kind, with the pod on the node where it began.
     let take = || residue::both_nodes(&cluster);
     let before = take()?;
-    let client = Client::connect(address(&pod), Duration::from_millis(2))?;
+    let client = Client::of(&pod)?;
     let began = Instant::now();
     for _ in 0..10 {
         pod = moved(&cluster, &pod)?;
@@ -184,9 +179,8 @@ fn ten_moves_in_a_row_leave_nothing_behind() -> Result<()> {
 fn the_plugin_moves_a_pod_and_shows_each_step() -> Result<()> {
     let cluster = Cluster::with_namespace("plugin")?;
     let before = counter(&cluster)?;
-    let plugin = std::env::var("TRANSSHIP_PLUGIN").context("TRANSSHIP_PLUGIN is not set")?;
     let run = |args: &[&str]| -> Result<(bool, String, String)> {
-        let output = std::process::Command::new(&plugin)
+        let output = plugin()?
             .args(["--namespace", &cluster.namespace])
             .args(args)
             .stdin(std::process::Stdio::null())

@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     faults::{
         Gate,
-        driver::{Scene, begin, evidence},
+        driver::{Scene, begin, explained},
         judge,
         moment::Moment,
-        nodes::{NODES, restarts},
+        nodes::NODES,
         outcome::Outcome,
         sentry::{Sentry, ran},
     },
+    stateful::{goes, has_moved},
 };
 
 use crate::{
@@ -103,7 +104,7 @@ fn play(cluster: &Cluster, case: Case) -> Result<()> {
     let outcome = comes_true(&scene, case);
     Gate::open_all(cluster)?;
     say_no_more(cluster, QUOTA)?;
-    outcome.map_err(|error| anyhow!("{case:?}: {error:#}\n{}", evidence(&scene)))?;
+    explained(&scene, outcome).with_context(|| format!("{case:?}"))?;
     let migration = cluster.get("migration", NAME)?;
     drop(scene);
 
@@ -116,8 +117,7 @@ fn play(cluster: &Cluster, case: Case) -> Result<()> {
 fn comes_true(scene: &Scene, (when, act, fate): Case) -> Result<()> {
     let cluster = scene.cluster;
     let client = connect(&scene.source)?;
-    let sentry = Sentry::start(cluster, &NODES);
-    cluster.await_that("both nodes are looked at", SOON, || Ok(sentry.stands(&NODES)))?;
+    let sentry = Sentry::start(cluster, &NODES)?;
 
     let moment = if when == When::Prepared { Moment::Prepared } else { Moment::Voted };
     begin(scene, moment, None)?;
@@ -142,7 +142,7 @@ fn comes_true(scene: &Scene, (when, act, fate): Case) -> Result<()> {
         let report = client.stop();
         ensure!(report.is_whole(), "{report:?}");
     }
-    let looks = sentry.stop();
+    let looks = sentry.stop(false)?;
     let outcome = if fate.moves() { Outcome::Moved } else { Outcome::Gone };
     judge::one_copy_ran(scene, &looks, outcome, true)?;
     ensure!(ran(&looks, &scene.target_uid()) == fate.moves(), "{fate:?}: {looks:?}");
@@ -169,11 +169,8 @@ pub fn is_refused(cluster: &Cluster, migration: &str) -> Result<()> {
 
 /// The StatefulSet's controller has done what it can as long as the pod is what it is.
 fn has_begun(scene: &Scene, act: Act) -> Result<bool> {
-    let first = scene.cluster.get("pod", POD)?;
-    let stays = first["metadata"]["uid"] == scene.source.uid.as_str()
-        && first["metadata"]["deletionTimestamp"].is_null();
     Ok(match act {
-        Act::Scale(0) | Act::DeletePod | Act::Roll => !stays,
+        Act::Scale(0) | Act::DeletePod | Act::Roll => goes(scene.cluster, POD, &scene.source.uid)?,
         Act::Scale(_) => !scene.cluster.get("pod", "web-1")?.is_null(),
     })
 }
@@ -216,19 +213,10 @@ fn is_as_wished(scene: &Scene, act: Act, fate: Fate) -> Result<()> {
     if fate == Fate::Gone {
         return Ok(());
     }
-    let pod = running(cluster, POD)?;
-    let object = cluster.get("pod", POD)?;
-    match fate {
-        Fate::Moved => ensure!(
-            pod.uid == scene.target_uid()
-                && pod.node == scene.source.other_node()
-                && pod.ips == scene.source.ips
-                && restarts(&object) == 0,
-            "{:?} became {pod:?}",
-            scene.source
-        ),
-        Fate::Replaced | Fate::MovedAndReplaced => {}
-        Fate::Gone => bail!("{pod:?} is there"),
+    running(cluster, POD)?;
+    if fate == Fate::Moved {
+        let object = cluster.get("pod", POD)?;
+        ensure!(has_moved(scene, &object), "{:?} became {object:#}", scene.source);
     }
     Ok(())
 }
@@ -259,7 +247,7 @@ fn delete(cluster: &Cluster, cascade: &str) -> Result<()> {
     let outcome = goes_as_told(&scene, cascade);
     Gate::open_all(cluster)?;
     say_no_more(cluster, QUOTA)?;
-    outcome.map_err(|error| anyhow!("--cascade={cascade}: {error:#}\n{}", evidence(&scene)))?;
+    explained(&scene, outcome).with_context(|| format!("--cascade={cascade}"))?;
     let migration = scene.history.latest();
     drop(scene);
 
@@ -274,8 +262,7 @@ fn delete(cluster: &Cluster, cascade: &str) -> Result<()> {
 fn goes_as_told(scene: &Scene, cascade: &str) -> Result<()> {
     let cluster = scene.cluster;
     let client = connect(&scene.source)?;
-    let sentry = Sentry::start(cluster, &NODES);
-    cluster.await_that("both nodes are looked at", SOON, || Ok(sentry.stands(&NODES)))?;
+    let sentry = Sentry::start(cluster, &NODES)?;
 
     begin(scene, Moment::Voted, None)?;
     is_refused(cluster, NAME)?;
@@ -295,7 +282,7 @@ fn goes_as_told(scene: &Scene, cascade: &str) -> Result<()> {
             Outcome::Gone
         }
     };
-    let looks = sentry.stop();
+    let looks = sentry.stop(false)?;
     judge::one_copy_ran(scene, &looks, outcome, true)?;
     scene.history.kept_its_word()
 }
@@ -307,16 +294,10 @@ fn lives_on(scene: &Scene) -> Result<()> {
     let migration = cluster.get("migration", NAME)?;
     let (succeeded, reason, message) = condition(&migration, "Succeeded");
     ensure!(succeeded == "True", "{reason}: {message}");
-    let pod = running(cluster, POD)?;
+    running(cluster, POD)?;
     let object = cluster.get("pod", POD)?;
-    ensure!(
-        pod.uid == scene.target_uid()
-            && pod.node == scene.source.other_node()
-            && restarts(&object) == 0
-            && object["metadata"]["ownerReferences"].is_null(),
-        "{:?} became {object:#}",
-        scene.source
-    );
+    let is_nobodys = object["metadata"]["ownerReferences"].is_null();
+    ensure!(has_moved(scene, &object) && is_nobodys, "{:?} became {object:#}", scene.source);
     Ok(())
 }
 

@@ -6,14 +6,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     counter::Client,
     faults::{
         Gate,
-        driver::{Scene, begin, evidence},
+        driver::{Scene, begin, explained},
         judge,
         moment::Moment,
         nodes::{NODES, is_ready, restarts},
@@ -204,7 +204,7 @@ fn play(cluster: &Cluster, kind: Kind, case: Case) -> Result<()> {
     let scene = Scene::new(cluster, NODES, source, NAME);
     let outcome = comes_true(&scene, kind, case);
     Gate::open_all(cluster)?;
-    outcome.map_err(|error| anyhow!("{kind:?}, {case:?}: {error:#}\n{}", evidence(&scene)))?;
+    explained(&scene, outcome).with_context(|| format!("{kind:?}, {case:?}"))?;
     drop(scene);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
     let (_, wish, fate) = case;
@@ -216,8 +216,7 @@ fn comes_true(scene: &Scene, kind: Kind, case: Case) -> Result<()> {
     let cluster = scene.cluster;
     let address = format!("{}:8080", scene.source.ip).parse()?;
     let client = Client::with_patience(address, Duration::from_millis(5), CLIENT)?;
-    let sentry = Sentry::start(cluster, &NODES);
-    cluster.await_that("both nodes are looked at", SOON, || Ok(sentry.stands(&NODES)))?;
+    let sentry = Sentry::start(cluster, &NODES)?;
 
     begin(scene, moment, None)?;
     wish.make(cluster, &kind.owner())?;
@@ -235,17 +234,14 @@ fn comes_true(scene: &Scene, kind: Kind, case: Case) -> Result<()> {
 
     let outcome = match fate {
         Fate::Moved => {
-            let so_far = client.replies();
-            cluster.await_that("the connection goes on", SOON, || {
-                Ok(client.replies() > so_far + 50)
-            })?;
+            client.goes_on(cluster, SOON)?;
             let report = client.stop();
             ensure!(report.is_whole(), "{report:?}");
             Outcome::Moved
         }
         Fate::Gone => Outcome::Gone,
     };
-    let looks = sentry.stop();
+    let looks = sentry.stop(false)?;
     judge::one_copy_ran(scene, &looks, outcome, true)?;
     scene.history.kept_its_word()?;
     judge::nothing_is_left_beside_the_pod(cluster, &NODES)

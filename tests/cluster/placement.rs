@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 use transship_tests::{
-    cluster::{Cluster, Pod},
+    cluster::{self, Cluster, Pod},
     simulation::{Simulation, millis},
 };
 
@@ -65,7 +65,7 @@ impl Trial {
         Ok(landed)
     }
 
-    /// Waits until nothing of the namespace is left on any node.
+    /// Deletes these, and waits until no pod of [`template`] is left in the namespace.
     pub fn cleared(&self, what: &[&str]) -> Result<()> {
         self.cluster.kubectl(&[&["delete"], what, &["--timeout=60s"]].concat())?;
         self.cluster.await_that("its pods are gone", PATIENCE, || {
@@ -362,8 +362,7 @@ fn place(cluster: &Cluster, pod: &Pod) -> Result<Vec<String>> {
 
 /// What `kubectl transship` prints, to its two outputs.
 pub fn plugin(args: &[&str]) -> Result<(String, String)> {
-    let plugin = std::env::var_os("TRANSSHIP_PLUGIN").context("TRANSSHIP_PLUGIN is not set")?;
-    let output = std::process::Command::new(plugin).args(args).output()?;
+    let output = cluster::plugin()?.args(args).output()?;
     Ok((String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?))
 }
 

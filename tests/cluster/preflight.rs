@@ -12,6 +12,7 @@ use transship_tests::cluster::{Cluster, Pod, condition};
 use crate::{
     counter,
     refusal::{Serving, refused, server},
+    scarcity::{allow_pods, say_no_more},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -444,28 +445,18 @@ fn what_manifests_have_is_found_all_at_once() -> Result<()> {
     Ok(())
 }
 
-/// The quota `one-pod`, once it counts the pod that is there.
-pub fn allow_one_pod(cluster: &Cluster) -> Result<()> {
-    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one-pod"},
-        "spec": {"hard": {"pods": "1"}}});
-    cluster.apply(&quota.to_string())?;
-    cluster.await_that("the quota counts the pod", PATIENCE, || {
-        Ok(cluster.get("resourcequota", "one-pod")?["status"]["used"]["pods"] == "1")
-    })
-}
-
 #[test]
 fn what_the_api_server_and_the_target_lack_is_found_beforehand() -> Result<()> {
     let cluster = Cluster::with_namespace("target-checks")?;
     let pod = counter(&cluster)?;
-    allow_one_pod(&cluster)?;
+    allow_pods(&cluster, "one-pod", 1)?;
     let answer = dry_run(&cluster, &pod.name, Some(pod.other_node()))?;
     let found = violations(&answer);
     let by_quota = |(check, _, message): &(String, String, String)| {
         check == "TargetPod" && message.contains("exceeded quota: one-pod")
     };
     ensure!(found.len() == 1 && by_quota(&found[0]), "{found:#?}");
-    cluster.kubectl(&["delete", "resourcequota", "one-pod"])?;
+    say_no_more(&cluster, "one-pod")?;
     let answer = dry_run(&cluster, &pod.name, Some(pod.other_node()))?;
     ensure!(condition(&answer, "Succeeded").1 == "DryRun", "{answer:#}");
     let (bytes, freeze) = forecast(&answer)?;

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use transship_tests::cluster::{Cluster, condition};
+use transship_tests::cluster::Cluster;
 
 use crate::{
-    preflight::{IMAGE, allow_one_pod, deployment},
-    refusal::{Serving, Undo, refused, server},
+    preflight::{IMAGE, deployment},
+    refusal::{Serving, Undo, refused, refused_for, server},
+    scarcity::{allow_pods, say_no_more},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -141,11 +142,11 @@ fn what_the_api_server_would_refuse_or_change_is_not_begun() -> Result<()> {
     let mut web = Serving::deploy(&cluster, "")?;
     let pod = web.pod.clone();
 
-    allow_one_pod(&cluster)?;
+    allow_pods(&cluster, "one-pod", 1)?;
     let expected = [("TargetPod", "exceeded quota: one-pod")];
     refused(&cluster, &pod, &Value::Null, &expected)?;
     web.is_untouched(&cluster)?;
-    cluster.kubectl(&["delete", "resourcequota", "one-pod"])?;
+    say_no_more(&cluster, "one-pod")?;
 
     // Defaults are written into each new pod, as a mutating webhook would do it.
     let defaults = json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "defaults"},
@@ -332,15 +333,7 @@ fn a_pod_of_its_own_name_with_a_directory_of_its_node_is_refused() -> Result<()>
     // Where the volume says who can reach it, no node but its own fits.
     let mut near = Serving::of(&cluster, "app=near")?;
     ensure!(near.pod.node == "node-a", "{:?}", near.pod);
-    let migration = cluster.migrate("near", "node-b")?;
-    cluster.ended(&migration, PATIENCE)?;
-    let object = cluster.get("migration", &migration)?;
-    let (status, reason, message) = condition(&object, "Succeeded");
     let words = "node-b cannot reach the volume of the claim";
-    ensure!(
-        status == "False" && reason == "NoNodeFits" && message.contains(words),
-        "{:#}",
-        object["status"]
-    );
+    refused_for(&cluster, &near.pod, "NoNodeFits", &[words])?;
     near.is_untouched(&cluster)
 }

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use transship_tests::cluster::{Cluster, Pod, condition};
+use transship_tests::cluster::Cluster;
 
 use crate::{
     preflight::{container_id, in_network},
-    refusal::{Serving, Undo, refused, server},
+    refusal::{Serving, Undo, refused, refused_for, server},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -193,7 +193,7 @@ fn a_static_pod_stays_on_its_node() -> Result<()> {
         "cat > /etc/kubernetes/fixed <<'END'\n{manifest}\nEND\nmv /etc/kubernetes/fixed {FILE}"
     ))?;
     let mut fixed = Serving::of(&cluster, "app=fixed")?;
-    is_not_handed_over(&cluster, &fixed.pod, "a static pod of its node")?;
+    refused_for(&cluster, &fixed.pod, "OwnerNotSupported", &["a static pod of its node"])?;
     fixed.is_untouched(&cluster)
 }
 
@@ -209,19 +209,6 @@ fn a_pod_of_a_daemon_set_stays_on_its_node() -> Result<()> {
                 "containers": [server("", &Value::Null)]}}}});
     cluster.apply(&set.to_string())?;
     let mut each = Serving::of(&cluster, "app=each")?;
-    is_not_handed_over(&cluster, &each.pod, "DaemonSet each")?;
+    refused_for(&cluster, &each.pod, "OwnerNotSupported", &["DaemonSet each"])?;
     each.is_untouched(&cluster)
-}
-
-/// A Migration of the pod is refused for the sake of its owner.
-fn is_not_handed_over(cluster: &Cluster, pod: &Pod, words: &str) -> Result<()> {
-    let migration = cluster.migrate(&pod.name, pod.other_node())?;
-    cluster.ended(&migration, PATIENCE)?;
-    let object = cluster.get("migration", &migration)?;
-    let (succeeded, reason, message) = condition(&object, "Succeeded");
-    ensure!(succeeded == "False" && reason == "OwnerNotSupported", "{:#}", object["status"]);
-    ensure!(message.contains(words), "{message}");
-    let targets = cluster.list("pods", "transship.dev/migration")?;
-    ensure!(targets.is_empty(), "pods were made for what was refused: {targets:#?}");
-    Ok(())
 }

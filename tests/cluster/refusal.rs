@@ -139,6 +139,24 @@ pub fn refused(
             ensure!(row.ends_with(&format!("| {remedy} |")), "{remedy:?} is not that of {row}");
         }
     }
+    no_pod_was_made(cluster)
+}
+
+/// A Migration of the pod to the other node is refused for this reason, which is not that a check has found
+/// something, and with these words. No pod is made for it.
+pub fn refused_for(cluster: &Cluster, pod: &Pod, reason: &str, words: &[&str]) -> Result<()> {
+    let migration = cluster.migrate(&pod.name, pod.other_node())?;
+    cluster.ended(&migration, PATIENCE)?;
+    let object = cluster.get("migration", &migration)?;
+    for type_ in ["Admitted", "Succeeded"] {
+        let (status, told, message) = condition(&object, type_);
+        let all = words.iter().all(|words| message.contains(words));
+        ensure!(status == "False" && told == reason && all, "{type_}: {:#}", object["status"]);
+    }
+    no_pod_was_made(cluster)
+}
+
+fn no_pod_was_made(cluster: &Cluster) -> Result<()> {
     let targets = cluster.list("pods", "transship.dev/migration")?;
     ensure!(targets.is_empty(), "pods were made for what was refused: {targets:#?}");
     Ok(())

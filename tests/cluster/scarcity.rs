@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use transship_tests::{
     cluster::{Cluster, Pod, condition, migration},
     counter::Client,
     faults::{
         Gate, disk,
-        driver::{Scene, begin, evidence},
+        driver::{Scene, begin, explained},
         judge::no_record_is_left,
         moment::Moment,
         nodes::NODES,
@@ -60,10 +60,6 @@ fn rolled_back(cluster: &Cluster, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn connect(pod: &Pod) -> Result<Client> {
-    Client::connect(format!("{}:8080", pod.ip).parse()?, Duration::from_millis(2))
-}
-
 /// Forgets the Migration; nothing of it is left but the pod with its connection.
 fn nothing_happened(cluster: &Cluster, pod: &Pod, client: Client) -> Result<()> {
     source_goes_on(cluster, pod, client)?;
@@ -88,13 +84,13 @@ fn a_limit_that_comes_after_the_checks_rolls_back_and_one_that_stands_is_found_b
     Gate::open_all(&cluster)?;
     let pod = counter(&cluster)?;
     for (limit, words) in limits() {
-        let client = connect(&pod)?;
+        let client = Client::of(&pod)?;
         let outcome = comes_late(&cluster, &pod, &limit, words);
         Gate::open_all(&cluster)?;
         outcome?;
         nothing_happened(&cluster, &pod, client)?;
         // It still stands: now the checks find it.
-        let client = connect(&pod)?;
+        let client = Client::of(&pod)?;
         refused(&cluster, &pod, &Value::Null, &[("TargetPod", words)])?;
         nothing_happened(&cluster, &pod, client)?;
         let kind = limit["kind"].as_str().unwrap_or_default();
@@ -148,7 +144,7 @@ fn a_disk_that_fills_up_at_the_target_rolls_back_and_one_that_is_full_is_found_b
 
 fn fills_up(cluster: &Cluster, pod: &Pod, left: u32) -> Result<()> {
     let node = pod.other_node();
-    let client = connect(pod)?;
+    let client = Client::of(pod)?;
     let scene = Scene::new(cluster, NODES, pod.clone(), NAME);
     // Both sides have begun and nothing has been sent.
     let outcome = begin(&scene, Moment::Prepared, None)
@@ -157,7 +153,7 @@ fn fills_up(cluster: &Cluster, pod: &Pod, left: u32) -> Result<()> {
         .and_then(|()| {
             rolled_back(cluster, &[node, "the disk with /var/lib/transship", "is full"])
         });
-    outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)))?;
+    explained(&scene, outcome)?;
     drop(scene);
     nothing_happened(cluster, pod, client)
 }
@@ -178,7 +174,7 @@ fn has_room_again(cluster: &Cluster, pod: &Pod) -> Result<()> {
 /// The checks find that the disk is full.
 fn is_found(cluster: &Cluster, pod: &Pod) -> Result<()> {
     let node = pod.other_node();
-    let client = connect(pod)?;
+    let client = Client::of(pod)?;
     let found = format!("{node} has ");
     let room = "free for receiving it in /var/lib/transship";
     cluster.await_that("the checks find that the disk is full", PATIENCE, || {

@@ -126,10 +126,10 @@ pub fn owner_and_service_have(cluster: &Cluster, pod: &Pod) -> Result<()> {
     })
 }
 
-/// How often the StatefulSet's controller has made a pod.
-pub fn made_by_the_controller(cluster: &Cluster) -> Result<u64> {
-    let fields = "reason=SuccessfulCreate,involvedObject.name=web";
-    let events = cluster.kubectl(&["get", "events", "--field-selector", fields, "-o", "json"])?;
+/// How often the controller of an owner of this name has made a pod.
+pub fn made_by_the_controller(cluster: &Cluster, owner: &str) -> Result<u64> {
+    let fields = format!("reason=SuccessfulCreate,involvedObject.name={owner}");
+    let events = cluster.kubectl(&["get", "events", "--field-selector", &fields, "-o", "json"])?;
     let events: Value = serde_json::from_str(&events)?;
     let events = events["items"].as_array().into_iter().flatten();
     Ok(events.map(|event| event["count"].as_u64().unwrap_or(1)).sum())
@@ -147,7 +147,7 @@ fn a_stateful_set_pod_moves_to_and_fro_with_its_name_memory_and_connections() ->
     }
     all_is_there(&cluster, &pod, client)?;
     // Whatever the controller tried while the name was free was refused.
-    let made = made_by_the_controller(&cluster)?;
+    let made = made_by_the_controller(&cluster, "web")?;
     ensure!(made == 1, "the StatefulSet's controller made {made} pods");
 
     // And it is in charge as before.
@@ -193,8 +193,7 @@ fn a_source_node_that_restarts_after_the_commit_does_not_start_the_pod_again() -
     cluster.apply(&stateful(&spec(EMPTY_DIR, "", ""), ""))?;
     let before = running(&cluster, "web-0")?;
     let client = connect(&before)?;
-    let sentry = Sentry::start(&cluster, &NODES);
-    cluster.await_that("both nodes are looked at", SOON, || Ok(sentry.stands(&NODES)))?;
+    let sentry = Sentry::start(&cluster, &NODES)?;
 
     let mut lost_at = 0;
     let outcome = moved(&cluster, &before, &client, || {
@@ -206,7 +205,7 @@ fn a_source_node_that_restarts_after_the_commit_does_not_start_the_pod_again() -
         cluster.sandbox(&["start", &before.node])?;
         lost.map(drop)
     });
-    let looks = sentry.stop();
+    let looks = sentry.stop(true)?;
     healthy(&cluster, &NODES)?;
     let after = outcome?;
     owner_and_service_have(&cluster, &after)?;

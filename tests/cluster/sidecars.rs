@@ -141,7 +141,11 @@ fn moves(name: &str, manifest: &str, workload: &str, order: &str, again: &str) -
     })?;
     let mut line = Line::connect(&pod, 8081)?;
     ensure!(line.ask()?.starts_with("1 "), "the restarted sidecar went on with old memory");
-    ensure!(Line::connect(&pod, 8080).is_ok());
+    let answer = main.ask()?;
+    ensure!(
+        answer.starts_with(&format!("{} ", own + 1)),
+        "the application did not go on: {answer}"
+    );
     Ok(())
 }
 

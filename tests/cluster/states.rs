@@ -11,12 +11,18 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
+    faults::{
+        Gate,
+        driver::{Scene, explained},
+        nodes::NODES,
+    },
     line::Line,
 };
 
-use crate::preflight::{deployment, sleeper};
-
-const PATIENCE: Duration = Duration::from_secs(90);
+use crate::{
+    jobs::cancelled,
+    preflight::{deployment, sleeper},
+};
 
 /// Two containers that share an emptyDir and a System V segment. `writer` counts requests on 8080
 /// in the segment, in the emptyDir and in a file of its root file system; `reader` tells on 8081
@@ -159,14 +165,6 @@ while True:
         connection.sendall(f"{count} {told}\n".encode())
 "#;
 
-fn moved(cluster: &Cluster, selector: &str, before: &Pod) -> Result<Pod> {
-    let migration = cluster.migrate(&before.name, before.other_node())?;
-    cluster.succeeded(&migration, PATIENCE)?;
-    let after = cluster.pod(selector)?;
-    ensure!(after.node == before.other_node() && after.ip == before.ip, "{before:?} → {after:?}");
-    Ok(after)
-}
-
 #[test]
 fn two_containers_move_at_one_point_with_their_shared_files_and_system_v_memory() -> Result<()> {
     let cluster = Cluster::with_namespace("two")?;
@@ -179,7 +177,7 @@ fn two_containers_move_at_one_point_with_their_shared_files_and_system_v_memory(
     }
     ensure!(reader.ask()? == "100 100");
 
-    let after = moved(&cluster, "app=two", &before)?;
+    let after = cluster.moved("app=two", &before)?;
 
     ensure!(reader.ask()? == "100 100", "the reader lost sight of the shared state");
     for n in 101..=110 {
@@ -220,7 +218,7 @@ fn two_containers_move_at_one_point_with_their_shared_files_and_system_v_memory(
     )?;
     ensure!(decoded.contains(&after.uid) && !decoded.contains(&before.uid), "{decoded}");
 
-    moved(&cluster, "app=two", &after)?;
+    cluster.moved("app=two", &after)?;
     ensure!(writer.ask()? == "111" && reader.ask()? == "111 111");
     Ok(())
 }
@@ -244,7 +242,7 @@ fn large_files_without_a_name_move_with_their_content() -> Result<()> {
     };
     is_whole()?;
     for _ in 0..2 {
-        pod = moved(&cluster, "app=unlinked", &pod)?;
+        pod = cluster.moved("app=unlinked", &pod)?;
         is_whole()?;
     }
     Ok(())
@@ -253,6 +251,7 @@ fn large_files_without_a_name_move_with_their_content() -> Result<()> {
 #[test]
 fn an_http_pre_stop_hook_does_not_reach_the_moved_application() -> Result<()> {
     let cluster = Cluster::with_namespace("hook")?;
+    Gate::open_all(&cluster)?;
     cluster.apply(HOOK)?;
     cluster.rolled_out("hook")?;
     let before = cluster.pod("app=hook")?;
@@ -264,13 +263,16 @@ fn an_http_pre_stop_hook_does_not_reach_the_moved_application() -> Result<()> {
         lines.last().cloned().context("no reply")
     };
     ensure!(calls(&before)? == "0");
-    let after = moved(&cluster, "app=hook", &before)?;
+    let after = cluster.moved("app=hook", &before)?;
     ensure!(calls(&after)? == "0", "the hook of the pod that moved away reached the application");
 
-    // Nor does the hook of a target that is given up reach the source: an impossible target image.
-    let migration = cluster.migrate(&after.name, after.other_node())?;
-    cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
+    // Nor does the hook of a target that is given up, as late as it can be, reach the source.
+    let scene = Scene::new(&cluster, NODES, after, "hook");
+    let outcome = cancelled(&scene);
+    Gate::open_all(&cluster)?;
+    explained(&scene, outcome)?;
     let live = cluster.pod("app=hook")?;
+    ensure!(live == scene.source, "{:?} became {live:?}", scene.source);
     ensure!(calls(&live)? == "0", "the hook of a cancelled target reached the application");
     ensure!(condition(&cluster.get("pod", &live.name)?, "Ready").0 == "True");
     Ok(())

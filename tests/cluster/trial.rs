@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 use transship_tests::{
     cluster::{Cluster, condition},
     faults::{
         Gate,
-        driver::{Scene, begin, evidence},
+        driver::{Scene, begin, explained},
         moment::Moment,
         nodes::{NODES, restarts},
     },
@@ -45,7 +45,7 @@ fn a_refused_restore_on_trial_leaves_the_source_running() -> Result<()> {
     let scene = Scene::new(&cluster, NODES, before.clone(), NAME);
     let outcome = opened_after_the_checks(&scene);
     Gate::open_all(&cluster)?;
-    outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)))?;
+    explained(&scene, outcome)?;
     drop(scene);
 
     cluster.ended(NAME, PATIENCE)?;

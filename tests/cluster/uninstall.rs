@@ -1,15 +1,17 @@
 //! `helm uninstall` leaves the nodes as they were; running pods go on and can be stopped.
 
-use std::{path::PathBuf, process::Command, time::Duration};
+use std::{process::Command, time::Duration};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use transship_tests::{cluster::Cluster, counter::Client};
+use anyhow::{Result, anyhow, ensure};
+use transship_tests::{
+    cluster::{Cluster, path_in},
+    counter::Client,
+};
 
 use crate::counter;
 
 fn helm(args: &[&str]) -> Result<()> {
-    let helm = std::env::var("TRANSSHIP_HELM").context("TRANSSHIP_HELM is not set")?;
-    let output = Command::new(helm).args(args).output()?;
+    let output = Command::new(path_in("TRANSSHIP_HELM")?).args(args).output()?;
     ensure!(output.status.success(), "helm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
@@ -31,7 +33,7 @@ fn helm_uninstall_leaves_nodes_as_they_were_and_running_pods_alone() -> Result<(
     cluster.succeeded(&migration, Duration::from_secs(90))?;
     cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
     let pod = cluster.pod("app=counter")?;
-    let client = Client::connect(format!("{}:8080", pod.ip).parse()?, Duration::from_millis(2))?;
+    let client = Client::of(&pod)?;
 
     let uninstalling = std::thread::spawn(|| {
         helm(&[
@@ -78,7 +80,7 @@ fn helm_uninstall_leaves_nodes_as_they_were_and_running_pods_alone() -> Result<(
     }
 
     // And back, for the tests that follow.
-    let checkout = PathBuf::from(std::env::var("TRANSSHIP_CHECKOUT")?);
+    let checkout = path_in("TRANSSHIP_CHECKOUT")?;
     let path = |relative: &str| checkout.join(relative).display().to_string();
     helm(&[
         "install",

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use transship_api::{
     Role::{Source, Target},
@@ -18,7 +18,7 @@ use transship_tests::{
     counter::Client,
     faults::{
         Gate,
-        driver::{Scene, begin, evidence},
+        driver::{Scene, begin, explained},
         fault::{
             Fault::{self, Kill, KillOperators, PauseApi, PowerOff},
             Length::Briefly,
@@ -34,15 +34,14 @@ use transship_tests::{
     node::process::Victim::{Agent, Containerd, Holder, Kubelet},
     prober::unix_ms,
     stateful::{
-        EMPTY_DIR, all_is_there, connect, goes_on, made_again, nothing_is_left, running, spec,
-        stateful,
+        EMPTY_DIR, all_is_there, connect, goes_on, has_node, made_again, nothing_is_left, running,
+        spec, stateful,
     },
 };
 
 /// The Migration.
 const NAME: &str = "web";
 const POD: &str = "web-0";
-const SOON: Duration = Duration::from_secs(60);
 /// containerd looks for the end of what has ended at intervals that double, and a node may start anew.
 const PATIENCE: Duration = Duration::from_secs(240);
 /// Put before this in the pod's spec: where it may run.
@@ -140,7 +139,7 @@ pub fn run(pair: Pair, case: &Case) -> Result<Row> {
     // Whatever went wrong, the next one finds everything in order.
     let ended = case.fault.end(&scene);
     let opened = Gate::open_all(&cluster);
-    let row = outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene)))?;
+    let row = explained(&scene, outcome)?;
     ended.and(opened)?;
     drop(scene);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
@@ -151,13 +150,12 @@ pub fn run(pair: Pair, case: &Case) -> Result<Row> {
 fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     let cluster = scene.cluster;
     let before = State::of(case, scene)?;
-    let sentry = Sentry::start(cluster, &scene.nodes);
-    cluster.await_that("both nodes are looked at", SOON, || Ok(sentry.stands(&scene.nodes)))?;
+    let sentry = Sentry::start(cluster, &scene.nodes)?;
 
     begin(scene, Moment::Voted, None)?;
     if case.when == When::LetGo {
         Gate::Decision.open(cluster)?;
-        made_again(scene, POD)?;
+        made_again(scene, has_node)?;
     }
     let (struck, since) = (scene.history.step(), unix_ms());
     case.fault.begin(scene).context("injecting the fault")?;
@@ -176,9 +174,8 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     let outcome = outcome(scene, &migration, &cluster.get("pod", POD)?)?;
     ensure!(case.outcomes.contains(&outcome), "{outcome} is not right here");
     before.goes_on(cluster, &now, outcome)?;
-    let is_off = matches!(case.fault, PowerOff(..));
-    ensure!(is_off || !sentry.was_interrupted(), "for a while nobody looked at a node");
-    judge::one_copy_ran(scene, &sentry.stop(), outcome, false)?;
+    let looks = sentry.stop(matches!(case.fault, PowerOff(..)))?;
+    judge::one_copy_ran(scene, &looks, outcome, false)?;
     scene.history.kept_its_word()?;
     nothing_is_left(cluster, &scene.nodes, NAME, POD)?;
     let downtime = migration["status"]["downtime"].as_str();

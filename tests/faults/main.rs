@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use transship_tests::{
-    cluster::Cluster,
+    cluster::{Cluster, path_in},
     faults::{
         cell::Cell,
         chart, driver,
@@ -111,9 +111,8 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
     if let Some(run) = &mut run
         && !arguments.list
     {
-        let checkout = std::env::var_os("TRANSSHIP_CHECKOUT");
-        let checkout = checkout.context("TRANSSHIP_CHECKOUT is not set")?;
-        run.go_on(&version::of(checkout.as_ref())?, std::env::var_os(ANY_VERSION).is_some())?;
+        let version = version::of(&path_in("TRANSSHIP_CHECKOUT")?)?;
+        run.go_on(&version, std::env::var_os(ANY_VERSION).is_some())?;
     }
     tasks.retain(|task| run.as_ref().is_none_or(|run| run.held(&task.name()).is_none()));
     let shared = Arc::new(Shared {

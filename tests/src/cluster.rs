@@ -9,8 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+
+/// How long a move may take.
+const MOVE: Duration = Duration::from_secs(120);
 
 /// The cluster and the namespace to work in. Dropping it deletes a namespace made for a test.
 pub struct Cluster {
@@ -36,15 +39,10 @@ impl Cluster {
 
     /// The running sandbox, in a namespace that there may be or not.
     pub fn running(namespace: &str) -> Result<Cluster> {
-        let path = |variable: &str| {
-            std::env::var_os(variable).map(PathBuf::from).with_context(|| {
-                format!("{variable} is not set; run these tests with `cargo xtask test`")
-            })
-        };
         Ok(Cluster::new(
-            &path("TRANSSHIP_KUBECTL")?,
-            &path("KUBECONFIG")?,
-            &path("TRANSSHIP_XTASK")?,
+            &path_in("TRANSSHIP_KUBECTL")?,
+            &path_in("KUBECONFIG")?,
+            &path_in("TRANSSHIP_XTASK")?,
             namespace,
         ))
     }
@@ -227,6 +225,18 @@ impl Cluster {
         Ok(name)
     }
 
+    /// Moves the one live pod with a label to the other node, and gives it as it is there, with all its addresses.
+    pub fn moved(&self, selector: &str, before: &Pod) -> Result<Pod> {
+        let migration = self.migrate(&before.name, before.other_node())?;
+        self.succeeded(&migration, MOVE)?;
+        let after = self.pod(selector)?;
+        ensure!(
+            after.node == before.other_node() && after.ips == before.ips,
+            "{before:?} → {after:?}"
+        );
+        Ok(after)
+    }
+
     /// Awaits a Migration's success; a failure shows its whole status and events.
     pub fn succeeded(&self, migration: &str, patience: Duration) -> Result<Value> {
         self.ended(migration, patience)?;
@@ -259,6 +269,17 @@ impl Drop for Cluster {
             let _ = self.delete_namespace();
         }
     }
+}
+
+/// The path that `cargo xtask test` says in this variable of the environment.
+pub fn path_in(variable: &str) -> Result<PathBuf> {
+    let path = std::env::var_os(variable).map(PathBuf::from);
+    path.with_context(|| format!("{variable} is not set; run these tests with `cargo xtask test`"))
+}
+
+/// `kubectl transship`, not started.
+pub fn plugin() -> Result<Command> {
+    Ok(Command::new(path_in("TRANSSHIP_PLUGIN")?))
 }
 
 /// A Migration manifest.

@@ -14,6 +14,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::{Cluster, Pod};
+
 /// What one connection saw from its first to its last reply.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -40,6 +42,8 @@ impl Report {
 
 /// How long the reply under way may take when a client is stopped.
 const LAST: Duration = Duration::from_secs(2);
+/// So many replies more are none that were under way already.
+const FURTHER: u64 = 50;
 
 /// A client that runs in a thread until it is stopped.
 pub struct Client {
@@ -51,6 +55,11 @@ pub struct Client {
 }
 
 impl Client {
+    /// A busy client of the example application's pod.
+    pub fn of(pod: &Pod) -> Result<Client> {
+        Client::connect(format!("{}:8080", pod.ip).parse()?, Duration::from_millis(2))
+    }
+
     /// Connects, and returns when the first reply has come.
     pub fn connect(address: SocketAddr, interval: Duration) -> Result<Client> {
         Client::with_patience(address, interval, Duration::from_secs(60))
@@ -108,6 +117,14 @@ impl Client {
     /// Replies received so far.
     pub fn replies(&self) -> u64 {
         self.replies.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the connection is answered again.
+    pub fn goes_on(&self, cluster: &Cluster, patience: Duration) -> Result<()> {
+        let so_far = self.replies();
+        cluster.await_that("the connection goes on", patience, || {
+            Ok(self.replies() > so_far + FURTHER)
+        })
     }
 
     /// Ends the connection after the reply under way and returns what was seen. A server that does not
@@ -171,7 +188,9 @@ mod tests {
         });
         let client =
             Client::with_patience(address, Duration::ZERO, Duration::from_secs(240)).unwrap();
+        let begun = Instant::now();
         while client.replies() < 2 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the second reply does not come");
             std::thread::yield_now();
         }
         let begun = Instant::now();

@@ -1,16 +1,12 @@
 //! The cluster as a case for `kubectl transship place --simulate`: what the engine says before it is
 //! asked through any scheduler.
 
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeMap, io::Write, process::Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, plugin};
 
 /// A cluster that exists on paper only, made like the real one at one moment.
 #[derive(Debug, Clone)]
@@ -62,9 +58,7 @@ impl Simulation {
     /// thousandths; `labels` are the pod's.
     pub fn place(&mut self, strategy: &str, request: &Value, labels: &Value) -> Result<String> {
         let case = json!({"id": 1, "strategy": strategy, "nodes": self.nodes, "request": request});
-        let plugin = std::env::var_os("TRANSSHIP_PLUGIN")
-            .context("TRANSSHIP_PLUGIN is not set; run these tests with `cargo xtask test`")?;
-        let mut child = Command::new(plugin)
+        let mut child = plugin()?
             .args(["place", "--simulate", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use transship_api::Role;
 
 use crate::{
     cluster::{Cluster, Pod, condition},
@@ -12,7 +13,7 @@ use crate::{
     faults::{
         driver::Scene,
         judge::{no_mark_is_left, no_record_is_left},
-        nodes::is_ready,
+        nodes::{is_ready, restarts},
     },
 };
 
@@ -101,9 +102,7 @@ pub fn connect(pod: &Pod) -> Result<Client> {
 
 /// Waits until the connection is answered again.
 pub fn goes_on(cluster: &Cluster, client: &Client) -> Result<()> {
-    let so_far = client.replies();
-    cluster
-        .await_that("the connection goes on", RETRANSMISSION, || Ok(client.replies() > so_far + 50))
+    client.goes_on(cluster, RETRANSMISSION)
 }
 
 /// Every number came once over the one connection and stands once in the file, which is returned.
@@ -138,16 +137,36 @@ pub fn nothing_is_left(
     nodes.iter().try_for_each(|node| no_record_is_left(cluster, node))
 }
 
-/// Waits for the pod of this name that was made again and has a node, as the Migration knows it; gives its
-/// UID.
-pub fn made_again(scene: &Scene, name: &str) -> Result<String> {
+/// Waits for the pod of the source's name that was made again, as the Migration knows it, and is as it is to be;
+/// gives its UID.
+pub fn made_again(scene: &Scene, is_it: impl Fn(&Value) -> bool) -> Result<String> {
     let mut uid = String::new();
     scene.cluster.await_that("the pod is made again", SOON, || {
-        let pod = scene.cluster.get("pod", name)?;
+        let pod = scene.cluster.get("pod", &scene.source.name)?;
         uid = Pod::of(&pod).uid;
         let known = scene.target_uid() == uid;
-        let is_it = !uid.is_empty() && uid != scene.source.uid && known;
-        Ok(is_it && pod["spec"]["nodeName"].is_string())
+        Ok(!uid.is_empty() && uid != scene.source.uid && known && is_it(&pod))
     })?;
     Ok(uid)
+}
+
+/// Whether a pod was let go to a node.
+pub fn has_node(pod: &Value) -> bool {
+    pod["spec"]["nodeName"].is_string()
+}
+
+/// Whether this is the pod that the Migration has made: on the other node, with all its addresses, and nothing
+/// in it was started again.
+pub fn has_moved(scene: &Scene, pod: &Value) -> bool {
+    let now = Pod::of(pod);
+    now.uid == scene.target_uid()
+        && now.node == scene.node(Role::Target)
+        && now.ips == scene.source.ips
+        && restarts(pod) == 0
+}
+
+/// Whether the pod of this name and UID is being deleted, or gone.
+pub fn goes(cluster: &Cluster, name: &str, uid: &str) -> Result<bool> {
+    let metadata = cluster.get("pod", name)?["metadata"].clone();
+    Ok(metadata["uid"] != uid || !metadata["deletionTimestamp"].is_null())
 }

@@ -122,8 +122,8 @@ impl Collector {
         Ok(!self.relay.has_sandbox(uid).await?)
     }
 
-    /// The operator forgets sides that are over; this is for those whose Migration has vanished. `passed`:
-    /// see [`kept::Watch`].
+    /// The operator forgets sides that are over; this is for those of which it does not know any more: their
+    /// Migration has vanished, or has ended with the pod on another node. `passed`: see [`kept::Watch`].
     async fn side_is_over(
         &self,
         side: &Side,

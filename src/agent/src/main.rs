@@ -6,6 +6,7 @@ mod again;
 mod args;
 mod certs;
 mod cluster;
+mod ended;
 mod events;
 mod gc;
 mod grpc;

@@ -194,6 +194,9 @@ pub mod reasons {
     pub const STATE_LOST: &str = "StateLost";
     /// A claim of the pod leads to another volume than the one that its state belongs to.
     pub const VOLUME_EXCHANGED: &str = "VolumeExchanged";
+    /// A restore of the pod may have run and written to its volumes, so its memory may be older than they are:
+    /// somebody has to choose.
+    pub const VOLUMES_NEWER: &str = "VolumesNewer";
     /// The object is paused by annotation.
     pub const PAUSED: &str = "Paused";
 

@@ -54,8 +54,9 @@ pub const RESCHEDULE: &str = "transship.dev/reschedule";
 /// by people.
 pub const WARM_START: &str = "transship.dev/warm-start";
 
-/// Set on a pod that waits for a node, with the time, when a node has come up that it could go to:
-/// its scheduler looks at it again. It decides nothing.
+/// Set on a pod that waits for a node, with the time, when it may find one now: a node has come up that
+/// it could go to, or what it asks for may have changed with a MigrationPolicy or a claim. Its scheduler
+/// looks at it again. It decides nothing.
 pub const TOUCHED: &str = "transship.dev/nodes-changed-at";
 
 // --- Pods: gates and labels --------------------------------------------------------------------
@@ -82,6 +83,9 @@ pub const HANDOVER_TIME: &str = "transship.dev/handover-at";
 /// Annotation on a Migration: UID of the owner reference that the operator has added, and takes off again.
 /// Operator only.
 pub const WITNESS: &str = "transship.dev/witness";
+/// Annotation on a Migration that is stalled as `VolumesNewer`: UID of the pod whose restore may have run. Whoever
+/// sets it wants the memory restored once more, on volumes that may be newer.
+pub const RESTORE_ANYWAY: &str = "transship.dev/restore-anyway";
 /// Labels on a Migration, for selecting: UID of the pod that moves.
 pub const POD_UID_LABEL: &str = "transship.dev/pod-uid";
 /// Label on a Migration: name of the source node.

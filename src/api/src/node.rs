@@ -217,7 +217,7 @@ pub enum HolderState {
     Thawing,
     /// Target: the tasks ran.
     Resumed,
-    /// Target: the tasks were ended and none has ever run. Final.
+    /// Target: the tasks were ended and had never been let run. Final.
     NeverThawed,
     /// Source: thawed after an abort or a resolution. Final.
     SourceResumed,

@@ -125,6 +125,9 @@ pub struct ContainerFacts {
 /// The most processes that are told one by one.
 pub const MAX_PROCESSES: usize = 512;
 
+/// How the kernel ends the path of an open or mapped file whose name was removed.
+pub const REMOVED_NAME: &str = " (deleted)";
+
 /// How the kernel ends the [`root`](MountFacts::root) of what was removed since it was mounted.
 pub const REMOVED_ROOT: &str = "//deleted";
 
@@ -310,10 +313,11 @@ pub struct NetworkFacts {
     pub mac: String,
     /// The gateway of the default route; empty without one.
     pub gateway: String,
-    /// Further global addresses, `address/prefix`, on any interface.
+    /// All global addresses but [`ip`](Self::ip), `address/prefix`, on any interface but the loopback device;
+    /// the [`further_addresses`](Self::further_addresses) are among them.
     pub other_addresses: Vec<String>,
-    /// Addresses of the main interface besides the one of each family, `address/prefix`: somebody
-    /// added them. What the kernel learns from advertisements is not among them.
+    /// Addresses of the main interface besides the one of each family, `address/prefix`: the network plugin
+    /// gave them, or somebody added them. What the kernel learns from advertisements is not among them.
     pub further_addresses: Vec<String>,
     /// Addresses of the loopback device besides the usual ones: former addresses of a moved pod to
     /// which sockets may be bound.

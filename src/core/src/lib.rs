@@ -11,6 +11,7 @@ pub mod placement;
 pub mod post_start;
 pub mod preflight;
 pub mod sequential_pod;
+pub mod stateful_set;
 pub mod static_list;
 pub mod target_pod;
 pub mod witness;

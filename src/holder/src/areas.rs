@@ -6,8 +6,8 @@ use transship_transport::Area;
 
 use crate::pod::moving;
 
-/// Names of the emptyDirs that are carried. Those of huge pages hold nothing but memory that the
-/// dump carries.
+/// Names of the emptyDirs that are carried. Pods with one of huge pages are refused; that of a Migration which
+/// an older version let begin is not among what was sent or kept, so it must not be waited for.
 pub fn volumes(task: &HolderTask) -> Vec<String> {
     task.empty_dirs
         .iter()

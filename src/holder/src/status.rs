@@ -129,14 +129,17 @@ impl Board {
     /// do on this side, whatever the machine says.
     pub fn target(&self, machine: &TargetMachine, hooks_left: bool) {
         let phase = machine.phase();
-        let (stage, state) = of_target(phase);
+        let (stage, state) = match of_target(phase) {
+            // Not said before it is known.
+            (stage, HolderState::NeverThawed) if !machine.says_never_thawed() => {
+                (stage, HolderState::Preparing)
+            }
+            shown => shown,
+        };
         self.enter(stage, state, machine.is_closed() && !hooks_left);
         self.update(|status| {
             status.voted |= phase == TargetPhase::Voted;
-            status.never_thawed |= matches!(
-                phase,
-                TargetPhase::NeverThawed | TargetPhase::Closed(TargetOutcome::NeverThawed)
-            );
+            status.never_thawed |= machine.says_never_thawed();
         });
     }
 
@@ -275,6 +278,21 @@ mod tests {
         assert_eq!(board.subscribe().borrow().stage, Stage::Sent as i32);
         board.enter(Some(Stage::Voted), HolderState::Voted, false);
         assert_eq!(board.subscribe().borrow().stage, Stage::Voted as i32);
+    }
+
+    #[test]
+    fn a_pod_made_again_does_not_say_that_it_never_ran_before_that_is_known() {
+        use transship_protocol::{Facts, Part, TargetEntry};
+        let shown = |part| {
+            let (_root, board) = board();
+            let entries = [TargetEntry::Begun, TargetEntry::AbortedBeforeVote];
+            let facts = Facts { same_boot: true, tasks: false, lapsed: false };
+            board.target(&TargetMachine::recover_as(part, &entries, facts).0, false);
+            let status = board.subscribe().borrow().clone();
+            (status.never_thawed, status.holder_state)
+        };
+        assert_eq!(shown(Part::Overlap), (true, "NeverThawed".to_owned()));
+        assert_eq!(shown(Part::Again), (false, "Preparing".to_owned()));
     }
 
     #[test]

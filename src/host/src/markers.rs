@@ -6,6 +6,7 @@
 //! wrapper  waiting/<c>.json     `create` waits for images
 //! holder   ready/<c>.json       files applied, images complete: go on
 //! wrapper  consumed/<c>         the ticket, after it was used
+//! hold     unheld/<c>.json      from now on somebody's death may let tasks run
 //! hold     held/<c>.json        tasks exist, all frozen, none has run
 //! wrapper  restored/<c>.json    the runtime reported success
 //! wrapper  failed/<c>.json      it did not; nothing is left alive
@@ -66,6 +67,14 @@ pub struct Ready {
     pub work: PathBuf,
 }
 
+/// `unheld/<container>.json`: tasks are about to stand still by ptrace alone. Until [`Held`] follows, a kill of
+/// CRIU, of its action script or of runc may have let them run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unheld {
+    /// The container's first process.
+    pub pid: u32,
+}
+
 /// `held/<container>.json`: every task is rebuilt and frozen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
@@ -121,6 +130,9 @@ impl Marker for Waiting {
 impl Marker for Ready {
     const DIR: &'static str = "ready";
 }
+impl Marker for Unheld {
+    const DIR: &'static str = "unheld";
+}
 impl Marker for Held {
     const DIR: &'static str = "held";
 }
@@ -167,10 +179,27 @@ impl PodDir {
 
     /// Removes all tickets and markers that an earlier migration of the pod has left.
     pub fn clear_markers(&self) -> Result<()> {
-        [Waiting::DIR, Ready::DIR, Held::DIR, Restored::DIR, Filled::DIR, Failed::DIR]
+        [Waiting::DIR, Ready::DIR, Unheld::DIR, Held::DIR, Restored::DIR, Filled::DIR, Failed::DIR]
             .into_iter()
             .chain(["tickets", "consumed"])
             .try_for_each(|dir| files::remove_tree(&self.path().join(dir)))
+    }
+
+    /// Whether tasks of `container` may have run before they were held. Where they have not, a restore that failed
+    /// in that moment says so all the same: what has ended cannot be asked.
+    pub fn may_have_run(&self, container: &str) -> Result<bool> {
+        Ok(self.marked::<Unheld>(container)?.is_some() && self.marked::<Held>(container)?.is_none())
+    }
+
+    /// Why the restore of `container` has failed, with what may have come of it.
+    pub fn told_of_failure(&self, container: &str, why: &str) -> String {
+        match self.may_have_run(container) {
+            Ok(true) => format!(
+                "{why}; CRIU, its script or runc ended before the tasks were held, so they may have run for a moment"
+            ),
+            // Who closes the pod looks again.
+            Ok(false) | Err(_) => why.to_owned(),
+        }
     }
 
     /// Whether `container` may still be restored.
@@ -258,6 +287,23 @@ mod tests {
         assert!(pod.has_ticket("web").unwrap(), "a new migration has tickets of its own");
         pod.clear_markers().unwrap();
         pod.clear_markers().unwrap();
+    }
+
+    #[test]
+    fn what_was_not_held_from_when_it_could_be_let_go_may_have_run() {
+        let (_dir, pod) = pod();
+        let freezer = Freezer { dir: "/c".into(), version: CgroupVersion::V2 };
+        assert!(!pod.may_have_run("web").unwrap(), "it was never as far");
+        assert_eq!(pod.told_of_failure("web", "runc was killed"), "runc was killed");
+        pod.mark("web", &Unheld { pid: 7 }).unwrap();
+        assert!(pod.may_have_run("web").unwrap());
+        assert!(!pod.may_have_run("aux").unwrap(), "another container");
+        let told = pod.told_of_failure("web", "runc was killed");
+        assert!(told.starts_with("runc was killed; ") && told.contains("may have run"), "{told}");
+        pod.mark("web", &Held { pid: 7, freezer }).unwrap();
+        assert!(!pod.may_have_run("web").unwrap());
+        pod.clear_markers().unwrap();
+        assert_eq!(pod.marked::<Unheld>("web").unwrap(), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::controllers::migration::watch_sides::Registry;
 use crate::events::Events;
 use crate::metrics::Metrics;
 
-/// For how long webhooks that cannot be called may be restarting.
+/// A webhook that cannot be called for no longer than this may be restarting.
 const RESTARTS: Duration = Duration::from_secs(2);
 
 /// Shared by all reconciliations.
@@ -58,16 +58,16 @@ pub struct Notes {
     pub failure: Option<(&'static str, String)>,
     /// Errors in a row, for the pause before the next try.
     pub errors: u32,
-    /// Why the API server last refused the pod that is to be made again.
+    /// Why the API server last refused the pod that is to be made again, or its manifest.
     pub refused: Option<String>,
-    /// Since when it refuses.
+    /// Since when it has refused, with no look that succeeded between.
     pub refusing_since: Option<Instant>,
     /// The target's signs of life since the Commit was first seen.
     pub signatures: Signatures,
 }
 
 impl Notes {
-    /// Notes a refusal. One that may be over in a moment counts when it has lasted for some.
+    /// Notes a refusal. One that may be passing counts when it has lasted for some seconds.
     pub fn refuse(&mut self, why: String, is_passing: bool, now: Instant) {
         let since = *self.refusing_since.get_or_insert(now);
         if !is_passing || now.duration_since(since) >= RESTARTS {

@@ -38,6 +38,9 @@ pub enum Effect<E, W> {
     /// Check that every container's tasks are there, whole and frozen; [`Failure::TasksLost`]. Cold: that
     /// none is left.
     VerifyTasks,
+    /// Sequential: nothing of a pod that was made again, of which nothing is left now, can have run before it was
+    /// held; [`Failure::MayHaveRun`].
+    VerifyNeverRan,
     /// Cold: the containers that run now, under a record that keeps them from being ended or made anew, are
     /// those that move, and nothing keeps their files from it. Fails while that costs nothing.
     FindTasks,
@@ -89,6 +92,8 @@ pub enum Failure {
     TasksLost,
     /// The dead-man had expired.
     Lapsed,
+    /// What was restored may have run before it was held.
+    MayHaveRun,
     /// Anything else (I/O, time-out).
     Other,
 }

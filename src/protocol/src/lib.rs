@@ -7,7 +7,7 @@
 //! * [`decide`] and the `may_…` functions: the operator.
 //! * [`judge_read`]: what a quorum read of the Migration means to a holder.
 //! * [`may_give_back`]: when an address that a pod took along is free again.
-//! * [`Part`], [`may_yield`], [`may_make_again`], [`may_return`]: the sequential order, for pods whose
+//! * [`Part`], [`may_yield`], [`may_make_again`], [`may_return`], [`must_be_asked_for`]: the sequential order, for pods whose
 //!   name or volume is exclusive; and the cold one, in which only files move.
 //!
 //! # Orders
@@ -73,7 +73,9 @@
 //!     A decision that cannot be read is one for which the source waits frozen.
 //! 13. **A restore counts only if its CRIU lived until everything was frozen.** Killed just before that, it lets go
 //!     what it had stopped. What runs then cannot be kept from it, but it reaches no network, it never
-//!     becomes the pod though it be frozen afterwards, and it is killed by cgroup.
+//!     becomes the pod though it be frozen afterwards, and it is killed by cgroup. Of a pod that was made again
+//!     it is told (`Stopped` and not `NeverThawed`): such a one has its volumes, and older memory is restored on
+//!     newer files only when somebody wants it.
 //! 14. **The proof follows the Commit**: the operator counts a target's silence only from a read of
 //!     an open Commit. A silence from before the vote, when no dead-man counted, proves nothing.
 //!
@@ -112,7 +114,7 @@ pub use operator::{
 };
 pub use record::{RecordState, Verb, Verdict, sandbox_verdict, wrapper_verdict};
 pub use recorded::{Decision, Read, Recorded, Resolution, judge_read};
-pub use sequential::{Part, has_failed, may_make_again, may_return, may_yield};
+pub use sequential::{Part, has_failed, may_make_again, may_return, may_yield, must_be_asked_for};
 pub use source::{
     Sockets, SourceEffect, SourceEntry, SourceEvent, SourceMachine, SourcePhase, may_begin,
 };

@@ -238,6 +238,44 @@ fn a_cold_source_is_ended_only_by_what_comes_after_it_was_found() {
 }
 
 #[test]
+fn a_pod_made_again_that_may_have_run_does_not_say_that_it_never_did() {
+    let begun = TargetMachine::recover_as(
+        Part::Again,
+        &[TargetEntry::Begun],
+        Facts { same_boot: true, tasks: true, lapsed: false },
+    );
+    let mut driver = Driver::new(begun.0, begun.1);
+    assert_eq!(
+        names(&driver),
+        "AbortedBeforeVote record:Aborted +QuiesceWrapper +KillTasksFrozen +VerifyNeverRan +DisarmDeadman Closed publish"
+    );
+    let mut never = driver.clone();
+    drain(&mut never);
+    assert_eq!(never.machine().phase(), TargetPhase::Closed(TargetOutcome::NeverThawed));
+    while driver.next_effect() != Some(Effect::VerifyNeverRan) {
+        driver.done();
+        assert!(!driver.machine().says_never_thawed(), "it is not known yet");
+    }
+    // What cannot be looked at is looked at again.
+    assert!(!driver.failed(Failure::Other));
+    assert!(driver.failed(Failure::MayHaveRun));
+    assert!(names(&driver).starts_with("Stopping"), "{}", names(&driver));
+    drain(&mut driver);
+    assert_eq!(driver.machine().phase(), TargetPhase::Closed(TargetOutcome::Stopped));
+}
+
+#[test]
+fn older_memory_meets_newer_volumes_only_when_somebody_wants_it() {
+    let word = |outcome, closed| TargetWord { outcome, closed, ..TargetWord::default() };
+    let stopped = word(Some(TargetOutcome::Stopped), true);
+    assert!(must_be_asked_for(stopped, false, true));
+    assert!(!must_be_asked_for(stopped, false, false), "nothing of it is left");
+    assert!(!must_be_asked_for(stopped, true, true), "it starts afresh");
+    assert!(!must_be_asked_for(word(Some(TargetOutcome::NeverThawed), true), false, true));
+    assert!(!must_be_asked_for(word(None, false), false, true));
+}
+
+#[test]
 fn a_decision_before_the_own_vote_does_not_count() {
     for recorded in [COMMIT, RESUMED, ABORT] {
         let driver = source(&[

@@ -111,6 +111,10 @@ pub(crate) enum Rule {
     LoserLeavesNothing,
     /// A restore whose CRIU died does not count, though what it let go be frozen afterwards: it has run.
     RestoreIsWhole,
+    /// Sequential: a pod made again of which something may have run does not say that it never thawed.
+    WhatRanIsToldOf,
+    /// Sequential: memory is not restored on volumes that may be newer unless somebody wants it.
+    NewerVolumesAreAskedFor,
     /// What is killed is whatever the cgroups hold, not only what was held.
     KillsByCgroup,
     /// A side whose tasks have ended before its vote says so, and does not wait.
@@ -232,6 +236,8 @@ impl Rule {
         Rule::DeleteDetaches,
         Rule::LoserLeavesNothing,
         Rule::RestoreIsWhole,
+        Rule::WhatRanIsToldOf,
+        Rule::NewerVolumesAreAskedFor,
         Rule::KillsByCgroup,
         Rule::TasksAreWatched,
         Rule::StateIsDurable,

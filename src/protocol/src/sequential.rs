@@ -10,6 +10,8 @@
 //!             → read Commit (with a resolution exactly if it runs on the source's node) → tasks verified
 //!             → journal Thawing → thaw → network open → announce → journal Thawed → publish
 //!             → journal Confirmed → record open → journal Closed(Resumed)
+//! again gives up journal AbortedBeforeVote → record aborted → wrapper quiet → kill frozen → look whether anything may
+//!             have run → journal Closed(NeverThawed) → publish, or journal Stopping → … → Closed(Stopped) → publish
 //! ```
 //!
 //! * Both votes are promises about the **disk**: from there on the whole state is in two places, and
@@ -21,7 +23,9 @@
 //! * At most one copy runs by order: the source is released and its object gone before the first
 //!   pod is made again, and each further try is made only after the last word of the one before. No
 //!   dead-man and no proof from silence is needed, and none is used.
-//! * A try that may have run and was lost closes as `Stopped`; the next one starts from the images.
+//! * A try that may have run and was lost closes as `Stopped`, be it that it was thawed or that a killed CRIU let
+//!   it go before it was held. The next one starts from the images; where the pod has persistent volumes, which the
+//!   lost one may have written to, only when somebody has asked for it ([`must_be_asked_for`]).
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +67,11 @@ impl Part {
     /// The pod that was made again.
     pub fn is_again(self) -> bool {
         matches!(self, Self::Again | Self::ColdAgain) || self.is_at_source()
+    }
+
+    /// The pod that was made again, with its memory.
+    pub fn is_restored_again(self) -> bool {
+        self.is_again() && !self.is_cold()
     }
 
     /// The pod that was made again on the source's node.
@@ -107,6 +116,15 @@ pub fn may_make_again(
 pub fn has_failed(again: TargetWord, node_gone: bool) -> bool {
     let over = matches!(again.outcome, Some(TargetOutcome::NeverThawed | TargetOutcome::Stopped));
     (over && again.closed) || node_gone || !holds(Rule::AgainOnlyAfterLastWord)
+}
+
+/// Somebody has to be asked before a pod with persistent volumes is restored once more: this try may have
+/// written to them, and the memory of the freeze would meet newer files. What only files move for starts afresh
+/// with what it finds there, as after any crash. Of a node that is gone nothing is heard; whoever removes it from
+/// the cluster means that its pods are to go on elsewhere.
+pub fn must_be_asked_for(again: TargetWord, is_cold: bool, has_volumes: bool) -> bool {
+    let ran = again.closed && again.outcome == Some(TargetOutcome::Stopped);
+    ran && !is_cold && has_volumes && holds(Rule::NewerVolumesAreAskedFor)
 }
 
 /// The pod may go back to its source's node: the tries on the target have ended ([`has_failed`]).
@@ -216,7 +234,7 @@ impl TargetMachine {
             }
             // Some of it may have run; the next try starts from the files that are kept.
             (P::Thawing, E::LocalFailure) if cold => self.stop(),
-            (P::Thawing, E::TasksLost) => self.stop(),
+            (P::Thawing, E::TasksLost) | (P::NeverThawed, E::MayHaveRun) => self.stop(),
             _ => plan,
         }
     }

@@ -68,6 +68,8 @@ pub enum TargetEvent {
     DeadlinePassed,
     /// Tasks are gone.
     TasksLost,
+    /// A pod made again that gives up: what was restored may have run before it was held.
+    MayHaveRun,
     /// Cold: every container was started with its files.
     AllStarted,
     /// The dead-man expired: the tasks are frozen and the network is closed.
@@ -167,14 +169,17 @@ impl Plan {
     }
 
     /// After `NeverThawed`: the word goes out first (nothing can run here any more, so the source
-    /// need not wait), then everything ends.
+    /// need not wait), then everything ends. For a pod that was made again nobody waits, and whether nothing of
+    /// it has run, though it was never let, is known at the end.
     pub(crate) fn never(self) -> Self {
-        let mut plan = self
-            .publish()
-            .with(Effect::WriteRecord(RecordState::Aborted))
-            .with(Effect::QuiesceWrapper);
+        let looks = self.ahead.part.is_restored_again();
+        let mut plan = if looks { self } else { self.publish() };
+        plan = plan.with(Effect::WriteRecord(RecordState::Aborted)).with(Effect::QuiesceWrapper);
         if holds(Rule::LoserIsReaped) {
             plan = plan.with(Effect::KillTasksFrozen);
+        }
+        if looks && holds(Rule::WhatRanIsToldOf) {
+            plan = plan.with(Effect::VerifyNeverRan);
         }
         plan.with(Effect::DisarmDeadman)
             .journal(TargetEntry::Closed { outcome: TargetOutcome::NeverThawed })
@@ -318,6 +323,11 @@ impl TargetMachine {
         matches!(self.phase, TargetPhase::Thawing | TargetPhase::Thawed)
     }
 
+    /// That it was never let run is said, for good.
+    pub fn says_never_thawed(&self) -> bool {
+        self.word().outcome == Some(TargetOutcome::NeverThawed)
+    }
+
     fn word(&self) -> TargetWord {
         TargetWord {
             begun: self.phase != TargetPhase::Idle,
@@ -325,6 +335,8 @@ impl TargetMachine {
             thawed: self.thawed || (self.phase == TargetPhase::Thawing && self.lapsed),
             lost: self.lost,
             outcome: match self.phase {
+                // It is not said before it is known (see `Plan::never`).
+                TargetPhase::NeverThawed if self.part.is_restored_again() => None,
                 TargetPhase::NeverThawed => Some(TargetOutcome::NeverThawed),
                 TargetPhase::Closed(outcome) => Some(outcome),
                 _ => None,
@@ -517,6 +529,7 @@ impl Machine for TargetMachine {
             (TargetPhase::Thawing | TargetPhase::Thawed, Failure::Lapsed) => {
                 Some(TargetEvent::Lapsed)
             }
+            (TargetPhase::NeverThawed, Failure::MayHaveRun) => Some(TargetEvent::MayHaveRun),
             _ => None,
         }
     }

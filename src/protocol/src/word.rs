@@ -23,7 +23,8 @@ pub enum TargetOutcome {
     NeverThawed,
     /// The application runs here, as an ordinary pod.
     Resumed,
-    /// It may have run here; it has stopped and will never run here again.
+    /// It may have run here; it has stopped and will never run here again. A pod that was made again says this also
+    /// where it was not let run, but may have been let go before it was held.
     Stopped,
     /// A restore on trial: nothing ran here, and the state is kept for the pod that is made again.
     Kept,

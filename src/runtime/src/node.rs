@@ -150,14 +150,21 @@ impl Cri {
     }
 }
 
+/// The default runtime's part of the CRI plugin's configuration ([`Status::config`]); none where that is not
+/// told.
+pub fn default_runtime(config: &Value) -> Option<&Value> {
+    const NAMES: [&str; 2] = ["defaultRuntimeName", "default_runtime_name"];
+    let containerd = config.get("containerd")?;
+    let name = NAMES.into_iter().find_map(|name| containerd.get(name))?.as_str()?;
+    containerd.get("runtimes")?.get(name)
+}
+
 /// As the CRI plugin's configuration has it: that of the default runtime goes before that of all. Since
 /// containerd 2 the latter belongs to the images, of whose configuration nothing is told.
 fn configured_snapshotter(config: &Value) -> Option<&str> {
-    let containerd = config.get("containerd")?;
-    let default = containerd.get("defaultRuntimeName").and_then(Value::as_str).unwrap_or_default();
-    let of_runtime =
-        containerd.get("runtimes").and_then(|all| all.get(default)?.get("snapshotter"));
-    let configured = of_runtime.into_iter().chain(containerd.get("snapshotter"));
+    let of_runtime = default_runtime(config).and_then(|runtime| runtime.get("snapshotter"));
+    let of_all = config.get("containerd")?.get("snapshotter");
+    let configured = of_runtime.into_iter().chain(of_all);
     configured.filter_map(Value::as_str).find(|name| !name.is_empty())
 }
 

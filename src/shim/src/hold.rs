@@ -3,16 +3,25 @@
 //! CRIU calls it at each stage of a restore. At `pre-resume` everything is rebuilt and every task is stopped
 //! by ptrace, at the address where it will go on. CRIU and this program have left the container's freezer
 //! cgroup before; now the cgroup is frozen, and once it *is* frozen this program ends; CRIU detaches from tasks
-//! that cannot run. A kill of CRIU in the moment between its last stop and that freeze, which is as long as a
-//! program takes to start, cannot be met: the kernel lets the tasks of a tracer that is gone run on. The script's
-//! exit status is ignored at this stage, so if holding fails every task is killed.
+//! that cannot run. The script's exit status is ignored at this stage, so if holding fails every task is killed.
+//!
+//! Between CRIU's last stop and that freeze, which is as long as a program takes to start, tasks stand still by
+//! ptrace alone. Whoever is killed then lets them run: CRIU, since the kernel detaches what a tracer has that is
+//! gone; this program, since CRIU goes on without it; runc, since CRIU then goes on without calling it. That cannot
+//! be met, but it is known:
+//!
+//! * Before it can happen, at `post-restore`, the container is marked as unheld. (CRIU ends the restore where that
+//!   fails.) A restore that fails with this mark and without the one that it is held may have let something run,
+//!   whoever was killed.
+//! * CRIU detaches after `pre-resume` and attaches to nothing twice. So tasks that it traces still when they are
+//!   frozen have stood still since it stopped them; of others that is not so, and they are killed.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use transship_host::freezer::Freezer;
-use transship_host::markers::Held;
+use transship_host::markers::{Held, Unheld};
 use transship_host::paths::PodDir;
 use transship_host::record::RecordState;
 
@@ -40,7 +49,8 @@ pub fn run() -> ExitCode {
         Ok("post-restore") => {
             // Otherwise it is done in the next stage.
             let _ = step_aside();
-            return ExitCode::SUCCESS;
+            // At this stage a failure ends the restore, and nothing has run.
+            return if mark_unheld().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         Ok("pre-resume") => {}
         _ => return ExitCode::SUCCESS,
@@ -89,11 +99,56 @@ fn lift_limits() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// From now on somebody's death may let tasks run.
+fn mark_unheld() -> Result<(), Box<dyn std::error::Error>> {
+    let (pod, container) = subject()?;
+    let pid = init_pid().ok_or("CRIU does not name the first task")?;
+    pod.mark(&container, &Unheld { pid })?;
+    Ok(())
+}
+
+/// The tasks are killed, and it is known that they have never run. Where that cannot be noted, they may have.
+fn never_ran() {
+    if let Ok((pod, container)) = subject() {
+        let _ = pod.unmark::<Unheld>(&container);
+    }
+}
+
 fn hold(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> {
+    stop(freezer, init)?;
+    keep(freezer, init).inspect_err(|_| never_ran())
+}
+
+/// Freezes the tasks. Without an error none of them has run, and none does from here on, whoever dies.
+fn stop(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> {
     leave(freezer)?;
     freezer.freeze(FREEZE_LIMIT)?;
+    let criu = criu().ok_or("CRIU has ended")?;
+    check_traced(init, criu, true)?;
+    freezer.tasks()?.into_iter().try_for_each(|pid| check_traced(pid, criu, false))
+}
 
-    // From here on nothing runs whoever dies. Now see whether anybody still wants it.
+/// Every thread of a process is traced by CRIU, which does not trace what is dead: some processes were made to be
+/// zombies, or the container had them. The first one, `alive`, must not have ended.
+fn check_traced(pid: u32, criu: u32, alive: bool) -> Result<(), Box<dyn std::error::Error>> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = std::fs::read_to_string(thread?.path().join("status"))?;
+        let is_dead = field(&status, "State:").is_some_and(|state| state.starts_with(['Z', 'X']));
+        let tracer = field(&status, "TracerPid:").and_then(|pid| pid.parse().ok());
+        if tracer != Some(criu) && (alive || !is_dead) {
+            return Err(format!("process {pid} was let go before it was frozen").into());
+        }
+    }
+    Ok(())
+}
+
+/// A line of a process' or thread's status.
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+/// Tells that the frozen tasks are held, if anybody still wants it.
+fn keep(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> {
     let (pod, container) = subject()?;
     limits::reset(&pod.lifted_limits(&container)?)?;
     let record = pod.read_record()?.ok_or("the pod has no record")?;
@@ -122,8 +177,7 @@ fn leave(freezer: &Freezer) -> Result<(), Box<dyn std::error::Error>> {
 
 fn parent_of(pid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-    parent.trim().parse().ok().filter(|pid| *pid > 0)
+    field(&status, "PPid:")?.parse().ok().filter(|pid| *pid > 0)
 }
 
 /// Kills every task of the container. They are stopped by ptrace or frozen, so they die before they run;
@@ -147,5 +201,37 @@ fn criu() -> Option<u32> {
 fn stop_parent() {
     if let Some(criu) = rustix::process::getppid() {
         let _ = rustix::process::kill_process(criu, Signal::STOP);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_criu_does_not_trace_was_let_go() {
+        let own = std::process::id();
+        let error = check_traced(own, own, true).unwrap_err().to_string();
+        assert!(error.contains("let go"), "{error}");
+        assert!(check_traced(0, own, false).is_err(), "what cannot be looked at is not held");
+        let status = "Name:\tx\nState:\tt (tracing stop)\nPPid:\t12\nTracerPid:\t123\n";
+        assert_eq!(field(status, "TracerPid:"), Some("123"));
+        assert_eq!(field(status, "State:"), Some("t (tracing stop)"));
+        assert_eq!(field("", "TracerPid:"), None);
+    }
+
+    #[test]
+    fn a_zombie_counts_unless_it_was_the_first_task() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let own = std::process::id();
+        let zombie = transship_host::markers::wait_for(Duration::from_secs(10), || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+            let status = status.unwrap_or_default();
+            Ok(field(&status, "State:").is_some_and(|state| state.starts_with('Z')).then_some(()))
+        });
+        assert!(zombie.unwrap().is_some());
+        check_traced(child.id(), own, false).unwrap();
+        assert!(check_traced(child.id(), own, true).is_err());
+        child.wait().unwrap();
     }
 }

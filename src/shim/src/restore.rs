@@ -63,6 +63,7 @@ pub(crate) fn run(
     let result = restored.and_then(|restored| {
         subject.pod.mark(&subject.container, &restored).map_err(|error| error.chain())
     });
+    let result = result.map_err(|why| subject.pod.told_of_failure(&subject.container, &why));
     if let Err(message) = &result {
         // The pod's cgroup stays. The holder closes the pod anyway, so a failure here changes nothing.
         let _ =

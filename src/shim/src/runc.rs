@@ -40,8 +40,8 @@ fn is_program(path: &Path) -> bool {
 }
 
 /// Has runc list a container's processes for a program, and tells of one where there is none: a containerd that
-/// restarts takes a container without any for one that never came to life, and forgets it. It reads both streams as
-/// one: what runc says of its failure would make the answer none.
+/// restarts takes a container without any for one that never came to life, and forgets it. The program reads both
+/// streams as one: what runc says of its failure would make the answer none.
 pub fn list_never_none(runc: &Path, arguments: &[OsString]) -> std::io::Result<ExitCode> {
     let output = Command::new(runc).args(arguments).output()?;
     let listed = serde_json::from_slice::<Vec<u32>>(&output.stdout).unwrap_or_default();

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use transship_host::cgroup::{CgroupVersion, cgroup_at};
 use transship_host::freezer::{Freezer, FreezerState};
-use transship_host::markers::{Failed, Held, Ready, Restored, Waiting, wait_for};
+use transship_host::markers::{Failed, Held, Ready, Restored, Unheld, Waiting, wait_for};
 use transship_host::paths::{PodDir, Role};
 use transship_host::record::{ContainerKind, ContainerRef, RECORD_VERSION, Record, RecordState};
 use transship_host::{HostRoot, unfinished};
@@ -287,6 +287,8 @@ fn a_restored_container_is_held_until_it_is_thawed_and_then_an_ordinary_one() {
     let held = scene.pod.marked::<Held>("web").unwrap().unwrap();
     let restored = scene.pod.marked::<Restored>("web").unwrap().unwrap();
     assert_eq!((held.pid, &held.freezer), (restored.pid, &restored.freezer));
+    assert_eq!(scene.pod.marked::<Unheld>("web").unwrap(), Some(Unheld { pid: held.pid }));
+    assert!(!scene.pod.may_have_run("web").unwrap());
     assert_eq!(state(&scene.id)["pid"], held.pid);
     assert_eq!(held.freezer.state().unwrap(), FreezerState::Frozen);
     assert!(!scene.has_run(), "the held container runs");
@@ -336,10 +338,60 @@ fn a_restore_that_criu_refuses_leaves_nothing_alive_and_says_why() {
     let failed = scene.pod.marked::<Failed>("web").unwrap().unwrap();
     assert!(failed.message.contains("restoring web failed"), "{failed:?}");
     assert!(!failed.log.is_empty());
+    assert!(!scene.pod.may_have_run("web").unwrap(), "{failed:?}");
     assert!(scene.tasks().is_empty());
     assert!(!scene.pod.has_ticket("web").unwrap(), "a ticket is good for one try");
     assert!(!scene.run(&["create", "--bundle", scene.bundle.to_str().unwrap(), "again"]).success());
     assert!(!scene.has_run());
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// Puts a script before the program that holds: what it does in `pre-resume` comes before the freeze.
+fn before_the_hold(scene: &Scene, what: &str) {
+    let place = scene.host.bin("transship-hold");
+    let real = scene.dir.path().join("real/transship-hold");
+    fs::create_dir_all(real.parent().unwrap()).unwrap();
+    symlink(scene.host.bin("transship-runc"), &real).unwrap();
+    let parent = r#"parent() { while read -r key value; do [ "$key" != PPid: ] || echo "$value"; done < "/proc/$1/status"; }"#;
+    let script = format!(
+        "#!/bin/sh\n{parent}\nif [ \"$CRTOOLS_SCRIPT_ACTION\" = pre-resume ]; then {what}; fi\nexec {}\n",
+        real.display()
+    );
+    fs::remove_file(&place).unwrap();
+    fs::write(&place, script).unwrap();
+    fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// Whoever is killed between CRIU's last stop of the tasks and their freeze lets them run: they are killed, they
+/// are never taken for held, and it is told. Where wrapper and runc stand still nobody but the script sees to it.
+#[test]
+fn what_is_let_go_before_it_is_held_is_killed_and_told_of() {
+    let alone = "runc=$(parent $PPID); kill -STOP $(parent $runc) $runc; kill -9 $PPID";
+    for (what, waits) in [("kill -9 $PPID", false), ("kill -9 $$", false), (alone, true)] {
+        let Some(scene) = Scene::set() else { return };
+        before_the_hold(&scene, what);
+        let mut create = scene.create();
+        if waits {
+            let unheld = wait_for(LIMIT, || scene.pod.marked::<Unheld>("web")).unwrap();
+            assert!(unheld.is_some(), "{what}: {}", scene.restore_log());
+            let ended = wait_for(LIMIT, || Ok(scene.tasks().is_empty().then_some(()))).unwrap();
+            assert!(ended.is_some(), "{what}: what was let go is alive");
+            for pid in children(create.id()).into_iter().chain([create.id()]) {
+                let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+                rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+            }
+        }
+        assert!(!create.wait().unwrap().success(), "{what}");
+        let failed = scene.pod.marked::<Failed>("web").unwrap().unwrap();
+        assert!(failed.message.contains("may have run"), "{what}: {failed:?}");
+        assert_eq!(scene.pod.marked::<Held>("web").unwrap(), None, "{what}");
+        assert!(scene.pod.may_have_run("web").unwrap(), "{what}");
+        assert!(scene.tasks().is_empty(), "{what}");
+    }
 }
 
 #[test]

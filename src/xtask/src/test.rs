@@ -18,13 +18,15 @@ use crate::{
     sandbox::{self, layout},
 };
 
-/// The tests that need a third node; the others are written for two.
+/// What the names of the tests that need a third node begin with, and no others contain: they are the modules
+/// `placement` and `placement_nodes`. All others are written for two nodes.
 const PLACEMENT: &str = "placement";
 
 /// Runs all tests.
 #[derive(ClapArgs)]
 pub struct Args {
-    /// Only the tests on the cluster whose names contain this.
+    /// Only the tests on the cluster whose names contain this. Those on three nodes are run where it contains
+    /// "placement".
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// Only the faults. What each comes to is kept in target/faults, and docs/faults.md is written from it.

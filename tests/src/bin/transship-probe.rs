@@ -37,8 +37,8 @@ enum Action {
     },
     /// Await a moment of a namespace's migration: an entry in this node's journal, `criu` in the middle of a
     /// dump, `restore` in that of a restore, or the `hold` of a restored container. CRIU (in the hold its script)
-    /// stands still until the victim has been killed or, without one, until stdin ends; "now" is printed first. A victim of the hold
-    /// is killed without that.
+    /// stands still until the victim has been killed or, without one, until stdin ends; "now" is printed first. A
+    /// victim of the hold is killed without that.
     Await {
         /// The migration's namespace.
         namespace: String,

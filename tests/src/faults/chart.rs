@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, path_in};
 
 const NAMESPACE: &str = "--namespace=transship-system";
 const RELEASE: &str = "transship";
@@ -88,8 +88,7 @@ pub fn keep_operators(cluster: &Cluster, node: Option<&str>) -> Result<()> {
 }
 
 fn in_checkout(path: &str) -> Result<String> {
-    let checkout = std::env::var("TRANSSHIP_CHECKOUT").context("TRANSSHIP_CHECKOUT is not set")?;
-    Ok(format!("{checkout}/{path}"))
+    Ok(path_in("TRANSSHIP_CHECKOUT")?.join(path).display().to_string())
 }
 
 fn is_upgraded(cluster: &Cluster) -> Result<bool> {
@@ -100,9 +99,8 @@ fn is_upgraded(cluster: &Cluster) -> Result<bool> {
 }
 
 fn helm(args: &[&str]) -> Result<()> {
-    let program = std::env::var("TRANSSHIP_HELM").context("TRANSSHIP_HELM is not set")?;
-    let output =
-        Command::new(program).arg(NAMESPACE).args(args).output().context("running helm")?;
+    let mut helm = Command::new(path_in("TRANSSHIP_HELM")?);
+    let output = helm.arg(NAMESPACE).args(args).output().context("running helm")?;
     if !output.status.success() {
         bail!("helm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }

@@ -129,7 +129,7 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
             cluster.ended(NAME, cell.patience())?;
             Err(error)
         }
-        outcome => outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(&scene))),
+        outcome => explained(&scene, outcome),
     };
     let cleared = cell.fault.clear(&scene);
     if let Err(error) = &outcome
@@ -185,9 +185,7 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     let cluster = scene.cluster;
     let address = format!("{}:8080", scene.source.ip).parse()?;
     let client = Client::with_patience(address, Duration::from_millis(2), CLIENT)?;
-    let sentry = Sentry::start(cluster, &scene.nodes);
-    cluster.await_that("both nodes are looked at", MOMENT, || Ok(sentry.stands(&scene.nodes)))?;
-
+    let sentry = Sentry::start(cluster, &scene.nodes)?;
     watch.lap("watched");
 
     let (struck, since) = strike(cell, scene)?;
@@ -222,12 +220,11 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     }
 
     ensure!(cell.outcomes.contains(&outcome), "{outcome} is not right here");
-    let is_off = matches!(cell.fault, Fault::PowerOff(..));
-    ensure!(is_off || !sentry.was_interrupted(), "for a while nobody looked at a node");
     let last = scene.latest()?;
     let downtime = last["status"]["downtime"].as_str();
     let report = judge::the_client_was_served(scene, client, outcome, downtime)?;
-    judge::one_copy_ran(scene, &sentry.stop(), outcome, orders_a_fresh_pod(cell.fault))?;
+    let looks = sentry.stop(matches!(cell.fault, Fault::PowerOff(..)))?;
+    judge::one_copy_ran(scene, &looks, outcome, orders_a_fresh_pod(cell.fault))?;
     scene.history.kept_its_word()?;
     watch.lap("judged");
     judge::nothing_is_left_beside_the_pod(cluster, &scene.nodes)?;
@@ -357,6 +354,11 @@ fn settled(cell: &Cell, scene: &Scene) -> Result<Outcome> {
         Ok(lasts)
     })?;
     outcome.context("no outcome")
+}
+
+/// What came of it; an error with the [`evidence`].
+pub fn explained<T>(scene: &Scene, outcome: Result<T>) -> Result<T> {
+    outcome.map_err(|error| anyhow!("{error:#}\n{}", evidence(scene)))
 }
 
 /// What somebody needs who asks why a migration did not go as it should.

@@ -91,10 +91,7 @@ pub fn the_client_was_served(
     downtime: Option<&str>,
 ) -> Result<Report> {
     if outcome.is_whole() {
-        let so_far = client.replies();
-        scene.cluster.await_that("the connection goes on", Duration::from_secs(30), || {
-            Ok(client.replies() > so_far + 50)
-        })?;
+        client.goes_on(scene.cluster, Duration::from_secs(30))?;
     }
     let report = client.stop();
     ensure!(report.jumps.is_empty(), "numbers were lost or repeated: {report:?}");
@@ -196,7 +193,7 @@ pub fn no_record_is_left(cluster: &Cluster, node: &str) -> Result<()> {
         cluster.namespace
     );
     cluster
-        .await_that(&format!("no record is left on {node}"), Duration::from_secs(60), || {
+        .await_that(&format!("no record is left on {node}"), TIDY, || {
             let left = cluster.on_node(node, &["sh", "-c", &script])?;
             ensure!(left.trim().is_empty(), "{left}");
             Ok(true)

@@ -9,8 +9,12 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Result, ensure};
+
 use crate::{cluster::Cluster, node::copies::Look, prober::unix_ms};
 
+/// How soon everybody has looked for the first time.
+const START: Duration = Duration::from_secs(60);
 /// Pace at which a node that went off is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -34,19 +38,20 @@ pub struct Sentry {
 }
 
 impl Sentry {
-    /// Starts a probe on each node.
-    pub fn start(cluster: &Cluster, nodes: &[&'static str]) -> Sentry {
+    /// Starts a probe on each node, and returns when every node has been looked at.
+    pub fn start(cluster: &Cluster, nodes: &[&'static str]) -> Result<Sentry> {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let begin = |node: &&'static str| {
             let (cluster, node, ours) = (cluster.view(), *node, shared.clone());
             std::thread::spawn(move || stand(&cluster, node, &ours))
         };
         let threads = nodes.iter().map(begin).collect();
-        Sentry { shared, threads }
+        let sentry = Sentry { shared, threads };
+        cluster.await_that("every node is looked at", START, || Ok(sentry.stands(nodes)))?;
+        Ok(sentry)
     }
 
-    /// Whether every node has been looked at.
-    pub fn stands(&self, nodes: &[&str]) -> bool {
+    fn stands(&self, nodes: &[&str]) -> bool {
         let shared = lock(&self.shared);
         nodes.iter().all(|node| shared.looks.iter().any(|(seen, _)| seen == node))
     }
@@ -64,20 +69,18 @@ impl Sentry {
         ran_since(&lock(&self.shared).looks, pod, since)
     }
 
-    /// Whether nobody looked at a node for a while. Only one that is off has nothing to be seen.
-    pub fn was_interrupted(&self) -> bool {
-        lock(&self.shared).interrupted
-    }
-
-    /// Ends the probes and gives what was seen, in order of time.
-    pub fn stop(mut self) -> Looks {
+    /// Ends the probes and gives what was seen, in order of time. An error if nobody looked at a node for a
+    /// while, unless one `was_off`: then there was nothing to be seen.
+    pub fn stop(mut self, was_off: bool) -> Result<Looks> {
         self.end();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+        let interrupted = lock(&self.shared).interrupted;
+        ensure!(was_off || !interrupted, "for a while nobody looked at a node");
         let mut looks = std::mem::take(&mut lock(&self.shared).looks);
         looks.sort_by_key(|(_, look)| look.at);
-        looks
+        Ok(looks)
     }
 
     fn end(&self) {

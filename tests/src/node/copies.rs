@@ -159,7 +159,7 @@ mod tests {
             .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        let end = std::time::Instant::now() + Duration::from_secs(5);
+        let end = std::time::Instant::now() + Duration::from_secs(60);
         while !is_free(child.id()) && std::time::Instant::now() < end {
             std::thread::yield_now();
         }

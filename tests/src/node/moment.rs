@@ -60,26 +60,17 @@ impl Moment {
 
     fn look(self, side: Option<&Side>) -> Is {
         let journalled = |kind| side.is_some_and(|side| side.has_journalled(kind));
+        let stopped = || if process::stop_criu() { Is::Now } else { Is::Over };
         match self {
             // An entry stays.
             Self::Journal(kind) if journalled(kind) => Is::Now,
             // CRIU makes its log when it begins to dump, and not when it is asked for its version.
-            Self::Criu if side.is_some_and(Side::has_begun_to_dump) => {
-                if process::stop_criu() {
-                    Is::Now
-                } else {
-                    Is::Over
-                }
-            }
+            Self::Criu if side.is_some_and(Side::has_begun_to_dump) => stopped(),
             Self::Restore if process::holding().is_some() || journalled("voted") => Is::Over,
             Self::Restore
                 if side.is_some_and(Side::has_begun_to_restore) && process::criu_rebuilds() =>
             {
-                if process::stop_criu() {
-                    Is::Now
-                } else {
-                    Is::Over
-                }
+                stopped()
             }
             Self::Hold if process::holding().is_some() => Is::Now,
             Self::Hold if journalled("voted") => Is::Over,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
-use transship_core::facts::{Resource, ResourceKind};
+use transship_core::facts::{REMOVED_NAME, Resource, ResourceKind};
 
 use super::proc::{self, Mapping, Watch};
 use super::projected::Projected;
@@ -29,7 +29,7 @@ pub struct Surroundings {
 impl Surroundings {
     /// Whether a path, as the kernel shows it of an open or mapped file, is one of those or below it.
     fn is_remade(&self, path: &str) -> bool {
-        let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+        let path = path.strip_suffix(REMOVED_NAME).unwrap_or(path);
         let below = |mount: &String| path.strip_prefix(mount.as_str());
         self.remade.iter().filter_map(below).any(|rest| rest.is_empty() || rest.starts_with('/'))
     }
@@ -204,7 +204,7 @@ impl File {
 /// Whether the name by which a file was opened is gone, though the file has others.
 fn is_removed(dir: &Path, link: &str, file: Option<&File>) -> bool {
     let Some(file) = file.filter(|file| file.is_named() && file.links > 0) else { return false };
-    if !link.ends_with(" (deleted)") || link.starts_with("/memfd:") {
+    if !link.ends_with(REMOVED_NAME) || link.starts_with("/memfd:") {
         return false;
     }
     // A file may really be called so.
@@ -371,7 +371,7 @@ fn mapped(dir: &Path, mapping: &Mapping, around: &Surroundings) -> Option<Resour
         let device = file.is_char_device() || file.is_block_device();
         return if device { resource(ResourceKind::Device, 0) } else { None };
     }
-    if path.ends_with(" (deleted)") {
+    if path.ends_with(REMOVED_NAME) {
         let file = File::of(&std::fs::metadata(&link).ok()?, &link);
         if file.links == 0 {
             return resource(ResourceKind::UnlinkedFile, file.bytes);

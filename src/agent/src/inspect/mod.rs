@@ -4,6 +4,7 @@
 mod descriptors;
 mod ends;
 mod mounts;
+mod net_tables;
 mod netlink;
 mod network;
 mod proc;
@@ -357,9 +358,9 @@ impl Inspector {
         let mut unix = None;
         match network::look_within(self.proc(), pid) {
             Ok(within) => {
-                let mut routes = proc::routes(&read("net/route"));
-                routes.extend(proc::ipv6_routes(&read("net/ipv6_route")));
-                let learned = proc::learned_addresses(&read("net/if_inet6"));
+                let mut routes = net_tables::routes(&read("net/route"));
+                routes.extend(net_tables::ipv6_routes(&read("net/ipv6_route")));
+                let learned = net_tables::learned_addresses(&read("net/if_inet6"));
                 let tables = [tcp.as_str(), tcp6.as_str()];
                 facts.network = network::facts(&within.interfaces, &routes, &learned, &tables);
                 facts.network.routing_rules = within.rules;

@@ -30,7 +30,7 @@ pub(super) struct Wishes {
 }
 
 /// Whether a pod's annotations can be obeyed. For admission: others' annotations are not looked at.
-pub fn validate(annotations: &BTreeMap<String, String>) -> Result<(), Malformed> {
+pub fn validate_annotations(annotations: &BTreeMap<String, String>) -> Result<(), Malformed> {
     let wishes = Wishes::read(annotations)?;
     let patterns = |annotation, texts: &[String]| match malformed_pattern(texts) {
         Some(problem) => Err(error(annotation, problem)),
@@ -166,7 +166,7 @@ mod tests {
     #[case(names::RESCHEDULE, r#"["off"]"#)]
     #[case("example.com/constraints", "whatever")]
     fn what_can_be_obeyed_is_accepted(#[case] key: &str, #[case] value: &str) {
-        assert_eq!(validate(&with(key, value)), Ok(()));
+        assert_eq!(validate_annotations(&with(key, value)), Ok(()));
     }
 
     #[rstest]
@@ -193,7 +193,7 @@ mod tests {
         #[case] value: &str,
         #[case] problem: &str,
     ) {
-        assert_eq!(validate(&with(key, value)), Err(error(key, problem)));
+        assert_eq!(validate_annotations(&with(key, value)), Err(error(key, problem)));
     }
 
     #[test]

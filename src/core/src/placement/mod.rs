@@ -36,7 +36,7 @@ mod symbol;
 pub mod volumes;
 mod words;
 
-pub use annotations::{Malformed, validate, validate_placement};
+pub use annotations::{Malformed, validate_annotations, validate_placement};
 pub use cluster::{
     Candidate, Choice, Fate, Load, NO_LOAD, choose, looks_at_pods, objection, requests,
 };

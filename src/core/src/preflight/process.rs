@@ -10,8 +10,8 @@ use transship_api as api;
 use super::pod::moved;
 use super::{Check, Input, Violation, list_some};
 use crate::facts::{
-    ContainerFacts, MountOrigin, PodFacts, ProcessFacts, ProcessState, REMOVED_ROOT, Resource,
-    ResourceKind,
+    ContainerFacts, MountOrigin, PodFacts, ProcessFacts, ProcessState, REMOVED_NAME, REMOVED_ROOT,
+    Resource, ResourceKind,
 };
 
 /// The largest unlinked file that moves: the `ghost-limit` that the holder gives CRIU.
@@ -290,8 +290,14 @@ fn processes(
 }
 
 /// As [`processes`], of those that a dump takes along.
-fn dumped(input: &Input<'_>, what: impl Fn(&ProcessFacts) -> Option<String>) -> Vec<Violation> {
-    processes(input, |_, process| if process.outside { None } else { what(process) })
+fn dumped(
+    input: &Input<'_>,
+    what: impl Fn(&ContainerFacts, &ProcessFacts) -> Option<String>,
+) -> Vec<Violation> {
+    let judged = |container: &ContainerFacts, process: &ProcessFacts| {
+        if process.outside { None } else { what(container, process) }
+    };
+    processes(input, judged)
 }
 
 /// Processes with resources of a kind, each resource by name.
@@ -305,10 +311,10 @@ fn resources_that(
     what: &str,
     counts: impl Fn(&ContainerFacts, &Resource) -> bool,
 ) -> Vec<Violation> {
-    processes(input, |container, process| {
+    dumped(input, |container, process| {
         let found: Vec<&Resource> =
             process.resources.iter().filter(|resource| counts(container, resource)).collect();
-        if process.outside || found.is_empty() {
+        if found.is_empty() {
             return None;
         }
         let names = listed(&found);
@@ -360,14 +366,14 @@ fn traced_processes(input: &Input<'_>) -> Vec<Violation> {
 }
 
 fn dead_main_threads(input: &Input<'_>) -> Vec<Violation> {
-    dumped(input, |p| {
+    dumped(input, |_, p| {
         (p.state == ProcessState::Zombie && p.threads > 1)
             .then(|| "its main thread has ended while others run".into())
     })
 }
 
 fn own_namespaces(input: &Input<'_>) -> Vec<Violation> {
-    dumped(input, |p| {
+    dumped(input, |_, p| {
         let own = p.own_namespaces.iter().map(String::as_str);
         // CRIU restores mount namespaces made by the application.
         let found: Vec<&str> = own.filter(|ns| *ns != "mnt").collect();
@@ -440,7 +446,7 @@ fn remade_files(input: &Input<'_>) -> Vec<Violation> {
 
 /// Whether a file of a projected volume is the same for every pod, and has not changed since it was mounted.
 fn comes_again(input: &Input<'_>, container: &ContainerFacts, file: &Resource) -> bool {
-    let path = Path::new(file.detail.strip_suffix(" (deleted)").unwrap_or(&file.detail));
+    let path = Path::new(file.detail.strip_suffix(REMOVED_NAME).unwrap_or(&file.detail));
     let around = container.mounts.iter().filter(|mount| path.starts_with(&mount.path));
     let Some(mount) = around.max_by_key(|mount| mount.path.len()) else { return false };
     let spec = input.pod.and_then(|pod| pod.spec.as_ref());
@@ -467,7 +473,7 @@ fn message_queues(input: &Input<'_>) -> Vec<Violation> {
 }
 
 fn huge_pages(input: &Input<'_>) -> Vec<Violation> {
-    dumped(input, |p| {
+    dumped(input, |_, p| {
         let bytes: u64 = huge(p).map(|r| r.bytes).sum();
         huge(p).next()?;
         Some(format!("it has {} of memory in huge pages", api::quantity::human_bytes(bytes)))
@@ -479,7 +485,7 @@ fn huge(process: &ProcessFacts) -> impl Iterator<Item = &Resource> {
 }
 
 fn unlinked_files(input: &Input<'_>) -> Vec<Violation> {
-    dumped(input, |p| {
+    dumped(input, |_, p| {
         let large: Vec<String> = unlinked(p)
             .filter(|r| r.bytes > GHOST_LIMIT)
             .map(|r| format!("{} of {}", r.detail, api::quantity::human_bytes(r.bytes)))

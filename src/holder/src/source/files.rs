@@ -155,8 +155,8 @@ fn keep_one(keep: &Keep, area: &Area, upper: &Path) -> Result<bool> {
 struct Layer(u64, u64);
 
 impl Layer {
-    /// None if it is gone. Where the snapshotter's directory is not there either, with `<number>/fs` below it,
-    /// nothing is known of it: a disk may not be mounted.
+    /// None if it is gone. An error where the snapshotter's directory is not there either, two levels above
+    /// (`<number>/fs`): nothing is known of the layer then, a disk may not be mounted.
     fn of(upper: &Path) -> Result<Option<Self>> {
         let snapshots = upper.ancestors().nth(2).unwrap_or(upper);
         match std::fs::symlink_metadata(upper) {

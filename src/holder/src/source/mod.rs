@@ -433,7 +433,10 @@ impl SourceHands {
                 synced.map_err(|error| Failed::other("StateNotDurable", error))
             }
             // A source has no dead-man: it stays frozen until it has read the decision.
-            Effect::ArmDeadman | Effect::CheckDeadman | Effect::DisarmDeadman => Ok(()),
+            Effect::ArmDeadman
+            | Effect::CheckDeadman
+            | Effect::DisarmDeadman
+            | Effect::VerifyNeverRan => Ok(()),
         }
     }
 

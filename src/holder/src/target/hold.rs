@@ -264,7 +264,8 @@ impl Wrappers {
                 && dir.marked::<Restored>(container)?.is_none()
                 && dir.marked::<Failed>(container)?.is_none()
             {
-                let message = "the runtime was killed while it restored".to_owned();
+                let why = "the runtime was killed while it restored";
+                let message = dir.told_of_failure(container, why);
                 return Err(RestoreFailed { container: container.clone(), message }.into());
             }
         }
@@ -406,6 +407,17 @@ pub fn kill_frozen(holder: &Holder) -> Result<()> {
     remove_unfinished(holder)
 }
 
+/// A container that may have run before it was held, of those that have been restored in this pod.
+pub fn may_have_run(holder: &Holder) -> Result<Option<String>> {
+    let dir = holder.host.pod(&holder.task.pod.uid)?;
+    for name in moving(&holder.task) {
+        if dir.may_have_run(name)? {
+            return Ok(Some(name.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 /// What the runtime's wrapper would have removed, had it not been killed. A container that was restored is
 /// containerd's, which has it deleted.
 fn remove_unfinished(holder: &Holder) -> Result<()> {
@@ -499,6 +511,23 @@ mod tests {
         wrappers.check(&dir).unwrap();
         wrappers.add(wrapper.id(), "gone-before");
         assert!(wrappers.check(&dir).is_err());
+    }
+
+    #[test]
+    fn a_container_that_was_let_go_before_it_was_held_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let (host, task) = (transship_host::HostRoot::at(root.path()), crate::areas::tests::task());
+        let migration = host.migration(&task.migration.uid, task.role).unwrap();
+        std::fs::create_dir_all(migration.path()).unwrap();
+        let dir = host.pod(&task.pod.uid).unwrap();
+        let holder = Holder::new(host, transship_runtime::Layout::default(), migration, task);
+        assert_eq!(may_have_run(&holder).unwrap(), None);
+        dir.mark("web", &transship_host::markers::Unheld { pid: 1 }).unwrap();
+        assert_eq!(may_have_run(&holder).unwrap().as_deref(), Some("web"));
+        let mut wrappers = Wrappers::default();
+        wrappers.0.insert("web".into(), None);
+        let error = wrappers.check(&dir).unwrap_err().to_string();
+        assert!(error.contains("was killed while") && error.contains("may have run"), "{error}");
     }
 
     #[test]

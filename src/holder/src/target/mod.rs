@@ -167,6 +167,16 @@ fn lapsed() -> Failed {
     }
 }
 
+fn may_have_run(container: &str) -> Failed {
+    Failed {
+        kind: Failure::MayHaveRun,
+        reason: "RestoreFailed",
+        error: anyhow::anyhow!(
+            "container {container} may have run for a moment before it was held"
+        ),
+    }
+}
+
 /// Carries out the target's effects.
 struct TargetHands {
     holder: Arc<Holder>,
@@ -326,6 +336,11 @@ impl TargetHands {
                 .blocking("kill", hold::kill_frozen)
                 .await
                 .map_err(|error| Failed::other("NotKilled", error)),
+            Effect::VerifyNeverRan => match hold::may_have_run(&holder) {
+                Ok(None) => Ok(()),
+                Ok(Some(container)) => Err(may_have_run(&container)),
+                Err(error) => Err(Failed::other("NotKnown", error)),
+            },
             Effect::Publish(word) => {
                 holder.board.word(&word);
                 Ok(())

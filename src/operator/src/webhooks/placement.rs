@@ -60,7 +60,7 @@ fn judge_placement(object: &DynamicObject) -> Result<(), String> {
 
 /// Why a pod is refused; or what its author may not have meant.
 fn judge_pod(pod: &DynamicObject) -> Result<Option<String>, String> {
-    placement::validate(pod.annotations()).map_err(|error| error.to_string())?;
+    placement::validate_annotations(pod.annotations()).map_err(|error| error.to_string())?;
     let scheduler = pod.data["spec"]["schedulerName"].as_str().unwrap_or("default-scheduler");
     Ok((scheduler != names::SCHEDULER).then(|| {
         format!(

@@ -10,9 +10,9 @@
 //! the wrapper between its verdict and runc) the two are separate steps. The two operators are
 //! equals: either may be the stale leader.
 //!
-//! Checked in every state: at most one copy runs (but see [`overlap`]); the address is open on one node; nobody lies;
-//! nothing is lost before the commit; the write-once fields change once. And from every state a
-//! continuation leads to an end in which both sides are closed, nothing is frozen and the right copy runs:
+//! Checked in every state: at most one copy runs (but see [`overlap`]); the address is open on one
+//! node; nobody lies; nothing is lost before the commit; the write-once fields change once. And from every
+//! state a continuation leads to an end in which both sides are closed, nothing is frozen and the right copy runs:
 //! without further faults, **and without that anybody's patience has to run out**. There is no clock, so how
 //! long something takes is not told apart; but a failure that nobody notices before a time-out is found.
 //!

@@ -13,7 +13,7 @@ use transship_protocol::{
 use super::finish::failures;
 use super::owner::{OwnersWord, is_left_over, owner_uid, owners_word};
 use super::source::is_disrupted;
-use super::volumes::exchanged;
+use super::volumes::{ask, exchanged, give_up_memory, is_for_somebody};
 use super::{
     Next, act, at_once, deletion_is_noted, is_ours, made_again_uid, nowhere, source_name, unwanted,
     wait,
@@ -166,9 +166,16 @@ pub(super) fn restore_again(observed: &Observed, now: Timestamp) -> Next {
     if recorded.resolution.is_some() && word.outcome == Some(TargetOutcome::Resumed) {
         return back_on_source(observed, now);
     }
+    let is_for_somebody = is_for_somebody(observed, uid, word);
+    if is_for_somebody && observed.is_deleting() {
+        return give_up_memory(observed);
+    }
     let goes = observed.target_seen() != PodSeen::Alive && !observed.target_node_gone;
     if goes && let Some(next) = pod_goes(observed, report) {
         return next;
+    }
+    if is_for_somebody {
+        return ask(observed, uid, report.map_or("", |r| r.message.as_str()));
     }
     let waits = observed.target_pod.as_ref().filter(|pod| !goes && voting::is_on_no_node(pod));
     if let Some(why) = waits.and_then(|pod| must_be_made_anew(observed, pod)) {

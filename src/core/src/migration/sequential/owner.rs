@@ -4,7 +4,8 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::source_name;
 use crate::migration::state::{Observed, Owner};
-use crate::sequential_pod::{controller, counts, replaces_at_once};
+use crate::sequential_pod::controller;
+use crate::stateful_set::{counts, replaces_at_once};
 
 /// What the deletion of the pod's StatefulSet means for the pod.
 #[derive(Clone, Copy, PartialEq, Eq)]

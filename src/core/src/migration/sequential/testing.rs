@@ -21,6 +21,8 @@ use crate::witness::references;
 pub(super) enum Fate {
     Runs,
     Fails,
+    /// It may have run, and was lost.
+    Stops,
     DeletedBySomebody,
     Evicted,
     /// Between two looks.
@@ -348,7 +350,8 @@ impl World {
             return;
         }
         let begun = TargetWord { begun: true, ..Default::default() };
-        match self.fate() {
+        let fate = self.fate();
+        match fate {
             Fate::Runs => {
                 let at = self.now;
                 self.set(Role::Target, |r| {
@@ -360,11 +363,14 @@ impl World {
                         Some(TargetWord { thawed: true, outcome, closed: true, ..begun });
                 });
             }
-            Fate::Fails => self.set(Role::Target, |r| {
+            Fate::Fails | Fate::Stops => self.set(Role::Target, |r| {
                 r.stage = Stage::Aborted;
                 r.closed = true;
                 r.message = "no".into();
-                let outcome = Some(TargetOutcome::NeverThawed);
+                let outcome = match fate {
+                    Fate::Stops => Some(TargetOutcome::Stopped),
+                    _ => Some(TargetOutcome::NeverThawed),
+                };
                 r.target_word = Some(TargetWord { outcome, closed: true, ..begun });
             }),
             Fate::DeletedBySomebody | Fate::Evicted => {

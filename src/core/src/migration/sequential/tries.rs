@@ -8,6 +8,7 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::json;
 use transship_api::conditions::{self as c, reasons};
+use transship_api::{Mode, names};
 use transship_protocol::Decision;
 
 use super::again::pause_after;
@@ -219,6 +220,79 @@ fn a_volume_that_is_exchanged_before_the_pod_has_a_node_is_not_mounted() {
     bind(&mut world, "pv-2");
     world.look();
     assert_eq!(world.done.last().map(String::as_str), Some("give up"), "{:?}", world.done);
+}
+
+/// A first try may have run and written to the pod's volume.
+fn stopped(fates: &[Fate]) -> World {
+    let mut world = World::voted(fates);
+    bind(&mut world, "pv-1");
+    world.until(|w| stalled(w).status == "True");
+    world
+}
+
+#[test]
+fn memory_meets_a_volume_that_may_be_newer_only_when_somebody_wants_it() {
+    let mut world = stopped(&[Fate::Stops, Fate::Stops, Fate::Runs]);
+    let told = stalled(&world);
+    assert_eq!(told.reason, reasons::VOLUMES_NEWER);
+    for words in ["pod web-0", "pv-1 (claim data-web-0)", "2026-01-01T00:00:00Z", "delete the Migr"]
+    {
+        assert!(told.message.contains(words), "{}", told.message);
+    }
+    let command = format!("migration move -n shop {}=uid-1", names::RESTORE_ANYWAY);
+    assert!(told.message.ends_with(&command), "{}", told.message);
+    for _ in 0..20 {
+        world.look();
+    }
+    assert_eq!((world.made, world.seen.status().failed_restores), (1, None));
+
+    let want = |world: &mut World, uid: &str| {
+        let annotations = world.seen.migration.metadata.annotations.get_or_insert_default();
+        annotations.insert(names::RESTORE_ANYWAY.to_owned(), uid.to_owned());
+    };
+    want(&mut world, "uid-1");
+    world.until(|w| w.made == 2);
+    world.until(|w| stalled(w).status == "True");
+    assert!(stalled(&world).message.ends_with("=uid-2"), "it was wanted of that one only");
+    want(&mut world, "uid-2");
+    world.run();
+    assert_eq!(world.made, 3);
+    assert_eq!(world.seen.status().failed_restores, Some(2));
+}
+
+#[test]
+fn memory_whose_volume_may_be_newer_is_given_up_with_its_migration() {
+    let mut world = stopped(&[Fate::Stops]);
+    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
+    world.run();
+    assert_eq!(world.made, 1);
+    assert!(
+        world.succeeded().1.contains("memory of pod web-0 given up"),
+        "{:?}",
+        world.succeeded()
+    );
+    assert!(world.seen.again_pod.is_none() && !world.seen.name_is_held, "a fresh one can come");
+}
+
+#[test]
+fn a_pod_that_may_have_run_and_vanishes_is_asked_for_all_the_same() {
+    let mut world = stopped(&[Fate::Stops]);
+    (world.seen.target_pod, world.seen.again_pod) = (None, None);
+    for _ in 0..20 {
+        world.look();
+    }
+    assert_eq!((world.made, stalled(&world).reason.as_str()), (1, reasons::VOLUMES_NEWER));
+}
+
+#[test]
+fn what_has_run_without_a_volume_or_starts_afresh_is_tried_again_unasked() {
+    let mut world = World::voted(&[Fate::Stops, Fate::Runs]);
+    world.run();
+    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
+    let mut world = World::voted_in(Mode::Cold, &[Fate::Stops, Fate::Runs]);
+    bind(&mut world, "pv-1");
+    world.run();
+    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
 }
 
 #[test]

@@ -1,6 +1,13 @@
 //! Memory and files are of one moment: the state belongs to the volumes that the source had mounted.
 
-use crate::migration::state::Observed;
+use transship_api::conditions::reasons;
+use transship_api::names;
+use transship_protocol::{TargetWord, must_be_asked_for};
+
+use super::{Next, act, source_name, wait};
+use crate::migration::plan::Action;
+use crate::migration::state::{Observed, Owner, Role};
+use crate::migration::status;
 
 /// A claim that leads to another volume than the source's by now, or to none: somebody deleted it, and with a
 /// StatefulSet its controller made a new one at once. One that was made anew and bound to the same volume
@@ -24,4 +31,67 @@ pub(super) fn exchanged(observed: &Observed) -> Option<String> {
             "{what}, and the pod's state belongs to volume {volume}; make the claim again with spec.volumeName: {volume}, or delete the Migration to give the state up"
         ))
     })
+}
+
+/// The pod that was made again may have run before it was lost, and so have written to its volumes: whether the older
+/// memory is restored on them is for somebody to say. What the source had mounted is told by its manifest.
+pub(super) fn is_for_somebody(observed: &Observed, uid: &str, word: TargetWord) -> bool {
+    let has_volumes = observed.manifest.is_none() || !observed.volumes.is_empty();
+    let annotations = observed.migration.metadata.annotations.as_ref();
+    let wanted = annotations.and_then(|a| a.get(names::RESTORE_ANYWAY)).is_some_and(|w| w == uid);
+    !wanted && must_be_asked_for(word, observed.is_cold(), has_volumes)
+}
+
+/// Asks for it. `why` is what the pod's node says of its end.
+pub(super) fn ask(observed: &Observed, uid: &str, why: &str) -> Next {
+    let (name, node) = (source_name(observed), observed.node(Role::Target));
+    let meta = &observed.migration.metadata;
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    let migration = meta.name.as_deref().unwrap_or_default();
+    let volumes: Vec<String> = observed
+        .volumes
+        .iter()
+        .map(|(claim, volume)| format!("{volume} (claim {claim})"))
+        .collect();
+    let volumes = match volumes.is_empty() {
+        true => "its volumes".to_owned(),
+        false => volumes.join(", "),
+    };
+    let older = match &observed.status().frozen_at {
+        Some(at) => format!("its memory is of {}", status::whole_seconds(at.0)),
+        None => "its memory is older".to_owned(),
+    };
+    let afresh = match observed.owner {
+        Owner::StatefulSet(_) => "its StatefulSet then starts it afresh on what is there",
+        _ => "a pod of that name can then be started afresh on what is there",
+    };
+    let why = if why.is_empty() { "it was lost when it may have run" } else { why };
+    Next::Stuck {
+        reason: reasons::VOLUMES_NEWER,
+        message: format!(
+            "pod {name} could not be restored on {node}: {why}. It may have written to {volumes} before it was ended, and {older}. To give the memory up, delete the Migration: {afresh}. To restore the memory all the same: kubectl annotate --overwrite migration {migration} -n {namespace} {}={uid}",
+            names::RESTORE_ANYWAY
+        ),
+    }
+}
+
+/// The Migration is deleted, and the memory given up with it: the volumes stay as they are.
+pub(super) fn give_up_memory(observed: &Observed) -> Next {
+    let (name, node) = (source_name(observed), observed.node(Role::Target));
+    match &observed.target_pod {
+        Some(pod) => {
+            let goes = pod.metadata.deletion_timestamp.is_some();
+            let actions = if goes { vec![] } else { vec![Action::DeleteAgain] };
+            act(actions, format!("pod {name}, whose memory is given up, goes from {node}"))
+        }
+        None if observed.again_pod.is_some() => wait(format!("pod {name} goes from {node}")),
+        None => Next::End {
+            succeeded: false,
+            reason: reasons::CANCELLED,
+            message: format!(
+                "the Migration was deleted, and the memory of pod {name} given up: its volumes may be newer"
+            ),
+            actions: vec![],
+        },
+    }
 }

@@ -30,7 +30,8 @@ pub async fn of(pod: &Pod, context: &Context) -> Result<Vec<Claim>, Error> {
 }
 
 /// Names of the volumes that a pod's claims are bound to, by claim; empty for a claim that is bound to none,
-/// or not there. One that is being deleted goes before anybody else mounts it: `going` says whether it counts.
+/// or not there. `going`: whether a claim that is being deleted counts as there, which goes before anybody else
+/// mounts it.
 pub async fn bound(
     pod: &Pod,
     context: &Context,

@@ -13,7 +13,7 @@ pub enum Class {
     Permanent,
 }
 
-/// What is tried when the manifest is stored.
+/// What is tried when the manifest is stored: by this the error is known as a refusal of it.
 pub const STORE_MANIFEST: &str = "store the pod's manifest";
 
 /// Why a reconciliation failed.

@@ -171,7 +171,7 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
             }
         }
         // The overlapping order keeps nothing on disks.
-        Effect::FindTasks | Effect::EndTasks | Effect::KeepFiles => {}
+        Effect::FindTasks | Effect::EndTasks | Effect::KeepFiles | Effect::VerifyNeverRan => {}
         Effect::SyncState | Effect::Announce | Effect::ReadRecorded | Effect::ReadPeer => {}
     }
     Ok(Done::Yes)

@@ -41,6 +41,8 @@ pub struct Host<M: Machine> {
     pub died: bool,
     /// Among its tasks are some that ran before they were frozen (ghost).
     pub loose: bool,
+    /// Something of it has run, be it that it was thawed or let go.
+    pub ran: bool,
     /// A container's root is mounted in runc's state of it.
     pub residue: bool,
     /// Nothing has been heard of it for long.
@@ -79,6 +81,7 @@ impl<M: Machine<Word: Default>> Host<M> {
             torn: false,
             died: false,
             loose: false,
+            ran: false,
             residue: false,
             silent: false,
             cut: false,
@@ -151,8 +154,10 @@ impl<M: Machine<Word: Default>> Host<M> {
                 self.dumping &= !holds(Rule::DumpEndsBeforeThaw);
                 if self.tasks == Tasks::Frozen {
                     self.tasks = Tasks::Running;
+                    self.ran = true;
                 }
             }
+            Effect::VerifyNeverRan if self.ran => return Err(Failure::MayHaveRun),
             Effect::KillTasksFrozen => {
                 self.kill_frozen();
                 self.residue &= !holds(Rule::LoserLeavesNothing);

@@ -50,7 +50,8 @@ where
         _ => return None,
     };
     let loose = host.loose && tasks != Tasks::Absent;
-    Some(Host { tasks, loose, ..host.clone() })
+    let ran = host.ran || tasks == Tasks::Running;
+    Some(Host { tasks, loose, ran, ..host.clone() })
 }
 
 /// runc's delete of a container whose restore died: what is killed first, and whether it goes through what is

@@ -5,8 +5,9 @@
 //! state in memory or on a disk; from the source's end until the pod runs again the state is durable on
 //! some disk; nothing starts afresh whose state is kept, and nothing that is not kept is collected.
 //! No side goes on with what ran while it was dumped, or before it was frozen (see [`super::overlap`] for what
-//! cannot be excluded there; a trial has none of the pod's persistent volumes, a pod that was made again has
-//! them, and what a dead restore let go wrote to them stays written when it is restored once more).
+//! cannot be excluded there). A trial has none of the pod's persistent volumes. A pod that was made again has them,
+//! and what a try wrote to them that was let go, or thawed and lost, stays written: it is restored once more only
+//! when somebody wants it, or its node is gone for good; else the Migration waits, which is an end here.
 //!
 //! A pod that was made again and whose tasks end after the last look at them and before the thaw counts as one
 //! that ended right after it: kubelet starts it afresh.

@@ -6,7 +6,7 @@ use crate::rules::{Rule, holds};
 use crate::{
     Decision, DecisionInput, PodSeen, Resolution, SourceEvent, SourceOutcome, TargetMachine,
     TargetOutcome, TargetWord, decide, has_failed, may_make_again, may_record_resumed,
-    may_remove_finalizer, may_return, may_yield,
+    may_remove_finalizer, may_return, may_yield, must_be_asked_for,
 };
 
 /// How often the pod is made again, at most: once more than it can fail in any of the runs.
@@ -52,7 +52,7 @@ pub fn operator(world: &World, moves: &mut Moves) {
         });
         moves.sure("the operator records resumedAt", resumed);
     }
-    let tried = world.tries > 0 || world.trial.dead;
+    let tried = (world.tries > 0 || world.trial.dead) && !is_asked_for(world);
     if released && tried && !world.s.dead && may_return(world.recorded, word, gone) {
         let resolved =
             world.with(|next| next.recorded.resolution = Some(Resolution::SourceResumes));
@@ -62,6 +62,10 @@ pub fn operator(world: &World, moves: &mut Moves) {
         moves.sure("S's object goes", world.with(|next| next.s_object = false));
     }
     make(world, moves);
+    if is_asked_for(world) {
+        let wanted = world.with(|next| next.wanted = true);
+        moves.may("somebody wants the pod restored once more", wanted);
+    }
     let asked = may_yield(world.recorded, world.trial.word, world.trial.dead);
     if asked || !holds(Rule::YieldsOnlyAfterCommit) {
         let asks = source(world, SourceEvent::ReleaseRequested);
@@ -90,8 +94,14 @@ fn is_gone(again: &Host<TargetMachine>) -> bool {
     again.dead || (again.silent && !holds(Rule::SilenceIsNoProof))
 }
 
-/// Whether a Migration that is deleted has finished: after a Commit only when the pod runs again, or nobody has
-/// its state any more.
+/// Whether it is for somebody to say what comes next. The pod of the model has volumes.
+pub fn is_asked_for(world: &World) -> bool {
+    let again = world.again.as_ref();
+    !world.wanted && again.is_some_and(|host| must_be_asked_for(host.word, world.cold, true))
+}
+
+/// Whether a Migration that is deleted has finished: after a Commit only when the pod runs again, nobody has
+/// its state any more, or the state is given up with it.
 fn may_go(world: &World) -> bool {
     let over = may_remove_finalizer(
         world.recorded,
@@ -108,6 +118,7 @@ fn may_go(world: &World) -> bool {
     let finished = world.recorded.decision != Some(Decision::Commit)
         || again.is_some_and(|host| runs(host) || (world.resumed && host.dead))
         || nowhere
+        || is_asked_for(world)
         || !holds(Rule::DeletedFinishesFirst);
     over && finished
 }
@@ -140,10 +151,13 @@ fn make(world: &World, moves: &mut Moves) {
     let at_source = world.recorded.resolution.is_some();
     let node_gone = if at_source { world.s.dead } else { world.trial.dead };
     let allowed = may_make_again(world.recorded, world.s.word, world.s.dead, seen);
-    if !free || node_gone || world.tries >= TRIES || !allowed {
+    if !free || node_gone || world.tries >= TRIES || !allowed || is_asked_for(world) {
         return;
     }
     let made = world.with(|next| {
+        let ran = |host: &Host<TargetMachine>| host.ran && !host.dead;
+        next.dated = !world.cold && !world.wanted && world.again.as_ref().is_some_and(ran);
+        next.wanted = false;
         // The former one stays in sight, in case that it lives against its word.
         let lives = |host: &Host<TargetMachine>| {
             !host.dead && (host.tasks != Tasks::Absent || !host.word.closed)

@@ -1,6 +1,7 @@
 //! The runs of the sequential order.
 
 use super::super::search;
+use super::operator::is_asked_for;
 use super::world::{Bounds, NOTHING, World, any};
 use crate::rules::Rule;
 use crate::{SourceEntry, SourceWord, TargetEntry, TargetOutcome};
@@ -87,6 +88,22 @@ fn the_pod_runs_again_though_its_first_restore_after_the_commit_dies() {
     });
 }
 
+#[test]
+fn a_pod_of_which_a_dead_restore_ran_is_restored_once_more_when_somebody_wants_it() {
+    let start = World::new(Bounds { let_go: 1, ..NOTHING }, false);
+    search::reaches("restored again as it was wanted", &start, |world| {
+        world.resumed && world.tries == 2 && world.left.let_go == 0
+    });
+}
+
+#[test]
+fn a_pod_of_which_a_dead_restore_ran_is_given_up_with_its_migration() {
+    let start = World::new(Bounds { let_go: 1, cancels: 1, ..NOTHING }, false);
+    search::reaches("given up", &start, |world| {
+        world.deleting && !world.exists && !world.resumed && is_asked_for(world)
+    });
+}
+
 macro_rules! each_rule_of_the_order_matters {
     ($($name:ident: $rule:ident $bounds:expr;)*) => {
         $(
@@ -118,6 +135,8 @@ each_rule_of_the_order_matters! {
     a_delete_through_a_mount: DeleteDetaches Bounds { restores: 1, ..NOTHING };
     a_mount_that_is_left_behind: LoserLeavesNothing Bounds { restores: 1, ..NOTHING };
     a_dead_restore_that_counts: RestoreIsWhole Bounds { let_go: 1, ..NOTHING };
+    what_a_dead_restore_let_go_and_nobody_tells_of: WhatRanIsToldOf Bounds { let_go: 1, ..NOTHING };
+    older_memory_on_newer_volumes: NewerVolumesAreAskedFor Bounds { let_go: 1, ..NOTHING };
     what_a_dead_restore_let_go_and_nobody_kills: KillsByCgroup Bounds { let_go: 1, ..NOTHING };
     a_silent_pod_that_is_made_again: SilenceIsNoProof Bounds { silences: 1, ..NOTHING };
     a_deleted_migration_that_leaves_the_pod_unmade:

@@ -260,6 +260,7 @@ fn restore_dies(
     let whole = !holds(Rule::RestoreIsWhole);
     let lets_go = Host {
         loose: true,
+        ran: true,
         died: !whole,
         residue: !whole,
         heard: host.heard || (whole && !host.cut),

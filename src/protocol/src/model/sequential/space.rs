@@ -37,6 +37,9 @@ impl Space for World {
         if self.trial.runs() {
             return Err("the trial runs");
         }
+        if self.dated {
+            return Err("older memory is restored on newer volumes and nobody wanted it");
+        }
         if self.afresh {
             return Err("a pod starts afresh though its state is kept");
         }
@@ -75,7 +78,7 @@ impl Space for World {
         Ok(())
     }
 
-    /// Everything is over and one copy runs, or was lost or removed as an ordinary pod may be.
+    /// Everything is over and one copy runs, or was lost or removed as an ordinary pod may be; or somebody is asked.
     fn is_end(&self) -> bool {
         let closed =
             |host: &Host<TargetMachine>| host.dead || host.word.closed || host.journal.is_empty();
@@ -98,6 +101,7 @@ impl Space for World {
             || (self.resumed && self.again.as_ref().is_some_and(|host| host.dead));
         // It went back to a node that is gone: nobody but an administrator can help.
         let nowhere = self.s.dead && self.recorded.resolution.is_some();
+        let asked = operator::is_asked_for(self);
         let removed = self.s_deleting && !self.s_object && !released && undecided;
         let clean = |host: &Host<TargetMachine>| !host.loose && !host.residue;
         s_over
@@ -107,7 +111,7 @@ impl Space for World {
             && self.again.as_ref().is_none_or(clean)
             && closed(&self.trial)
             && trial_gone
-            && (s_runs != again_runs || orphaned || lost || nowhere || removed)
+            && (s_runs != again_runs || orphaned || lost || nowhere || removed || asked)
     }
 
     fn is_sure(step: Step) -> bool {

@@ -27,6 +27,10 @@ pub struct World {
     pub tries: u8,
     /// The application ran again, and confirmed.
     pub resumed: bool,
+    /// Somebody wants it restored once more though its last try may have written to its volumes.
+    pub wanted: bool,
+    /// It was made again on volumes that may be newer than its memory, and nobody wanted it.
+    pub dated: bool,
     /// A pod started without its state.
     pub afresh: bool,
     /// runc's delete went through the mounted root of a container.
@@ -149,6 +153,8 @@ impl World {
             trial_deleting: false,
             tries: 0,
             resumed: false,
+            wanted: false,
+            dated: false,
             afresh: false,
             through_mount: false,
             left,
