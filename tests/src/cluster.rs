@@ -255,10 +255,25 @@ impl Cluster {
             let (status, _, _) = condition(&self.get("migration", migration)?, "Succeeded");
             Ok(status == "True" || status == "False")
         })
-        .with_context(|| {
-            let object = self.get("migration", migration).unwrap_or_default();
-            format!("status: {:#}", object["status"])
-        })
+        .with_context(|| self.story(migration))
+    }
+
+    /// What a reader of a failure wants to know of a Migration; what tells most comes last.
+    fn story(&self, migration: &str) -> String {
+        let said =
+            |args: &[&str]| self.kubectl(args).unwrap_or_else(|error| format!("{error:#}\n"));
+        let logs = ["agent", "operator"].map(|part| {
+            let selector = format!("--selector=app.kubernetes.io/component={part}");
+            said(&["--namespace=transship-system", "logs", "--prefix", "--tail=15", &selector])
+        });
+        let object = self.get("migration", migration).unwrap_or_default();
+        format!(
+            "{}{}{:#}\n{}",
+            logs.concat(),
+            said(&["get", "events", "--sort-by=.metadata.creationTimestamp"]),
+            object["status"],
+            said(&["get", "pods", "-o", "wide"]),
+        )
     }
 }
 
