@@ -171,7 +171,9 @@ pub(super) fn restore_again(observed: &Observed, now: Timestamp) -> Next {
         return give_up_memory(observed);
     }
     let goes = observed.target_seen() != PodSeen::Alive && !observed.target_node_gone;
-    if goes && let Some(next) = pod_goes(observed, report) {
+    // Nobody is asked before that.
+    let has_ended = is_for_somebody || side_has_ended(observed, report);
+    if goes && let Some(next) = pod_goes(observed, has_ended) {
         return next;
     }
     if is_for_somebody {
@@ -179,7 +181,7 @@ pub(super) fn restore_again(observed: &Observed, now: Timestamp) -> Next {
     }
     let waits = observed.target_pod.as_ref().filter(|pod| !goes && voting::is_on_no_node(pod));
     if let Some(why) = waits.and_then(|pod| must_be_made_anew(observed, pod)) {
-        return match side_has_ended(observed, report) {
+        return match has_ended {
             true => Next::Anew { uid: uid.to_owned(), why },
             false => act(vec![Action::GiveUp(Role::Target)], why),
         };
@@ -241,8 +243,9 @@ fn side_has_ended(observed: &Observed, report: Option<&Report>) -> bool {
 
 /// The pod that was made again goes, or has gone, before it ran. Somebody who deletes it means it; an
 /// eviction, a loss of power or a refusal by kubelet means the node, and leads to another try (`None`).
-/// Which one it is can be told only while the object is there, so it is noted then.
-fn pod_goes(observed: &Observed, report: Option<&Report>) -> Option<Next> {
+/// Which one it is can be told only while the object is there, so it is noted then. `has_ended`: nothing of its side
+/// is at work.
+fn pod_goes(observed: &Observed, has_ended: bool) -> Option<Next> {
     let node = observed.node(Role::Target);
     let noted = deletion_is_noted(observed);
     let there = observed.target_pod.as_ref();
@@ -250,7 +253,7 @@ fn pod_goes(observed: &Observed, report: Option<&Report>) -> Option<Next> {
     if observed.target_seen() == PodSeen::Deleting && meant && !noted {
         return Some(Next::Unwanted);
     }
-    if !side_has_ended(observed, report) {
+    if !has_ended {
         let actions = vec![Action::GiveUp(Role::Target)];
         return Some(act(actions, format!("{node} is to close its side")));
     }

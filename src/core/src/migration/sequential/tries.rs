@@ -14,7 +14,7 @@ use transship_protocol::Decision;
 use super::again::pause_after;
 use super::testing::{Fate, World};
 use crate::migration::plan::{Record, plan};
-use crate::migration::state::Owner;
+use crate::migration::state::{Owner, Side};
 
 fn stalled(world: &World) -> Condition {
     let conditions = world.seen.status().conditions;
@@ -222,6 +222,11 @@ fn a_volume_that_is_exchanged_before_the_pod_has_a_node_is_not_mounted() {
     assert_eq!(world.done.last().map(String::as_str), Some("give up"), "{:?}", world.done);
 }
 
+fn want(world: &mut World, uid: &str) {
+    let annotations = world.seen.migration.metadata.annotations.get_or_insert_default();
+    annotations.insert(names::RESTORE_ANYWAY.to_owned(), uid.to_owned());
+}
+
 /// A first try may have run and written to the pod's volume.
 fn stopped(fates: &[Fate]) -> World {
     let mut world = World::voted(fates);
@@ -246,10 +251,6 @@ fn memory_meets_a_volume_that_may_be_newer_only_when_somebody_wants_it() {
     }
     assert_eq!((world.made, world.seen.status().failed_restores), (1, None));
 
-    let want = |world: &mut World, uid: &str| {
-        let annotations = world.seen.migration.metadata.annotations.get_or_insert_default();
-        annotations.insert(names::RESTORE_ANYWAY.to_owned(), uid.to_owned());
-    };
     want(&mut world, "uid-1");
     world.until(|w| w.made == 2);
     world.until(|w| stalled(w).status == "True");
@@ -282,6 +283,43 @@ fn a_pod_that_may_have_run_and_vanishes_is_asked_for_all_the_same() {
         world.look();
     }
     assert_eq!((world.made, stalled(&world).reason.as_str()), (1, reasons::VOLUMES_NEWER));
+}
+
+#[test]
+fn what_was_asked_stays_asked_though_nobody_answers_for_the_node_any_more() {
+    let silent = Side::Unreachable { since: "2026-01-01T00:00:00Z".parse().unwrap(), last: None };
+    let sides = [Side::Unknown, silent, Side::NotStarted];
+    for (side, node_gone) in sides.iter().flat_map(|side| [(side, false), (side, true)]) {
+        // An operator that starts now hears nothing of the try.
+        let mut world = stopped(&[Fate::Stops, Fate::Runs]);
+        (world.seen.target_pod, world.seen.again_pod) = (None, None);
+        world.seen.target = side.clone();
+        world.seen.target_node_gone = node_gone;
+        for _ in 0..20 {
+            world.look();
+        }
+        assert_eq!((world.made, stalled(&world).reason.as_str()), (1, reasons::VOLUMES_NEWER));
+        assert_eq!(world.seen.recorded().resolution, None);
+        if node_gone {
+            want(&mut world, "uid-1");
+            world.until(|w| w.seen.recorded().resolution.is_some());
+            (world.seen.target_node_gone, world.seen.target) = (false, Side::NotStarted);
+            world.run();
+            assert_eq!(world.made, 2);
+            assert_eq!(world.seen.status().target.unwrap().node, "node-a");
+        }
+    }
+}
+
+#[test]
+fn memory_is_given_up_though_somebody_elses_pod_has_its_name() {
+    let mut world = stopped(&[Fate::Stops]);
+    let mut other = world.seen.again_pod.take().unwrap();
+    (other.metadata.uid, other.metadata.labels) = (Some("uid-x".into()), None);
+    (world.seen.target_pod, world.seen.again_pod) = (None, Some(other));
+    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
+    world.run();
+    assert!(world.seen.again_pod.is_some() && world.done.iter().all(|done| done != "delete again"));
 }
 
 #[test]

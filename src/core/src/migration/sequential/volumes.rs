@@ -1,10 +1,10 @@
 //! Memory and files are of one moment: the state belongs to the volumes that the source had mounted.
 
-use transship_api::conditions::reasons;
+use transship_api::conditions::{self as c, reasons};
 use transship_api::names;
 use transship_protocol::{TargetWord, must_be_asked_for};
 
-use super::{Next, act, source_name, wait};
+use super::{Next, act, is_ours, source_name, wait};
 use crate::migration::plan::Action;
 use crate::migration::state::{Observed, Owner, Role};
 use crate::migration::status;
@@ -39,7 +39,17 @@ pub(super) fn is_for_somebody(observed: &Observed, uid: &str, word: TargetWord) 
     let has_volumes = observed.manifest.is_none() || !observed.volumes.is_empty();
     let annotations = observed.migration.metadata.annotations.as_ref();
     let wanted = annotations.and_then(|a| a.get(names::RESTORE_ANYWAY)).is_some_and(|w| w == uid);
-    !wanted && must_be_asked_for(word, observed.is_cold(), has_volumes)
+    let must = must_be_asked_for(word, observed.is_cold(), has_volumes);
+    !wanted && (must || is_asked(observed))
+}
+
+/// Somebody is being asked about the pod that was made again. What its node has said is noted by that until it is
+/// answered: the node may leave the cluster meanwhile, or lose its disk, and an operator that starts then hears nothing
+/// of it.
+fn is_asked(observed: &Observed) -> bool {
+    let conditions = observed.status().conditions;
+    c::find(&conditions, c::STALLED)
+        .is_some_and(|c| c.status == "True" && c.reason == reasons::VOLUMES_NEWER)
 }
 
 /// Asks for it. `why` is what the pod's node says of its end.
@@ -84,7 +94,10 @@ pub(super) fn give_up_memory(observed: &Observed) -> Next {
             let actions = if goes { vec![] } else { vec![Action::DeleteAgain] };
             act(actions, format!("pod {name}, whose memory is given up, goes from {node}"))
         }
-        None if observed.again_pod.is_some() => wait(format!("pod {name} goes from {node}")),
+        // Somebody else's may have come instead, and stays.
+        None if observed.again_pod.as_ref().is_some_and(|pod| is_ours(observed, pod)) => {
+            wait(format!("pod {name} goes from {node}"))
+        }
         None => Next::End {
             succeeded: false,
             reason: reasons::CANCELLED,
