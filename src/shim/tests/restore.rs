@@ -357,8 +357,10 @@ fn before_the_hold(scene: &Scene, what: &str) {
     fs::create_dir_all(real.parent().unwrap()).unwrap();
     symlink(scene.host.bin("transship-runc"), &real).unwrap();
     let parent = r#"parent() { while read -r key value; do [ "$key" != PPid: ] || echo "$value"; done < "/proc/$1/status"; }"#;
+    // What is killed lets its tasks go when it ends, a little later.
+    let end = r#"end() { kill -9 "$1"; while grep -qs '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status"; do :; done; }"#;
     let script = format!(
-        "#!/bin/sh\n{parent}\nif [ \"$CRTOOLS_SCRIPT_ACTION\" = pre-resume ]; then {what}; fi\nexec {}\n",
+        "#!/bin/sh\n{parent}\n{end}\nif [ \"$CRTOOLS_SCRIPT_ACTION\" = pre-resume ]; then {what}; fi\nexec {}\n",
         real.display()
     );
     fs::remove_file(&place).unwrap();
@@ -370,8 +372,8 @@ fn before_the_hold(scene: &Scene, what: &str) {
 /// are never taken for held, and it is told. Where wrapper and runc stand still nobody but the script sees to it.
 #[test]
 fn what_is_let_go_before_it_is_held_is_killed_and_told_of() {
-    let alone = "runc=$(parent $PPID); kill -STOP $(parent $runc) $runc; kill -9 $PPID";
-    for (what, waits) in [("kill -9 $PPID", false), ("kill -9 $$", false), (alone, true)] {
+    let alone = "runc=$(parent $PPID); kill -STOP $(parent $runc) $runc; end $PPID";
+    for (what, waits) in [("end $PPID", false), ("kill -9 $$", false), (alone, true)] {
         let Some(scene) = Scene::set() else { return };
         before_the_hold(&scene, what);
         let mut create = scene.create();
