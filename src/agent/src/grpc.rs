@@ -17,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
+use transship_api::node::HostSideState;
 use transship_core::facts::NodeFacts;
 use transship_host::paths::{MigrationDir, Role};
 use transship_host::record::{ContainerKind, RECORD_VERSION, Record, RecordState};
@@ -31,6 +32,7 @@ use transship_rpc::{
 
 use crate::certs::Current;
 use crate::inspect::Inspector;
+use crate::install::HostSide;
 use crate::leases::Leases;
 use crate::migrations::{Side, host_role};
 use crate::telemetry::{Call, Telemetry};
@@ -58,6 +60,8 @@ pub struct Service {
     pub inspector: Inspector,
     /// What is known of the node.
     pub facts: watch::Receiver<NodeFacts>,
+    /// What is installed: while that is being removed nothing is started.
+    pub side: watch::Receiver<HostSide>,
     /// Addresses lent away.
     pub leases: Leases,
     /// Counters.
@@ -177,6 +181,13 @@ impl Service {
                 )));
             }
             None => {}
+        }
+        // Looked at under the lock that a removal takes before it looks for open migrations.
+        let state = self.side.borrow().state;
+        if matches!(state, HostSideState::Removing | HostSideState::Removed) {
+            return Err(Status::unavailable(
+                "the host side is being removed; take the annotation transship.dev/uninstall off",
+            ));
         }
         let busy = crate::migrations::list(&self.host).map_err(failed)?.into_iter().find(|side| {
             let pod = side.task.as_ref().map(|task| task.pod.uid.as_str());

@@ -35,6 +35,7 @@ fn service() -> (tempfile::TempDir, Service) {
         host,
         inspector,
         facts,
+        side: watch::channel(HostSide::default()).1,
         telemetry: Telemetry::new(),
         writing: Arc::default(),
         stop: CancellationToken::new(),
@@ -105,6 +106,21 @@ fn a_task_that_does_not_belong_here_is_refused_in_a_sentence() {
         assert_eq!(error.code(), Code::InvalidArgument);
     }
     assert!(!service.host.pods().exists() && !service.host.migrations().exists());
+}
+
+#[test]
+fn while_the_host_side_is_being_removed_nothing_is_started() {
+    let (_dir, mut service) = service();
+    service.start_source(&json(&task("m-1", Role::Source))).unwrap();
+    for state in [HostSideState::Removing, HostSideState::Removed] {
+        service.side = watch::channel(HostSide { state, ..HostSide::default() }).1;
+        let mut other = task("m-2", Role::Target);
+        other.pod.uid = "p-2".into();
+        let error = service.start_target(&json(&other)).unwrap_err();
+        assert_eq!(error.code(), Code::Unavailable, "it is tried again: {error}");
+        assert!(!service.host.pod("p-2").unwrap().path().exists());
+        service.start_source(&json(&task("m-1", Role::Source))).unwrap();
+    }
 }
 
 #[test]

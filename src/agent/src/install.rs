@@ -6,11 +6,12 @@
 //! containerd, and finds out whether the wrapper is in effect.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use transship_api::conditions::reasons;
 use transship_api::node::HostSideState;
@@ -73,9 +74,14 @@ pub struct Installer {
     /// Whether a supervisor should run.
     supervise: watch::Sender<Wanted>,
     current: watch::Sender<HostSide>,
+    /// Held while a side of a migration is started: see [`crate::grpc::Service`].
+    writing: Arc<Mutex<()>>,
     restarted: Option<Instant>,
     /// Whether this agent's programs are in place.
     looked: bool,
+    /// What this process had made at its start (sockets, the holders' access to the API server) has gone with the
+    /// host side, wholly or in part.
+    torn: bool,
     removed: bool,
 }
 
@@ -88,6 +94,7 @@ impl Installer {
         runtime: Runtime,
         uninstall: watch::Receiver<bool>,
         supervise: watch::Sender<Wanted>,
+        writing: Arc<Mutex<()>>,
     ) -> (Self, watch::Receiver<HostSide>) {
         let (current, side) = watch::channel(HostSide::default());
         let installer = Self {
@@ -98,8 +105,10 @@ impl Installer {
             uninstall,
             supervise,
             current,
+            writing,
             restarted: None,
             looked: false,
+            torn: false,
             removed: false,
         };
         (installer, side)
@@ -108,9 +117,7 @@ impl Installer {
     /// Runs until `stop`. What is installed stays.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
-            if self.removed && !*self.uninstall.borrow() {
-                // With the host side went what this process had made at its start (sockets, the
-                // holders' access to the API server): it begins again as a new one.
+            if self.torn && !*self.uninstall.borrow() {
                 tracing::info!("to be installed again: the agent starts afresh");
                 stop.cancel();
                 return;
@@ -354,6 +361,8 @@ impl Installer {
             return Err(removed());
         }
         self.publish(|side| side.state = HostSideState::Removing);
+        // From now on no side is started; one that is being started is waited for, and seen.
+        drop(self.writing.lock().await);
         let open = migrations::list(&self.host)?.into_iter().find(|side| !side.closed);
         if let Some(open) = open {
             return Err(problem(
@@ -379,7 +388,9 @@ impl Installer {
         on_disk(&plan, install::link_wrapper_to_runc).await?;
         let used =
             on_disk(&plan, move |plan| install::wrapper_in_use(plan, Path::new("/run/containerd")));
-        uninstall::finish(&self.host, &self.hostns, &used.await?).await?;
+        let used = used.await?;
+        self.torn = true;
+        uninstall::finish(&self.host, &self.hostns, &used).await?;
         self.removed = true;
         self.looked = false;
         tracing::info!("the host side was removed");

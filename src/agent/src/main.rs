@@ -97,6 +97,7 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
     let (supervise, supervise_wanted) = watch::channel(supervisor::Wanted::Unknown);
     let (facts_sender, facts) =
         watch::channel(NodeFacts { name: identity.node.clone(), ..NodeFacts::default() });
+    let writing = Arc::default();
     let (installer, side) = install::Installer::new(
         args.clone(),
         host.clone(),
@@ -104,6 +105,7 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
         runtime.clone(),
         uninstall,
         supervise,
+        Arc::clone(&writing),
     );
     let (keeper, supervisor) = supervisor::Supervisor::new(
         host.clone(),
@@ -137,9 +139,10 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
         host: host.clone(),
         inspector,
         facts,
+        side: side.clone(),
         leases: leases.clone(),
         telemetry: telemetry.clone(),
-        writing: Arc::default(),
+        writing,
         stop: stop.clone(),
     };
 

@@ -4,6 +4,7 @@
 //! containerd writes the pod's UID and the names into the bundle's annotations itself; nobody who creates a
 //! pod can set these keys. No other annotation is read here.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -14,6 +15,9 @@ use crate::freezer::Freezer;
 use crate::invocation::Invocation;
 
 const MAX_CONFIG: u64 = 16 << 20;
+
+/// The program that becomes the runtime.
+pub const WRAPPER: &str = "/opt/transship/bin/transship-runc";
 
 /// A container of a pod, as its bundle describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,10 +161,17 @@ impl Bundle {
     }
 }
 
+/// Whether the shim of the task in this bundle was configured to call the wrapper for it. The shim keeps the
+/// program that it was started with in the bundle: `runtime` up to containerd 1.7, `options.json` as well.
+pub fn calls_wrapper(dir: &Path) -> bool {
+    ["options.json", "runtime"]
+        .iter()
+        .any(|file| fs::read_to_string(dir.join(file)).is_ok_and(|text| text.contains(WRAPPER)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
-    use std::fs;
 
     use super::*;
     use crate::freezer::CgroupVersion;
@@ -179,6 +190,20 @@ mod tests {
 
     fn invocation(line: &str) -> Invocation {
         Invocation::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn a_bundle_tells_whether_the_wrapper_is_called_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!calls_wrapper(dir.path()), "the runtime's own default");
+        let options = dir.path().join("options.json");
+        fs::write(&options, r#"{"systemd_cgroup":false}"#).unwrap();
+        assert!(!calls_wrapper(dir.path()));
+        fs::write(&options, format!(r#"{{"binary_name":"{WRAPPER}"}}"#)).unwrap();
+        assert!(calls_wrapper(dir.path()));
+        fs::remove_file(&options).unwrap();
+        fs::write(dir.path().join("runtime"), WRAPPER).unwrap();
+        assert!(calls_wrapper(dir.path()));
     }
 
     #[test]

@@ -8,8 +8,7 @@ use std::path::Path;
 
 use toml_edit::{DocumentMut, Item, Table, value};
 
-/// The program that becomes the runtime.
-pub const WRAPPER: &str = "/opt/transship/bin/transship-runc";
+use crate::bundle::WRAPPER;
 
 const HEADER: &str = "# Written by Transship, removed with it. Changes here are overwritten.\n";
 const LINE_MARK: &str = " # added by Transship";

@@ -14,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::HostRoot;
+use crate::bundle;
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -161,18 +162,11 @@ pub fn remove_files(plan: &Plan) -> Result<()> {
 /// (`/run/containerd`). While there is one its shim will call the wrapper again.
 pub fn wrapper_in_use(plan: &Plan, containerd_state: &Path) -> Result<Vec<PathBuf>> {
     let tasks = plan.host.join(containerd_state).join("io.containerd.runtime.v2.task");
-    let wrapper = PathBuf::from("/opt/transship/bin/transship-runc");
     let mut used = Vec::new();
     for namespace in files::list(&tasks)? {
         for id in files::list(&tasks.join(&namespace))? {
             let bundle = tasks.join(&namespace).join(&id);
-            // The shim keeps the BinaryName it was started with in its bundle: `runtime` up to 1.7,
-            // `options.json` as well.
-            let mentions = ["options.json", "runtime"].iter().any(|file| {
-                fs::read_to_string(bundle.join(file))
-                    .is_ok_and(|text| text.contains(&*wrapper.to_string_lossy()))
-            });
-            if mentions {
+            if bundle::calls_wrapper(&bundle) {
                 used.push(bundle);
             }
         }
