@@ -14,6 +14,7 @@ mod kept;
 mod manifests;
 mod migration;
 mod network;
+mod newer;
 mod ordinals;
 mod owners;
 mod placement;

@@ -34,25 +34,26 @@ metadata:
 spec: SPEC
 "#;
 
-/// What network storage would be: a directory that both nodes have.
-const DIRECTORY: &str = "/var/lib/transship-shared/exclusive";
+/// What network storage would be: directories that both nodes have.
+const SHARED: &str = "/var/lib/transship-shared";
+/// Directory, volume and class bear the name of the test's namespace, to which they do not belong.
 const VOLUME: &str = r#"
 apiVersion: v1
 kind: PersistentVolume
-metadata: {name: test-exclusive}
+metadata: {name: NAME}
 spec:
   capacity: {storage: 16Mi}
   accessModes: [ReadWriteOncePod]
-  storageClassName: test-exclusive
+  storageClassName: NAME
   persistentVolumeReclaimPolicy: Retain
-  local: {path: DIRECTORY}
+  local: {path: SHARED/NAME}
   nodeAffinity:
     required:
       nodeSelectorTerms:
         - matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node-a, node-b]}]
 "#;
 const CLAIM: &str = "{metadata: {name: data}, spec: {accessModes: [ReadWriteOncePod], \
-    storageClassName: test-exclusive, resources: {requests: {storage: 16Mi}}}}";
+    storageClassName: NAME, resources: {requests: {storage: 16Mi}}}}";
 
 /// What of a pod others rely on.
 pub fn known_by(pod: &Value) -> Value {
@@ -128,8 +129,12 @@ pub fn owner_and_service_have(cluster: &Cluster, pod: &Pod) -> Result<()> {
 
 /// How often the controller of an owner of this name has made a pod.
 pub fn made_by_the_controller(cluster: &Cluster, owner: &str) -> Result<u64> {
-    let fields = format!("reason=SuccessfulCreate,involvedObject.name={owner}");
-    let events = cluster.kubectl(&["get", "events", "--field-selector", &fields, "-o", "json"])?;
+    times_told(cluster, &format!("reason=SuccessfulCreate,involvedObject.name={owner}"))
+}
+
+/// How often the events with these fields have been told.
+pub fn times_told(cluster: &Cluster, fields: &str) -> Result<u64> {
+    let events = cluster.kubectl(&["get", "events", "--field-selector", fields, "-o", "json"])?;
     let events: Value = serde_json::from_str(&events)?;
     let events = events["items"].as_array().into_iter().flatten();
     Ok(events.map(|event| event["count"].as_u64().unwrap_or(1)).sum())
@@ -227,20 +232,30 @@ fn a_source_node_that_restarts_after_the_commit_does_not_start_the_pod_again() -
 #[test]
 fn a_volume_that_one_pod_alone_may_use_moves_with_its_pod_to_and_fro() -> Result<()> {
     let cluster = Cluster::with_namespace("exclusive")?;
-    // Neither belongs to the namespace.
-    cluster.kubectl(&["delete", "pv", "test-exclusive", "--ignore-not-found", "--timeout=60s"])?;
-    cluster
-        .on_node("node-a", &["sh", "-c", &format!("rm -rf {DIRECTORY} && mkdir {DIRECTORY}")])?;
-    let result = volume_moves(&cluster);
+    with_exclusive_volume(&cluster, |directory| volume_moves(&cluster, directory))
+}
+
+/// Runs a test of the StatefulSet `web`, whose pod has a volume that it alone may use; gives it the directory.
+pub fn with_exclusive_volume(
+    cluster: &Cluster,
+    test: impl FnOnce(&str) -> Result<()>,
+) -> Result<()> {
+    let name = cluster.namespace.as_str();
+    let directory = format!("{SHARED}/{name}");
+    cluster.kubectl(&["delete", "pv", name, "--ignore-not-found", "--timeout=60s"])?;
+    let make = format!("rm -rf {directory} && mkdir {directory}");
+    cluster.on_node("node-a", &["sh", "-c", &make])?;
+    let result = cluster
+        .apply(&VOLUME.replace("SHARED", SHARED).replace("NAME", name))
+        .and_then(|_| cluster.apply(&stateful(&spec("", "", ""), &CLAIM.replace("NAME", name))))
+        .and_then(|_| test(&directory));
     // The volume goes as soon as its claim has gone with the namespace.
-    cluster.kubectl(&["delete", "pv", "test-exclusive", "--ignore-not-found", "--wait=false"])?;
-    cluster.on_node("node-a", &["rm", "-rf", DIRECTORY])?;
+    cluster.kubectl(&["delete", "pv", name, "--ignore-not-found", "--wait=false"])?;
+    cluster.on_node("node-a", &["rm", "-rf", &directory])?;
     result
 }
 
-fn volume_moves(cluster: &Cluster) -> Result<()> {
-    cluster.apply(&VOLUME.replace("DIRECTORY", DIRECTORY))?;
-    cluster.apply(&stateful(&spec("", "", ""), CLAIM))?;
+fn volume_moves(cluster: &Cluster, directory: &str) -> Result<()> {
     let mut pod = running(cluster, "web-0")?;
     let client = connect(&pod)?;
     for _ in 0..2 {
@@ -252,7 +267,7 @@ fn volume_moves(cluster: &Cluster) -> Result<()> {
     ensure!(trials.len() == 2 && trials.iter().all(is_told), "{trials:?}");
     let numbers = all_is_there(cluster, &pod, client)?;
     // The volume itself, and not what stood in for it.
-    let shared = cluster.on_node(pod.other_node(), &["cat", &format!("{DIRECTORY}/numbers")])?;
+    let shared = cluster.on_node(pod.other_node(), &["cat", &format!("{directory}/numbers")])?;
     ensure!(shared == numbers, "the pod has left its volume");
     Ok(())
 }

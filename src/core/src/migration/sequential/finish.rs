@@ -8,6 +8,7 @@ use transship_api::{MigrationStatus, Step};
 use transship_protocol::{Resolution, TargetOutcome};
 
 use super::again::{TRIES_ON_TARGET, pause_after};
+use super::volumes::is_risked;
 use super::{Next, source_name, unwanted};
 use crate::migration::plan::{Action, LOOK_AGAIN, Plan, Record};
 use crate::migration::state::{Observed, Role};
@@ -113,8 +114,12 @@ fn failed(observed: &Observed, mut draft: Draft, uid: String, why: &str, goes_ba
     }
     if failures > TRIES_ON_TARGET {
         // Everything that helps by itself has been tried.
+        let or = match is_risked(observed) {
+            true => ", or delete the Migration to give the memory up",
+            false => "",
+        };
         let message = format!(
-            "{message}; {then}, until it runs. Remove what keeps it from being restored ({failures} tries so far); its state is kept meanwhile"
+            "{message}; {then}, until it runs. Remove what keeps it from being restored ({failures} tries so far){or}; its state is kept meanwhile"
         );
         draft.stalled(reasons::RESTORE_FAILED, message);
     } else {

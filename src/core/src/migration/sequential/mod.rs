@@ -28,7 +28,7 @@ use transship_api::{Step, names};
 use self::again::{make_again, restore_again};
 use self::owner::{OwnersWord, is_replaced, is_wanted, owners_word};
 use self::source::{somebody_deleted, source_ends};
-use self::volumes::exchanged;
+use self::volumes::{exchanged, is_risked};
 use super::plan::{Action, Plan};
 use super::state::{Observed, Role};
 use super::status::Draft;
@@ -144,6 +144,8 @@ fn trial_goes(observed: &Observed) -> Option<Next> {
         && (observed.manifest.is_none() || nowhere(observed) || exchanged(observed).is_some())
     {
         (reasons::CANCELLED, "the Migration was deleted and the pod cannot be made again")
+    } else if observed.is_deleting() && is_risked(observed) && finish::failures(observed) > 0 {
+        (reasons::CANCELLED, "the Migration was deleted, and the pod's memory given up")
     } else if owners_word(observed) == OwnersWord::PodGoes {
         (reasons::SOURCE_GONE, "the pod's owner was deleted after the commit, with its pods")
     } else if !is_wanted(observed) {

@@ -235,6 +235,12 @@ fn stopped(fates: &[Fate]) -> World {
     world
 }
 
+/// Somebody wants the memory of this pod on a volume that may be newer.
+fn want(world: &mut World, uid: &str) {
+    let annotations = world.seen.migration.metadata.annotations.get_or_insert_default();
+    annotations.insert(names::RESTORE_ANYWAY.to_owned(), uid.to_owned());
+}
+
 #[test]
 fn memory_meets_a_volume_that_may_be_newer_only_when_somebody_wants_it() {
     let mut world = stopped(&[Fate::Stops, Fate::Stops, Fate::Runs]);
@@ -254,11 +260,79 @@ fn memory_meets_a_volume_that_may_be_newer_only_when_somebody_wants_it() {
     want(&mut world, "uid-1");
     world.until(|w| w.made == 2);
     world.until(|w| stalled(w).status == "True");
-    assert!(stalled(&world).message.ends_with("=uid-2"), "it was wanted of that one only");
+    let told = stalled(&world).message;
+    assert!(told.ends_with("=uid-2"), "it was wanted of that one only: {told}");
+    assert!(told.contains(r#"says "uid-1", which is not the UID of this pod"#), "{told}");
     want(&mut world, "uid-2");
     world.run();
     assert_eq!(world.made, 3);
     assert_eq!(world.seen.status().failed_restores, Some(2));
+}
+
+#[test]
+fn an_annotation_that_names_another_pod_is_told_of_and_restores_nothing() {
+    let mut world = stopped(&[Fate::Stops, Fate::Runs]);
+    let before = stalled(&world).message;
+    assert!(!before.contains("changes nothing"), "{before}");
+    for value in ["uid-s", "", "uid-1\n"] {
+        want(&mut world, value);
+        for _ in 0..20 {
+            world.look();
+        }
+        let told = stalled(&world);
+        assert_eq!((world.made, told.reason.as_str()), (1, reasons::VOLUMES_NEWER), "{value:?}");
+        let answer = format!("{} says {value:?}, which is not the UID", names::RESTORE_ANYWAY);
+        assert!(told.message.contains(&answer), "{}", told.message);
+        assert!(told.message.ends_with("=uid-1"), "{}", told.message);
+    }
+    want(&mut world, &"x".repeat(5000));
+    world.look();
+    let told = stalled(&world).message;
+    assert!(told.ends_with("=uid-1"), "what to do is cut off: {told}");
+    want(&mut world, "uid-1");
+    world.run();
+    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
+}
+
+#[test]
+fn memory_that_was_wanted_in_vain_can_be_given_up_with_its_migration() {
+    let mut world = stopped(&[Fate::Stops, Fate::Fails]);
+    want(&mut world, "uid-1");
+    world.until(|w| w.seen.status().failed_restores == Some(3));
+    let told = stalled(&world);
+    assert_eq!(told.reason, reasons::RESTORE_FAILED);
+    assert!(told.message.contains("delete the Migration to give the memory up"), "{told:?}");
+    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
+    world.run();
+    assert_eq!(world.made, 3);
+    assert!(world.succeeded().1.contains("memory given up"), "{:?}", world.succeeded());
+    assert!(world.seen.again_pod.is_none() && !world.seen.name_is_held, "a fresh one can come");
+}
+
+#[test]
+fn a_migration_that_is_deleted_when_the_memory_was_wanted_finishes_a_try_first() {
+    let mut world = stopped(&[Fate::Stops, Fate::Runs]);
+    want(&mut world, "uid-1");
+    world.until(|w| w.made == 2 && w.is_let_go());
+    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
+    world.run();
+    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
+}
+
+#[test]
+fn an_annotation_of_which_nobody_has_asked_gives_nothing_up() {
+    // Nothing has failed; or no volume can be newer.
+    for (has_volume, fates) in [(true, &[Fate::Runs][..]), (false, &[Fate::Fails, Fate::Runs])] {
+        let mut world = World::voted(fates);
+        if has_volume {
+            bind(&mut world, "pv-1");
+        }
+        want(&mut world, "uid-1");
+        world.until(|w| w.committed());
+        world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
+        world.run();
+        assert_eq!(world.succeeded().0, "True", "{fates:?}");
+    }
 }
 
 #[test]

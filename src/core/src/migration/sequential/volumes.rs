@@ -9,6 +9,9 @@ use crate::migration::plan::Action;
 use crate::migration::state::{Observed, Owner, Role};
 use crate::migration::status;
 
+/// How much is shown of an annotation that is not what it should be, in characters: a UID has 36.
+const SHOWN: usize = 40;
+
 /// A claim that leads to another volume than the source's by now, or to none: somebody deleted it, and with a
 /// StatefulSet its controller made a new one at once. One that was made anew and bound to the same volume
 /// is as good as the old one.
@@ -33,14 +36,22 @@ pub(super) fn exchanged(observed: &Observed) -> Option<String> {
     })
 }
 
+/// What the source had mounted is told by its manifest.
+fn has_volumes(observed: &Observed) -> bool {
+    observed.manifest.is_none() || !observed.volumes.is_empty()
+}
+
+/// UID of the pod that somebody wants restored once more, as it was written.
+fn wanted(observed: &Observed) -> Option<&str> {
+    let annotations = observed.migration.metadata.annotations.as_ref()?;
+    annotations.get(names::RESTORE_ANYWAY).map(String::as_str)
+}
+
 /// The pod that was made again may have run before it was lost, and so have written to its volumes: whether the older
-/// memory is restored on them is for somebody to say. What the source had mounted is told by its manifest.
+/// memory is restored on them is for somebody to say.
 pub(super) fn is_for_somebody(observed: &Observed, uid: &str, word: TargetWord) -> bool {
-    let has_volumes = observed.manifest.is_none() || !observed.volumes.is_empty();
-    let annotations = observed.migration.metadata.annotations.as_ref();
-    let wanted = annotations.and_then(|a| a.get(names::RESTORE_ANYWAY)).is_some_and(|w| w == uid);
-    let must = must_be_asked_for(word, observed.is_cold(), has_volumes);
-    !wanted && (must || is_asked(observed))
+    let must = must_be_asked_for(word, observed.is_cold(), has_volumes(observed));
+    wanted(observed) != Some(uid) && (must || is_asked(observed))
 }
 
 /// Somebody is being asked about the pod that was made again. What its node has said is noted by that until it is
@@ -50,6 +61,12 @@ fn is_asked(observed: &Observed) -> bool {
     let conditions = observed.status().conditions;
     c::find(&conditions, c::STALLED)
         .is_some_and(|c| c.status == "True" && c.reason == reasons::VOLUMES_NEWER)
+}
+
+/// Somebody has wanted the memory on volumes that may be newer. CRIU may refuse what it finds there for good, so
+/// where no try succeeds the memory can still be given up.
+pub(super) fn is_risked(observed: &Observed) -> bool {
+    wanted(observed).is_some() && !observed.is_cold() && has_volumes(observed)
 }
 
 /// Asks for it. `why` is what the pod's node says of its end.
@@ -76,11 +93,15 @@ pub(super) fn ask(observed: &Observed, uid: &str, why: &str) -> Next {
         _ => "a pod of that name can then be started afresh on what is there",
     };
     let why = if why.is_empty() { "it was lost when it may have run" } else { why };
+    let key = names::RESTORE_ANYWAY;
+    let answer = wanted(observed).map_or_else(String::new, |value| {
+        let value: String = value.chars().take(SHOWN).collect();
+        format!(" The annotation {key} says {value:?}, which is not the UID of this pod, and changes nothing.")
+    });
     Next::Stuck {
         reason: reasons::VOLUMES_NEWER,
         message: format!(
-            "pod {name} could not be restored on {node}: {why}. It may have written to {volumes} before it was ended, and {older}. To give the memory up, delete the Migration: {afresh}. To restore the memory all the same: kubectl annotate --overwrite migration {migration} -n {namespace} {}={uid}",
-            names::RESTORE_ANYWAY
+            "pod {name} could not be restored on {node}: {why}. It may have written to {volumes} before it was ended, and {older}.{answer} To give the memory up, delete the Migration: {afresh}. To restore the memory all the same: kubectl annotate --overwrite migration {migration} -n {namespace} {key}={uid}"
         ),
     }
 }

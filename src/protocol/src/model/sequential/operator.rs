@@ -63,7 +63,10 @@ pub fn operator(world: &World, moves: &mut Moves) {
     }
     make(world, moves);
     if is_asked_for(world) {
-        let wanted = world.with(|next| next.wanted = true);
+        let wanted = world.with(|next| {
+            next.wanted = true;
+            next.risked = true;
+        });
         moves.may("somebody wants the pod restored once more", wanted);
     }
     let asked = may_yield(world.recorded, world.trial.word, world.trial.dead);
@@ -100,6 +103,13 @@ pub fn is_asked_for(world: &World) -> bool {
     !world.wanted && again.is_some_and(|host| must_be_asked_for(host.word, world.cold, true))
 }
 
+/// Whether a Migration that is deleted takes the memory with it: its volumes may be newer, and nobody wants it on
+/// them, or somebody did and the last try has failed.
+pub fn is_given_up(world: &World) -> bool {
+    let failed = |host: &Host<TargetMachine>| has_failed(host.word, is_gone(host));
+    is_asked_for(world) || (world.risked && world.again.as_ref().is_some_and(failed))
+}
+
 /// Whether a Migration that is deleted has finished: after a Commit only when the pod runs again, nobody has
 /// its state any more, or the state is given up with it.
 fn may_go(world: &World) -> bool {
@@ -118,7 +128,7 @@ fn may_go(world: &World) -> bool {
     let finished = world.recorded.decision != Some(Decision::Commit)
         || again.is_some_and(|host| runs(host) || (world.resumed && host.dead))
         || nowhere
-        || is_asked_for(world)
+        || is_given_up(world)
         || !holds(Rule::DeletedFinishesFirst);
     over && finished
 }

@@ -104,6 +104,14 @@ fn a_pod_of_which_a_dead_restore_ran_is_given_up_with_its_migration() {
     });
 }
 
+#[test]
+fn a_pod_whose_memory_was_wanted_is_given_up_with_its_migration_as_long_as_it_does_not_run() {
+    let start = World::new(Bounds { let_go: 1, cancels: 1, ..NOTHING }, false);
+    search::reaches("wanted and given up", &start, |world| {
+        world.deleting && !world.exists && !world.resumed && world.wanted
+    });
+}
+
 macro_rules! each_rule_of_the_order_matters {
     ($($name:ident: $rule:ident $bounds:expr;)*) => {
         $(

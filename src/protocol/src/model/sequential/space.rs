@@ -102,6 +102,7 @@ impl Space for World {
         // It went back to a node that is gone: nobody but an administrator can help.
         let nowhere = self.s.dead && self.recorded.resolution.is_some();
         let asked = operator::is_asked_for(self);
+        let given_up = self.deleting && !self.exists && operator::is_given_up(self);
         let removed = self.s_deleting && !self.s_object && !released && undecided;
         let clean = |host: &Host<TargetMachine>| !host.loose && !host.residue;
         s_over
@@ -111,7 +112,7 @@ impl Space for World {
             && self.again.as_ref().is_none_or(clean)
             && closed(&self.trial)
             && trial_gone
-            && (s_runs != again_runs || orphaned || lost || nowhere || removed || asked)
+            && (s_runs != again_runs || orphaned || lost || nowhere || removed || asked || given_up)
     }
 
     fn is_sure(step: Step) -> bool {

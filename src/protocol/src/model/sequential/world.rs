@@ -29,6 +29,8 @@ pub struct World {
     pub resumed: bool,
     /// Somebody wants it restored once more though its last try may have written to its volumes.
     pub wanted: bool,
+    /// Somebody has wanted that at some time.
+    pub risked: bool,
     /// It was made again on volumes that may be newer than its memory, and nobody wanted it.
     pub dated: bool,
     /// A pod started without its state.
@@ -154,6 +156,7 @@ impl World {
             tries: 0,
             resumed: false,
             wanted: false,
+            risked: false,
             dated: false,
             afresh: false,
             through_mount: false,
