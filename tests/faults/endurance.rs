@@ -2,6 +2,8 @@
 //! Whoever dies, the pod goes on here or there, with its files and, unless it was Cold, its memory and its
 //! connection.
 
+mod cases;
+
 use std::{
     thread,
     time::{Duration, Instant},
@@ -9,29 +11,22 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use transship_api::{
-    Role::{Source, Target},
-    duration,
-};
+use transship_api::{Role::Target, Step, duration};
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     counter::Client,
     faults::{
         Gate,
-        driver::{Scene, begin, explained},
-        fault::{
-            Fault::{self, Kill, KillOperators, PauseApi, PowerOff},
-            Length::Briefly,
-        },
+        driver::{Scene, begin, explained, in_time},
+        fault::Fault::PowerOff,
         judge,
-        moment::Moment,
         nodes::{Pair, healthy, restarts},
         outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
+        probe::{Missed, Probe},
         sentry::Sentry,
         stage::affinity,
         table::Row,
     },
-    node::process::Victim::{Agent, Containerd, Holder, Kubelet},
     prober::unix_ms,
     stateful::{
         EMPTY_DIR, all_is_there, connect, goes_on, has_node, made_again, nothing_is_left, running,
@@ -39,112 +34,68 @@ use transship_tests::{
     },
 };
 
+pub use cases::{ALL, Case, SOME};
+use cases::{Order, When};
+
 /// The Migration.
 const NAME: &str = "web";
 const POD: &str = "web-0";
 /// containerd looks for the end of what has ended at intervals that double, and a node may start anew.
 const PATIENCE: Duration = Duration::from_secs(240);
-/// Put before this in the pod's spec: where it may run.
-const BEFORE: &str = "terminationGracePeriodSeconds";
-
-/// In which order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    Sequential,
-    Cold,
-}
-
-/// At which moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum When {
-    /// Both sides have voted; the decision is held back until the fault is over.
-    Voted,
-    /// The pod was made again and let go to its node, where it is restored or started.
-    LetGo,
-}
-
-/// A fault at a moment, and what is right for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Case {
-    order: Order,
-    when: When,
-    /// What happens.
-    pub fault: Fault,
-    outcomes: &'static [Outcome],
-}
-
-const fn case(order: Order, when: When, fault: Fault, outcomes: &'static [Outcome]) -> Case {
-    Case { order, when, fault, outcomes }
-}
-
-/// Every case.
-pub const ALL: [Case; 12] = [
-    case(Order::Sequential, When::Voted, Kill(Source, Holder), &[Moved]),
-    case(Order::Sequential, When::Voted, Kill(Target, Holder), &[Moved]),
-    // The restore on trial is gone; its images are on the disk.
-    case(Order::Sequential, When::Voted, PowerOff(Target, Briefly), &[Moved, Stayed]),
-    case(Order::Sequential, When::LetGo, Kill(Target, Agent), &[Moved]),
-    case(Order::Sequential, When::LetGo, Kill(Target, Containerd), &[Moved, TargetLost]),
-    case(Order::Sequential, When::LetGo, KillOperators, &[Moved]),
-    case(Order::Sequential, When::LetGo, PauseApi(Briefly), &[Moved]),
-    // Whether it had been confirmed before it was lost decides.
-    case(
-        Order::Sequential,
-        When::LetGo,
-        PowerOff(Target, Briefly),
-        &[Moved, TargetLost, RestartedThere],
-    ),
-    case(Order::Cold, When::Voted, Kill(Source, Holder), &[Moved]),
-    case(Order::Cold, When::Voted, Kill(Target, Holder), &[Moved]),
-    case(Order::Cold, When::LetGo, Kill(Target, Kubelet), &[Moved]),
-    case(Order::Cold, When::LetGo, KillOperators, &[Moved]),
-];
-
-/// Those of every run of all tests.
-pub const SOME: [&str; 2] = [
-    "sequential_kill_target_agent_while_the_pod_is_made_again",
-    "cold_kill_source_holder_when_both_have_voted",
-];
-
-impl Case {
-    /// The test's name.
-    pub fn name(&self) -> String {
-        let order = match self.order {
-            Order::Sequential => "sequential",
-            Order::Cold => "cold",
-        };
-        let when = match self.when {
-            When::Voted => "when_both_have_voted",
-            When::LetGo => "while_the_pod_is_made_again",
-        };
-        format!("{order}_{}_{when}", self.fault.name())
-    }
-}
+/// kubelet tells of a start a moment later than the node's holder.
+const SOON: Duration = Duration::from_secs(30);
+/// How long the pod has to end, in its spec. Put before it: where it may run.
+const GRACE: &str = "terminationGracePeriodSeconds: 1";
+/// A Cold one takes all of it, since nothing handles its signal: what is done to it from outside when its end
+/// begins is done before its files go.
+const LONGER_GRACE: &str = "terminationGracePeriodSeconds: 5";
+/// Beside the numbers: more than a stream carries at once, and than a full disk has room for.
+const BALLAST: &str = "head -c 1048576 /dev/urandom > /data/ballast";
+/// All that a Cold pod keeps.
+const FILES: &str = "cat /data/numbers; sha256sum < /data/ballast";
 
 /// Runs a case between two nodes and judges it. An error says which invariant does not hold.
 pub fn run(pair: Pair, case: &Case) -> Result<Row> {
+    in_time(&case.name(), || attempt(pair, case))
+}
+
+fn attempt(pair: Pair, case: &Case) -> Result<Row> {
     let cluster = Cluster::with_namespace(&format!("orders-{}", pair[0]))?;
     // After a run that was broken off, too.
     Gate::open_all(&cluster)?;
     healthy(&cluster, &pair)?;
+    let grace = match case.order {
+        Order::Sequential => GRACE,
+        Order::Cold => LONGER_GRACE,
+    };
     let spec = spec(EMPTY_DIR, "", "");
-    let spec = spec.replacen(BEFORE, &format!("{}, {BEFORE}", affinity(&pair)), 1);
+    let spec = spec.replacen(GRACE, &format!("{}, {grace}", affinity(&pair)), 1);
     cluster.apply(&stateful(&spec, ""))?;
     let mut scene = Scene::new(&cluster, pair, running(&cluster, POD)?, NAME);
     if case.order == Order::Cold {
         scene.mode = "Cold";
     }
 
-    let outcome = judged(case, &scene);
+    let outcome = case.fault.prepare(&scene).and_then(|()| judged(case, &scene));
     // Whatever went wrong, the next one finds everything in order.
     let ended = case.fault.end(&scene);
     let opened = Gate::open_all(&cluster);
-    let row = explained(&scene, outcome)?;
-    ended.and(opened)?;
+    let outcome = match outcome {
+        // It takes its course, of which nothing is known.
+        Err(error) if error.is::<Missed>() => cluster.ended(NAME, PATIENCE).and(Err(error)),
+        outcome => explained(&scene, outcome),
+    };
+    let cleared = case.fault.clear(&scene);
+    if let Err(error) = &outcome
+        && !error.is::<Missed>()
+    {
+        return outcome;
+    }
+    ended.and(opened).and(cleared)?;
     drop(scene);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
     judge::no_node_tells_of_it(&cluster)?;
-    Ok(row)
+    outcome
 }
 
 fn judged(case: &Case, scene: &Scene) -> Result<Row> {
@@ -152,15 +103,15 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     let before = State::of(case, scene)?;
     let sentry = Sentry::start(cluster, &scene.nodes)?;
 
-    begin(scene, Moment::Voted, None)?;
-    if case.when == When::LetGo {
-        Gate::Decision.open(cluster)?;
-        made_again(scene, has_node)?;
+    let (struck, since) = strike(case, scene)?;
+    let end = Instant::now() + case.fault.lasts();
+    if case.leaves_the_source_alone() {
+        judge::it_goes_on_meanwhile(scene, &sentry, case.fault.lasts())?;
     }
-    let (struck, since) = (scene.history.step(), unix_ms());
-    case.fault.begin(scene).context("injecting the fault")?;
-    thread::sleep(case.fault.lasts());
-    case.fault.end(scene).context("undoing the fault")?;
+    thread::sleep(end.saturating_duration_since(Instant::now()));
+    if !case.fault.goes_on() {
+        case.fault.end(scene).context("undoing the fault")?;
+    }
     if case.when == When::Voted {
         judge::nobody_ran_undecided(scene, &sentry, since)?;
     }
@@ -169,9 +120,17 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     cluster.ended(NAME, PATIENCE)?;
     let now = running(cluster, POD)?;
     let settled = over.elapsed();
+    if case.fault.goes_on() {
+        case.fault.end(scene).context("undoing the fault")?;
+    }
 
     let migration = scene.latest()?;
-    let outcome = outcome(scene, &migration, &cluster.get("pod", POD)?)?;
+    let mut told = None;
+    cluster.await_that("the pod is what the Migration says", SOON, || {
+        told = Some(outcome(scene, &migration, &cluster.get("pod", POD)?)?);
+        Ok(true)
+    })?;
+    let outcome = told.context("no outcome")?;
     ensure!(case.outcomes.contains(&outcome), "{outcome} is not right here");
     before.goes_on(cluster, &now, outcome)?;
     let looks = sentry.stop(matches!(case.fault, PowerOff(..)))?;
@@ -189,12 +148,31 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     })
 }
 
+/// Begins the migration and the fault at its moment; gives the step at which that was, and the time.
+fn strike(case: &Case, scene: &Scene) -> Result<(Step, u64)> {
+    let moment = case.moment();
+    let standing = begin(scene, moment, None)?;
+    if case.when == When::LetGo {
+        Gate::Decision.open(scene.cluster)?;
+        made_again(scene, has_node)?;
+    }
+    let (struck, since) = (scene.history.step(), unix_ms());
+    let begun: Result<()> = match case.when {
+        When::Leaving if struck > moment.latest() => {
+            Err(Missed(format!("{} was over: {struck}", moment.title())).into())
+        }
+        _ => case.fault.begin(scene).context("injecting the fault"),
+    };
+    let goes_on = standing.map_or(Ok(()), Probe::go_on);
+    begun.and(goes_on).map(|()| (struck, since))
+}
+
 /// What has to be there afterwards.
 enum State {
     /// Memory, connection and file.
     Whole(Client),
-    /// The file, with this in it.
-    File(String),
+    /// The files, of which [`FILES`] tells this.
+    Files(String),
 }
 
 impl State {
@@ -204,7 +182,9 @@ impl State {
             return Ok(State::Whole(client));
         }
         goes_on(scene.cluster, &client)?;
-        all_is_there(scene.cluster, &scene.source, client).map(State::File)
+        all_is_there(scene.cluster, &scene.source, client)?;
+        in_pod(scene.cluster, BALLAST)?;
+        in_pod(scene.cluster, FILES).map(State::Files)
     }
 
     fn goes_on(self, cluster: &Cluster, pod: &Pod, outcome: Outcome) -> Result<()> {
@@ -219,13 +199,17 @@ impl State {
                 ensure!(report.jumps.is_empty(), "numbers were lost or repeated: {report:?}");
                 Ok(())
             }
-            Self::File(numbers) => {
-                let now = cluster.kubectl(&["exec", POD, "--", "cat", "/data/numbers"])?;
-                ensure!(now == numbers, "the file was:\n{numbers}\nand is:\n{now}");
+            Self::Files(told) => {
+                let now = in_pod(cluster, FILES)?;
+                ensure!(now == told, "the files were:\n{told}\nand are:\n{now}");
                 Ok(())
             }
         }
     }
+}
+
+fn in_pod(cluster: &Cluster, script: &str) -> Result<String> {
+    cluster.kubectl(&["exec", POD, "--", "sh", "-c", script])
 }
 
 /// What became of the pod, if the Migration says the same.
@@ -247,6 +231,10 @@ fn outcome(scene: &Scene, migration: &Value, pod: &Value) -> Result<Outcome> {
     ensure!(is_target || !committed, "somebody else has made {now:?}: {status:#}");
     let has_moved = matches!(outcome, Moved | RestartedThere);
     ensure!((succeeded == "True") == has_moved, "{outcome}, but {says}");
+    if status["chosenMode"] == "Cold" && !committed {
+        let again = message.contains("they were started again on");
+        ensure!(again == afresh, "{outcome}, but {says}");
+    }
     ensure!(afresh || now.ips == scene.source.ips, "{:?} became {now:?}", scene.source);
     Ok(outcome)
 }

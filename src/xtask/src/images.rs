@@ -5,6 +5,8 @@
 //! CRIU and nft come with their loader and libraries (`payload`): their interpreter and library
 //! path are rewritten to the one directory the agent installs into.
 
+mod for_tests;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -20,8 +22,12 @@ use crate::{
     sandbox::{self, cmd, layout},
 };
 
+pub use for_tests::{OTHER_PROGRAMS, agent_with_other_programs, applications};
+
 /// Where CRIU and its libraries lie on a node; see `transship_host::paths`.
 const HOST_DIR: &str = "/opt/transship";
+/// Where they lie in the agent's image, with our own programs for the node.
+const PAYLOAD: &str = "opt/transship-host";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const SUITE: &str = "forky";
 
@@ -37,35 +43,6 @@ pub const AGENT: &str = "localhost/transship-agent";
 pub const SCHEDULER: &str = "localhost/kube-scheduler";
 /// python3 and redis for the examples and tests.
 pub const EXAMPLES: &str = "localhost/transship-examples:1";
-
-/// Real applications, for the tests that move them.
-const APPLICATIONS: &str = "localhost/transship-applications:1";
-const APPLICATION_PACKAGES: [&str; 24] = [
-    "apache2-bin",
-    "coreutils",
-    "dash",
-    "default-jre-headless",
-    "etcd-server",
-    "grep",
-    "gunicorn",
-    "hostname",
-    "libapache2-mod-php",
-    "mariadb-client-core",
-    "mariadb-server-core",
-    "memcached",
-    "nats-server",
-    "nginx-light",
-    "nodejs",
-    "postgresql-18",
-    "procps",
-    "python3",
-    "rabbitmq-server",
-    "redis-server",
-    "redis-tools",
-    "sed",
-    "tomcat11-common",
-    "zstd",
-];
 
 /// The archives, in the order in which they are loaded.
 pub fn archives(root: &Path) -> Vec<PathBuf> {
@@ -96,19 +73,12 @@ pub fn build(root: &Path) -> Result<()> {
         &[&operator],
     )?;
 
-    let base = debian(&out.join("agent-base"), &["criu", "nftables", "util-linux"])?;
-    let agent = fresh(&out.join("agent-root"))?;
+    let [base, agent] = agent_layers(root);
+    let base = debian(&base, &["criu", "nftables", "util-linux"])?;
+    let agent = fresh(&agent)?;
     install(&bin.join("transship-agent"), &agent.join("usr/bin/transship-agent"))?;
-    payload(&base, &bin, &agent.join("opt/transship-host"))?;
-    oci::write_archive(
-        &out.join("agent.tar"),
-        &Image {
-            name: format!("{AGENT}:{tag}"),
-            entrypoint: vec!["/usr/bin/transship-agent".into()],
-            ..Image::default()
-        },
-        &[&base, &agent],
-    )?;
+    payload(&base, &bin, &agent.join(PAYLOAD))?;
+    oci::write_archive(&out.join("agent.tar"), &agent_image(tag), &[&base, &agent])?;
 
     let scheduler = fresh(&out.join("scheduler-root"))?;
     let kubernetes = sandbox::kubernetes()?;
@@ -141,34 +111,17 @@ pub fn build(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the image of the applications, where it is not there yet, and returns its archive. It is
-/// large and lies beside the others, so that only the tests that need it load it.
-pub fn applications(root: &Path) -> Result<PathBuf> {
-    let out = root.join("target/applications");
-    let archive = out.join("applications.tar");
-    let source = root.join("tests/applications/files/threads.c");
-    let made_of = format!(
-        "{SUITE} {} {}",
-        APPLICATION_PACKAGES.join(","),
-        oci::digest(&fs::read(&source).with_context(|| format!("reading {}", source.display()))?)
-    );
-    let stamp = archive.with_extension("made-of");
-    if archive.is_file() && fs::read_to_string(&stamp).is_ok_and(|was| was == made_of) {
-        return Ok(archive);
+fn agent_image(tag: &str) -> Image {
+    Image {
+        name: format!("{AGENT}:{tag}"),
+        entrypoint: vec!["/usr/bin/transship-agent".into()],
+        ..Image::default()
     }
-    fs::create_dir_all(&out)?;
-    let packages = debian(&out.join("base"), &APPLICATION_PACKAGES)?;
-    let own = fresh(&out.join("root"))?;
-    fs::create_dir_all(own.join("usr/bin"))?;
-    cmd::run(
-        Command::new("gcc")
-            .args(["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-o"])
-            .args([&own.join("usr/bin/threads"), &source]),
-    )?;
-    let image = Image { name: APPLICATIONS.into(), ..Image::default() };
-    oci::write_archive(&archive, &image, &[&packages, &own])?;
-    fs::write(stamp, made_of)?;
-    Ok(archive)
+}
+
+/// Directories of the agent's layers, lowest first.
+fn agent_layers(root: &Path) -> [PathBuf; 2] {
+    ["agent-base", "agent-root"].map(|name| root.join("target/images").join(name))
 }
 
 /// Builds the images.

@@ -145,10 +145,13 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     if args.faults && !args.some {
         // One more: for the operators.
         stages.run("pairs of nodes", 240, || sandbox::grow(2 * args.pairs + 1))?;
+        stages.run("another agent's image", 240, || {
+            sandbox::load(&[images::agent_with_other_programs(root)?])
+        })?;
     }
     install_probe(&images::release_dir(root).join("transship-probe"))?;
     if args.faults {
-        return stages.run("faults", 3600, || on_cluster(root, "faults", &faults(args, root)));
+        return stages.run("faults", 4500, || on_cluster(root, "faults", &faults(args, root)));
     }
     if args.applications {
         stages.run("the applications' image", 240, || {
@@ -273,7 +276,7 @@ fn some_faults() -> Options {
 fn on_cluster(root: &Path, program: &str, options: &Options) -> Result<()> {
     let plugin = images::release_dir(root).join("kubectl-transship");
     let xtask = std::env::current_exe()?;
-    let environment: [(&str, std::ffi::OsString); 7] = [
+    let environment: [(&str, std::ffi::OsString); 8] = [
         // An error's text says where it comes from; the frames of the test harness bury it.
         ("RUST_BACKTRACE", "0".into()),
         ("KUBECONFIG", layout::kubeconfig().into()),
@@ -282,6 +285,7 @@ fn on_cluster(root: &Path, program: &str, options: &Options) -> Result<()> {
         ("TRANSSHIP_HELM", layout::helm().into()),
         ("TRANSSHIP_PLUGIN", plugin.into()),
         ("TRANSSHIP_CHECKOUT", root.into()),
+        ("TRANSSHIP_OTHER_PROGRAMS", images::OTHER_PROGRAMS.into()),
     ];
     let mut command = Command::new(cargo_program());
     command

@@ -7,28 +7,33 @@ use crate::cluster::Cluster;
 /// What lies on it.
 const STATE: &str = "/var/lib/transship";
 
-/// Gives a node a disk of its own, of 640 MiB: the nodes share one with everybody else.
+/// How much a disk of its own can hold: what the checks of every order want to be free. Nothing of it is taken
+/// from the machine before it is written to.
+const SIZE: &str = "3g";
+
+/// Gives a node a disk of its own: the nodes share one with everybody else.
 pub fn make_small(cluster: &Cluster, node: &str) -> Result<()> {
     let script = format!(
-        "set -e; new=/var/tmp/small-disk; mkdir -p $new; mount -t tmpfs -o size=640m,mode=755 none $new; \
+        "set -e; new=/var/tmp/small-disk; mkdir -p $new; mount -t tmpfs -o size={SIZE},mode=755 none $new; \
          cp -a {STATE}/. $new; mount --bind $new {STATE}; umount $new; rmdir $new"
     );
     cluster.on_node(node, &["sh", "-c", &script]).map(drop)
 }
 
-/// Fills it but for so many KiB.
+/// Lets it hold no more than it does, and so many KiB.
 pub fn fill(cluster: &Cluster, node: &str, left: u32) -> Result<()> {
-    // Others write meanwhile, so that what was free may not be any more.
+    // Others write meanwhile, and it cannot be made smaller than what it holds.
     let script = format!(
-        "for try in $(seq 20); do free=$(df --output=avail -k {STATE} | tail -1); \
-         [ $free -le {left} ] || fallocate -l $((free - {left}))K {STATE}/filler && exit 0; done; exit 1"
+        "for try in $(seq 20); do used=$(df --output=used -k {STATE} | tail -1); \
+         mount -o remount,size=$((used + {left}))k {STATE} && exit 0; done; exit 1"
     );
     cluster.on_node(node, &["sh", "-c", &script]).map(drop)
 }
 
-/// Takes away what it was filled with, if it was.
+/// Gives it its size back, if it is there.
 pub fn empty(cluster: &Cluster, node: &str) -> Result<()> {
-    cluster.on_node(node, &["rm", "-f", &format!("{STATE}/filler")]).map(drop)
+    let script = format!("mountpoint -q {STATE} || exit 0; mount -o remount,size={SIZE} {STATE}");
+    cluster.on_node(node, &["sh", "-c", &script]).map(drop)
 }
 
 /// Takes the small disk away, if there is one; what it holds by now stays.
