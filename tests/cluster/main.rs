@@ -3,6 +3,7 @@
 //! ignored there, and run by `cargo xtask test --faults`.
 
 mod afterwards;
+mod agentless;
 mod cold;
 mod cold_ends;
 mod deletions;
