@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use transship_tests::cluster::Cluster;
+use transship_tests::cluster::{Cluster, condition};
 
 use crate::{
-    preflight::{container_id, in_network},
+    preflight::{container_id, dry_run, in_network},
     refusal::{Serving, Undo, refused, refused_for, refused_while, server},
 };
 
@@ -225,5 +225,10 @@ fn a_pod_of_a_daemon_set_stays_on_its_node() -> Result<()> {
     cluster.apply(&set.to_string())?;
     let mut each = Serving::of(&cluster, "app=each")?;
     refused_for(&cluster, &each.pod, "OwnerNotSupported", &["DaemonSet each"])?;
+    // It is looked at all the same.
+    let answer = dry_run(&cluster, &each.pod.name, Some("node-b"))?;
+    let (_, reason, message) = condition(&answer, "Succeeded");
+    ensure!(reason == "OwnerNotSupported" && message.contains("DaemonSet each"), "{answer:#}");
+    ensure!(answer["status"]["forecast"]["bytes"].is_u64(), "{answer:#}");
     each.is_untouched(&cluster)
 }
