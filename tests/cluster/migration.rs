@@ -147,7 +147,7 @@ fn nothing_is_left_behind_by(moves: u32) -> Result<()> {
     // The pod's own things have other names after a move, so what is compared is their number by
     // kind, with the pod on the node where it began.
     let take = || residue::both_nodes(&cluster);
-    let before = take()?;
+    let before = residue::settled(&cluster)?;
     let client = Client::of(&pod)?;
     let began = Instant::now();
     for _ in 0..moves {

@@ -307,7 +307,7 @@ fn play_all(name: &str, kind: Kind, cases: &[Case]) -> Result<()> {
     Gate::open_all(&cluster)?;
     // kubelet removes what has ended in its own time.
     let counts = |thing: &str| !thing.contains(": ended ");
-    let there = residue::both_nodes(&cluster)?;
+    let there = residue::settled(&cluster)?;
     let before = residue::kinds(there.iter().filter(|thing| counts(thing)));
     cases.iter().try_for_each(|case| play(&cluster, kind, *case))?;
     clear(&cluster, kind)?;
