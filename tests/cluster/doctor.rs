@@ -3,23 +3,19 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use transship_tests::{
-    cluster::{Cluster, plugin},
-    faults::nodes::{NODES, healthy, is_ready},
-};
+use transship_tests::cluster::{Cluster, plugin};
 
 use crate::{
     counter,
     preflight::{deployment, sleeper},
-    refusal::{Serving, refused_for, server},
 };
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Exit code, and everything that it printed.
-fn doctor(cluster: &Cluster, args: &[&str]) -> Result<(i32, String)> {
+pub fn doctor(cluster: &Cluster, args: &[&str]) -> Result<(i32, String)> {
     let asked = ["doctor", "--namespace", &cluster.namespace];
     let output = plugin()?.args(asked).args(args).output()?;
     let text = [output.stdout, output.stderr].concat();
@@ -27,7 +23,7 @@ fn doctor(cluster: &Cluster, args: &[&str]) -> Result<(i32, String)> {
 }
 
 /// The exit code is 1, and all these words are there.
-fn is_told(cluster: &Cluster, subject: &str, words: &[&str]) -> Result<()> {
+pub fn is_told(cluster: &Cluster, subject: &str, words: &[&str]) -> Result<()> {
     let (code, text) = doctor(cluster, &[subject])?;
     let missing: Vec<&&str> = words.iter().filter(|words| !text.contains(**words)).collect();
     ensure!(code == 1 && missing.is_empty(), "{code}, and not {missing:?}: {text}");
@@ -160,71 +156,5 @@ fn the_doctor_tells_what_is_in_a_pods_way_wherever_it_goes() -> Result<()> {
     // The processes may be Ready before they have what they are to have.
     cluster.await_that("all is told", PATIENCE, || all_is_told().map(|()| true))?;
     ensure!(cluster.list("migrations", "")?.is_empty(), "the questions are left");
-    Ok(())
-}
-
-#[test]
-fn a_node_without_its_agent_gives_and_takes_no_pods_and_says_so() -> Result<()> {
-    let cluster = Cluster::with_namespace("no-agent")?;
-    let mut here = Serving::deploy(&cluster, "")?;
-    let (home, lacking) = (here.pod.node.clone(), here.pod.other_node());
-    cluster.apply(&deployment(
-        "there",
-        &json!({
-            "nodeName": lacking, "terminationGracePeriodSeconds": 0,
-            "containers": [server("", &Value::Null)],
-        }),
-    ))?;
-    let mut there = Serving::of(&cluster, "app=there")?;
-
-    let expression = json!({"key": "kubernetes.io/hostname", "operator": "NotIn",
-        "values": [lacking]});
-    let terms = json!([{"matchExpressions": [expression]}]);
-    let required = json!({"nodeSelectorTerms": terms});
-    let elsewhere =
-        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}});
-    let outcome = agents_run(&cluster, &elsewhere)
-        .and_then(|()| is_missing(&cluster, &mut here, &mut there))
-        .with_context(|| format!("{lacking} without its agent, the pods on {home} and there"));
-    // Whatever came of it: others need the node.
-    let restored = agents_run(&cluster, &Value::Null).and_then(|()| healthy(&cluster, &NODES));
-    outcome.and(restored)?;
-    let (code, text) = doctor(&cluster, &[&format!("node/{lacking}")])?;
-    ensure!(code == 0, "{text}");
-    here.is_untouched(&cluster)?;
-    there.is_untouched(&cluster)
-}
-
-/// The agents run where this affinity lets them.
-fn agents_run(cluster: &Cluster, affinity: &Value) -> Result<()> {
-    const AGENTS: [&str; 2] = ["--namespace=transship-system", "daemonset/transship-agent"];
-    let [namespace, agents] = AGENTS;
-    let patch = json!({"spec": {"template": {"spec": {"affinity": affinity}}}}).to_string();
-    cluster.kubectl(&[namespace, "patch", agents, "--type=merge", "-p", &patch])?;
-    cluster.kubectl(&[namespace, "rollout", "status", agents, "--timeout=120s"]).map(drop)
-}
-
-/// One pod may not go to the node without an agent, the other may not leave it.
-fn is_missing(cluster: &Cluster, here: &mut Serving, there: &mut Serving) -> Result<()> {
-    let (home, lacking) = (here.pod.node.clone(), there.pod.node.clone());
-    cluster.await_that("the node is not Ready any more", PATIENCE, || {
-        Ok(!is_ready(&cluster.get("nodes.transship.dev", &lacking)?))
-    })?;
-    cluster.await_that("the other one is", PATIENCE, || {
-        Ok(is_ready(&cluster.get("nodes.transship.dev", &home)?))
-    })?;
-    let why = "the agent has not reported for";
-    refused_for(cluster, &here.pod, "TargetNotReady", &[&lacking, why])?;
-    here.is_untouched(cluster)?;
-    refused_for(cluster, &there.pod, "SourceNotReady", &[&lacking, why])?;
-    there.is_untouched(cluster)?;
-
-    let node = format!("node/{lacking}");
-    let cannot = format!("Pods cannot be moved to {lacking}: ");
-    is_told(cluster, &node, &[&cannot, "HeartbeatMissed", why])?;
-    is_told(cluster, &here.pod.name, &["cannot be moved.", "TargetNotReady", why])?;
-    is_told(cluster, &there.pod.name, &["cannot be moved.", "SourceNotReady", why])?;
-    let (code, text) = doctor(cluster, &[])?;
-    ensure!(code == 1 && text.contains(why), "{text}");
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! End-to-end tests on the sandbox cluster: real kubelets, containerd, runc and CRIU. Run them with
-//! `cargo xtask test`; they run one after another.
+//! `cargo xtask test`; they run one after another. What repeats for further cases what another test shows is
+//! ignored there, and run by `cargo xtask test --faults`.
 
 mod afterwards;
+mod agentless;
 mod cold;
 mod cold_ends;
 mod deletions;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use transship_tests::cluster::Cluster;
 
 use crate::{
-    preflight::{IMAGE, deployment},
+    preflight::{IMAGE, deployment, dry_run, violations},
     refusal::{Serving, Undo, refused, refused_for, server},
     scarcity::{allow_pods, say_no_more},
 };
@@ -117,7 +117,10 @@ fn what_the_manifest_takes_from_the_node_keeps_a_pod_where_it_is() -> Result<()>
         &json!({
             "terminationGracePeriodSeconds": 0, "containers": [container],
             "initContainers": [init],
-            "volumes": [{"name": "node", "hostPath": {"path": "/srv", "type": "DirectoryOrCreate"}}],
+            "volumes": [
+                {"name": "node", "hostPath": {"path": "/srv", "type": "DirectoryOrCreate"}},
+                {"name": "mine", "emptyDir": {}},
+            ],
         }),
     ))?;
 
@@ -133,6 +136,10 @@ fn what_the_manifest_takes_from_the_node_keeps_a_pod_where_it_is() -> Result<()>
         ("PostStartHook", "a postStart hook"),
     ];
     refused(&cluster, &web.pod, &Value::Null, &expected)?;
+    // Of its volumes that one alone.
+    let answer = dry_run(&cluster, &web.pod.name, Some(web.pod.other_node()))?;
+    let volumes = violations(&answer).into_iter().filter(|(check, _, _)| check == "Volumes");
+    ensure!(volumes.count() == 1, "{answer:#}");
     web.is_untouched(&cluster)
 }
 

@@ -103,8 +103,20 @@ pub fn refused(
     wishes: &Value,
     expected: &[(&str, &str)],
 ) -> Result<()> {
+    refused_while(cluster, pod, wishes, expected, || Ok(()))
+}
+
+/// The same, where something has to be true that does not last: made so `before` each of the two.
+pub fn refused_while(
+    cluster: &Cluster,
+    pod: &Pod,
+    wishes: &Value,
+    expected: &[(&str, &str)],
+    mut before: impl FnMut() -> Result<()>,
+) -> Result<()> {
     let names: BTreeSet<String> = expected.iter().map(|(check, _)| (*check).to_owned()).collect();
     for dry_run in [true, false] {
+        before()?;
         let name = format!("{}-{}", pod.name, if dry_run { "asked" } else { "meant" });
         cluster.kubectl(&["delete", "migration", &name, "--ignore-not-found", "--timeout=30s"])?;
         let mut spec =

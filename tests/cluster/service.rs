@@ -23,15 +23,16 @@ use crate::counter;
 const GRACE_MS: u64 = 1000;
 /// How long one attempt may take before it counts as a miss.
 const PATIENCE_MS: u64 = 250;
+/// How long is tried at least, in seconds, however quickly the pod moves.
+const AT_LEAST: &str = "8";
 
+/// Begins to try, until the child's stdin is closed.
 fn start(cluster: &Cluster, node: &str, address: &str) -> Result<Child> {
     let patience = PATIENCE_MS.to_string();
+    let connect = ["transship-probe", "connect", address, AT_LEAST, "--with-stdin"];
     Ok(cluster
-        .on_node_command(
-            node,
-            &["transship-probe", "connect", address, "25", "--patience", &patience],
-        )
-        .stdin(Stdio::null())
+        .on_node_command(node, &[&connect[..], &["--patience", patience.as_str()]].concat())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?)
 }
@@ -74,9 +75,14 @@ fn new_connections_through_the_service_fail_only_around_the_freeze() -> Result<(
     let migration = cluster.migrate(&before.name, before.other_node())?;
     let object = cluster.succeeded(&migration, Duration::from_secs(90))?;
     let freeze = freeze_ms(&object)?;
+    // To the end of the pod that bore the address before.
+    cluster.await_that("the source is gone", Duration::from_secs(60), || {
+        Ok(cluster.get("pod", &before.name)?.is_null())
+    })?;
 
     let mut reports: Vec<(&str, Report)> = Vec::new();
     for (node, child) in nodes {
+        // This closes its stdin.
         let output = child.wait_with_output()?;
         let report =
             serde_json::from_slice(&output.stdout).with_context(|| format!("from {node}"))?;

@@ -77,6 +77,17 @@ impl Cluster {
         Ok(())
     }
 
+    /// Deletes the namespace and waits for what others would meet on the nodes. That the rest takes its time
+    /// concerns nobody: it has a name of its own.
+    fn vacate(&self) -> Result<()> {
+        self.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"])?;
+        let gone = ["wait", "--for=delete", "pods,migrations", "--all", "--timeout=120s"];
+        let waited = self.try_kubectl(&gone)?;
+        let none = String::from_utf8_lossy(&waited.stderr).contains("no matching resources");
+        // What cannot be waited for so goes with the whole.
+        if waited.status.success() || none { Ok(()) } else { self.delete_namespace() }
+    }
+
     /// kubectl with arguments, not started.
     pub fn kubectl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.kubectl);
@@ -281,7 +292,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // A failed test leaves its objects for a look; the next run removes them.
         if self.temporary && !std::thread::panicking() {
-            let _ = self.delete_namespace();
+            let _ = self.vacate();
         }
     }
 }

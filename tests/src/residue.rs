@@ -67,6 +67,26 @@ pub fn on_all(cluster: &Cluster, nodes: &[&str]) -> Result<BTreeSet<String>> {
     Ok(all)
 }
 
+/// Whether kubelet has yet to do with pods that are gone: what lies there of them would count as always there.
+pub fn has_gone_pods(cluster: &Cluster, things: &BTreeSet<String>) -> Result<bool> {
+    let uids = "jsonpath={.items[*].metadata.uid}";
+    let living = cluster.kubectl(&["get", "pods", "--all-namespaces", "-o", uids])?;
+    let mut there = things.iter().filter_map(|thing| Some(thing.split_once(": pod directory ")?.1));
+    Ok(there.any(|uid| !living.contains(uid)))
+}
+
+/// The things on both nodes, once kubelet has done with the pods of earlier tests.
+pub fn settled(cluster: &Cluster) -> Result<BTreeSet<String>> {
+    let quiet = cluster.await_that("nothing of gone pods is left", Duration::from_secs(45), || {
+        Ok(!has_gone_pods(cluster, &both_nodes(cluster)?)?)
+    });
+    if let Err(error) = quiet {
+        // Who left it has failed already.
+        eprintln!("{error:#}");
+    }
+    both_nodes(cluster)
+}
+
 /// How many things there are of each kind on each node.
 pub type Kinds = BTreeMap<String, usize>;
 

@@ -3,10 +3,12 @@
 //!
 //! The stages only call tools; what is tested is decided where it lives.
 
+mod chosen;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
     time::Instant,
 };
 
@@ -18,18 +20,23 @@ use crate::{
     sandbox::{self, layout},
 };
 
+use chosen::Chosen;
+
 /// What the names of the tests that need a third node begin with, and no others contain: they are the modules
 /// `placement` and `placement_nodes`. All others are written for two nodes.
 const PLACEMENT: &str = "placement";
+/// Chooses the cluster tests that are left to the run of the faults.
+const LEFT: [&str; 3] = ["--ignored", "--skip", PLACEMENT];
 
 /// Runs all tests.
 #[derive(ClapArgs)]
 pub struct Args {
-    /// Only the tests on the cluster whose names contain this. Those on three nodes are run where it contains
-    /// "placement".
-    #[arg(long, value_name = "NAME")]
+    /// Only the tests on the cluster whose names contain this, each on as many nodes as it is written for, and also
+    /// those that are left to --faults.
+    #[arg(long, value_name = "NAME", conflicts_with = "quick")]
     only: Option<String>,
-    /// Only the faults. What each comes to is kept in target/faults, and docs/faults.md is written from it.
+    /// Only the faults, and before them those cluster tests that a run of all tests leaves out: they are marked
+    /// as ignored. What each fault comes to is kept in target/faults, and docs/faults.md is written from it.
     #[arg(long, conflicts_with = "quick")]
     faults: bool,
     /// Which run of the faults it is; one that was broken off is gone on with.
@@ -58,13 +65,25 @@ pub struct Args {
     quick: bool,
 }
 
+impl Args {
+    /// Whether of the faults all are asked for, or those of a name; not a few, nor some places of their list.
+    fn are_whole(&self) -> bool {
+        !self.some && self.cells.is_none()
+    }
+}
+
 struct Stages {
     begun: Instant,
     lines: Vec<String>,
 }
 
 impl Stages {
-    fn run(&mut self, name: &str, budget_s: u64, stage: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn run<T>(
+        &mut self,
+        name: &str,
+        budget_s: u64,
+        stage: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         eprintln!("\n=== {name} (budget {budget_s} s)");
         let begun = Instant::now();
         let result = stage().with_context(|| format!("stage {name:?}"));
@@ -102,6 +121,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     let everything = args.only.is_none() && !args.faults && !args.applications;
     stages.run("tools", 120, sandbox::ensure_tools)?;
+    let chosen = match &args.only {
+        // Before anything that takes longer.
+        Some(part) => Some(stages.run("names of tests", 420, || Chosen::by(part, args, root))?),
+        None => None,
+    };
     if everything {
         stages.run("format", 10, || cargo(root, &["fmt", "--all", "--check"], &[]))?;
         stages.run("lints", 420, || {
@@ -142,16 +166,9 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         stages.run("chart", 10, || lint_chart(root))?;
         stages.run("runc and CRIU in a node", 240, || node_tests(root))?;
     }
-    if args.faults && !args.some {
-        // One more: for the operators.
-        stages.run("pairs of nodes", 240, || sandbox::grow(2 * args.pairs + 1))?;
-        stages.run("another agent's image", 240, || {
-            sandbox::load(&[images::agent_with_other_programs(root)?])
-        })?;
-    }
     install_probe(&images::release_dir(root).join("transship-probe"))?;
     if args.faults {
-        return stages.run("faults", 4500, || on_cluster(root, "faults", &faults(args, root)));
+        return all_faults(args, root, stages, chosen.as_ref());
     }
     if args.applications {
         stages.run("the applications' image", 240, || {
@@ -160,24 +177,57 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         return stages
             .run("real applications", 560, || on_cluster(root, "applications", &options(args)));
     }
-    let only = args.only.as_deref().unwrap_or_default();
-    if !only.contains(PLACEMENT) {
-        let mut filter = options(args);
-        filter.arguments.extend(["--skip".to_owned(), PLACEMENT.to_owned()]);
-        stages.run("cluster tests", 2400, || on_cluster(root, "cluster", &filter))?;
+    let (on_two, on_three) = match &chosen {
+        Some(chosen) => chosen.by_nodes(),
+        None => (Some(Options::of(["--skip", PLACEMENT])), Some(Options::of([PLACEMENT]))),
+    };
+    if let Some(options) = on_two {
+        stages.run("cluster tests", 2100, || on_cluster(root, "cluster", &options))?;
     }
     if everything {
         stages.run("a few of the faults", 320, || on_cluster(root, "faults", &some_faults()))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
-    if only.is_empty() || only.contains(PLACEMENT) {
+    if let Some(options) = on_three {
         stages.run("a third node", 120, || sandbox::grow(3))?;
         install_probe(&images::release_dir(root).join("transship-probe"))?;
-        let filter = if only.is_empty() { PLACEMENT } else { only };
-        let filter = Options { arguments: vec![filter.to_owned()], ..Options::default() };
-        stages.run("cluster tests of placement", 420, || on_cluster(root, "cluster", &filter))?;
+        stages.run("cluster tests of placement", 420, || on_cluster(root, "cluster", &options))?;
     }
     Ok(())
+}
+
+/// The cluster tests that are left to the faults, and these.
+fn all_faults(
+    args: &Args,
+    root: &Path,
+    stages: &mut Stages,
+    chosen: Option<&Chosen>,
+) -> Result<()> {
+    let left = match chosen {
+        Some(chosen) => chosen.cluster_tests(),
+        None => args.are_whole().then(|| Options::of(LEFT)),
+    };
+    if let Some(options) = left {
+        if sandbox::nodes()?.len() > 2 {
+            bail!(
+                "the cluster tests before the faults are written for two nodes, and the sandbox has more: \
+                 write `cargo xtask sandbox down` first"
+            );
+        }
+        stages.run("cluster tests left to this", 420, || on_cluster(root, "cluster", &options))?;
+    }
+    if chosen.is_some_and(|chosen| !chosen.has_others()) {
+        return Ok(());
+    }
+    if !args.some {
+        // One more: for the operators.
+        stages.run("pairs of nodes", 240, || sandbox::grow(2 * args.pairs + 1))?;
+        install_probe(&images::release_dir(root).join("transship-probe"))?;
+        stages.run("another agent's image", 240, || {
+            sandbox::load(&[images::agent_with_other_programs(root)?])
+        })?;
+    }
+    stages.run("faults", 4500, || on_cluster(root, "faults", &faults(args, root)))
 }
 
 /// Test programs that need a real runc and CRIU, but no Kubernetes: (package, test).
@@ -195,7 +245,7 @@ fn node_tests(root: &Path) -> Result<()> {
         let output = images::static_cargo(root)
             .args(["test", "--no-run", "--message-format=json", "-p", package, "--test", test])
             .args(images::STATIC_BUILD)
-            .stderr(std::process::Stdio::inherit())
+            .stderr(Stdio::inherit())
             .output()
             .context("building a test")?;
         let program = String::from_utf8_lossy(&output.stdout)
@@ -246,23 +296,39 @@ struct Options {
     environment: Vec<(&'static str, std::ffi::OsString)>,
 }
 
+impl Options {
+    fn of<const N: usize>(arguments: [&str; N]) -> Options {
+        Options { arguments: arguments.map(str::to_owned).into(), ..Options::default() }
+    }
+}
+
 fn options(args: &Args) -> Options {
     Options { arguments: args.only.iter().cloned().collect(), ..Options::default() }
 }
 
-fn faults(args: &Args, root: &Path) -> Options {
+/// Which of the faults are asked for, whatever their names.
+fn which_faults(args: &Args) -> Options {
     if args.some {
         return some_faults();
     }
-    let mut options = options(args);
+    let mut options = Options::default();
+    if let Some(cells) = &args.cells {
+        options.environment.push(("TRANSSHIP_FAULTS_CELLS", cells.into()));
+    }
+    options
+}
+
+fn faults(args: &Args, root: &Path) -> Options {
+    let mut options = which_faults(args);
+    options.arguments.extend(args.only.iter().cloned());
+    if args.some {
+        return options;
+    }
     let run = root.join(format!("target/faults/run-{}.jsonl", args.run));
     options.environment.push(("TRANSSHIP_FAULTS_RUN", run.into()));
     options.environment.push(("TRANSSHIP_FAULTS_TABLE", root.join("docs/faults.md").into()));
     if args.any_version {
         options.environment.push(("TRANSSHIP_FAULTS_ANY_VERSION", "1".into()));
-    }
-    if let Some(cells) = &args.cells {
-        options.environment.push(("TRANSSHIP_FAULTS_CELLS", cells.into()));
     }
     options
 }
@@ -287,15 +353,23 @@ fn on_cluster(root: &Path, program: &str, options: &Options) -> Result<()> {
         ("TRANSSHIP_CHECKOUT", root.into()),
         ("TRANSSHIP_OTHER_PROGRAMS", images::OTHER_PROGRAMS.into()),
     ];
-    let mut command = Command::new(cargo_program());
+    let mut command = test_program(root, program);
     command
-        .current_dir(root)
-        .args(["test", "--locked", "-p", "transship-tests", "--features", "cluster"])
-        .args(["--test", program, "--", "--test-threads=1", "--nocapture"])
+        .args(["--test-threads=1", "--nocapture"])
         .args(&options.arguments)
         .envs(environment)
         .envs(options.environment.iter().cloned());
     status(&mut command)
+}
+
+/// A program of tests on the cluster, to be given its options.
+fn test_program(root: &Path, program: &str) -> Command {
+    let mut command = Command::new(cargo_program());
+    command
+        .current_dir(root)
+        .args(["test", "--locked", "-p", "transship-tests", "--features", "cluster"])
+        .args(["--test", program, "--"]);
+    command
 }
 
 /// Puts the prober on each node.

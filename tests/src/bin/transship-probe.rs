@@ -31,6 +31,9 @@ enum Action {
         address: SocketAddr,
         /// How long to go on.
         seconds: u64,
+        /// And after that until stdin ends.
+        #[arg(long)]
+        with_stdin: bool,
         /// How long an attempt may take, in milliseconds.
         #[arg(long, default_value_t = 250)]
         patience: u64,
@@ -66,11 +69,13 @@ enum Action {
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
-        Action::Connect { address, seconds, patience } => {
+        Action::Connect { address, seconds, with_stdin, patience } => {
             let end = Instant::now() + Duration::from_secs(seconds);
             let patience = Duration::from_millis(patience);
-            let report =
-                probe(address, Duration::from_millis(10), patience, || Instant::now() >= end);
+            let stdin = with_stdin.then(|| std::thread::spawn(await_stdin));
+            let over =
+                || Instant::now() >= end && stdin.as_ref().is_none_or(|stdin| stdin.is_finished());
+            let report = probe(address, Duration::from_millis(10), patience, over);
             println!("{}", serde_json::to_string(&report)?);
             Ok(())
         }
@@ -106,12 +111,18 @@ fn stand_still(moment: Moment) -> anyhow::Result<()> {
     let stands = moment != Moment::Hold || process::stop_script();
     anyhow::ensure!(stands, "{moment} {MISSED}");
     println!("now");
-    std::io::stdin().read_to_end(&mut Vec::new())?;
+    await_stdin();
     Ok(())
+}
+
+/// Returns when stdin has ended.
+fn await_stdin() {
+    // One that cannot be read is over, too.
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
 /// Who started us through `nsenter` cannot end us by a signal.
 fn end_with_stdin() {
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    await_stdin();
     std::process::exit(0);
 }

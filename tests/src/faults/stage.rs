@@ -51,25 +51,13 @@ impl Stage {
         nodes.iter().try_for_each(|node| link::mend(&cluster, node))?;
         nodes::healthy(&cluster, &nodes)?;
         let quiet = cluster.await_that("nothing of an earlier run is left", SOON, || {
-            let living = cluster.kubectl(&[
-                "get",
-                "pods",
-                "--all-namespaces",
-                "-o",
-                "jsonpath={.items[*].metadata.uid}",
-            ])?;
             let all = residue::on_all(&cluster, &nodes)?;
             let ours = |thing: &String| {
                 ["record", "journal", "lent"]
                     .iter()
                     .any(|kind| thing.contains(&format!(": {kind} ")))
             };
-            // kubelet is to have done with the pods of an earlier run: they would count as always there.
-            let over = |thing: &String| {
-                let uid = thing.split_once(": pod directory ").map(|(_, uid)| uid);
-                uid.is_some_and(|uid| !living.contains(uid))
-            };
-            Ok(!all.iter().any(|thing| ours(thing) || over(thing)))
+            Ok(!all.iter().any(ours) && !residue::has_gone_pods(&cluster, &all)?)
         });
         if let Err(error) = quiet {
             // Who left it has failed already; the others are to be tried all the same.
