@@ -222,11 +222,6 @@ fn a_volume_that_is_exchanged_before_the_pod_has_a_node_is_not_mounted() {
     assert_eq!(world.done.last().map(String::as_str), Some("give up"), "{:?}", world.done);
 }
 
-fn want(world: &mut World, uid: &str) {
-    let annotations = world.seen.migration.metadata.annotations.get_or_insert_default();
-    annotations.insert(names::RESTORE_ANYWAY.to_owned(), uid.to_owned());
-}
-
 /// A first try may have run and written to the pod's volume.
 fn stopped(fates: &[Fate]) -> World {
     let mut world = World::voted(fates);
