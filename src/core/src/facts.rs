@@ -21,6 +21,9 @@ pub struct PodFacts {
     pub pod_name: String,
     /// Id of the ready sandbox.
     pub sandbox_id: String,
+    /// The sandbox was made before the node's runtime wrapper was in effect: what the runtime is asked of its
+    /// containers does not pass the wrapper.
+    pub without_wrapper: bool,
     /// The node it runs on.
     pub node: NodeFacts,
     /// The newest container of each name, ended ones included (see [`ContainerFacts::running`]).

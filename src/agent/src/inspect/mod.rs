@@ -22,6 +22,7 @@ use transship_core::facts::{
     NodeFacts, PodFacts, ProcessFacts, Resource, ResourceKind,
 };
 use transship_host::HostRoot;
+use transship_host::bundle::calls_wrapper;
 use transship_host::freezer::{CgroupVersion, Freezer, FreezerState};
 use transship_runtime::container::Container;
 use transship_runtime::cri::{CriContainer, Sandbox, State};
@@ -145,6 +146,8 @@ impl Inspector {
         let pod_dir = self.kubelet_root.join("pods").join(uid);
         let place =
             mounts::Node { mounts: &host_mounts, pod_dir: &pod_dir, sandbox_id: &sandbox.id };
+        let bundle = self.runtime.layout.bundle(&sandbox.id);
+        facts.without_wrapper = bundle.is_dir() && !calls_wrapper(&bundle);
         let pid = found.iter().find_map(|f| f.container.as_ref()).map(|container| container.pid);
         let mut seen = Vec::new();
         for one in found {

@@ -567,6 +567,7 @@ fn what_only_a_dump_minds_does_not_keep_files_from_moving() {
 }, "GracePeriod")]
 #[case(impatient, "PreStopHook")]
 #[case(|w: &mut World| w.facts["containers"][0]["rootfsChangedFiles"] = json!(200_001), "RootFilesystem")]
+#[case(|w: &mut World| w.facts["withoutWrapper"] = json!(true), "SandboxWithoutWrapper")]
 fn what_files_and_their_pods_need_is_asked_for(
     #[case] change: fn(&mut World),
     #[case] check: &str,
