@@ -288,9 +288,14 @@ impl Service {
         &self,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _one = self.writing.clone().lock_owned().await;
+        let one = self.writing.clone().lock_owned().await;
         let service = self.clone();
-        tokio::task::spawn_blocking(move || work(&service))
+        // Whoever called may go meanwhile; the work does not end by that, and nor does its turn.
+        let work = move || {
+            let _one = one;
+            work(&service)
+        };
+        tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| Status::internal(error.to_string()))?
     }

@@ -123,6 +123,28 @@ fn while_the_host_side_is_being_removed_nothing_is_started() {
     }
 }
 
+#[tokio::test]
+async fn a_start_whose_caller_has_gone_keeps_its_turn() {
+    let (_dir, service) = service();
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    let working = service.clone();
+    let call = tokio::spawn(async move {
+        let work = move |_: &Service| {
+            begun.send(()).unwrap();
+            goes_on.recv().unwrap();
+            Ok(())
+        };
+        working.writing(work).await
+    });
+    tokio::task::spawn_blocking(move || has_begun.recv().unwrap()).await.unwrap();
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    assert!(service.writing.try_lock().is_err(), "a removal would not wait for it");
+    go_on.send(()).unwrap();
+    drop(service.writing.lock().await);
+}
+
 #[test]
 fn a_pod_takes_part_in_one_migration_at_a_time() {
     let (_dir, service) = service();

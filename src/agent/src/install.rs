@@ -176,7 +176,8 @@ impl Installer {
             if self.current.borrow().problem != problem {
                 tracing::warn!(reason, message, "the host side is not as it should be");
             }
-            if *reason == reasons::INSTALL_FAILED {
+            // A removal that failed goes on: what is started meanwhile would do without what has gone already.
+            if *reason == reasons::INSTALL_FAILED && wanted {
                 self.publish(|side| side.state = HostSideState::Failed);
             }
         }
@@ -365,6 +366,8 @@ impl Installer {
         drop(self.writing.lock().await);
         let open = migrations::list(&self.host)?.into_iter().find(|side| !side.closed);
         if let Some(open) = open {
+            // Its holder must run for it to be over, also on a node that was restarted meanwhile.
+            self.supervise(Wanted::Running);
             return Err(problem(
                 reasons::IN_PROGRESS,
                 format!(

@@ -280,7 +280,7 @@ pub enum HostSideState {
     Removing,
     /// Removed; a link to runc stays while old shims live.
     Removed,
-    /// Installing or removing failed; the Ready condition says why.
+    /// Installing failed; the Ready condition says why.
     Failed,
 }
 
