@@ -3,12 +3,13 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::{Result, anyhow, ensure};
+use serde_json::json;
 use transship_tests::{
     cluster::{Cluster, path_in},
     counter::Client,
 };
 
-use crate::counter;
+use crate::{counter, refusal::refused};
 
 fn helm(args: &[&str]) -> Result<()> {
     let output = Command::new(path_in("TRANSSHIP_HELM")?).args(args).output()?;
@@ -102,7 +103,12 @@ fn helm_uninstall_leaves_nodes_as_they_were_and_running_pods_alone() -> Result<(
         "--timeout=60s",
     ])?;
     let pod = cluster.pod("app=counter")?;
-    // The pod was started without the wrapper; it is moved all the same.
+    // The pod was started without the wrapper; it is moved all the same, but with its memory.
+    let expected = [
+        ("NoNameOfItsOwn", "no name of its own"),
+        ("SandboxWithoutWrapper", "before the node's runtime wrapper was in effect"),
+    ];
+    refused(&cluster, &pod, &json!({"mode": "Cold"}), &expected)?;
     let migration = cluster.migrate(&pod.name, pod.other_node())?;
     cluster.succeeded(&migration, Duration::from_secs(90))?;
     Ok(())
