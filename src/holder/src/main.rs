@@ -27,7 +27,6 @@ mod started;
 mod status;
 mod supervise;
 mod target;
-mod unwrapped;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

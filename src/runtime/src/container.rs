@@ -1,7 +1,6 @@
 //! A container as runc's `state.json` and its bundle describe it. No daemon is asked, so this
 //! works while containerd restarts.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -10,8 +9,6 @@ use crate::{Error, Layout, Result, mounts};
 
 /// Annotation of a container that names a configuration file for CRIU.
 const CRIU_CONFIG: &str = "org.criu.config";
-/// Annotation of a container that names its sandbox; the CRI plugin writes it.
-const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
 /// A container with a first process (running or frozen).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +31,6 @@ pub struct Container {
     pub cgroup_version: u8,
     /// The file by which an annotation of the container changes what CRIU does; empty for none.
     pub criu_config: String,
-    /// The sandbox that it belongs to, a sandbox to itself; empty for none.
-    pub sandbox_id: String,
 }
 
 /// The part of runc's `state.json` that we rely on.
@@ -63,31 +58,6 @@ impl Container {
         Self::parse(&text, &path)
     }
 
-    /// What runc knows of a sandbox's containers, the sandbox itself left out; in no order.
-    pub fn of_sandbox(layout: &Layout, sandbox_id: &str) -> Result<Vec<Self>> {
-        let unread = |source| Error::Read { path: layout.runc_root.clone(), source };
-        let entries = match std::fs::read_dir(&layout.runc_root) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(unread)?,
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(unread)?.path().join("state.json");
-            let text = match std::fs::read_to_string(&path) {
-                Ok(text) => text,
-                // It is being made, or goes.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(source) => return Err(Error::Read { path, source }),
-            };
-            // What is wrong with others does not concern this sandbox.
-            if text.contains(sandbox_id) {
-                found.push(Self::parse(&text, &path)?);
-            }
-        }
-        found.retain(|container| container.sandbox_id == sandbox_id && container.id != sandbox_id);
-        Ok(found)
-    }
-
     /// Reads the text of a `state.json`; `path` is for errors.
     fn parse(text: &str, path: &Path) -> Result<Self> {
         let malformed = |message: String| Error::Malformed { path: path.to_path_buf(), message };
@@ -112,7 +82,6 @@ impl Container {
             freezer,
             cgroup_version,
             criu_config: label(CRIU_CONFIG).map(|(_, file)| file.to_owned()).unwrap_or_default(),
-            sandbox_id: label(SANDBOX_ID).map(|(_, id)| id.to_owned()).unwrap_or_default(),
         })
     }
 
@@ -186,31 +155,6 @@ mod tests {
             |text: &str| Container::parse(text, Path::new("state.json")).unwrap().criu_config;
         assert_eq!(find(V1), "");
         assert_eq!(find(&V1.replace("io.kubernetes.cri.x=y", "org.criu.config=/a=b")), "/a=b");
-    }
-
-    #[test]
-    fn the_containers_of_a_sandbox_are_found_whatever_is_wrong_with_others() {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout { runc_root: dir.path().join("runc"), ..Layout::default() };
-        let found = || {
-            let all = Container::of_sandbox(&layout, "s1").unwrap();
-            let mut ids: Vec<String> = all.into_iter().map(|container| container.id).collect();
-            ids.sort();
-            ids
-        };
-        assert_eq!(found(), [""; 0]);
-        for (id, sandbox) in [("s1", "s1"), ("c1", "s1"), ("c2", "s1"), ("c3", "s10")] {
-            let text = V1.replace("\"c1\"", &format!("\"{id}\"")).replace(
-                "io.kubernetes.cri.x=y",
-                &format!("io.kubernetes.cri.sandbox-id={sandbox}"),
-            );
-            std::fs::create_dir_all(layout.runc_root.join(id)).unwrap();
-            std::fs::write(layout.runc_root.join(id).join("state.json"), text).unwrap();
-        }
-        std::fs::create_dir_all(layout.runc_root.join("being-made")).unwrap();
-        std::fs::create_dir_all(layout.runc_root.join("damaged")).unwrap();
-        std::fs::write(layout.runc_root.join("damaged/state.json"), "{").unwrap();
-        assert_eq!(found(), ["c1", "c2"]);
     }
 
     #[test]

@@ -384,7 +384,7 @@ impl SourceHands {
                 self.end_transfer().await;
                 let Some(pod) = &self.pod else { return Ok(()) };
                 // In this order: hooks of containers that seem to run in an ended sandbox would be run, and
-                // reach the pod elsewhere.
+                // reach the pod elsewhere. Until kubelet starts one again both have long ended.
                 pod.kill_frozen()
                     .and_then(|()| pod.kill_sandbox_without_wrapper(&holder.layout))
                     .map_err(|error| Failed::other("NotKilled", error))?;
