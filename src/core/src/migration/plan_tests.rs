@@ -516,27 +516,6 @@ fn an_unready_target_holds_the_hand_over_up_for_its_bound_and_no_longer() {
 }
 
 #[test]
-fn a_source_that_kubelet_starts_again_before_its_end_was_shown_goes_all_the_same() {
-    let mut world = World::admitted();
-    run_until(&mut world, |w| w.release);
-    while world.seen.source.report().is_none_or(|r| r.stage != Stage::Released) {
-        world.holder(Role::Source);
-    }
-    let frozen = world.seen.source.report().unwrap().frozen_at.unwrap();
-    for (seconds, goes) in [(-1, false), (0, true), (2, true)] {
-        let started = frozen.as_second() + seconds;
-        let started = jiff::Timestamp::from_second(started).unwrap().to_string();
-        let source = world.seen.source_pod.as_mut().unwrap();
-        source.status.get_or_insert_default().container_statuses = serde_json::from_value(json!([
-            {"name": "web", "image": "", "imageID": "", "ready": true, "restartCount": 1,
-             "state": {"running": {"startedAt": started}}}]))
-        .unwrap();
-        let actions = world.plan().actions;
-        assert_eq!(actions.contains(&Action::DeleteSource), goes, "{seconds}: {actions:?}");
-    }
-}
-
-#[test]
 fn an_agent_that_falls_silent_after_its_side_closed_does_not_keep_the_migration() {
     let mut world = World::admitted();
     run_until(&mut world, |w| w.step() == Step::Succeeded);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Container, ContainerStateRunning, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use transship_api::{self as api, Migration, names};
 use transship_protocol::{
     Decision, PodSeen, Recorded, Resolution, SourceOutcome, SourceWord, TargetOutcome, TargetProof,
@@ -340,21 +340,6 @@ impl Observed {
         self.source_pod.as_ref().is_some_and(|pod| claimed_by(pod, self.uid()))
     }
 
-    /// Whether a container of the source runs that ran when it was frozen, as its status shows it. One that was
-    /// started since then has ended before: where nothing refuses that kubelet starts it again at once, and its
-    /// end may never be shown.
-    pub fn source_still_runs(&self) -> bool {
-        // By the clock of the source's node, as kubelet's times are.
-        let frozen = self.source.report().and_then(|report| report.frozen_at);
-        let is_older = |container: &ContainerStateRunning| {
-            // Told in whole seconds.
-            let started = container.started_at.as_ref().map(|at| at.0.as_second());
-            started.zip(frozen).is_none_or(|(started, frozen)| started < frozen.as_second())
-        };
-        !self.source_node_gone
-            && self.source_pod.as_ref().is_some_and(|pod| running(pod).any(is_older))
-    }
-
     /// The source's word as the protocol knows it.
     pub fn source_word(&self) -> SourceWord {
         let Some(report) = self.source.report() else { return SourceWord::default() };
@@ -436,14 +421,14 @@ pub fn claimed_by(pod: &Pod, migration_uid: &str) -> bool {
 
 /// Whether a container of the pod runs, as its status shows it.
 pub fn any_container_runs(pod: &Pod) -> bool {
-    running(pod).next().is_some()
-}
-
-fn running(pod: &Pod) -> impl Iterator<Item = &ContainerStateRunning> {
-    let statuses = pod.status.iter().flat_map(|status| {
-        status.container_statuses.iter().chain(&status.init_container_statuses).flatten()
-    });
-    statuses.filter_map(|container| container.state.as_ref()?.running.as_ref())
+    pod.status.as_ref().is_some_and(|status| {
+        status
+            .container_statuses
+            .iter()
+            .chain(&status.init_container_statuses)
+            .flatten()
+            .any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
+    })
 }
 
 /// Whether the pod is Ready, and since when.

@@ -17,7 +17,7 @@ use transship_protocol::{Decision, PodSeen, TargetOutcome, may_release_source};
 use super::handover::{Partition, is_claimed_by, labels_to_hand_over, partition, selects};
 use super::owner::Controller;
 use super::plan::{Action, LOOK_AGAIN, Plan, reached};
-use super::state::{Observed, Owner, Role, Stage, ready_bound, ready_since};
+use super::state::{Observed, Owner, Role, Stage, any_container_runs, ready_bound, ready_since};
 use super::status::Draft;
 use super::voting::{describe_waiting, hints};
 
@@ -221,14 +221,18 @@ fn source_goes(observed: &Observed) -> Option<Next> {
         actions.push(Action::Release);
         return releasing(actions, format!("{node} ends the source's containers"));
     }
-    if observed.source_still_runs() {
+    let source = observed.source_pod.as_ref();
+    if let Some(source) = source
+        && any_container_runs(source)
+        && !observed.source_node_gone
+    {
         return releasing(vec![], format!("{node} is to show the source's containers as ended"));
     }
     let mut actions = Vec::new();
     if hands_over(observed) {
         actions.push(Action::EndHandover);
     }
-    match &observed.source_pod {
+    match source {
         None if actions.is_empty() => None,
         None => releasing(actions, "the hand-over ends".into()),
         Some(source) => {

@@ -5,7 +5,7 @@ use transship_protocol::{PodSeen, SourceOutcome, may_yield};
 
 use super::{Next, act, at_once, source_name, wait};
 use crate::migration::plan::Action;
-use crate::migration::state::{Observed, Role};
+use crate::migration::state::{Observed, Role, any_container_runs};
 use crate::migration::{takeover, voting};
 use crate::sequential_pod::is_current;
 
@@ -46,8 +46,8 @@ pub(super) fn source_ends(observed: &Observed) -> Option<Next> {
         return Some(act(actions, format!("{node} ends the source's containers")));
     }
     match (&observed.source_pod, seen) {
-        (Some(_), PodSeen::Alive) => {
-            if observed.source_still_runs() {
+        (Some(source), PodSeen::Alive) => {
+            if any_container_runs(source) && !observed.source_node_gone {
                 let message = format!("{node} is to show the source's containers as ended");
                 return Some(wait(message));
             }
