@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use transship_host::bundle::calls_wrapper;
 use transship_host::files;
 use transship_host::freezer::{CgroupVersion, Freezer, FreezerState};
 use transship_host::network::NetNs;
@@ -161,19 +160,6 @@ impl Pod {
     /// Kills every task of every container while it is frozen.
     pub fn kill_frozen(&self) -> Result<()> {
         self.containers.iter().try_for_each(PodContainer::kill_frozen)
-    }
-
-    /// Ends the sandbox too where it was made before the wrapper was in effect. The runtime makes each container
-    /// of a sandbox as it made the sandbox, so that nothing refuses one that kubelet starts again, beside the pod
-    /// that runs elsewhere by now. In a sandbox that has ended nothing starts, and a new one is refused.
-    pub fn kill_sandbox_without_wrapper(&self, layout: &Layout) -> Result<()> {
-        let id = &self.sandbox_id;
-        // What runc has forgotten has ended.
-        if calls_wrapper(&layout.bundle(id)) || !layout.runc_root.join(id).exists() {
-            return Ok(());
-        }
-        tracing::info!("the sandbox was made without the wrapper, so it is ended");
-        PodContainer::of(layout, "(sandbox)", &Container::find(layout, id)?)?.kill_frozen()
     }
 
     /// Kills the tasks of every frozen container whose shim has died. The runtime has lost it and will start
@@ -330,46 +316,6 @@ pub(crate) mod tests {
         assert!(!container.is_orphan(&layout), "what an earlier version found has no parent");
         let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    }
-
-    #[test]
-    fn a_sandbox_ends_if_nothing_would_refuse_what_kubelet_starts_in_it() {
-        let root = tempfile::tempdir().unwrap();
-        let [runc, bundle, cgroup] =
-            ["runc/s", "tasks/s", "cgroup"].map(|dir| root.path().join(dir));
-        for dir in [&bundle, &cgroup] {
-            std::fs::create_dir_all(dir).unwrap();
-        }
-        let layout = Layout {
-            runc_root: root.path().join("runc"),
-            tasks: root.path().join("tasks"),
-            ..Layout::default()
-        };
-        let pod = pod_of_self();
-        pod.kill_sandbox_without_wrapper(&layout).unwrap();
-        let mut pause = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let state = serde_json::json!({
-            "id": "s", "init_process_pid": pause.id(), "init_process_start": 1,
-            "config": {"rootfs": "/", "labels": [format!("bundle={}", bundle.display())]},
-            "cgroup_paths": {"freezer": cgroup},
-        });
-        std::fs::create_dir_all(&runc).unwrap();
-        std::fs::write(runc.join("state.json"), state.to_string()).unwrap();
-        std::fs::write(cgroup.join("freezer.state"), "THAWED").unwrap();
-        let tasks = cgroup.join("cgroup.procs");
-        std::fs::write(&tasks, pause.id().to_string()).unwrap();
-        let options = bundle.join("options.json");
-        std::fs::write(&options, transship_host::bundle::WRAPPER).unwrap();
-        pod.kill_sandbox_without_wrapper(&layout).unwrap();
-        assert!(pause.try_wait().unwrap().is_none(), "the wrapper refuses what is started");
-        std::fs::remove_file(&options).unwrap();
-        let reaped = std::thread::spawn(move || {
-            let status = pause.wait().unwrap();
-            std::fs::write(tasks, "").unwrap();
-            status
-        });
-        pod.kill_sandbox_without_wrapper(&layout).unwrap();
-        assert!(!reaped.join().unwrap().success());
     }
 
     #[test]

@@ -62,12 +62,6 @@ pub(super) const CHECKS: &[Check] = &[
         remedy: "keep the data in a volume",
         look: root_file_systems,
     },
-    Check {
-        name: "SandboxWithoutWrapper",
-        finds: "a pod that has run since before Transship was installed on its node: nothing would keep kubelet from starting its ended containers at once",
-        remedy: "let the pod start anew once, or write mode: StopAndCopy",
-        look: sandbox_without_wrapper,
-    },
 ];
 
 /// Whether only files move.
@@ -165,12 +159,6 @@ fn root_file_systems(input: &Input<'_>) -> Vec<Violation> {
             })
         })
         .collect()
-}
-
-fn sandbox_without_wrapper(input: &Input<'_>) -> Vec<Violation> {
-    let is_without = input.facts.is_some_and(|facts| facts.without_wrapper);
-    let message = "the pod's sandbox was made before the node's runtime wrapper was in effect";
-    is_without.then(|| Violation::of_pod(message)).into_iter().collect()
 }
 
 /// The files go to the target's disk and to the source's own, and from there to their places.

@@ -35,6 +35,12 @@ pub(super) const CHECKS: &[Check] = &[
         look: runtime_class,
     },
     Check {
+        name: "SandboxWithoutWrapper",
+        finds: "a pod that has run since before Transship was installed on its node: nothing would keep kubelet from starting its containers afresh in the middle of a move",
+        remedy: "let the pod start anew once, as in kubectl rollout restart",
+        look: sandbox_without_wrapper,
+    },
+    Check {
         name: "Volumes",
         finds: "volumes other than emptyDir, ConfigMap, Secret, projected and downward API: hostPath, local and other persistent volumes, inline CSI; an emptyDir of huge pages",
         remedy: "use emptyDir without huge pages, ConfigMap, Secret or projected volumes",
@@ -172,6 +178,12 @@ fn runtime_class(input: &Input<'_>) -> Vec<Violation> {
             "the pod asks for the runtime class {class}; only the default one (runc) can be moved"
         ))
     })
+}
+
+fn sandbox_without_wrapper(input: &Input<'_>) -> Vec<Violation> {
+    let is_without = input.facts.is_some_and(|facts| facts.without_wrapper);
+    let message = "the pod's sandbox was made before the node's runtime wrapper was in effect";
+    is_without.then(|| Violation::of_pod(message)).into_iter().collect()
 }
 
 /// What a volume is, if it does not move.

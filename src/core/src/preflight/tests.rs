@@ -199,6 +199,7 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| w.pod()["spec"]["hostUsers"] = json!(false), "UserNamespace", "user namespace")]
 #[case(|w: &mut World| w.pod()["spec"]["shareProcessNamespace"] = json!(true), "SharedProcessNamespace", "one process namespace")]
 #[case(|w: &mut World| w.pod()["spec"]["runtimeClassName"] = json!("gvisor"), "RuntimeClass", "gvisor")]
+#[case(|w: &mut World| w.facts["withoutWrapper"] = json!(true), "SandboxWithoutWrapper", "before")]
 #[case(|w: &mut World| w.pod()["spec"]["volumes"] = json!([{"name": "v", "hostPath": {"path": "/"}}]), "Volumes", "hostPath")]
 #[case(|w: &mut World| w.pod()["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {"medium": "HugePages-2Mi"}}]), "Volumes", "huge pages")]
 #[case(|w: &mut World| w.pod()["spec"]["volumes"] = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]), "Volumes", "persistent")]
@@ -567,7 +568,6 @@ fn what_only_a_dump_minds_does_not_keep_files_from_moving() {
 }, "GracePeriod")]
 #[case(impatient, "PreStopHook")]
 #[case(|w: &mut World| w.facts["containers"][0]["rootfsChangedFiles"] = json!(200_001), "RootFilesystem")]
-#[case(|w: &mut World| w.facts["withoutWrapper"] = json!(true), "SandboxWithoutWrapper")]
 fn what_files_and_their_pods_need_is_asked_for(
     #[case] change: fn(&mut World),
     #[case] check: &str,

@@ -383,11 +383,7 @@ impl SourceHands {
             Effect::KillTasksFrozen => {
                 self.end_transfer().await;
                 let Some(pod) = &self.pod else { return Ok(()) };
-                // In this order: hooks of containers that seem to run in an ended sandbox would be run, and
-                // reach the pod elsewhere. Until kubelet starts one again both have long ended.
-                pod.kill_frozen()
-                    .and_then(|()| pod.kill_sandbox_without_wrapper(&holder.layout))
-                    .map_err(|error| Failed::other("NotKilled", error))?;
+                pod.kill_frozen().map_err(|error| Failed::other("NotKilled", error))?;
                 if connections::closes(&holder)
                     && let Err(error) = pod.network().open(&nft)
                 {
