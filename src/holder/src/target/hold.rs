@@ -474,12 +474,15 @@ mod tests {
     #[test]
     fn everything_that_a_process_has_started_is_found_and_killed() {
         let mut parent = Command::new("sh")
-            .args(["-c", "sh -c 'sleep 1000; :' & echo started; wait"])
+            .args(["-c", "sh -c 'sleep 1000; :' & echo started; read -r _"])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut line = [0; 8];
         std::io::Read::read_exact(parent.stdout.as_mut().unwrap(), &mut line).unwrap();
+        // Open to the end, so that only a kill ends the reader.
+        let _read_from = parent.stdin.take();
         let deadline = Instant::now() + Duration::from_secs(10);
         let all = loop {
             let all = descendants(parent.id());
