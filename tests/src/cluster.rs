@@ -275,7 +275,7 @@ impl Cluster {
             |args: &[&str]| self.kubectl(args).unwrap_or_else(|error| format!("{error:#}\n"));
         let logs = ["agent", "operator"].map(|part| {
             let selector = format!("--selector=app.kubernetes.io/component={part}");
-            said(&["--namespace=transship-system", "logs", "--prefix", "--tail=15", &selector])
+            said(&["--namespace=transship-system", "logs", "--prefix", "--tail=6", &selector])
         });
         let object = self.get("migration", migration).unwrap_or_default();
         format!(

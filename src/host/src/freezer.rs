@@ -159,8 +159,9 @@ impl Freezer {
             // Nothing can fork now, but a process may have been moved in between; look until all are hit.
             self.kill_tasks(&[])?;
         }
-        self.request(FreezerState::Thawed)?;
         loop {
+            // Each time: an action script that is still at work may have frozen them again.
+            self.request(FreezerState::Thawed)?;
             let left = self.tasks()?;
             if left.is_empty() {
                 return Ok(());

@@ -46,6 +46,10 @@ pub struct Waiting {
     pub runc_root: PathBuf,
     /// The wrapper's process.
     pub pid: u32,
+    /// The freezer cgroup that the container will have. A restore whose wrapper is killed goes on for a moment, and
+    /// containerd removes the bundle meanwhile; this tells where to look for what it has left.
+    #[serde(default)]
+    pub freezer: Option<Freezer>,
 }
 
 impl Waiting {
@@ -325,6 +329,7 @@ mod tests {
                 rootfs: "/b/rootfs".into(),
                 runc_root: root.into(),
                 pid: 7,
+                freezer: None,
             };
             waiting.state_dir()
         };

@@ -151,11 +151,18 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 fn keep(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> {
     let (pod, container) = subject()?;
     limits::reset(&pod.lifted_limits(&container)?)?;
+    still_wanted(&pod)?;
+    pod.mark(&container, &Held { pid: init, freezer: freezer.clone() })?;
+    // Whoever gives a restore up writes the record first and then looks for what is held: one of the two sees the
+    // other, even where nobody waits for this program any more.
+    still_wanted(&pod)
+}
+
+fn still_wanted(pod: &PodDir) -> Result<(), Box<dyn std::error::Error>> {
     let record = pod.read_record()?.ok_or("the pod has no record")?;
     if record.state != RecordState::Restore {
         return Err("the restore was given up".into());
     }
-    pod.mark(&container, &Held { pid: init, freezer: freezer.clone() })?;
     Ok(())
 }
 

@@ -62,6 +62,7 @@ impl Subject {
             rootfs: self.bundle.rootfs.clone(),
             runc_root: invocation.root.clone().unwrap_or_default(),
             pid: std::process::id(),
+            freezer: self.bundle.freezer().ok(),
         }
     }
 }

@@ -116,6 +116,7 @@ mod tests {
             rootfs: "/b/rootfs".into(),
             runc_root: "/r".into(),
             pid: 1,
+            freezer: None,
         };
         let none: [String; 0] = [];
         let steps: [&dyn Fn(); 4] = [

@@ -135,6 +135,7 @@ mod tests {
             rootfs: place.clone(),
             runc_root: "/r".into(),
             pid: 1,
+            freezer: None,
         };
         arrivals.state().waiting.insert("web".into(), waiting);
         for volume in ["data", "mem"] {

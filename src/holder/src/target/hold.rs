@@ -450,7 +450,7 @@ fn freezers(holder: &Holder) -> Result<Vec<Freezer>> {
             add(held.freezer);
         }
         if let Some(waiting) = dir.marked::<Waiting>(name)?
-            && let Some(freezer) = of_bundle(&waiting.bundle)
+            && let Some(freezer) = waiting.freezer.or_else(|| of_bundle(&waiting.bundle))
         {
             add(freezer);
         }
@@ -461,7 +461,7 @@ fn freezers(holder: &Holder) -> Result<Vec<Freezer>> {
     Ok(found)
 }
 
-/// A bundle that is gone had its container deleted.
+/// As wrappers told it that did not name the freezer.
 fn of_bundle(bundle: &Path) -> Option<Freezer> {
     Bundle::read(bundle).ok()?.freezer().ok()
 }
@@ -552,6 +552,7 @@ mod tests {
                 rootfs: "/nonexistent/rootfs".into(),
                 runc_root: runc_root.clone(),
                 pid: 1,
+                freezer: None,
             };
             pod.mark(container, &waiting).unwrap();
         }
@@ -603,5 +604,31 @@ mod tests {
             error,
             "container web was not restored: runc exited with 1 (Can't restore this)"
         );
+    }
+
+    #[test]
+    fn a_restore_is_found_by_its_freezer_though_its_bundle_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let (host, task) = (transship_host::HostRoot::at(root.path()), crate::areas::tests::task());
+        let migration = host.migration(&task.migration.uid, task.role).unwrap();
+        std::fs::create_dir_all(migration.path()).unwrap();
+        let pod = host.pod(&task.pod.uid).unwrap();
+        let layout = transship_runtime::Layout::default();
+        let holder = Holder::new(host, layout, migration, task);
+        let version = transship_host::freezer::CgroupVersion::V1;
+        let freezer = Freezer { dir: root.path().join("cgroup"), version };
+        let mut waiting = Waiting {
+            container_id: "c-1".into(),
+            bundle: "/nonexistent".into(),
+            rootfs: "/nonexistent/rootfs".into(),
+            runc_root: root.path().join("runc"),
+            pid: 1,
+            freezer: None,
+        };
+        pod.mark("web", &waiting).unwrap();
+        assert_eq!(freezers(&holder).unwrap(), []);
+        waiting.freezer = Some(freezer.clone());
+        pod.mark("web", &waiting).unwrap();
+        assert_eq!(freezers(&holder).unwrap(), [freezer]);
     }
 }

@@ -237,6 +237,7 @@ mod tests {
             rootfs: "/b/rootfs".into(),
             runc_root: "/r".into(),
             pid: 1,
+            freezer: None,
         };
         receiver.arrivals.state().waiting.insert("aux".into(), waiting);
         let aux = Area::Rootfs("aux".into());
