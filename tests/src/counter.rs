@@ -122,8 +122,15 @@ impl Client {
     /// Waits until the connection is answered again.
     pub fn goes_on(&self, cluster: &Cluster, patience: Duration) -> Result<()> {
         let so_far = self.replies();
-        cluster.await_that("the connection goes on", patience, || {
-            Ok(self.replies() > so_far + FURTHER)
+        let goes_on = || Ok(self.replies() > so_far + FURTHER);
+        cluster.await_that("the connection goes on", patience, goes_on).with_context(|| {
+            let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+            let address = self.connection.peer_addr().map(|peer| peer.ip().to_string());
+            let address = address.unwrap_or_default();
+            // Whether it stands still, and on whose side, is for these to show.
+            let connection = said("ss", &["-tinoe", "dst", &address]);
+            let neighbour = said("ip", &["-statistics", "neighbour", "show", "to", &address]);
+            format!("the client has ended: {ended}\n{connection}{neighbour}")
         })
     }
 
@@ -156,6 +163,15 @@ impl Drop for Client {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// What a program of this machine says, for a reader.
+fn said(program: &str, args: &[&str]) -> String {
+    let output = std::process::Command::new(program).args(args).output();
+    output.map_or_else(
+        |error| format!("{program}: {error}\n"),
+        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
 }
 
 fn request(reader: &mut impl BufRead, writer: &mut impl Write) -> Result<u64> {
