@@ -137,6 +137,33 @@ fn both_ends_learn_of_a_destroyed_connection_and_other_sockets_stay() {
     }
 }
 
+/// What TCP waits for on a connection of the namespace, by the port at this end: 1 is the time to send again, 4 the
+/// time to try what could not be sent.
+fn timer(namespace: &NetNs, port: u16) -> String {
+    let table = namespace.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/tcp")));
+    let table = table.unwrap().unwrap();
+    let end = format!(":{port:04X}");
+    let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // Second field: the local end; fourth: state, 01 is established; sixth: timer and time.
+    let line = lines.find(|fields| fields[1].ends_with(&end) && fields[3] == "01");
+    line.unwrap()[5].split(':').next().unwrap().to_owned()
+}
+
+#[test]
+fn an_answer_that_a_closed_pod_gives_is_sent_again_until_it_is_open() {
+    let Some(cable) = Cable::lay() else { return };
+    let (pod, node) = (cable.pod(), cable.node());
+    let (mut client, mut served) = connect(&node, &pod, &format!("{POD}:0"));
+    pod.close("nft".as_ref(), &["eth0".into()]).unwrap();
+    served.write_all(b"answer").unwrap();
+    // Of tries to send it the kernel allows a few; it would end the connection within seconds.
+    assert_eq!(timer(&pod, served.local_addr().unwrap().port()), "01");
+    pod.open("nft".as_ref()).unwrap();
+    let mut buffer = [0; 6];
+    client.read_exact(&mut buffer).unwrap();
+    assert_eq!(&buffer, b"answer");
+}
+
 #[test]
 fn sockets_can_be_bound_to_an_alias_of_which_nobody_outside_hears() {
     let Some(cable) = Cable::lay() else { return };

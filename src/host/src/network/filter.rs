@@ -1,4 +1,4 @@
-//! Closing a pod's network: an nftables table of the netdev family in the pod's own namespace drops every
+//! Closing a pod's network: an nftables table of the netdev family in the pod's own namespace loses every
 //! frame at the device, in both directions. That is below IP, so ARP and neighbour discovery are dropped too,
 //! and it is independent of what CRIU does to the network; the loopback device stays as it is.
 //!
@@ -17,6 +17,14 @@ use super::NetNs;
 
 /// The table's name; the family is netdev.
 pub const TABLE: &str = "transship";
+
+/// Loses a frame as a wire would, so that the socket that sent it takes it for sent: forwarded to the device of
+/// index 0, which never exists.
+///
+/// Of a frame that is dropped on the way out the sender is told, as of local congestion. TCP then has not sent it: it
+/// tries twice a second, counts each try as a window probe without an answer, and ends the connection at the 15th
+/// (`net.ipv4.tcp_retries2`), so after eight seconds. What it has sent it sends again for a quarter of an hour.
+const LOST: &str = "fwd to 0;";
 
 /// The nft program: the installed one, or the one on PATH.
 pub fn nft_program(host: &HostRoot) -> PathBuf {
@@ -100,7 +108,8 @@ fn open_rules() -> String {
 }
 
 fn closed_rules(devices: &[String]) -> Result<String> {
-    table(devices, &[("ingress", "policy drop;"), ("egress", "policy drop;")])
+    let out = format!("policy drop; {LOST}");
+    table(devices, &[("ingress", "policy drop;"), ("egress", &out)])
 }
 
 fn no_syn_rules(devices: &[String]) -> Result<String> {
@@ -110,7 +119,7 @@ fn no_syn_rules(devices: &[String]) -> Result<String> {
 fn reset_rules(devices: &[String]) -> Result<String> {
     const NEIGHBOURS: &str = "policy drop; ether type arp accept; \
         icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept;";
-    let out = format!("{NEIGHBOURS} tcp flags & rst == rst accept;");
+    let out = format!("{NEIGHBOURS} tcp flags & rst == rst accept; {LOST}");
     table(devices, &[("ingress", NEIGHBOURS), ("egress", &out)])
 }
 
@@ -160,9 +169,9 @@ mod tests {
              delete table netdev transship\n\
              table netdev transship {\n\
              \x20 chain ingress0 { type filter hook ingress device \"eth0\" priority -500; policy drop; }\n\
-             \x20 chain egress0 { type filter hook egress device \"eth0\" priority -500; policy drop; }\n\
+             \x20 chain egress0 { type filter hook egress device \"eth0\" priority -500; policy drop; fwd to 0; }\n\
              \x20 chain ingress1 { type filter hook ingress device \"net1\" priority -500; policy drop; }\n\
-             \x20 chain egress1 { type filter hook egress device \"net1\" priority -500; policy drop; }\n\
+             \x20 chain egress1 { type filter hook egress device \"net1\" priority -500; policy drop; fwd to 0; }\n\
              }\n"
         );
     }
@@ -176,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_listing_counts_only_if_every_device_is_dropped_both_ways() {
-        let listing = "table netdev transship {\n\tchain ingress0 {\n\t\ttype filter hook ingress device \"eth0\" priority -500; policy drop;\n\t}\n\n\tchain egress0 {\n\t\ttype filter hook egress device \"eth0\" priority -500; policy drop;\n\t}\n}\n";
+        let listing = "table netdev transship {\n\tchain ingress0 {\n\t\ttype filter hook ingress device \"eth0\" priority -500; policy drop;\n\t}\n\n\tchain egress0 {\n\t\ttype filter hook egress device \"eth0\" priority -500; policy drop;\n\t\tfwd to 0\n\t}\n}\n";
         assert!(drops_all(listing, &names(&["eth0"])));
         assert!(!drops_all(listing, &names(&["eth0", "eth1"])));
         assert!(!drops_all(&listing.replace("egress", "other"), &names(&["eth0"])));
