@@ -24,6 +24,8 @@ pub const TABLE: &str = "transship";
 /// Of a frame that is dropped on the way out the sender is told, as of local congestion. TCP then has not sent it: it
 /// tries twice a second, counts each try as a window probe without an answer, and ends the connection at the 15th
 /// (`net.ipv4.tcp_retries2`), so after eight seconds. What it has sent it sends again for a quarter of an hour.
+///
+/// A kernel without `CONFIG_NFT_FWD_NETDEV` refuses it; there the frame is dropped.
 const LOST: &str = "fwd to 0;";
 
 /// The nft program: the installed one, or the one on PATH.
@@ -35,7 +37,7 @@ pub fn nft_program(host: &HostRoot) -> PathBuf {
 impl NetNs {
     /// Drops every frame on `devices`, both ways.
     pub fn close(&self, nft: &Path, devices: &[String]) -> Result<()> {
-        self.apply(nft, &closed_rules(devices)?)
+        self.apply_losing(nft, |lost| closed_rules(devices, lost))
     }
 
     /// Lets all frames pass again. A namespace that is gone is open.
@@ -49,7 +51,7 @@ impl NetNs {
     /// Lets only a TCP connection's end out, with the address resolution that it needs; what else comes or
     /// goes is dropped. Undone by [`NetNs::open`].
     pub fn let_resets_out(&self, nft: &Path, devices: &[String]) -> Result<()> {
-        self.apply(nft, &reset_rules(devices)?)
+        self.apply_losing(nft, |lost| reset_rules(devices, lost))
     }
 
     /// Drops frames that ask for a new TCP connection into the pod; everything else passes. Replaced by
@@ -75,6 +77,14 @@ impl NetNs {
             return Ok(false);
         }
         Err(Error::Program { program: nft.display().to_string(), message })
+    }
+
+    /// Applies rules that are made with [`LOST`], or without it where that is not possible.
+    fn apply_losing(&self, nft: &Path, rules: impl Fn(&str) -> Result<String>) -> Result<()> {
+        match self.apply(nft, &rules(LOST)?) {
+            Err(Error::Program { .. }) => self.apply(nft, &rules("")?),
+            result => result,
+        }
     }
 
     fn apply(&self, nft: &Path, rules: &str) -> Result<()> {
@@ -107,8 +117,8 @@ fn open_rules() -> String {
     format!("add table netdev {TABLE}\ndelete table netdev {TABLE}\n")
 }
 
-fn closed_rules(devices: &[String]) -> Result<String> {
-    let out = format!("policy drop; {LOST}");
+fn closed_rules(devices: &[String], lost: &str) -> Result<String> {
+    let out = format!("policy drop; {lost}");
     table(devices, &[("ingress", "policy drop;"), ("egress", &out)])
 }
 
@@ -116,10 +126,10 @@ fn no_syn_rules(devices: &[String]) -> Result<String> {
     table(devices, &[("ingress", "policy accept; tcp flags & (syn | ack) == syn drop;")])
 }
 
-fn reset_rules(devices: &[String]) -> Result<String> {
+fn reset_rules(devices: &[String], lost: &str) -> Result<String> {
     const NEIGHBOURS: &str = "policy drop; ether type arp accept; \
         icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept;";
-    let out = format!("{NEIGHBOURS} tcp flags & rst == rst accept; {LOST}");
+    let out = format!("{NEIGHBOURS} tcp flags & rst == rst accept; {lost}");
     table(devices, &[("ingress", NEIGHBOURS), ("egress", &out)])
 }
 
@@ -164,7 +174,7 @@ mod tests {
     #[test]
     fn closing_drops_both_ways_on_each_device_in_one_transaction() {
         assert_eq!(
-            closed_rules(&names(&["eth0", "net1"])).unwrap(),
+            closed_rules(&names(&["eth0", "net1"]), LOST).unwrap(),
             "add table netdev transship\n\
              delete table netdev transship\n\
              table netdev transship {\n\
@@ -178,9 +188,9 @@ mod tests {
 
     #[test]
     fn a_device_name_cannot_smuggle_rules_in() {
-        assert!(closed_rules(&names(&["eth0\" ; }"])).is_err());
+        assert!(closed_rules(&names(&["eth0\" ; }"]), LOST).is_err());
         assert!(no_syn_rules(&names(&["a b"])).is_err());
-        assert!(reset_rules(&names(&["a b"])).is_err());
+        assert!(reset_rules(&names(&["a b"]), LOST).is_err());
     }
 
     #[test]
