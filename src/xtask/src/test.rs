@@ -182,7 +182,7 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         None => (Some(Options::of(["--skip", PLACEMENT])), Some(Options::of([PLACEMENT]))),
     };
     if let Some(options) = on_two {
-        stages.run("cluster tests", 2100, || on_cluster(root, "cluster", &options))?;
+        stages.run("cluster tests", 2400, || on_cluster(root, "cluster", &options))?;
     }
     if everything {
         stages.run("a few of the faults", 320, || on_cluster(root, "faults", &some_faults()))?;
