@@ -108,6 +108,20 @@ impl Cluster {
         Ok(found.is_some_and(|pod| is_moved(&pod, migration_uid)))
     }
 
+    /// Whether a pod of this UID still bears the marks of a Migration.
+    pub async fn pod_is_marked(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        migration_uid: &str,
+    ) -> anyhow::Result<bool> {
+        let pods: Api<corev1::Pod> = Api::namespaced(self.client.clone(), namespace);
+        let found = answer(pods.get_metadata_opt(name)).await?;
+        let ours = found.filter(|pod| pod.metadata.uid.as_deref() == Some(uid));
+        Ok(ours.is_some_and(|pod| is_marked(&pod.metadata, migration_uid)))
+    }
+
     /// What is there of the Migration of a side.
     pub async fn migration_of(&self, task: &HolderTask) -> anyhow::Result<MigrationSeen> {
         let reference = &task.migration;
@@ -124,6 +138,14 @@ impl Cluster {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What tells the present installation from a former one, as [`names::UNINSTALL_BY`] names it. None: there is
+    /// none (any more).
+    pub async fn installation(&self, namespace: &str) -> anyhow::Result<Option<String>> {
+        let accounts: Api<corev1::ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let found = answer(accounts.get_metadata_opt(names::OPERATOR)).await?;
+        Ok(found.and_then(|account| account.metadata.uid))
     }
 
     /// Our Node object of another node.
@@ -144,6 +166,8 @@ pub enum MigrationSeen {
     Gone,
     /// It is there, and what becomes of the side is the operator's to say.
     There,
+    /// It is there, has ended, and the operator has let go of it.
+    Over,
     /// It has ended with its target on another node: the pod went back to its source's, and the operator
     /// knows of no side here any more.
     EndedElsewhere,
@@ -157,9 +181,15 @@ fn seen(migration: Option<&Migration>, task: &HolderTask) -> MigrationSeen {
     let ended = status.and_then(|s| s.step).is_some_and(|step| step.is_final());
     let target = status.and_then(|s| s.target.as_ref());
     let elsewhere = target.is_some_and(|t| !t.pod_uid.is_empty() && t.node != task.node);
-    match ended && elsewhere && task.role == Role::Target {
-        true => MigrationSeen::EndedElsewhere,
-        false => MigrationSeen::There,
+    if !ended {
+        return MigrationSeen::There;
+    }
+    if elsewhere && task.role == Role::Target {
+        return MigrationSeen::EndedElsewhere;
+    }
+    match migration.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
+        true => MigrationSeen::There,
+        false => MigrationSeen::Over,
     }
 }
 
@@ -174,6 +204,13 @@ fn is_moved(pod: &corev1::Pod, migration_uid: &str) -> bool {
     let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let resumed = |c: &corev1::PodCondition| c.type_ == names::RESUMED_GATE && c.status == "True";
     moved_by == Some(migration_uid) && conditions.any(resumed)
+}
+
+/// The operator alone sets and removes them.
+fn is_marked(pod: &ObjectMeta, migration_uid: &str) -> bool {
+    let claim = pod.annotations.as_ref().and_then(|annotations| annotations.get(names::CLAIM));
+    let label = pod.labels.as_ref().and_then(|labels| labels.get(names::MIGRATION_LABEL));
+    [claim, label].into_iter().flatten().any(|uid| uid == migration_uid)
 }
 
 /// The answer, if it comes in time. A question over a connection that has died (a node may have been
@@ -192,20 +229,25 @@ mod tests {
 
     #[test]
     fn a_side_that_the_pod_did_not_stay_on_is_over_with_its_migration() {
-        use MigrationSeen::{EndedElsewhere, Gone, There};
-        let cases = [
-            ("m", "Failed", "node-b", "p-2", Role::Target, EndedElsewhere),
-            ("m", "Failed", "node-b", "p-2", Role::Source, There),
-            ("m", "Succeeded", "node-a", "p-2", Role::Target, There),
-            ("m", "SourceResuming", "node-b", "p-2", Role::Target, There),
-            ("m", "Failed", "node-b", "", Role::Target, There),
-            ("n", "Failed", "node-b", "p-2", Role::Target, Gone),
+        use MigrationSeen::{EndedElsewhere, Gone, Over, There};
+        type Case<'a> = (&'a str, &'a str, &'a str, &'a str, Role, &'a [&'a str], MigrationSeen);
+        let held: &[&str] = &[names::FINALIZER];
+        let cases: [Case<'_>; 9] = [
+            ("m", "Failed", "node-b", "p-2", Role::Target, held, EndedElsewhere),
+            ("m", "Failed", "node-b", "p-2", Role::Source, held, There),
+            ("m", "Failed", "node-b", "p-2", Role::Source, &[], Over),
+            ("m", "Succeeded", "node-a", "p-2", Role::Target, held, There),
+            ("m", "Succeeded", "node-a", "p-2", Role::Target, &["example.org/x"], Over),
+            ("m", "SourceResuming", "node-b", "p-2", Role::Target, held, There),
+            ("m", "SourceResuming", "node-b", "p-2", Role::Target, &[], There),
+            ("m", "Failed", "node-b", "", Role::Target, held, There),
+            ("n", "Failed", "node-b", "p-2", Role::Target, held, Gone),
         ];
-        for (uid, step, node, pod, role, expected) in cases {
+        for (uid, step, node, pod, role, finalizers, expected) in cases {
             let migration: Migration = serde_json::from_value(json!({
                 "apiVersion": "transship.dev/v1alpha1",
                 "kind": "Migration",
-                "metadata": {"name": "move", "uid": uid},
+                "metadata": {"name": "move", "uid": uid, "finalizers": finalizers},
                 "spec": {"podName": "web-7"},
                 "status": {
                     "step": step,
@@ -246,6 +288,20 @@ mod tests {
             });
             let pod: corev1::Pod = serde_json::from_value(pod).unwrap();
             assert_eq!(is_moved(&pod, "m"), moved, "{pod:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_marked_by_its_claim_or_its_label() {
+        for (metadata, marked) in [
+            (json!({"annotations": {names::CLAIM: "m"}}), true),
+            (json!({"labels": {names::MIGRATION_LABEL: "m"}}), true),
+            (json!({"annotations": {names::CLAIM: "n"}, "labels": {"app": "m"}}), false),
+            (json!({"annotations": {names::MOVED_BY: "m"}}), false),
+            (json!({}), false),
+        ] {
+            let pod: ObjectMeta = serde_json::from_value(metadata).unwrap();
+            assert_eq!(is_marked(&pod, "m"), marked, "{pod:?}");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Removes what nothing needs any more: records of pods that are gone, directories of migrations
-//! that are over and forgotten, addresses that are free again.
+//! that are over and forgotten, addresses that are free again, shims that containerd has forgotten.
 //!
 //! A record protects its pod from being created a second time, so it stays until a quorum read
 //! says that the pod's object is gone and containerd says that it has no sandbox of it; and as long
@@ -8,19 +8,20 @@
 //! What is kept of a migration whose Migration has vanished: see [`kept`].
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
-use transship_api::HolderState;
 use transship_host::paths::MigrationDir;
 use transship_host::record::{self, Record, RecordState};
 use transship_host::{HostRoot, files};
 
-use crate::cluster::{Cluster, MigrationSeen};
-use crate::kept::{self, Verdict};
+use crate::cluster::Cluster;
+use crate::kept;
 use crate::leases::Leases;
 use crate::migrations::{self, Side};
+use crate::need::{self, Need};
 use crate::relay::Relay;
+use crate::shims::Shims;
 use crate::telemetry::{Kind, Telemetry};
 
 /// How often is looked.
@@ -50,12 +51,14 @@ impl Collector {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut watch = kept::Watch::start();
+        let mut shims = Shims::new(&self.relay.runtime.layout);
         for round in 1u64.. {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = stop.cancelled() => return,
             }
-            match tokio::time::timeout(ROUND_LIMIT, self.round(round, watch.passed())).await {
+            let collecting = self.round(round, watch.passed(), &mut shims);
+            match tokio::time::timeout(ROUND_LIMIT, collecting).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::warn!(error = format!("{error:#}"), "collecting was put off");
@@ -65,10 +68,22 @@ impl Collector {
         }
     }
 
-    async fn round(&self, round: u64, passed: Option<Duration>) -> anyhow::Result<()> {
+    async fn round(
+        &self,
+        round: u64,
+        passed: Option<Duration>,
+        shims: &mut Shims,
+    ) -> anyhow::Result<()> {
         remove_going(&self.host)?;
         let sides = migrations::list(&self.host)?;
-        for uid in record::list_pods(&self.host)? {
+        let pods = record::list_pods(&self.host)?;
+        if let Err(error) = self.end_shims(shims, &pods).await {
+            tracing::debug!(
+                error = format!("{error:#}"),
+                "looking for forgotten shims was put off"
+            );
+        }
+        for uid in pods {
             if self.record_is_over(&uid, &sides).await? {
                 self.host.pod(&uid)?.remove()?;
                 self.count("record");
@@ -84,6 +99,18 @@ impl Collector {
         }
         for _ in 0..self.leases.collect(&self.cluster, &self.relay, round).await {
             self.count("lease");
+        }
+        Ok(())
+    }
+
+    /// `pods`: those with a record.
+    async fn end_shims(&self, shims: &mut Shims, pods: &[String]) -> anyhow::Result<()> {
+        for (shim, pod_uid) in shims.look(pods) {
+            let gone = !self.relay.has_sandbox(&pod_uid).await?;
+            if shims.judge(shim, gone, Instant::now()) && shims.end(shim)? {
+                self.count("shim");
+                tracing::info!(pod_uid, ?shim, "a shim that containerd has forgotten is ended");
+            }
         }
         Ok(())
     }
@@ -130,44 +157,21 @@ impl Collector {
         sides: &[Side],
         passed: Option<Duration>,
     ) -> anyhow::Result<bool> {
-        let Some(task) = &side.task else { return Ok(false) };
         if !side.closed && side.vanished.is_none() {
             return Ok(false);
         }
-        let migration = &task.migration;
-        match self.cluster.migration_of(task).await? {
-            MigrationSeen::Gone => {}
-            MigrationSeen::EndedElsewhere => return Ok(side.closed),
-            MigrationSeen::There => {
-                // Perhaps again: restored from a backup, or seen by another API server.
-                if side.vanished.is_some() {
-                    files::remove_durably(&side.dir.vanished())?;
-                }
-                return Ok(false);
-            }
+        let need = need::of(&self.cluster, side, sides).await?;
+        // Perhaps again: restored from a backup, or seen by another API server.
+        if matches!(need, Need::Migration | Need::Object) && side.vanished.is_some() {
+            files::remove_durably(&side.dir.vanished())?;
         }
         if !side.closed {
             return Ok(false);
         }
-        let published = match task.peer.node == task.node {
-            // A pod that went back to its source's node has both sides here.
-            true => Vec::new(),
-            false => kept::published(self.cluster.node(&task.peer.node).await?, &side.uid),
-        };
-        let beside: Vec<HolderState> = kept::beside(side, sides).collect();
-        match kept::verdict(task.part, side.state(), &published, &beside) {
-            Verdict::Over => Ok(true),
-            Verdict::Waits => Ok(false),
-            Verdict::Kept { heard } => {
-                // This node was perhaps cut off when the migration ended well, and was not waited for.
-                let pod = &task.pod;
-                let moved = heard
-                    && self
-                        .cluster
-                        .pod_has_moved(&pod.namespace, &pod.name, &migration.uid)
-                        .await?;
-                Ok(moved || kept::time_is_up(side, passed)?)
-            }
+        match need {
+            Need::Nobody => Ok(true),
+            Need::Vanished => Ok(kept::time_is_up(side, passed)?),
+            Need::Unknown | Need::Migration | Need::Object | Need::Peer | Need::Marks => Ok(false),
         }
     }
 }

@@ -17,7 +17,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
-use transship_api::node::HostSideState;
 use transship_core::facts::NodeFacts;
 use transship_host::paths::{MigrationDir, Role};
 use transship_host::record::{ContainerKind, RECORD_VERSION, Record, RecordState};
@@ -183,8 +182,7 @@ impl Service {
             None => {}
         }
         // Looked at under the lock that a removal takes before it looks for open migrations.
-        let state = self.side.borrow().state;
-        if matches!(state, HostSideState::Removing | HostSideState::Removed) {
+        if !self.side.borrow().takes(task.part) {
             return Err(Status::unavailable(
                 "the host side is being removed; take the annotation transship.dev/uninstall off",
             ));

@@ -7,6 +7,7 @@ use crate::migrations::tests::task;
 use crate::runtime::Runtime;
 use clap::Parser;
 use tokio_stream::wrappers::UnixListenerStream;
+use transship_api::node::HostSideState;
 use transship_rpc::Stage;
 use transship_rpc::agent_client::AgentClient;
 use transship_rpc::holder_server::{Holder, HolderServer};

@@ -17,15 +17,17 @@ use transship_api::conditions::reasons;
 use transship_api::node::HostSideState;
 use transship_host::HostRoot;
 use transship_host::install::{self, Plan};
+use transship_host::task::Part;
 use transship_runtime::node::default_runtime;
 
 use crate::args::Args;
+use crate::cluster::Cluster;
 use crate::ended::{awaited, ended_pod};
 use crate::hostns::HostNs;
 use crate::migrations;
 use crate::runtime::Runtime;
 use crate::supervisor::Wanted;
-use crate::uninstall;
+use crate::uninstall::{self, Asked};
 
 /// How often everything is looked at.
 const LOOK: Duration = Duration::from_secs(15);
@@ -47,8 +49,22 @@ pub struct HostSide {
     pub runc: String,
     /// What keeps the containers' files; empty while the runtime has not told.
     pub snapshotter: String,
+    /// Its removal has begun, and nothing waits for it any more: what is started would do without what has gone.
+    pub parted: bool,
     /// Nothing, or reason and message of what is wrong with the runtime or the wrapper.
     pub problem: Option<(&'static str, String)>,
+}
+
+impl HostSide {
+    /// Whether a side that plays this part may be started. A removal that waits for a migration must not keep it from
+    /// its end, for which its pod may have to be made again here.
+    pub fn takes(&self, part: Part) -> bool {
+        match self.state {
+            HostSideState::Removing => part.is_again() && !self.parted,
+            HostSideState::Removed => false,
+            _ => true,
+        }
+    }
 }
 
 impl Default for HostSide {
@@ -58,6 +74,7 @@ impl Default for HostSide {
             runtime: Default::default(),
             runc: String::new(),
             snapshotter: String::new(),
+            parted: false,
             problem: Some((reasons::PENDING, "the runtime was not looked at yet".into())),
         }
     }
@@ -69,8 +86,10 @@ pub struct Installer {
     host: HostRoot,
     hostns: HostNs,
     runtime: Runtime,
-    /// Whether the annotation asks for removal.
-    uninstall: watch::Receiver<bool>,
+    /// The API.
+    cluster: Cluster,
+    /// What the Node asks for.
+    asked: watch::Receiver<Asked>,
     /// Whether a supervisor should run.
     supervise: watch::Sender<Wanted>,
     current: watch::Sender<HostSide>,
@@ -90,19 +109,20 @@ impl Installer {
     pub fn new(
         args: Args,
         host: HostRoot,
-        hostns: HostNs,
         runtime: Runtime,
-        uninstall: watch::Receiver<bool>,
+        cluster: Cluster,
+        asked: watch::Receiver<Asked>,
         supervise: watch::Sender<Wanted>,
         writing: Arc<Mutex<()>>,
     ) -> (Self, watch::Receiver<HostSide>) {
         let (current, side) = watch::channel(HostSide::default());
         let installer = Self {
+            hostns: HostNs::new(&args.host_root),
             args,
             host,
-            hostns,
             runtime,
-            uninstall,
+            cluster,
+            asked,
             supervise,
             current,
             writing,
@@ -117,7 +137,7 @@ impl Installer {
     /// Runs until `stop`. What is installed stays.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
-            if self.torn && !*self.uninstall.borrow() {
+            if self.torn && *self.asked.borrow() == Asked::Stay {
                 tracing::info!("to be installed again: the agent starts afresh");
                 stop.cancel();
                 return;
@@ -125,7 +145,7 @@ impl Installer {
             self.round().await;
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
-                changed = self.uninstall.changed() => if changed.is_err() { return },
+                changed = self.asked.changed() => if changed.is_err() { return },
                 () = stop.cancelled() => return,
             }
         }
@@ -144,7 +164,7 @@ impl Installer {
     }
 
     async fn round(&mut self) {
-        let wanted = !*self.uninstall.borrow_and_update();
+        let asked = *self.asked.borrow_and_update();
         let version = match self.version().await {
             Ok(version) => version,
             Err(error) => {
@@ -166,10 +186,10 @@ impl Installer {
                 side.snapshotter = snapshotter;
             }
         });
-        let result = if wanted {
-            self.keep_installed(&version.1).await
-        } else {
-            self.keep_removed(&version.1).await
+        let result = match asked {
+            Asked::Unknown => self.go_on(&version.1).await,
+            Asked::Stay => self.keep_installed(&version.1).await,
+            Asked::Go => self.keep_removed(&version.1).await,
         };
         let problem = result.err().map(|error| (reason(&error), format!("{error:#}")));
         if let Some((reason, message)) = &problem {
@@ -177,7 +197,7 @@ impl Installer {
                 tracing::warn!(reason, message, "the host side is not as it should be");
             }
             // A removal that failed goes on: what is started meanwhile would do without what has gone already.
-            if *reason == reasons::INSTALL_FAILED && wanted {
+            if *reason == reasons::INSTALL_FAILED && asked == Asked::Stay {
                 self.publish(|side| side.state = HostSideState::Failed);
             }
         }
@@ -207,8 +227,20 @@ impl Installer {
         }
     }
 
+    /// Before the Node was read: a host side that is there works on, so that what is under way is brought to its end
+    /// also where the API server is away; nothing is installed that might have to go again.
+    async fn go_on(&self, runtime_version: &str) -> anyhow::Result<()> {
+        let plan = self.plan(runtime_version);
+        if self.args.no_install || on_disk(&plan, install::is_installed).await? {
+            self.supervise(Wanted::Running);
+        }
+        Err(not_asked())
+    }
+
     async fn keep_installed(&mut self, runtime_version: &str) -> anyhow::Result<()> {
         let plan = self.plan(runtime_version);
+        // Where sides may be started again a further removal has to look for them again.
+        self.publish(|side| side.parted = false);
         // At first always: the programs may be those of another version.
         let complete = self.looked && on_disk(&plan, install::is_installed).await?;
         if !self.args.no_install && !complete {
@@ -362,20 +394,21 @@ impl Installer {
             return Err(removed());
         }
         self.publish(|side| side.state = HostSideState::Removing);
-        // From now on no side is started; one that is being started is waited for, and seen.
-        drop(self.writing.lock().await);
-        let open = migrations::list(&self.host)?.into_iter().find(|side| !side.closed);
-        if let Some(open) = open {
-            // Its holder must run for it to be over, also on a node that was restarted meanwhile.
-            self.supervise(Wanted::Running);
-            return Err(problem(
-                reasons::IN_PROGRESS,
-                format!(
-                    "migration {} is not over on this node; the host side is removed after it",
-                    open.uid
-                ),
-            ));
+        // No side of a further migration is started from now on; one that is being started is waited for, and seen.
+        let writing = self.writing.lock().await;
+        if !self.current.borrow().parted {
+            if let Some(awaited) = uninstall::awaited(&self.host, &self.cluster).await? {
+                // Its holder must run for it to be over, also on a node that was restarted meanwhile.
+                self.supervise(Wanted::Running);
+                return Err(problem(
+                    reasons::IN_PROGRESS,
+                    format!("the host side is removed later: {awaited}"),
+                ));
+            }
+            // Nor is the pod of one made again here.
+            self.publish(|side| side.parted = true);
         }
+        drop(writing);
         self.supervise(Wanted::Ended);
         if self.args.no_install {
             bail!("the agent was told to leave the host as it is; remove the host side by hand");
@@ -422,6 +455,13 @@ struct Problem {
 
 fn problem(reason: &'static str, message: impl Into<String>) -> anyhow::Error {
     Problem { reason, message: message.into() }.into()
+}
+
+fn not_asked() -> anyhow::Error {
+    problem(
+        reasons::PENDING,
+        "what this Node object asks for is not known yet; until then nothing is installed or removed on the host",
+    )
 }
 
 fn removed() -> anyhow::Error {
@@ -478,6 +518,24 @@ mod tests {
         ];
         for (error, known) in cases {
             assert_eq!(is_without_wrapper(&error), known, "{error:#}");
+        }
+    }
+
+    #[test]
+    fn a_removal_that_waits_for_a_migration_lets_its_pod_be_made_again() {
+        use HostSideState::{Absent, Installed, Removed, Removing};
+        for (state, parted, part, taken) in [
+            (Installed, false, Part::Overlap, true),
+            (Absent, false, Part::Trial, true),
+            (Removing, false, Part::Overlap, false),
+            (Removing, false, Part::Trial, false),
+            (Removing, false, Part::Again, true),
+            (Removing, false, Part::ColdAgainAtSource, true),
+            (Removing, true, Part::Again, false),
+            (Removed, true, Part::Again, false),
+        ] {
+            let side = HostSide { state, parted, ..HostSide::default() };
+            assert_eq!(side.takes(part), taken, "{state:?} {parted} {part:?}");
         }
     }
 

@@ -17,9 +17,11 @@ mod install;
 mod kept;
 mod leases;
 mod migrations;
+mod need;
 mod node_report;
 mod relay;
 mod runtime;
+mod shims;
 mod supervisor;
 mod telemetry;
 mod tls;
@@ -87,23 +89,16 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
     let mut config = kube::Config::infer().await.context("no way to the API server")?;
     config.connect_timeout = Some(CONNECT_LIMIT);
     let client = kube::Client::try_from(config)?;
-    let identity = Arc::new(identity::discover(&client, &args).await?);
-    tracing::info!(control = %identity.control, data = %identity.data, "this node");
-
-    let cluster = cluster::Cluster::start(client.clone(), &identity.node, stop.clone());
-    let (certificates, tls) =
-        certs::Certificates::new(args.clone(), client.clone(), telemetry.clone(), &host.run());
-    let (uninstall_sender, uninstall) = watch::channel(false);
+    let cluster = cluster::Cluster::start(client.clone(), &args.node_name, stop.clone());
+    let (asked_sender, asked) = watch::channel(uninstall::Asked::Unknown);
     let (supervise, supervise_wanted) = watch::channel(supervisor::Wanted::Unknown);
-    let (facts_sender, facts) =
-        watch::channel(NodeFacts { name: identity.node.clone(), ..NodeFacts::default() });
     let writing = Arc::default();
     let (installer, side) = install::Installer::new(
         args.clone(),
         host.clone(),
-        hostns.clone(),
         runtime.clone(),
-        uninstall,
+        cluster.clone(),
+        asked,
         supervise,
         Arc::clone(&writing),
     );
@@ -113,6 +108,17 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
         telemetry.clone(),
         supervise_wanted,
     );
+    // Holders do without the API server for a while, and must not wait until it tells who this node is.
+    tracker.spawn(installer.run(stop.clone()));
+    tracker.spawn(keeper.run(stop.clone()));
+
+    let identity = Arc::new(identity::discover(&client, &args).await?);
+    tracing::info!(control = %identity.control, data = %identity.data, "this node");
+
+    let (certificates, tls) =
+        certs::Certificates::new(args.clone(), client.clone(), telemetry.clone(), &host.run());
+    let (facts_sender, facts) =
+        watch::channel(NodeFacts { name: identity.node.clone(), ..NodeFacts::default() });
     let relay = relay::Relay {
         host: host.clone(),
         tls: tls.clone(),
@@ -175,8 +181,6 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
     tracker.spawn(relay.clone().serve_peers(peers, stop.clone()));
     tracker.spawn(relay.clone().serve_holders(holders, stop.clone()));
     tracker.spawn(certificates.run(stop.clone()));
-    tracker.spawn(installer.run(stop.clone()));
-    tracker.spawn(keeper.run(stop.clone()));
     tracker.spawn(
         token::Tokens {
             args: args.clone(),
@@ -184,6 +188,7 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
             host: host.clone(),
             identity: identity.clone(),
             telemetry: telemetry.clone(),
+            side: side.clone(),
         }
         .run(stop.clone()),
     );
@@ -208,7 +213,7 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
             side,
             supervisor,
             tls,
-            uninstall: uninstall_sender,
+            asked: asked_sender,
             facts: facts_sender,
             telemetry,
         }

@@ -206,7 +206,8 @@ impl Supervisor {
     }
 }
 
-/// Moves the shell to `/transship` of every mounted cgroup hierarchy. A hierarchy that refuses (cpuset without memory nodes) is given what its parent has first.
+/// Moves the shell to `/transship` of every mounted cgroup hierarchy. A hierarchy that refuses (cpuset without
+/// memory nodes) is given what its parent has first.
 pub const LEAVE_CGROUPS: &str = r#"
 for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
   [ -e "$root/cgroup.procs" ] || continue

@@ -112,7 +112,7 @@ impl Telemetry {
         );
         r.register(
             "collected",
-            "Records, migrations and leases removed when nothing needed them",
+            "Records, migrations, leases and shims removed when nothing needed them",
             telemetry.collected.clone(),
         );
         r.register_with_unit(

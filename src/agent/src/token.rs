@@ -2,6 +2,7 @@
 //! address, its authority, and a token bound to the core Node object, renewed at half its life.
 //! The token dies with the node's object; it can do what the agents' service account can.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +14,13 @@ use k8s_openapi::api::authentication::v1::{
 use k8s_openapi::api::core::v1 as corev1;
 use kube::api::PostParams;
 use kube::{Api, Client, Config};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use transship_host::{HostRoot, files};
 
 use crate::args::Args;
 use crate::identity::Identity;
+use crate::install::HostSide;
 use crate::telemetry::Telemetry;
 
 /// Life asked for. A holder that outlives its agent can work this long, less the time since the
@@ -27,6 +30,10 @@ const LIFE: Duration = Duration::from_secs(3600);
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a first failure, and the longest one.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How often is looked whether the files are still there.
+const LOOK: Duration = Duration::from_secs(5);
+/// The files, see [`HostRoot::api`]. The token last: it is of use with the others alone.
+const FILES: [&str; 4] = ["server", "ca.crt", "namespace", "token"];
 
 /// Keeps the files up to date.
 pub struct Tokens {
@@ -40,29 +47,38 @@ pub struct Tokens {
     pub identity: Arc<Identity>,
     /// Gauges.
     pub telemetry: Arc<Telemetry>,
+    /// What is installed: what goes with it is not made again.
+    pub side: watch::Receiver<HostSide>,
 }
 
 impl Tokens {
     /// Runs until `stop`. The files stay: holders go on with them.
     pub async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = self.keep() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Ends with the agent's other parts only.
+    async fn keep(&self) {
+        let dir = self.host.api();
+        let mut side = self.side.clone();
         let mut pause = RETRY.0;
-        loop {
+        while side.wait_for(|side| !side.parted).await.is_ok() {
             let renewed = tokio::time::timeout(REQUEST_LIMIT, self.renew()).await;
-            let next = match renewed.map_err(anyhow::Error::from).and_then(|result| result) {
+            match renewed.map_err(anyhow::Error::from).and_then(|result| result) {
                 Ok(life) => {
                     pause = RETRY.0;
-                    life / 2
+                    if tokio::time::timeout(life / 2, missing(&dir, LOOK)).await.is_ok() {
+                        tracing::warn!(dir = %dir.display(), "what holders need to read the API is gone, and is made again");
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(error = format!("{error:#}"), again_in = ?pause, "the holders' token could not be renewed");
-                    let next = pause;
+                    tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY.1);
-                    next
                 }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(next) => {}
-                () = stop.cancelled() => return,
             }
         }
     }
@@ -75,6 +91,8 @@ impl Tokens {
         let life = end.duration_since(jiff::Timestamp::now());
         let life = Duration::try_from(life).unwrap_or_default().max(Duration::from_secs(20));
         let config = Config::infer().await.context("no configuration for the API server")?;
+        // It may have taken a while.
+        anyhow::ensure!(!self.side.borrow().parted, "the host side is being removed");
         self.write(&config, &token)?;
         self.telemetry.token_end.set(end.as_second());
         tracing::debug!(until = %end, "the holders' token was renewed");
@@ -115,12 +133,8 @@ impl Tokens {
             None => pem(config.root_cert.as_deref().unwrap_or_default())?,
         };
         // Only the token changes as a rule; holders look at the times of the others.
-        for (name, content) in [
-            ("server", server.trim_end_matches('/')),
-            ("ca.crt", &ca),
-            ("namespace", &self.args.namespace),
-            ("token", token),
-        ] {
+        let contents: [&str; 4] = [server.trim_end_matches('/'), &ca, &self.args.namespace, token];
+        for (name, content) in FILES.into_iter().zip(contents) {
             let path = dir.join(name);
             if std::fs::read(&path).is_ok_and(|now| now == content.as_bytes()) {
                 continue;
@@ -128,6 +142,14 @@ impl Tokens {
             files::write_atomic(&path, content.as_bytes())?;
         }
         Ok(())
+    }
+}
+
+/// Returns when one of the files is not there.
+async fn missing(dir: &Path, look: Duration) {
+    // One that cannot be looked at is there for all that is known.
+    while FILES.iter().all(|name| dir.join(name).try_exists().unwrap_or(true)) {
+        tokio::time::sleep(look).await;
     }
 }
 
@@ -155,6 +177,26 @@ fn pem(certificates: &[Vec<u8>]) -> anyhow::Result<String> {
 mod tests {
     use super::*;
     use crate::tls;
+
+    #[tokio::test]
+    async fn a_file_that_goes_is_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in FILES {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        let missed = async |limit| {
+            let missing = missing(dir.path(), Duration::from_millis(1));
+            tokio::time::timeout(limit, missing).await.is_ok()
+        };
+        assert!(!missed(Duration::from_millis(50)).await, "all are there");
+        for name in FILES {
+            std::fs::remove_file(dir.path().join(name)).unwrap();
+            assert!(missed(Duration::from_secs(10)).await, "{name}");
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        assert!(missed(Duration::from_secs(10)).await, "the directory");
+    }
 
     #[test]
     fn certificates_survive_their_pem() {

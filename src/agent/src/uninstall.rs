@@ -6,9 +6,54 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::Context;
+use transship_api::{Node, names};
 use transship_host::{HostRoot, files, lease, record};
 
+use crate::cluster::Cluster;
 use crate::hostns::HostNs;
+use crate::migrations;
+use crate::need;
+
+/// What is to become of the host side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// The Node was not read yet, so nobody knows: what is there goes on, and is left as it is.
+    Unknown,
+    /// It is to be in place.
+    Stay,
+    /// It is to be removed.
+    Go,
+}
+
+/// What a Node asks for. `installation`: see [`Cluster::installation`]; where there is none, nobody is left whom the
+/// request of a former one could undo.
+pub fn asked(node: &Node, installation: Option<&str>) -> Asked {
+    let annotations = node.metadata.annotations.as_ref();
+    let asks = annotations.and_then(|all| all.get(names::UNINSTALL)).is_some_and(|v| v == "true");
+    let former = installation.is_some_and(|own| node.is_asked_by_another(own));
+    if asks && !former { Asked::Go } else { Asked::Stay }
+}
+
+/// What a removal waits for, for people; none: nobody needs what this node keeps.
+pub async fn awaited(host: &HostRoot, cluster: &Cluster) -> transship_host::Result<Option<String>> {
+    let sides = migrations::list(host)?;
+    if let Some(open) = sides.iter().find(|side| !side.closed) {
+        return Ok(Some(format!("migration {} is not over on this node", open.uid)));
+    }
+    for side in &sides {
+        let awaited = match need::of(cluster, side, &sides).await {
+            Ok(need) => need.awaited(side),
+            Err(error) => Some(format!(
+                "nobody can tell whether what is kept here of migration {} is still needed: {error:#}",
+                side.uid
+            )),
+        };
+        if awaited.is_some() {
+            return Ok(awaited);
+        }
+    }
+    Ok(None)
+}
 
 /// Present while the process of a removal should go on; an installation removes it.
 const MARKER: &str = ".removing";
@@ -43,7 +88,7 @@ pub fn cancel(host: &HostRoot) -> transship_host::Result<()> {
     files::remove_durably(&host.opt().join(MARKER)).map(|_| ())
 }
 
-/// Forgets what is kept for migrations (none is open) and leaves the process that removes the rest.
+/// Forgets what is kept for migrations (nobody needs it, see [`awaited`]) and leaves the process that removes the rest.
 /// `used`: bundles of tasks whose shims go on calling the wrapper, as the agent sees them.
 pub async fn finish(host: &HostRoot, hostns: &HostNs, used: &[PathBuf]) -> anyhow::Result<()> {
     for uid in record::list_pods(host)? {
@@ -86,6 +131,26 @@ mod tests {
         let seen = Path::new("/host/run/containerd/x");
         assert_eq!(on_host(&HostRoot::at("/host"), seen), Path::new("/run/containerd/x"));
         assert_eq!(on_host(&HostRoot::host(), Path::new("/run/x")), Path::new("/run/x"));
+    }
+
+    #[test]
+    fn a_former_installations_request_is_not_obeyed_where_there_is_a_new_one() {
+        for (request, by, installation, expected) in [
+            (None, None, Some("uid-2"), Asked::Stay),
+            (Some("true"), None, Some("uid-2"), Asked::Go),
+            (Some("false"), None, Some("uid-2"), Asked::Stay),
+            (Some("true"), Some("uid-2"), Some("uid-2"), Asked::Go),
+            (Some("true"), Some("uid-1"), Some("uid-2"), Asked::Stay),
+            (Some("true"), Some("uid-1"), None, Asked::Go),
+        ] {
+            let mut node = Node::new("node-a", transship_api::NodeSpec::default());
+            let annotations = node.metadata.annotations.get_or_insert_default();
+            for (name, value) in [(names::UNINSTALL, request), (names::UNINSTALL_BY, by)] {
+                annotations.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+            }
+            let got = asked(&node, installation);
+            assert_eq!(got, expected, "{request:?} by {by:?}, installed by {installation:?}");
+        }
     }
 
     fn remove_later(marker: &Path, bundles: &[PathBuf]) -> std::process::Child {

@@ -3,7 +3,8 @@
 //! Rules of the field that hold here: a type is an adjective or a past participle; every type of a
 //! kind is written at the first visit (`Unknown` if need be); a reason is never empty; `Succeeded`
 //! is `Unknown` while a Migration runs and is the one to wait for. Reasons are also the reasons of
-//! events and labels of metrics, so each exists once, here.
+//! events and labels of metrics, so those that operator and agents give exist once, here. What a side calls its
+//! own failure (`NotFrozen`, `DiskFull`, ...) stands where it arises, in `src/holder` and `src/transport`.
 //!
 //! Conditions are observations for people and tools. No decision is taken from them: decisions
 //! stand in `status.decision` and its companions.
@@ -157,8 +158,6 @@ pub mod reasons {
     pub const TARGET_POD_FAILED: &str = "TargetPodFailed";
     /// The stored target pod differs from what was sent (a webhook changed it).
     pub const TARGET_POD_CHANGED: &str = "TargetPodChanged";
-    /// Freezing the source failed.
-    pub const FREEZE_FAILED: &str = "FreezeFailed";
     /// Dumping the source failed.
     pub const DUMP_FAILED: &str = "DumpFailed";
     /// Sending the state to the target failed.
@@ -230,7 +229,8 @@ pub mod reasons {
     pub const WRAPPER_UNKNOWN: &str = "WrapperUnknown";
     /// The node has neither a CriuReady nor a RuntimeReady of True.
     pub const COMPONENT_NOT_READY: &str = "ComponentNotReady";
-    /// A Migration vanished when the node had the state of its pod and the pod ran nowhere.
+    /// A Migration vanished: when the node had the state of its pod and the pod ran nowhere; of an event, before it
+    /// was over.
     pub const MIGRATION_VANISHED: &str = "MigrationVanished";
     /// No state is kept that no Migration answers for.
     pub const NOTHING_KEPT: &str = "NothingKept";

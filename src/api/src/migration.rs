@@ -375,6 +375,14 @@ pub struct MigrationStatus {
     #[serde(rename = "failedPodUID", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub failed_pod_uid: Option<String>,
+    /// Sequential: UID of the pod made again of which it was asked last what is to become of the memory, since its volumes
+    /// may be newer. It stays when that is answered.
+    #[serde(rename = "askedPodUID", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub asked_pod_uid: Option<String>,
+    /// Sequential: the Migration had been deleted when that was asked first, so its deletion does not give the memory up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_unasked: Option<bool>,
     /// Why mode and network were chosen, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]

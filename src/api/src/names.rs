@@ -86,6 +86,9 @@ pub const WITNESS: &str = "transship.dev/witness";
 /// Annotation on a Migration that is stalled as `VolumesNewer`: UID of the pod whose restore may have run. Whoever
 /// sets it wants the memory restored once more, on volumes that may be newer.
 pub const RESTORE_ANYWAY: &str = "transship.dev/restore-anyway";
+/// The other answer on such a Migration, with the same UID: the memory is given up. Deleting the Migration says so as
+/// well, if that is done when it is stalled.
+pub const GIVE_UP_MEMORY: &str = "transship.dev/give-up-memory";
 /// Labels on a Migration, for selecting: UID of the pod that moves.
 pub const POD_UID_LABEL: &str = "transship.dev/pod-uid";
 /// Label on a Migration: name of the source node.
@@ -97,6 +100,10 @@ pub const PAUSED: &str = "transship.dev/paused";
 /// Annotation on a Node: `"true"` makes its agent remove the host side. Set at `helm uninstall`, or
 /// by an administrator to take one node out.
 pub const UNINSTALL: &str = "transship.dev/uninstall";
+/// Annotation beside [`UNINSTALL`], where an installation asks at its end: which one, by the UID of the operator's
+/// service account, which is made with the chart, kept by its upgrades and removed with it. Of a later one's neither
+/// operator nor agents obey it.
+pub const UNINSTALL_BY: &str = "transship.dev/uninstall-by";
 /// Label on a Node: `"true"` puts it onto the static list of nodes that ought to be there.
 pub const STATIC_LABEL: &str = "transship.dev/static";
 /// Label on a namespace in which creating pods of certain names is held back during a sequential

@@ -13,6 +13,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::names;
 use crate::quantity::{self, ParseQuantityError};
 use crate::validation;
 
@@ -95,6 +96,15 @@ impl Default for NodeSpec {
             max_parallel_migrations: default_max_parallel_migrations(),
             bandwidth_limit: default_bandwidth_limit(),
         }
+    }
+}
+
+impl Node {
+    /// Whether another installation than `own` asked the host side to go: the Nodes outlive the chart, and a new
+    /// installation must not be undone by the end of the former. What people ask for stands.
+    pub fn is_asked_by_another(&self, own: &str) -> bool {
+        let annotations = self.metadata.annotations.as_ref();
+        annotations.and_then(|all| all.get(names::UNINSTALL_BY)).is_some_and(|by| by != own)
     }
 }
 
@@ -382,6 +392,19 @@ impl NodeStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_ends_with_the_installation_that_it_was_made_for() {
+        for (asked_by, former) in [(Some("uid-1"), true), (Some("uid-2"), false), (None, false)] {
+            let mut node = Node::new("node-a", NodeSpec::default());
+            let annotations = node.metadata.annotations.get_or_insert_default();
+            annotations.insert(names::UNINSTALL.into(), "true".into());
+            if let Some(by) = asked_by {
+                annotations.insert(names::UNINSTALL_BY.into(), by.into());
+            }
+            assert_eq!(node.is_asked_by_another("uid-2"), former, "{asked_by:?}");
+        }
+    }
 
     #[test]
     fn a_node_is_accepted_or_answered_with_what_to_write() {

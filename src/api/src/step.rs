@@ -111,11 +111,6 @@ impl Step {
     pub fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::RolledBack | Self::Failed)
     }
-
-    /// Whether the Migration can still be cancelled by deleting it.
-    pub fn is_before_commit(self) -> bool {
-        self < Self::Committed
-    }
 }
 
 impl std::fmt::Display for Step {
@@ -186,11 +181,5 @@ mod tests {
                 matches!(phase(step), Phase::Succeeded | Phase::RolledBack | Phase::Failed);
             assert_eq!(step.is_final() || step == Step::Aborting, final_phase, "{step}");
         }
-    }
-
-    #[test]
-    fn a_migration_can_be_cancelled_until_it_is_committed() {
-        let last = Step::ALL.into_iter().rfind(|s| s.is_before_commit());
-        assert_eq!(last, Some(Step::Voting));
     }
 }

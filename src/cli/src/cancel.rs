@@ -1,14 +1,10 @@
-//! `cancel`: deletes a Migration; before its commit the source goes on, after it it finishes first, or gives up what
-//! cannot be restored on volumes that may be newer.
+//! `cancel`: deletes a Migration. Before its commit the source goes on. After it the Migration finishes first, but
+//! where the pod's memory may be older than its volumes that is given up.
 
 use anyhow::Result;
 use clap::Args as ClapArgs;
 use kube::{Api, Client, ResourceExt, api::DeleteParams};
-use transship_api::{
-    Decision, Migration,
-    conditions::{self, reasons},
-    names,
-};
+use transship_api::{Decision, Migration};
 
 use crate::{Outcome, connect::explain, progress};
 
@@ -49,36 +45,22 @@ fn consequence(migration: &Migration) -> Option<&'static str> {
     if status.decision != Some(Decision::Commit) {
         return None;
     }
-    let stalled = conditions::find(&status.conditions, conditions::STALLED);
-    let is_asked =
-        stalled.is_some_and(|c| c.status == "True" && c.reason == reasons::VOLUMES_NEWER);
-    // Somebody wanted the memory, and it may be that nothing comes of it.
-    let was_wanted = migration.annotations().contains_key(names::RESTORE_ANYWAY);
-    Some(match is_asked || (was_wanted && status.failed_restores.is_some()) {
-        true => "the pod's memory is given up if it is not being restored at this moment",
-        false => "it will finish",
+    let was_deleted = status.deleted_unasked == Some(true);
+    Some(match status.asked_pod_uid {
+        Some(_) if was_deleted => {
+            "it was deleted before, and finishes when what its condition Stalled asks is answered"
+        }
+        // Somebody may have wanted the memory meanwhile, and it may be that nothing comes of it.
+        Some(_) => "the pod's memory is given up if it is not being restored at this moment",
+        None => "it will finish",
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::jiff::Timestamp;
-    use transship_api::{
-        MigrationSpec, MigrationStatus,
-        conditions::{ConditionStatus, set_condition},
-    };
+    use transship_api::{MigrationSpec, MigrationStatus};
 
     use super::*;
-
-    fn committed(reason: &str) -> Migration {
-        let mut status =
-            MigrationStatus { decision: Some(Decision::Commit), ..MigrationStatus::default() };
-        let (true_, now) = (ConditionStatus::True, Timestamp::UNIX_EPOCH);
-        set_condition(&mut status.conditions, conditions::STALLED, true_, reason, "", None, now);
-        let mut migration = Migration::new("m", MigrationSpec::for_pod("web-0"));
-        migration.status = Some(status);
-        migration
-    }
 
     #[test]
     fn whoever_gives_memory_up_is_told_so() {
@@ -87,14 +69,20 @@ mod tests {
         migration.status = Some(MigrationStatus::default());
         assert_eq!(consequence(&migration), None, "the source goes on");
 
-        let gives_up = |migration: &Migration| consequence(migration).unwrap().contains("given up");
-        assert!(gives_up(&committed(reasons::VOLUMES_NEWER)));
-        let mut failing = committed(reasons::RESTORE_FAILED);
-        assert!(!gives_up(&failing), "it is tried until it runs");
-        failing.metadata.annotations =
-            Some([(names::RESTORE_ANYWAY.to_owned(), "uid-1".to_owned())].into());
-        assert!(!gives_up(&failing), "nothing has failed yet");
-        failing.status.as_mut().unwrap().failed_restores = Some(3);
-        assert!(gives_up(&failing));
+        let told = |asked: Option<&str>, deleted_unasked| {
+            let mut migration = Migration::new("m", MigrationSpec::for_pod("web-0"));
+            migration.status = Some(MigrationStatus {
+                decision: Some(Decision::Commit),
+                failed_restores: Some(3),
+                asked_pod_uid: asked.map(str::to_owned),
+                deleted_unasked,
+                ..MigrationStatus::default()
+            });
+            consequence(&migration).unwrap()
+        };
+        assert_eq!(told(None, None), "it will finish", "it is tried until it runs");
+        assert!(told(Some("uid-1"), None).contains("given up"));
+        let unasked = told(Some("uid-1"), Some(true));
+        assert!(unasked.contains("answered") && !unasked.contains("given up"), "{unasked}");
     }
 }

@@ -338,8 +338,6 @@ pub struct NetworkFacts {
     pub translated: Vec<PeerFacts>,
     /// Established connections in all, those within the pod left out.
     pub connections: u64,
-    /// Connections whose handshake has not ended.
-    pub half_open: u64,
     /// Ports on which TCP listens.
     pub listening: Vec<ListenFacts>,
     /// Tables of nftables and of iptables in the pod's network namespace that do something, `family

@@ -48,18 +48,6 @@ pub fn trial_pod(source: &Pod, target: &TargetFor<'_>) -> Result<Pod, TargetPodE
     Ok(trial)
 }
 
-/// What a restore on trial shows, in one sentence.
-pub fn trial_covers(source: &Pod) -> String {
-    let all = "every container was restored on trial from the images that are kept";
-    match claims(source).as_slice() {
-        [] => format!("{all}, with all of its files"),
-        names => format!(
-            "{all}; volume {} stays with the source until it has ended, so files of the same names and sizes without content stood in",
-            names.join(", ")
-        ),
-    }
-}
-
 /// The pod that is made again of the source's stored manifest: its own name, labels, owner and
 /// finalizers.
 pub fn again_pod(manifest: &Pod, target: &TargetFor<'_>) -> Result<Pod, TargetPodError> {
@@ -247,7 +235,6 @@ mod tests {
         assert!(trial.metadata.owner_references.is_none());
         assert_eq!(trial.metadata.labels.unwrap().len(), 1);
         assert_eq!(claims(&source()), ["data"]);
-        assert!(trial_covers(&source()).contains("volume data stays with the source"));
     }
 
     #[test]

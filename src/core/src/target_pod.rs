@@ -90,6 +90,13 @@ pub fn target_name(source: &Pod, migration_uid: &str) -> String {
     format!("{}{}", &prefix[..end], suffix(migration_uid))
 }
 
+/// Whether a pod's name is that of a target pod, and not its source's own: that of one beside its source, or of one on
+/// trial.
+pub fn is_named_beside(pod: &Pod, migration_uid: &str) -> bool {
+    let name = pod.metadata.name.as_deref();
+    name.is_some_and(|name| name.ends_with(&suffix(migration_uid)))
+}
+
 /// Five characters of the alphabet of generated names, from FNV-1a over the UID.
 fn suffix(uid: &str) -> String {
     const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -366,6 +373,16 @@ fn pin(spec: &mut PodSpec, node: &str, replace: bool) {
             values: Some(vec![node.to_owned()]),
         });
     }
+}
+
+/// The node that a target pod is pinned to.
+pub fn pinned_node(pod: &Pod) -> Option<&str> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
+    let term = required.node_selector_terms.first()?;
+    // Ours was put behind whatever was there.
+    let pin = term.match_fields.as_ref()?.last().filter(|field| field.key == "metadata.name")?;
+    pin.values.as_ref()?.first().map(String::as_str)
 }
 
 /// Where the stored target pod differs from what was sent, as paths; empty when nothing that

@@ -165,6 +165,17 @@ fn every_term_is_pinned_since_terms_are_alternatives() {
             {"matchExpressions": zone("b"), "matchFields": [pin_to("node-b")]},
         ])
     );
+    assert_eq!(pinned_node(&made), Some("node-b"));
+    assert_eq!(pinned_node(&source), None);
+}
+
+#[test]
+fn a_target_pod_is_told_by_its_name_from_one_that_was_made_again() {
+    let mut pod = target_pod(&source(), &target()).unwrap();
+    assert!(is_named_beside(&pod, target().migration_uid));
+    assert!(!is_named_beside(&pod, "another-uid"));
+    pod.metadata.name = source().metadata.name;
+    assert!(!is_named_beside(&pod, target().migration_uid));
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! * Where the address moves along ([`NetworkMode::Preserve`]) they go on. The source's node knows where the
 //!   translated ones really lead (a Service's address stands for one of its pods), and so must the target's
 //!   before it opens. The source's must have forgotten it by then: it would take the packets that come by from
-//!   the moved pod for others and change their port. If the source goes on it learns it again. One that left with the source node's own address cannot go on from another node; it is
-//!   ended, so that the application sees it now and does not wait for an answer.
+//!   the moved pod for others and change their port. If the source goes on it learns it again. One that left with
+//!   the source node's own address cannot go on from another node; it is ended, so that the application sees it now
+//!   and does not wait for an answer.
 //! * With a new address ([`NetworkMode::Close`]) all are ended. The target's side is ended while it is held; the
 //!   peers get their reset from the source, which alone has the address that they know.
 

@@ -144,10 +144,7 @@ impl Deadman {
     pub fn look(&self, pod: &Pod, nft: &Path) -> Result<Look> {
         self.enforce(|| {
             let frozen = pod.freeze_what_is_left();
-            let closed = match pod.network() {
-                network if network.exists() => network.close(nft, &pod.devices),
-                _ => Ok(()),
-            };
+            let closed = pod.close_network(nft);
             frozen.and(closed.context("cannot close the pod's network"))
         })
     }

@@ -54,6 +54,9 @@ pub struct PodContainer {
     /// Parent of that process: the shim.
     #[serde(default)]
     pub parent: Option<u32>,
+    /// Its bundle, by runc's word. containerd removes it when it forgets the container.
+    #[serde(default)]
+    pub bundle: Option<PathBuf>,
     /// Its freezer cgroup.
     #[serde(flatten)]
     pub freezer: Freezer,
@@ -123,6 +126,36 @@ impl Pod {
             && self.containers.iter().all(|container| container.is_alive(layout))
     }
 
+    /// What the runtime cannot end or start any more, if anything: a container whose first process is gone, or
+    /// lives on without its shim or its bundle. All containers of a pod have the same shim. A containerd that
+    /// restarts finds its shims again; one that does not answer in time it takes for dead.
+    pub fn lost(&self, layout: &Layout) -> Option<String> {
+        if self.containers.is_empty() {
+            return Some("nothing is restored".to_owned());
+        }
+        let dead = self.containers.iter().find(|container| !container.is_alive(layout));
+        match dead {
+            Some(dead) => Some(format!("the first process of container {} is gone", dead.name)),
+            None => self.orphaned(layout),
+        }
+    }
+
+    /// A container that lives on though the runtime has lost it, if there is one.
+    pub fn orphaned(&self, layout: &Layout) -> Option<String> {
+        self.containers.iter().find_map(|container| container.orphaned(layout))
+    }
+
+    /// Drops all frames at its devices. Those of a sandbox that kubelet takes for dead are gone.
+    pub fn close_network(&self, nft: &Path) -> Result<()> {
+        let network = self.network();
+        if !network.exists() {
+            return Ok(());
+        }
+        let mut left = network.devices()?;
+        left.retain(|device| self.devices.contains(device));
+        Ok(network.close(nft, &left)?)
+    }
+
     /// Freezes all containers, one right after the other, and waits until each is frozen. Nothing
     /// passes between two of them but through the kernel, so all are at one consistent point.
     pub fn freeze(&self) -> Result<()> {
@@ -162,14 +195,24 @@ impl Pod {
         self.containers.iter().try_for_each(PodContainer::kill_frozen)
     }
 
-    /// Kills the tasks of every frozen container whose shim has died. The runtime has lost it and will start
-    /// it afresh as soon as it may; the lost one must not run beside.
+    /// Kills, while they are frozen, the tasks of every container that the runtime has lost. It will start it
+    /// afresh as soon as it may; the lost one must not run beside.
     pub fn kill_orphans(&self, layout: &Layout) -> Result<()> {
-        for container in self.containers.iter().filter(|container| container.is_orphan(layout)) {
-            tracing::error!(container = container.name, "its shim has died, so it is ended");
-            container.kill_frozen()?;
+        for container in &self.containers {
+            if let Some(orphaned) = container.orphaned(layout) {
+                tracing::error!("{orphaned}, so it is ended");
+                container.kill_frozen()?;
+            }
         }
         Ok(())
+    }
+
+    /// As [`Pod::verify_frozen`], and that none has lost its shim.
+    pub fn verify_held(&self, layout: &Layout) -> Result<()> {
+        if let Some(lost) = self.lost(layout) {
+            bail!(lost);
+        }
+        self.verify_frozen(layout)
     }
 
     /// Checks that every container lives and is frozen; one that some other program thawed is
@@ -198,6 +241,7 @@ impl PodContainer {
             pid: pid(found.pid)?,
             start_time: found.start_time,
             parent: container::parent(layout, found.pid),
+            bundle: Some(found.bundle.clone()),
             freezer: Freezer { dir: found.freezer.clone(), version },
             rootfs: found.rootfs.clone(),
         })
@@ -210,11 +254,28 @@ impl PodContainer {
             .with_context(|| format!("tasks of container {} do not end", self.name))
     }
 
-    /// Whether it lives, and its first process has another parent than when it was found: its shim is gone.
-    fn is_orphan(&self, layout: &Layout) -> bool {
-        let Some(shim) = self.parent else { return false };
+    /// Whether its first process is in the hands of a shim.
+    pub fn has_shim(&self, layout: &Layout) -> bool {
+        self.parent.is_some_and(|parent| container::is_shim(layout, parent))
+    }
+
+    /// How the runtime has lost it, if it lives on all the same. Its first process has another parent than when it
+    /// was found: its shim is gone. Or its bundle is gone: containerd could not reach the shim and had the container
+    /// deleted, which the wrapper has refused.
+    fn orphaned(&self, layout: &Layout) -> Option<String> {
         let now = i32::try_from(self.pid).ok().and_then(|pid| container::parent(layout, pid));
-        self.is_alive(layout) && now.is_some_and(|parent| parent != shim)
+        let has_died = self.parent.zip(now).is_some_and(|(shim, parent)| parent != shim);
+        // What cannot be looked at is there for all that is known.
+        let is_there = |bundle: &PathBuf| bundle.try_exists().unwrap_or(true);
+        let is_forgotten = self.bundle.as_ref().is_some_and(|bundle| !is_there(bundle));
+        // Asked last: what ends in an orderly way loses its bundle, too.
+        if !(has_died || is_forgotten) || !self.is_alive(layout) {
+            return None;
+        }
+        Some(match has_died {
+            true => format!("the shim of container {} has died", self.name),
+            false => format!("containerd has forgotten container {}", self.name),
+        })
     }
 
     /// Whether its first process is the one that was found, and not a zombie.
@@ -285,6 +346,7 @@ pub(crate) mod tests {
                 pid,
                 start_time: start_time(&layout, pid as i32).unwrap(),
                 parent: container::parent(&layout, pid as i32),
+                bundle: Some("/".into()),
                 freezer: Freezer { dir: "/nonexistent".into(), version: CgroupVersion::V1 },
                 rootfs: "/".into(),
             }],
@@ -308,12 +370,28 @@ pub(crate) mod tests {
         container.start_time = start_time(&layout, pid as i32).unwrap();
         container.parent = container::parent(&layout, pid as i32);
         assert_eq!(container.parent, Some(shim.id()));
-        assert!(!container.is_orphan(&layout));
+        assert_eq!(container.orphaned(&layout), None);
+        assert!(!container.has_shim(&layout), "its name is sh");
+        let pod = Pod { containers: vec![container.clone()], ..pod_of_self() };
+        assert_eq!(pod.lost(&layout), None);
         shim.kill().unwrap();
         shim.wait().unwrap();
-        assert!(container.is_orphan(&layout));
+        assert!(pod.is_alive(&layout), "to a source it still is what moves");
+        let lost = pod.lost(&layout).unwrap();
+        assert_eq!(lost, "the shim of container web has died");
+        assert_eq!(pod.orphaned(&layout).as_ref(), Some(&lost));
+        assert_eq!(pod.verify_held(&layout).unwrap_err().to_string(), lost);
         container.parent = None;
-        assert!(!container.is_orphan(&layout), "what an earlier version found has no parent");
+        assert_eq!(
+            container.orphaned(&layout),
+            None,
+            "what an earlier version found has no parent"
+        );
+        container.bundle = Some("/nonexistent".into());
+        let lost = container.orphaned(&layout).unwrap();
+        assert_eq!(lost, "containerd has forgotten container web");
+        container.bundle = None;
+        assert_eq!(container.orphaned(&layout), None, "nor a bundle");
         let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
@@ -333,10 +411,15 @@ pub(crate) mod tests {
         let layout = Layout::default();
         let mut pod = pod_of_self();
         assert!(pod.is_alive(&layout));
+        assert_eq!(pod.lost(&layout), None);
         pod.containers[0].start_time += 1;
         assert!(!pod.is_alive(&layout));
+        assert_eq!(pod.lost(&layout).unwrap(), "the first process of container web is gone");
+        pod.containers[0].bundle = Some("/nonexistent".into());
+        assert_eq!(pod.orphaned(&layout), None, "what is dead runs beside nobody");
         pod.containers.clear();
         assert!(!pod.is_alive(&layout), "a pod without containers has nothing that lives");
+        assert!(pod.lost(&layout).is_some());
     }
 
     #[test]

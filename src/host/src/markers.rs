@@ -161,6 +161,12 @@ impl PodDir {
         files::read_json_opt(&self.marker(M::DIR, container)?)
     }
 
+    /// Whether a marker is there, whatever is in it.
+    pub fn is_marked<M: Marker>(&self, container: &str) -> Result<bool> {
+        let marker = self.marker(M::DIR, container)?;
+        marker.try_exists().map_err(Error::io("look at", &marker))
+    }
+
     /// Removes a marker; returns whether it was there.
     pub fn unmark<M: Marker>(&self, container: &str) -> Result<bool> {
         files::remove_durably(&self.marker(M::DIR, container)?)
@@ -192,14 +198,14 @@ impl PodDir {
     /// Whether tasks of `container` may have run before they were held. Where they have not, a restore that failed
     /// in that moment says so all the same: what has ended cannot be asked.
     pub fn may_have_run(&self, container: &str) -> Result<bool> {
-        Ok(self.marked::<Unheld>(container)?.is_some() && self.marked::<Held>(container)?.is_none())
+        Ok(self.is_marked::<Unheld>(container)? && !self.is_marked::<Held>(container)?)
     }
 
     /// Why the restore of `container` has failed, with what may have come of it.
     pub fn told_of_failure(&self, container: &str, why: &str) -> String {
         match self.may_have_run(container) {
             Ok(true) => format!(
-                "{why}; CRIU, its script or runc ended before the tasks were held, so they may have run for a moment"
+                "{why}; the restore ended before its tasks were held, so they may have run for a moment"
             ),
             // Who closes the pod looks again.
             Ok(false) | Err(_) => why.to_owned(),
@@ -308,6 +314,16 @@ mod tests {
         assert!(!pod.may_have_run("web").unwrap());
         pod.clear_markers().unwrap();
         assert_eq!(pod.marked::<Unheld>("web").unwrap(), None);
+    }
+
+    #[test]
+    fn a_mark_counts_that_cannot_be_read() {
+        let (_dir, pod) = pod();
+        for dir in [Unheld::DIR, Held::DIR] {
+            files::write_atomic(&pod.marker(dir, "web").unwrap(), b"{").unwrap();
+            assert_eq!(pod.may_have_run("web").unwrap(), dir == Unheld::DIR);
+        }
+        assert!(pod.marked::<Unheld>("web").is_err(), "what it says is not known");
     }
 
     #[test]

@@ -203,6 +203,7 @@ impl Lead {
         tokio::join!(
             migration::run(controller, context.clone(), triggers, stop.clone()),
             migration::keep_names(context.clone(), stop.clone()),
+            migration::settle_vanished(context.clone(), stop.clone()),
             node::run(context, self.expectation.clone(), stop.clone()),
         );
     }

@@ -1,6 +1,6 @@
-//! Events, through one recorder, so that repetitions are counted and not multiplied.
+//! Events. Those of Migrations go through one recorder, so that repetitions are counted and not multiplied.
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use transship_api::Migration;
@@ -8,13 +8,19 @@ use transship_core::migration::events::Note;
 
 /// Publishes events.
 #[derive(Clone)]
-pub struct Events(Recorder);
+pub struct Events {
+    client: Client,
+    reporter: Reporter,
+    recorder: Recorder,
+}
 
 impl Events {
     /// A recorder that signs as the operator.
     pub fn new(client: Client, instance: String) -> Self {
         let controller = transship_api::names::OPERATOR.to_owned();
-        Self(Recorder::new(client, Reporter { controller, instance: Some(instance) }))
+        let reporter = Reporter { controller, instance: Some(instance) };
+        let recorder = Recorder::new(client.clone(), reporter.clone());
+        Self { client, reporter, recorder }
     }
 
     /// Publishes notes about a Migration, with its pod beside it. An event that is lost is only
@@ -32,17 +38,34 @@ impl Events {
             }
         });
         for note in notes {
-            let event = Event {
-                type_: if note.warning { EventType::Warning } else { EventType::Normal },
-                reason: note.reason,
-                // The API takes no longer ones.
-                note: Some(note.message.chars().take(1000).collect()),
-                action: "Migrate".into(),
-                secondary: pod.clone(),
-            };
-            if let Err(error) = self.0.publish(&event, &reference).await {
-                tracing::warn!(%error, reason = event.reason, "an event could not be published");
-            }
+            tell(&self.recorder, note, &reference, pod.clone()).await;
         }
+    }
+
+    /// Publishes a note about a pod, whose Migration is there no more, and which says something new. As
+    /// [`Events::publish`].
+    pub async fn publish_of_pod(&self, pod: &Pod, note: Note) {
+        // One that knows the pod's last event would count this as its repetition, and drop what it says.
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        tell(&recorder, note, &pod.object_ref(&()), None).await;
+    }
+}
+
+async fn tell(
+    recorder: &Recorder,
+    note: Note,
+    about: &ObjectReference,
+    secondary: Option<ObjectReference>,
+) {
+    let event = Event {
+        type_: if note.warning { EventType::Warning } else { EventType::Normal },
+        reason: note.reason,
+        // The API takes no longer ones.
+        note: Some(note.message.chars().take(1000).collect()),
+        action: "Migrate".into(),
+        secondary,
+    };
+    if let Err(error) = recorder.publish(&event, about).await {
+        tracing::warn!(%error, reason = event.reason, "an event could not be published");
     }
 }

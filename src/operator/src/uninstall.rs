@@ -13,9 +13,6 @@ use transship_api::{self as api, Migration, names};
 
 use crate::controllers::node::remove_lease;
 
-/// Annotation on a Node: the installation that asked its host side to go. An operator of another
-/// one takes the request back.
-pub const ASKED_BY: &str = "transship.dev/uninstall-by";
 /// How often the nodes are looked at.
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -27,7 +24,8 @@ pub async fn run(client: Client, namespace: &str, limit: Duration) -> anyhow::Re
     await_migrations(&client, limit / 2).await?;
     let own = installation(&client).await.context("cannot tell this installation")?;
     let nodes: Api<api::Node> = Api::all(client.clone());
-    let patch = json!({"metadata": {"annotations": {names::UNINSTALL: "true", ASKED_BY: own}}});
+    let patch =
+        json!({"metadata": {"annotations": {names::UNINSTALL: "true", names::UNINSTALL_BY: own}}});
     let listed = match nodes.list(&ListParams::default()).await {
         Ok(listed) => listed,
         // The definitions were removed before: there is nobody to be asked.
@@ -76,13 +74,6 @@ pub async fn installation(client: &Client) -> anyhow::Result<String> {
     let review = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await?;
     let user = review.status.and_then(|status| status.user_info);
     user.and_then(|user| user.uid).context("the API server does not tell who we are")
-}
-
-/// Whether another installation than `own` asked the node's host side to go: the Nodes outlive the
-/// chart, and a new installation must not be undone by the end of the former. What people asked
-/// for stays.
-pub fn is_of_former_installation(node: &api::Node, own: &str) -> bool {
-    node.annotations().get(ASKED_BY).is_some_and(|by| by != own)
 }
 
 fn ready(node: &api::Node) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
@@ -147,17 +138,5 @@ mod tests {
         assert!(!is_removed(&node(ConditionStatus::True, reasons::AVAILABLE)));
         assert!(is_silent(&node(ConditionStatus::False, reasons::HEARTBEAT_MISSED)));
         assert!(!is_silent(&node(ConditionStatus::False, reasons::INSTALLING)));
-    }
-
-    #[test]
-    fn a_request_ends_with_the_installation_that_it_was_made_for() {
-        for (asked_by, former) in [(Some("uid-1"), true), (Some("uid-2"), false), (None, false)] {
-            let mut node = api::Node::new("node-a", api::NodeSpec::default());
-            node.annotations_mut().insert(names::UNINSTALL.into(), "true".into());
-            if let Some(by) = asked_by {
-                node.annotations_mut().insert(ASKED_BY.into(), by.into());
-            }
-            assert_eq!(is_of_former_installation(&node, "uid-2"), former, "{asked_by:?}");
-        }
     }
 }

@@ -25,7 +25,9 @@ pub enum Effect<E, W> {
     /// Append the entry, with the boot id, and fsync file and directory. Where that fails nobody
     /// knows whether the entry is durable: end the process and recover from what can be read.
     Journal(E),
-    /// Replace the pod's record: temporary file, fsync, rename, fsync of the directory.
+    /// Replace the pod's record: temporary file, fsync, rename, fsync of the directory. Before `open` every task
+    /// whose shim has died is killed while it is frozen: the runtime has lost it, and kubelet will start its
+    /// container afresh.
     WriteRecord(RecordState),
     /// Wait until no verb that the wrapper let through for this pod under an older record is still
     /// at work. On a target that gives up, end restores that are under way instead of waiting.
@@ -35,8 +37,8 @@ pub enum Effect<E, W> {
     /// Freeze all containers and wait until they are. Fails with [`Failure::TasksLost`] before the
     /// vote when there is nothing to freeze.
     FreezeTasks,
-    /// Check that every container's tasks are there, whole and frozen; [`Failure::TasksLost`]. Cold: that
-    /// none is left.
+    /// Check that every container's tasks are there, whole and frozen, and on a target that their shim lives;
+    /// [`Failure::TasksLost`]. Cold: that none is left.
     VerifyTasks,
     /// Sequential: nothing of a pod that was made again, of which nothing is left now, can have run before it was
     /// held; [`Failure::MayHaveRun`].
@@ -68,7 +70,7 @@ pub enum Effect<E, W> {
     /// Tell the network where the address is (gratuitous ARP, unsolicited NA), through the pod's
     /// own device: a closed network silences it.
     Announce,
-    /// Thaw all containers together.
+    /// Thaw all containers together. Target: where a shim has died nothing is thawed; [`Failure::TasksLost`].
     ThawTasks(Guard),
     /// SIGKILL every task while it is frozen (freezing first what runs), then thaw what is dead.
     /// No instruction runs. Includes tasks of a half-done restore (by cgroup), and whatever else that
@@ -192,7 +194,7 @@ pub struct Facts {
     /// Every entry of the journal carries the present boot id. After a reboot the tasks of then
     /// are gone, whatever runs now.
     pub same_boot: bool,
-    /// The tasks are there (target: all of them, those that were restored).
+    /// The tasks are there (target: all of them, those that were restored, and their shim lives).
     pub tasks: bool,
     /// Target: the dead-man has frozen the tasks at some time since it was armed. `true` when that
     /// cannot be told.

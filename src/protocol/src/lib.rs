@@ -7,8 +7,8 @@
 //! * [`decide`] and the `may_…` functions: the operator.
 //! * [`judge_read`]: what a quorum read of the Migration means to a holder.
 //! * [`may_give_back`]: when an address that a pod took along is free again.
-//! * [`Part`], [`may_yield`], [`may_make_again`], [`may_return`], [`must_be_asked_for`]: the sequential order, for pods whose
-//!   name or volume is exclusive; and the cold one, in which only files move.
+//! * [`Part`], [`may_yield`], [`may_make_again`], [`may_return`], [`must_be_asked_for`], [`gives_up_memory`]: the
+//!   sequential order, for pods whose name or volume is exclusive; and the cold one, in which only files move.
 //!
 //! # Orders
 //!
@@ -49,7 +49,8 @@
 //! 5. **A reboot of T after `thawing`** is neither `neverThawed` nor `resumed` but `lost`, which is
 //!    not final while the Migration exists: `resumedAt` may have been recorded in that moment, and
 //!    then T is the pod and starts fresh. Final words are `neverThawed`, `resumed`, `stopped`.
-//!    Before it says `lost`, T closes its network: the sandbox may have outlived the tasks.
+//!    Before it says `lost`, T closes its network and kills what is left: the sandbox may have outlived the
+//!    tasks, and so may other tasks of the pod.
 //! 6. **When the Migration has vanished** S acts only on such a final word (or on an
 //!    administrator's, by removing T's node object), never on a stale Lease: a confirmed T is an
 //!    ordinary pod and runs on when cut off. A T that runs closes as `resumed` only if its dead-man
@@ -78,6 +79,11 @@
 //!     newer files only when somebody wants it.
 //! 14. **The proof follows the Commit**: the operator counts a target's silence only from a read of
 //!     an open Commit. A silence from before the vote, when no dead-man counted, proves nothing.
+//! 15. **Tasks without their shim are lost** though they live, and so are those whose shim containerd could not
+//!     reach and has forgotten: the runtime does not know them any more, and kubelet starts their containers
+//!     afresh as soon as the record lets it. A target does not vote for them and never thaws them, and on both
+//!     sides they are killed before the record opens. A source that is frozen keeps them until then, since its
+//!     memory can still move.
 //!
 //! # What it takes for granted
 //!
@@ -114,9 +120,11 @@ pub use operator::{
 };
 pub use record::{RecordState, Verb, Verdict, sandbox_verdict, wrapper_verdict};
 pub use recorded::{Decision, Read, Recorded, Resolution, judge_read};
-pub use sequential::{Part, has_failed, may_make_again, may_return, may_yield, must_be_asked_for};
+pub use sequential::{
+    Part, gives_up_memory, has_failed, may_make_again, may_return, may_yield, must_be_asked_for,
+};
 pub use source::{
     Sockets, SourceEffect, SourceEntry, SourceEvent, SourceMachine, SourcePhase, may_begin,
 };
 pub use target::{TargetEffect, TargetEntry, TargetEvent, TargetMachine, TargetPhase};
-pub use word::{SourceOutcome, SourceWord, TargetOutcome, TargetWord};
+pub use word::{MAX_MESSAGE, MAX_REASON, SourceOutcome, SourceWord, TargetOutcome, TargetWord};

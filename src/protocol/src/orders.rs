@@ -268,11 +268,25 @@ fn a_pod_made_again_that_may_have_run_does_not_say_that_it_never_did() {
 fn older_memory_meets_newer_volumes_only_when_somebody_wants_it() {
     let word = |outcome, closed| TargetWord { outcome, closed, ..TargetWord::default() };
     let stopped = word(Some(TargetOutcome::Stopped), true);
-    assert!(must_be_asked_for(stopped, false, true));
-    assert!(!must_be_asked_for(stopped, false, false), "nothing of it is left");
-    assert!(!must_be_asked_for(stopped, true, true), "it starts afresh");
-    assert!(!must_be_asked_for(word(Some(TargetOutcome::NeverThawed), true), false, true));
-    assert!(!must_be_asked_for(word(None, false), false, true));
+    let never = word(Some(TargetOutcome::NeverThawed), true);
+    for left in [false, true] {
+        assert!(must_be_asked_for(stopped, left, false, true));
+        assert!(!must_be_asked_for(stopped, left, false, false), "nothing of it is left");
+        assert!(!must_be_asked_for(stopped, left, true, true), "it starts afresh");
+        assert!(!must_be_asked_for(never, left, false, true));
+        assert_eq!(must_be_asked_for(word(None, false), left, false, true), left);
+    }
+    let not_closed = word(Some(TargetOutcome::NeverThawed), false);
+    assert!(must_be_asked_for(not_closed, true, false, true), "it may still find that it ran");
+    assert!(!must_be_asked_for(word(None, false), true, true, true));
+    assert!(!must_be_asked_for(word(None, false), true, false, false));
+}
+
+#[test]
+fn who_deletes_a_migration_gives_memory_up_only_if_somebody_was_asked_first() {
+    assert!(gives_up_memory(true, false));
+    assert!(!gives_up_memory(true, true));
+    assert!(!gives_up_memory(false, false) && !gives_up_memory(false, true));
 }
 
 #[test]
@@ -287,6 +301,34 @@ fn a_decision_before_the_own_vote_does_not_count() {
         let driver = target(&[TargetEvent::Begin, TargetEvent::DecisionRead(recorded)]);
         assert!(names(&driver).starts_with("AbortedBeforeVote publish"), "{recorded:?}");
     }
+}
+
+#[test]
+fn tasks_whose_shim_has_died_are_not_thawed_but_ended() {
+    let found_at_the_thaw = |mut driver: Driver<TargetMachine>| {
+        while !matches!(driver.next_effect(), None | Some(Effect::ThawTasks(_))) {
+            driver.done();
+        }
+        assert!(driver.failed(Failure::TasksLost));
+        names(&driver)
+    };
+    let committed = [TargetEvent::DecisionRead(COMMIT)];
+    assert_eq!(
+        found_at_the_thaw(target_voted(&committed)),
+        "Lost +CloseNetwork +KillTasksFrozen publish"
+    );
+    let confirmed = [TargetEvent::DecisionRead(COMMIT), TargetEvent::DecisionRead(RESUMED)];
+    assert_eq!(
+        found_at_the_thaw(target_voted(&confirmed)),
+        "+KillTasksFrozen +DisarmDeadman +ThawTasks(None) +OpenNetwork(None) +Announce record:Open \
+         Closed publish"
+    );
+    let mut again = Driver::new(TargetMachine::of(Part::Again), vec![]);
+    for event in [TargetEvent::Begin, TargetEvent::AllRestoredAndFrozen, committed[0]] {
+        drain(&mut again);
+        again.feed(event);
+    }
+    assert!(found_at_the_thaw(again).starts_with("Stopping "), "the images are still there");
 }
 
 #[test]

@@ -17,7 +17,8 @@ pub enum RecordState {
     /// Target: containers are created by restoring them, once each.
     Restore,
     /// Target: all restored and frozen, it voted or is about to; also while it has been thawed
-    /// but has not yet read `resumedAt`.
+    /// but has not yet read `resumedAt`. Nobody has a container deleted that lives, but containerd when it has
+    /// lost it: the shim died, or could not be reached. It will be made anew, so what is left of it ends.
     Held,
     /// Target: it lost. Nothing may be created any more.
     Aborted,
@@ -85,7 +86,9 @@ pub fn wrapper_verdict(record: Option<RecordState>, verb: Verb, ticket_present: 
         (Open | Starting, _) => Verdict::Pass,
         (Restore, Verb::Create) if ticket_present => Verdict::Restore,
         (Restore, Verb::Start) => Verdict::SkipStart,
-        (Restore | Prepared, Verb::Kill | Verb::Delete) => Verdict::KillFrozen,
+        (Restore | Prepared, Verb::Kill | Verb::Delete) | (Held, Verb::Delete) => {
+            Verdict::KillFrozen
+        }
         (Frozen, Verb::Create) if broken(Rule::FrozenRefusesCreate) => Verdict::Pass,
         (Frozen, Verb::Kill) if broken(Rule::FrozenRefusesKill) => Verdict::Pass,
         (Frozen, Verb::Delete) if broken(Rule::FrozenRefusesDelete) => Verdict::Pass,
@@ -142,7 +145,7 @@ mod tests {
             (None, [P, P, P, P, P, P, P]),
             (Some(RecordState::Open), [P, P, P, P, P, P, P]),
             (Some(RecordState::Restore), [T, R, S, K, K, R, P]),
-            (Some(RecordState::Held), [R, R, S, R, R, R, P]),
+            (Some(RecordState::Held), [R, R, S, R, K, R, P]),
             (Some(RecordState::Frozen), [R, R, R, R, R, R, P]),
             (Some(RecordState::Moved), [R, R, R, K, K, R, P]),
             (Some(RecordState::Aborted), [R, R, R, K, K, R, P]),
@@ -171,6 +174,8 @@ mod tests {
         for state in [RecordState::Held, RecordState::Frozen] {
             assert_eq!(sandbox_verdict(Some(state), Verb::Kill), Verdict::Refuse, "{state:?}");
         }
+        let lost = sandbox_verdict(Some(RecordState::Held), Verb::Delete);
+        assert_eq!(lost, Verdict::KillFrozen, "it has the shim of its containers");
     }
 
     #[test]

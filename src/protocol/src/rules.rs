@@ -5,7 +5,8 @@
 #[cfg_attr(not(test), allow(dead_code, reason = "some are broken by the model's actors only"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Rule {
-    /// The decision, `resumedAt` and the resolution are written with the resourceVersion read, and the API server refuses to change them.
+    /// The decision, `resumedAt` and the resolution are written with the resourceVersion read, and the API server
+    /// refuses to change them.
     ConditionalWrites,
     /// The operator re-reads Migration and pods uncached before it decides.
     UncachedReads,
@@ -73,6 +74,12 @@ pub(crate) enum Rule {
     LapsedStopsWhenVanished,
     /// The loser's tasks are killed.
     LoserIsReaped,
+    /// Before a target says that its tasks are lost, whatever is left of them is killed.
+    LostIsReaped,
+    /// A target's tasks whose shim has died are lost: they are not voted for and never thawed.
+    OrphansAreLost,
+    /// Tasks whose shim has died are killed before the record opens, which lets kubelet start their container afresh.
+    OrphansEndFirst,
     /// Wrapper: no create on an undecided source.
     FrozenRefusesCreate,
     /// Wrapper: no kill on an undecided source.
@@ -115,6 +122,10 @@ pub(crate) enum Rule {
     WhatRanIsToldOf,
     /// Sequential: memory is not restored on volumes that may be newer unless somebody wants it.
     NewerVolumesAreAskedFor,
+    /// Sequential: a try of which its node has not told before it left the cluster may have run.
+    GoneNodesAreAskedFor,
+    /// Sequential: a deletion that nobody has asked for gives no memory up.
+    OnlyTheAskedGiveUp,
     /// What is killed is whatever the cgroups hold, not only what was held.
     KillsByCgroup,
     /// A side whose tasks have ended before its vote says so, and does not wait.
@@ -217,6 +228,9 @@ impl Rule {
         Rule::RebootIsNotNeverThawed,
         Rule::LapsedStopsWhenVanished,
         Rule::LoserIsReaped,
+        Rule::LostIsReaped,
+        Rule::OrphansAreLost,
+        Rule::OrphansEndFirst,
         Rule::FrozenRefusesCreate,
         Rule::FrozenRefusesKill,
         Rule::FrozenRefusesDelete,
@@ -238,6 +252,8 @@ impl Rule {
         Rule::RestoreIsWhole,
         Rule::WhatRanIsToldOf,
         Rule::NewerVolumesAreAskedFor,
+        Rule::GoneNodesAreAskedFor,
+        Rule::OnlyTheAskedGiveUp,
         Rule::KillsByCgroup,
         Rule::TasksAreWatched,
         Rule::StateIsDurable,

@@ -25,7 +25,9 @@
 //!   dead-man and no proof from silence is needed, and none is used.
 //! * A try that may have run and was lost closes as `Stopped`, be it that it was thawed or that a killed CRIU let
 //!   it go before it was held. The next one starts from the images; where the pod has persistent volumes, which the
-//!   lost one may have written to, only when somebody has asked for it ([`must_be_asked_for`]).
+//!   lost one may have written to, only when somebody has asked for it ([`must_be_asked_for`]). So it is where the
+//!   node has left the cluster before it said what became of the try. Who is asked may as well give the memory up
+//!   ([`gives_up_memory`]).
 
 use serde::{Deserialize, Serialize};
 
@@ -120,11 +122,22 @@ pub fn has_failed(again: TargetWord, node_gone: bool) -> bool {
 
 /// Somebody has to be asked before a pod with persistent volumes is restored once more: this try may have
 /// written to them, and the memory of the freeze would meet newer files. What only files move for starts afresh
-/// with what it finds there, as after any crash. Of a node that is gone nothing is heard; whoever removes it from
-/// the cluster means that its pods are to go on elsewhere.
-pub fn must_be_asked_for(again: TargetWord, is_cold: bool, has_volumes: bool) -> bool {
-    let ran = again.closed && again.outcome == Some(TargetOutcome::Stopped);
-    ran && !is_cold && has_volumes && holds(Rule::NewerVolumesAreAskedFor)
+/// with what it finds there, as after any crash. `left`: the try was let go to a node that has left the cluster
+/// since. Whoever removes a node means that its pods are to go on elsewhere, and an autoscaler means nothing; neither
+/// knows what the node has written, and only its word that nothing of the try ever ran tells.
+pub fn must_be_asked_for(again: TargetWord, left: bool, is_cold: bool, has_volumes: bool) -> bool {
+    let ended_as = |outcome| again.closed && again.outcome == Some(outcome);
+    let untold = left && !ended_as(TargetOutcome::NeverThawed);
+    let may_have_run =
+        ended_as(TargetOutcome::Stopped) || (untold && holds(Rule::GoneNodesAreAskedFor));
+    may_have_run && !is_cold && has_volumes && holds(Rule::NewerVolumesAreAskedFor)
+}
+
+/// Whether a Migration that is deleted takes the pod's memory with it, once somebody was asked about it: who deletes
+/// it then knows that. `unasked`: it was deleted when nobody had been asked yet. That deletion meant a migration
+/// which finishes first, and does not answer a question that was put later.
+pub fn gives_up_memory(deleting: bool, unasked: bool) -> bool {
+    deleting && (!unasked || !holds(Rule::OnlyTheAskedGiveUp))
 }
 
 /// The pod may go back to its source's node: the tries on the target have ended ([`has_failed`]).

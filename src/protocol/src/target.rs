@@ -66,7 +66,7 @@ pub enum TargetEvent {
     LocalFailure,
     /// The patience before the vote has run out.
     DeadlinePassed,
-    /// Tasks are gone.
+    /// Tasks are gone, or their shim is: the runtime has lost them, and nobody else would ever end them.
     TasksLost,
     /// A pod made again that gives up: what was restored may have run before it was held.
     MayHaveRun,
@@ -198,10 +198,15 @@ impl Plan {
             .publish()
     }
 
-    /// After `Lost`: the sandbox, which may have outlived the tasks, gives up the address before
-    /// anybody is told.
-    fn lost(self) -> Self {
-        self.with(Effect::CloseNetwork).publish()
+    /// After `Lost`: before anybody is told, the sandbox, which may have outlived the tasks, gives up the
+    /// address, and whatever else has outlived them is killed: another container, or tasks whose shim has
+    /// died. The source may go on as soon as it is told.
+    fn lost(mut self) -> Self {
+        self = self.with(Effect::CloseNetwork);
+        if holds(Rule::LostIsReaped) {
+            self = self.with(Effect::KillTasksFrozen);
+        }
+        self.publish()
     }
 
     /// After `Confirmed`: an ordinary pod. The thaw is for one that the dead-man had frozen.
@@ -316,11 +321,6 @@ impl TargetMachine {
     /// It may still give up by itself.
     pub fn is_before_vote(&self) -> bool {
         matches!(self.phase, TargetPhase::Idle | TargetPhase::Begun)
-    }
-
-    /// It may have run and has not read `resumedAt`: a protected pod.
-    pub fn is_protected(&self) -> bool {
-        matches!(self.phase, TargetPhase::Thawing | TargetPhase::Thawed)
     }
 
     /// That it was never let run is said, for good.
@@ -443,6 +443,8 @@ impl Machine for TargetMachine {
         let plan = Plan::of(self);
         let plan = match (self.phase, event) {
             (_, E::Poked) if !self.is_closed() => plan.with(Effect::ReadRecorded),
+            // It is the pod. What its shim has left is not thawed once more, and kubelet starts it afresh.
+            (P::Confirmed, E::TasksLost) => plan.with(Effect::KillTasksFrozen).open(),
             (P::Idle, E::Begin) => {
                 let state = match self.part.is_cold() {
                     true => RecordState::Prepared,
@@ -523,9 +525,10 @@ impl Machine for TargetMachine {
                 Some(TargetEvent::TasksLost)
             }
             (TargetPhase::Idle | TargetPhase::Begun, _) => Some(TargetEvent::LocalFailure),
-            (TargetPhase::Committed | TargetPhase::Thawing, Failure::TasksLost) => {
-                Some(TargetEvent::TasksLost)
-            }
+            (
+                TargetPhase::Committed | TargetPhase::Thawing | TargetPhase::Confirmed,
+                Failure::TasksLost,
+            ) => Some(TargetEvent::TasksLost),
             (TargetPhase::Thawing | TargetPhase::Thawed, Failure::Lapsed) => {
                 Some(TargetEvent::Lapsed)
             }

@@ -4,6 +4,11 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Longest name that a side gives to its failure, in characters: it may become the reason of a condition.
+pub const MAX_REASON: usize = 64;
+/// Longest sentence that a side says to people, in characters.
+pub const MAX_MESSAGE: usize = 2048;
+
 /// How the source's part ended. Final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -128,6 +128,21 @@ pub fn parent(layout: &Layout, pid: i32) -> Option<u32> {
     after_name(layout, pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
+/// Name of containerd's shims, as the kernel keeps it.
+pub const SHIM: &str = "containerd-shim";
+
+/// Whether a process is one of containerd's shims.
+pub fn is_shim(layout: &Layout, pid: u32) -> bool {
+    let path = layout.proc.join(pid.to_string()).join("stat");
+    std::fs::read_to_string(path).is_ok_and(|stat| name(&stat) == Some(SHIM))
+}
+
+/// The command name in a process's `stat`, which may hold spaces and brackets itself.
+fn name(stat: &str) -> Option<&str> {
+    let (head, _) = stat.rsplit_once(')')?;
+    head.split_once('(').map(|(_, name)| name)
+}
+
 /// Whether a process has ended and waits for its parent to notice.
 pub fn is_zombie(layout: &Layout, pid: i32) -> bool {
     after_name(layout, pid).is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
@@ -183,6 +198,23 @@ mod tests {
             let error = Container::parse(&text, Path::new("/r/state.json")).unwrap_err();
             assert!(error.to_string().starts_with("/r/state.json: "), "{error}");
         }
+    }
+
+    #[test]
+    fn a_shim_is_known_by_its_name() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout { proc: root.path().to_path_buf(), ..Layout::default() };
+        for (pid, text) in [
+            ("1", "1 (systemd) S 0"),
+            ("7", "7 (containerd-shim) S 1"),
+            ("8", "8 (a (containerd-shim) S 1"),
+            ("9", "9 (containerd-shim"),
+        ] {
+            std::fs::create_dir(root.path().join(pid)).unwrap();
+            std::fs::write(root.path().join(pid).join("stat"), text).unwrap();
+        }
+        let shims: Vec<u32> = (1..=10).filter(|pid| is_shim(&layout, *pid)).collect();
+        assert_eq!(shims, [7]);
     }
 
     #[test]

@@ -2,15 +2,15 @@
 //! bundles, root file systems, writable layers, freezer cgroups and network namespaces are, and
 //! how `runc checkpoint` is called.
 //!
-//! This crate looks and calls; it decides nothing and changes nothing but what `runc checkpoint`
-//! does to the container it is asked to dump. Freezing, records and networks are `transship-host`.
+//! This crate looks and calls; it decides nothing, and changes nothing but the container that runc is asked to
+//! dump, to signal or to delete. Freezing, records and networks are `transship-host`.
 //!
 //! * [`cri`]: the pod as the CRI knows it (asynchronous, gRPC over containerd's socket);
 //! * [`container`]: a container as runc's `state.json` and its bundle describe it (synchronous);
+//! * [`ending`]: a container's stop signal, runc's `kill` and `delete` of it;
 //! * [`mounts`]: `mountinfo`, and the writable layer of an overlay;
 //! * [`node`]: the runtime as a whole: version, configuration, all sandboxes, images;
 //! * [`pod`]: the paths of a pod's volumes, its sandbox's `/dev/shm` and its network namespace;
-//! * [`sockets`]: devices and half-open connections of a network namespace;
 //! * [`checkpoint`]: `runc checkpoint`.
 
 pub mod checkpoint;
@@ -21,7 +21,6 @@ pub mod layout;
 pub mod mounts;
 pub mod node;
 pub mod pod;
-pub mod sockets;
 
 use std::path::PathBuf;
 

@@ -16,6 +16,8 @@
 //! * CRIU detaches after `pre-resume` and attaches to nothing twice. So tasks that it traces still when they are
 //!   frozen have stood still since it stopped them; of others that is not so, and they are killed.
 
+use std::error::Error;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -36,6 +38,9 @@ pub const POD_VARIABLE: &str = "TRANSSHIP_POD";
 /// Likewise: the container's name.
 pub const CONTAINER_VARIABLE: &str = "TRANSSHIP_CONTAINER";
 
+/// Likewise: the container's bundle.
+pub const BUNDLE_VARIABLE: &str = "TRANSSHIP_BUNDLE";
+
 const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The action script's `main`.
@@ -50,7 +55,13 @@ pub fn run() -> ExitCode {
             // Otherwise it is done in the next stage.
             let _ = step_aside();
             // At this stage a failure ends the restore, and nothing has run.
-            return if mark_unheld().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            return match mark_unheld() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    tell("it cannot be noted that tasks may be let go from now on", error.as_ref());
+                    ExitCode::FAILURE
+                }
+            };
         }
         Ok("pre-resume") => {}
         _ => return ExitCode::SUCCESS,
@@ -67,10 +78,44 @@ pub fn run() -> ExitCode {
     let held = freezer.as_ref().map_err(|error| error.chain().into()).and_then(|f| hold(f, init));
     match held {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => {
+        Err(error) => {
             kill(freezer.as_ref().ok(), init);
+            tell("the restored tasks were not held", error.as_ref());
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Where this program says why it has failed. With CRIU's log, which it could write to, a full disk would take
+/// the reason along; the bundle is in the memory of the node, and goes with the container.
+fn reason_file(bundle: &Path) -> PathBuf {
+    bundle.join("transship-hold.failed")
+}
+
+/// Leaves the reason for the wrapper. Where even that cannot be written, CRIU's log is all that there is.
+fn tell(what: &str, error: &(dyn Error + 'static)) {
+    if let Some(bundle) = std::env::var_os(BUNDLE_VARIABLE) {
+        let _ = std::fs::write(reason_file(Path::new(&bundle)), reason(what, error));
+    }
+}
+
+/// One sentence, with all causes.
+fn reason(what: &str, error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.fold(what.to_owned(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Why the restore into this bundle was ended by this program, if it was.
+pub(crate) fn told(bundle: &Path) -> Option<String> {
+    let reason = std::fs::read_to_string(reason_file(bundle)).ok()?;
+    (!reason.is_empty()).then_some(reason)
+}
+
+/// Forgets what an earlier restore into this bundle has left.
+pub(crate) fn forget(bundle: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(reason_file(bundle)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -81,18 +126,18 @@ fn init_pid() -> Option<u32> {
 
 /// Leaves the container's cgroup before the tasks are stopped by ptrace. From then on until they are frozen
 /// CRIU's end would let them run, so nothing else is left for that time.
-fn step_aside() -> Result<(), Box<dyn std::error::Error>> {
+fn step_aside() -> Result<(), Box<dyn Error>> {
     let init = init_pid().ok_or("CRIU does not name the first task")?;
     leave(&Freezer::of(init)?)
 }
 
 /// The pod and the container that this restore is for.
-fn subject() -> Result<(PodDir, String), Box<dyn std::error::Error>> {
+fn subject() -> Result<(PodDir, String), Box<dyn Error>> {
     let pod = crate::host().pod(&std::env::var(POD_VARIABLE)?)?;
     Ok((pod, std::env::var(CONTAINER_VARIABLE)?))
 }
 
-fn lift_limits() -> Result<(), Box<dyn std::error::Error>> {
+fn lift_limits() -> Result<(), Box<dyn Error>> {
     let (pod, container) = subject()?;
     let criu = criu().ok_or("CRIU has ended")?;
     limits::lift(criu, &pod.lifted_limits(&container)?)?;
@@ -100,7 +145,7 @@ fn lift_limits() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// From now on somebody's death may let tasks run.
-fn mark_unheld() -> Result<(), Box<dyn std::error::Error>> {
+fn mark_unheld() -> Result<(), Box<dyn Error>> {
     let (pod, container) = subject()?;
     let pid = init_pid().ok_or("CRIU does not name the first task")?;
     pod.mark(&container, &Unheld { pid })?;
@@ -114,13 +159,13 @@ fn never_ran() {
     }
 }
 
-fn hold(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> {
+fn hold(freezer: &Freezer, init: u32) -> Result<(), Box<dyn Error>> {
     stop(freezer, init)?;
     keep(freezer, init).inspect_err(|_| never_ran())
 }
 
 /// Freezes the tasks. Without an error none of them has run, and none does from here on, whoever dies.
-fn stop(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> {
+fn stop(freezer: &Freezer, init: u32) -> Result<(), Box<dyn Error>> {
     leave(freezer)?;
     freezer.freeze(FREEZE_LIMIT)?;
     let criu = criu().ok_or("CRIU has ended")?;
@@ -130,7 +175,7 @@ fn stop(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> 
 
 /// Every thread of a process is traced by CRIU, which does not trace what is dead: some processes were made to be
 /// zombies, or the container had them. The first one, `alive`, must not have ended.
-fn check_traced(pid: u32, criu: u32, alive: bool) -> Result<(), Box<dyn std::error::Error>> {
+fn check_traced(pid: u32, criu: u32, alive: bool) -> Result<(), Box<dyn Error>> {
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let status = std::fs::read_to_string(thread?.path().join("status"))?;
         let is_dead = field(&status, "State:").is_some_and(|state| state.starts_with(['Z', 'X']));
@@ -148,7 +193,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// Tells that the frozen tasks are held, if anybody still wants it.
-fn keep(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> {
+fn keep(freezer: &Freezer, init: u32) -> Result<(), Box<dyn Error>> {
     let (pod, container) = subject()?;
     limits::reset(&pod.lifted_limits(&container)?)?;
     still_wanted(&pod)?;
@@ -158,7 +203,7 @@ fn keep(freezer: &Freezer, init: u32) -> Result<(), Box<dyn std::error::Error>> 
     still_wanted(&pod)
 }
 
-fn still_wanted(pod: &PodDir) -> Result<(), Box<dyn std::error::Error>> {
+fn still_wanted(pod: &PodDir) -> Result<(), Box<dyn Error>> {
     let record = pod.read_record()?.ok_or("the pod has no record")?;
     if record.state != RecordState::Restore {
         return Err("the restore was given up".into());
@@ -168,7 +213,7 @@ fn still_wanted(pod: &PodDir) -> Result<(), Box<dyn std::error::Error>> {
 
 /// Moves CRIU and this program out of the container's freezer, to where runc is: that cgroup holds processes
 /// already, so on cgroup v2 it takes more. Where CRIU has left, so has what it starts.
-fn leave(freezer: &Freezer) -> Result<(), Box<dyn std::error::Error>> {
+fn leave(freezer: &Freezer) -> Result<(), Box<dyn Error>> {
     if !Freezer::around(std::process::id())?.dir.starts_with(&freezer.dir) {
         return Ok(());
     }
@@ -213,7 +258,28 @@ fn stop_parent() {
 
 #[cfg(test)]
 mod tests {
+    use transship_host::HostRoot;
+
     use super::*;
+
+    #[test]
+    fn the_reason_of_a_failure_is_told_with_its_causes() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = HostRoot::at(dir.path()).pod("p-1").unwrap();
+        std::fs::create_dir_all(pod.path()).unwrap();
+        std::fs::write(pod.path().join("unheld"), "").unwrap();
+        let error = pod.mark("web", &Unheld { pid: 7 }).unwrap_err();
+        let reason = reason("it cannot be noted", &error);
+        assert_eq!(reason, format!("it cannot be noted: {}", error.chain()));
+        assert!(reason.contains("unheld") && error.source().is_some(), "{reason}");
+
+        assert_eq!(told(dir.path()), None);
+        forget(dir.path()).unwrap();
+        std::fs::write(reason_file(dir.path()), &reason).unwrap();
+        assert_eq!(told(dir.path()), Some(reason));
+        forget(dir.path()).unwrap();
+        assert_eq!(told(dir.path()), None);
+    }
 
     #[test]
     fn what_criu_does_not_trace_was_let_go() {

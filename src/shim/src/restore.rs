@@ -161,12 +161,17 @@ fn restore(
     ready: &Ready,
 ) -> Result<Restored, String> {
     files::make_dir(&ready.work).map_err(|error| error.chain())?;
+    let bundle = &subject.bundle.dir;
+    hold::forget(bundle).map_err(|error| {
+        format!("an earlier restore's end is told in {}: {error}", bundle.display())
+    })?;
     let mut command = Command::new(runc);
     command
         .args(arguments(invocation, subject, id, ready))
         .env("PATH", search_path(host))
         .env(hold::POD_VARIABLE, &subject.pod_uid)
-        .env(hold::CONTAINER_VARIABLE, &subject.container);
+        .env(hold::CONTAINER_VARIABLE, &subject.container)
+        .env(hold::BUNDLE_VARIABLE, bundle);
     let adopt = host.lib("adopt-segments.so");
     if adopt.exists() {
         command.env("LD_PRELOAD", adopt);
@@ -175,7 +180,9 @@ fn restore(
     let child = command.spawn().map_err(|e| format!("cannot run {}: {e}", runc.display()))?;
     let status = supervise(child, subject)?;
     if !status.success() {
-        let reason = last_error(&ready.work).unwrap_or_else(|| status.to_string());
+        // CRIU knows no more of it than that its script has failed.
+        let reason = hold::told(bundle).or_else(|| last_error(&ready.work));
+        let reason = reason.unwrap_or_else(|| status.to_string());
         return Err(format!("restoring {} failed: {reason}", subject.container));
     }
     check(invocation, subject, id)

@@ -298,9 +298,7 @@ fn a_restored_container_is_held_until_it_is_thawed_and_then_an_ordinary_one() {
     assert!(scene.run(&["start", &scene.id]).success());
     assert!(!scene.run(&["create", "--bundle", scene.bundle.to_str().unwrap(), "again"]).success());
     scene.set_record(RecordState::Held);
-    for refused in
-        [["kill", &scene.id, "9"], ["delete", "--force", &scene.id], ["resume", &scene.id, ""]]
-    {
+    for refused in [["kill", &scene.id, "9"], ["resume", &scene.id, ""]] {
         assert!(!scene.run(&refused).success(), "{refused:?}");
     }
     let log = fs::read_to_string(scene.log()).unwrap();
@@ -331,6 +329,17 @@ fn a_kill_of_a_restored_container_lets_nothing_run() {
 }
 
 #[test]
+fn a_held_container_that_has_lost_its_shim_is_deleted_and_lets_nothing_run() {
+    let Some(scene) = Scene::set() else { return };
+    assert!(scene.create().wait().unwrap().success(), "{}", scene.restore_log());
+    scene.set_record(RecordState::Held);
+    assert!(scene.run(&["delete", "--force", &scene.id]).success());
+    assert!(scene.tasks().is_empty());
+    assert_eq!(state(&scene.id), Value::Null);
+    assert!(!scene.has_run());
+}
+
+#[test]
 fn a_restore_that_criu_refuses_leaves_nothing_alive_and_says_why() {
     let Some(scene) = Scene::set() else { return };
     fs::write(scene.images().join("pstree.img"), b"not an image").unwrap();
@@ -342,6 +351,19 @@ fn a_restore_that_criu_refuses_leaves_nothing_alive_and_says_why() {
     assert!(scene.tasks().is_empty());
     assert!(!scene.pod.has_ticket("web").unwrap(), "a ticket is good for one try");
     assert!(!scene.run(&["create", "--bundle", scene.bundle.to_str().unwrap(), "again"]).success());
+    assert!(!scene.has_run());
+}
+
+#[test]
+fn a_mark_that_cannot_be_written_ends_the_restore_and_is_told() {
+    let Some(scene) = Scene::set() else { return };
+    fs::write(scene.pod.path().join("unheld"), b"").unwrap();
+    assert!(!scene.create().wait().unwrap().success());
+    let failed = scene.pod.marked::<Failed>("web").unwrap().unwrap();
+    let unheld = scene.pod.path().join("unheld");
+    assert!(failed.message.contains("cannot be noted"), "{failed:?}");
+    assert!(failed.message.contains(unheld.to_str().unwrap()), "{failed:?}");
+    assert!(scene.tasks().is_empty());
     assert!(!scene.has_run());
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use transship_protocol::{MAX_MESSAGE, MAX_REASON};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, Result};
@@ -217,10 +218,10 @@ pub struct Failed {
 }
 
 impl Failed {
-    /// Cut to what fits a status field.
+    /// Cut to what a side may say: it comes to stand in the Migration's status.
     pub fn new(reason: &str, message: &str) -> Self {
         let cut = |text: &str, len| text.chars().take(len).collect();
-        Self { reason: cut(reason, 64), message: cut(message, 2048) }
+        Self { reason: cut(reason, MAX_REASON), message: cut(message, MAX_MESSAGE) }
     }
 
     /// Cut as well: the peer may have written anything.
@@ -296,7 +297,7 @@ mod tests {
         let sent = Failed { reason: "<".repeat(1 << 16), message: "ü".repeat(1 << 15) };
         let received = Failed::received(&to_meta(&sent).unwrap()).unwrap();
         let lengths = (received.reason.chars().count(), received.message.chars().count());
-        assert_eq!(lengths, (64, 2048));
+        assert_eq!(lengths, (MAX_REASON, MAX_MESSAGE));
         let short = Failed::new("DiskFull", "no room");
         assert_eq!(Failed::received(&to_meta(&short).unwrap()).unwrap(), short);
     }

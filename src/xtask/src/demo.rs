@@ -4,7 +4,6 @@
 //! TCP connection, applies the example Migration, and prints what happened. The cluster stays up.
 
 use std::{
-    net::SocketAddr,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -42,8 +41,7 @@ pub fn run(_: Args) -> Result<ExitCode> {
     cluster.rolled_out("counter")?;
     let before = cluster.pod("app=counter")?;
     println!("\nThe application: pod {} on {}, address {}", before.name, before.node, before.ip);
-    let client =
-        Client::connect(SocketAddr::new(before.ip.parse()?, 8080), Duration::from_millis(2))?;
+    let client = Client::of(&before)?;
     println!("A client holds one TCP connection and asks for the next number every 2 ms.");
 
     let target = before.other_node();

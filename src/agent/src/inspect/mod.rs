@@ -147,6 +147,7 @@ impl Inspector {
         let place =
             mounts::Node { mounts: &host_mounts, pod_dir: &pod_dir, sandbox_id: &sandbox.id };
         let bundle = self.runtime.layout.bundle(&sandbox.id);
+        // A sandbox without a bundle has ended meanwhile: nothing is known of it.
         facts.without_wrapper = bundle.is_dir() && !calls_wrapper(&bundle);
         let pid = found.iter().find_map(|f| f.container.as_ref()).map(|container| container.pid);
         let mut seen = Vec::new();

@@ -105,7 +105,6 @@ pub fn facts(
     let mut facts = NetworkFacts {
         peers: connections.peers,
         connections: connections.established,
-        half_open: connections.half_open,
         listening: connections.listening,
         gateway: default
             .and_then(|route| route.gateway)

@@ -42,6 +42,7 @@ use crate::kept;
 use crate::migrations;
 use crate::supervisor;
 use crate::telemetry::{Kind, Telemetry};
+use crate::uninstall::{self, Asked};
 
 /// How often CRIU is asked again.
 const PROBE_AGAIN: Duration = Duration::from_secs(1800);
@@ -125,8 +126,8 @@ pub struct Reporter {
     pub supervisor: watch::Receiver<supervisor::State>,
     /// TLS in force.
     pub tls: Current,
-    /// Whether the annotation asks for removal.
-    pub uninstall: watch::Sender<bool>,
+    /// What the Node asks for.
+    pub asked: watch::Sender<Asked>,
     /// For inspections.
     pub facts: watch::Sender<NodeFacts>,
     /// Counters.
@@ -255,8 +256,16 @@ impl Reporter {
             Err(kube::Error::Api(status)) if status.is_not_found() => self.create(&nodes).await?,
             Err(error) => return Err(error).context("the heartbeat was not taken"),
         };
-        let asked = node.annotations().get(names::UNINSTALL).is_some_and(|value| value == "true");
-        self.uninstall.send_if_modified(|now| std::mem::replace(now, asked) != asked);
+        match self.asked(&node).await {
+            Ok(asked) => {
+                self.asked.send_if_modified(|now| std::mem::replace(now, asked) != asked);
+            }
+            // What was known before stands.
+            Err(error) => tracing::warn!(
+                error = format!("{error:#}"),
+                "nobody can tell which installation asks for the removal of the host side"
+            ),
+        }
         let live = node.status.clone().unwrap_or_default();
         let wanted = self.status(found, &live, node.metadata.generation, now);
         if differs(&wanted, &live)? {
@@ -285,6 +294,14 @@ impl Reporter {
             self.events.tell(&node, STATE_KEPT, well, &kept.reason, &kept.message).await;
         }
         Ok(())
+    }
+
+    async fn asked(&self, node: &Node) -> anyhow::Result<Asked> {
+        let installation = match node.annotations().contains_key(names::UNINSTALL_BY) {
+            true => self.cluster.installation(&self.args.namespace).await?,
+            false => None,
+        };
+        Ok(uninstall::asked(node, installation.as_deref()))
     }
 
     async fn create(&self, nodes: &Api<Node>) -> anyhow::Result<Node> {

@@ -13,6 +13,7 @@ pub mod sequential;
 pub mod state;
 mod status;
 pub mod takeover;
+pub mod vanished;
 pub mod voting;
 
 pub use plan::{Action, Plan, plan};

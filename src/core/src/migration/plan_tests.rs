@@ -138,6 +138,7 @@ fn a_hook_that_outlasts_the_migration_is_waited_for_and_told() {
 #[case::target_silent(|w: &mut World| { w.silence(Role::Target); w.wait(31); }, reasons::TARGET_UNREACHABLE)]
 #[case::node_gone(|w: &mut World| w.seen.target_node_gone = true, reasons::TARGET_UNREACHABLE)]
 #[case::restore_failed(|w: &mut World| w.fail(Role::Target), "RestoreFailed")]
+#[case::word_before_reason(|w: &mut World| w.set(Role::Target, |r| r.never_thawed = true), reasons::RESTORE_FAILED)]
 fn whatever_goes_wrong_before_the_votes_rolls_back(
     #[case] wrong: fn(&mut World),
     #[case] wanted: &str,

@@ -157,7 +157,7 @@ fn is_silent(observed: &Observed, now: Timestamp) -> bool {
 }
 
 /// The next step to the end of the target pod, whose side is closed; `None` when it is gone.
-fn target_goes(observed: &Observed) -> Option<(Option<Action>, String)> {
+pub(super) fn target_goes(observed: &Observed) -> Option<(Option<Action>, String)> {
     let target = observed.target_pod.as_ref()?;
     let node = observed.node(Role::Target);
     if target.metadata.deletion_timestamp.is_none() {

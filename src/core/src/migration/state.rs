@@ -236,6 +236,8 @@ pub struct Observed {
     pub failure: Option<(&'static str, String)>,
     /// Sequential: why the API server last refused the pod that is to be made again, or its manifest.
     pub refused: Option<String>,
+    /// There is no such object any more: it was put together, see [`super::vanished`].
+    pub vanished: bool,
 }
 
 impl Observed {
@@ -263,6 +265,7 @@ impl Observed {
             frozen_seen: None,
             failure: None,
             refused: None,
+            vanished: false,
         }
     }
 

@@ -200,7 +200,8 @@ impl World {
         }
     }
 
-    fn act(&mut self, action: &Action) {
+    /// Carries out one action.
+    pub fn act(&mut self, action: &Action) {
         let confirmed = self.seen.target_word().outcome == Some(TargetOutcome::Resumed);
         match action {
             Action::CreateTarget(pod) => {

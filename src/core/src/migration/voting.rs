@@ -110,7 +110,14 @@ fn against(observed: &Observed) -> GiveUp {
             (_, PodSeen::Deleting) => {
                 (reasons::TARGET_GONE, "the target pod is being deleted".to_owned())
             }
-            (PodSeen::Alive, PodSeen::Alive) => (reasons::NOT_REACHED, "a side gave up".to_owned()),
+            // Its word comes before its reason, which it may not have.
+            (PodSeen::Alive, PodSeen::Alive) => {
+                let (role, reason) = match observed.source_word().outcome {
+                    Some(_) => (Role::Source, reasons::DUMP_FAILED),
+                    None => (Role::Target, reasons::RESTORE_FAILED),
+                };
+                (reason, format!("{}: it gave up", observed.node(role)))
+            }
         }
     };
     (reason.to_owned(), message)

@@ -57,28 +57,35 @@ impl Asked {
     }
 }
 
-/// Whether what a policy asks for can be obeyed. An error names the policy before the field.
-pub fn validate_policy(policy: &MigrationPolicy) -> Result<(), Malformed> {
-    let name = policy.metadata.name.as_deref().unwrap_or_default();
-    policy.spec.placement.as_ref().map_or(Ok(()), validate_placement).map_err(|error| Malformed {
-        field: format!("MigrationPolicy {name}: {}", error.field),
-        problem: error.problem,
-    })
+/// Whose wish cannot be obeyed, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unobeyable {
+    /// A Migration's placement.
+    #[error("{0}")]
+    Migration(Malformed),
+    /// That of the policy of this name.
+    #[error("MigrationPolicy {0}: {1}")]
+    Policy(String, Malformed),
+    /// An annotation of the pod.
+    #[error("{0}")]
+    Pod(Malformed),
 }
 
 /// What the pod (but for its volumes), the policy that applies to it and a Migration's placement ask for. All their
 /// expressions have to hold; the strategy is the Migration's, else the pod's, else the policy's,
-/// else spread. An error names the annotation or the policy that cannot be obeyed; the Migration's placement
-/// is judged by [`validate_placement`] alone.
+/// else spread.
 pub fn asked(
     pod: &Pod,
     policy: Option<&MigrationPolicy>,
     placement: Option<&Placement>,
-) -> Result<Asked, Malformed> {
-    policy.map_or(Ok(()), validate_policy)?;
-    let none = BTreeMap::new();
-    let wishes = Wishes::read(pod.metadata.annotations.as_ref().unwrap_or(&none))?;
+) -> Result<Asked, Unobeyable> {
+    placement.map_or(Ok(()), validate_placement).map_err(Unobeyable::Migration)?;
+    let name = policy.and_then(|policy| policy.metadata.name.clone()).unwrap_or_default();
     let policy = policy.and_then(|policy| policy.spec.placement.as_ref());
+    policy.map_or(Ok(()), validate_placement).map_err(|error| Unobeyable::Policy(name, error))?;
+    let none = BTreeMap::new();
+    let wishes = Wishes::read(pod.metadata.annotations.as_ref().unwrap_or(&none))
+        .map_err(Unobeyable::Pod)?;
     let of_both = |list: fn(&Placement) -> &[String], own: Vec<String>| -> Vec<String> {
         let list = |placement: Option<&Placement>| placement.map_or(vec![], |p| list(p).to_vec());
         [list(policy), own, list(placement)].concat()

@@ -5,8 +5,7 @@ use transship_api::conditions::{self, reasons};
 use transship_api::{Mode, names};
 
 use crate::migration::owner::Kind;
-use crate::placement::kubernetes::{self, Asked};
-use crate::placement::validate_placement;
+use crate::placement::kubernetes::{self, Asked, Unobeyable};
 use crate::sequential_pod::{controller, is_exclusive};
 
 use super::{Input, NodeView, Refusal, RequestCheck, name_some};
@@ -76,15 +75,14 @@ pub fn asked(input: &Input<'_>) -> Result<Asked, Refusal> {
     let refused = |message| Refusal { reason: reasons::INVALID_SPEC, message };
     let pod = input.pod.ok_or_else(|| refused("the pod is not known yet".into()))?;
     let placement = input.migration.spec.placement.as_ref();
-    if let Some(Err(error)) = placement.map(validate_placement) {
-        return Err(refused(format!("{error}; create another Migration")));
+    match kubernetes::asked(pod, input.policy, placement) {
+        Ok(asked) => Ok(asked.with_volumes(input.volumes.clone())),
+        Err(error) => Err(refused(match error {
+            Unobeyable::Migration(_) => format!("{error}; create another Migration"),
+            Unobeyable::Policy(..) => format!("{error}; mend the policy"),
+            Unobeyable::Pod(_) => format!("the pod's {error}; mend it in the pod's template"),
+        })),
     }
-    if let Some(Err(error)) = input.policy.map(kubernetes::validate_policy) {
-        return Err(refused(format!("{error}; mend the policy")));
-    }
-    kubernetes::asked(pod, input.policy, placement)
-        .map(|asked| asked.with_volumes(input.volumes.clone()))
-        .map_err(|error| refused(format!("the pod's {error}; mend it in the pod's template")))
 }
 
 fn pod_is_running(input: &Input<'_>) -> Option<Refusal> {

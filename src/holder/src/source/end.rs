@@ -13,6 +13,7 @@ use transship_host::ending::Ending;
 use transship_host::files;
 use transship_host::paths::MigrationDir;
 use transship_host::record::ContainerKind;
+use transship_runtime::container::Container;
 use transship_runtime::cri::Cri;
 use transship_runtime::{Layout, ending};
 
@@ -178,8 +179,9 @@ impl Ender<'_> {
 pub async fn clear_leftovers(layout: &Layout, runc: &Path, pod: &Pod) {
     let ended = pod.containers.iter().filter(|container| !container.is_alive(layout));
     for id in ended.map(|container| &container.id).chain([&pod.sandbox_id]) {
-        let is_left = layout.runc_root.join(id).exists();
-        if !is_left || layout.bundle(id).exists() {
+        // The bundle that runc names, and not where it usually is: the sandbox may be one that lives.
+        let Ok(left) = Container::find(layout, id) else { continue };
+        if left.bundle.try_exists().unwrap_or(true) {
             continue;
         }
         match ending::delete(layout, runc, id).await {
@@ -226,11 +228,8 @@ mod tests {
     #[tokio::test]
     async fn what_containerd_has_forgotten_runc_forgets_too() {
         let root = tempfile::tempdir().unwrap();
-        let layout = Layout {
-            tasks: root.path().join("tasks"),
-            runc_root: root.path().join("runc"),
-            ..Layout::default()
-        };
+        let layout = Layout { runc_root: root.path().join("runc"), ..Layout::default() };
+        let bundle = root.path().join("bundle");
         let asked = root.path().join("asked");
         let runc = root.path().join("runc.sh");
         let text = format!("#!/bin/sh\necho \"$@\" >> {}\n", asked.display());
@@ -238,14 +237,21 @@ mod tests {
         std::fs::set_permissions(&runc, std::fs::Permissions::from_mode(0o755)).unwrap();
         let mut pod = pod_of_self();
         clear_leftovers(&layout, &runc, &pod).await;
-        std::fs::create_dir_all(layout.runc_root.join("c")).unwrap();
+        let state = serde_json::json!({
+            "id": "c",
+            "init_process_pid": 1,
+            "init_process_start": 1,
+            "cgroup_paths": {"": "/nonexistent"},
+            "config": {"rootfs": "/nonexistent", "labels": [format!("bundle={}", bundle.display())]},
+        });
+        files::write_json(&layout.runc_root.join("c/state.json"), &state).unwrap();
         clear_leftovers(&layout, &runc, &pod).await;
         assert!(!asked.exists(), "it has no state, or lives");
         pod.containers[0].start_time += 1;
-        std::fs::create_dir_all(layout.bundle("c")).unwrap();
+        std::fs::create_dir(&bundle).unwrap();
         clear_leftovers(&layout, &runc, &pod).await;
         assert!(!asked.exists(), "containerd will have it deleted");
-        std::fs::remove_dir_all(layout.bundle("c")).unwrap();
+        std::fs::remove_dir(&bundle).unwrap();
         clear_leftovers(&layout, &runc, &pod).await;
         let asked = std::fs::read_to_string(asked).unwrap();
         assert_eq!(asked, format!("--root {} delete --force c\n", layout.runc_root.display()));

@@ -372,6 +372,9 @@ impl SourceHands {
                 self.end_transfer().await;
                 let Some(pod) = &self.pod else { return Ok(()) };
                 crate::names::take_back(&holder, pod);
+                // Of a shim that died when the record opened: its `delete` may have come too early.
+                pod.kill_orphans(&holder.layout)
+                    .map_err(|error| Failed::other("NotKilled", error))?;
                 pod.thaw().map_err(|error| Failed::other("NotThawed", error))?;
                 if self.freeze_began.is_some() || holder.board.was_frozen() {
                     holder
@@ -446,10 +449,10 @@ impl SourceHands {
             .ok_or_else(|| Failed::tasks_lost(anyhow::anyhow!("no pod was found to be {what}")))
     }
 
-    /// Cold: of containers that have ended while the runtime's calls were refused.
+    /// Of containers that have ended, or lost their shim, while the runtime's calls were refused.
     async fn clear_leftovers(&self) {
         let holder = &self.holder;
-        if let (true, Some(pod)) = (holder.task.part.is_cold(), &self.pod) {
+        if let Some(pod) = &self.pod {
             let runc = runc_program(&holder.host.runc_path_file());
             end::clear_leftovers(&holder.layout, &runc, pod).await;
         }

@@ -1,6 +1,6 @@
 //! From the source's connection to the vote: receives, prepares containers as kubelet asks for
-//! them, and sees to it that all of them are restored, frozen and known to the CRI. And the other
-//! way out: ending restores and killing whatever they have left, by cgroup.
+//! them, and sees to it that all of them are restored, frozen and known to the CRI. The other way out is
+//! [`super::undo`].
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -15,15 +15,15 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use transship_host::bundle::Bundle;
-use transship_host::freezer::{Freezer, FreezerState};
-use transship_host::markers::{Failed, Held, Restored, Waiting};
+use transship_host::files;
+use transship_host::freezer::FreezerState;
+use transship_host::markers::{Failed, Restored, Waiting};
 use transship_host::network::nft_program;
 use transship_host::paths::PodDir;
-use transship_host::{files, quiesce, unfinished};
-use transship_protocol::{TargetEvent, Verb};
+use transship_protocol::TargetEvent;
 use transship_rpc::Stage;
-use transship_runtime::container::Container;
+use transship_runtime::Layout;
+use transship_runtime::container::{self, Container};
 use transship_runtime::cri::{Cri, State};
 use transship_transport::{Area, Link, Progress, receive};
 
@@ -32,7 +32,7 @@ use super::receive::{Arrivals, Receiver, Tree};
 use crate::connections;
 use crate::dirwatch::DirWatch;
 use crate::holder::Holder;
-use crate::pod::{FREEZER_LIMIT, Pod, PodContainer, moving};
+use crate::pod::{Pod, PodContainer, moving};
 use crate::signing::Contact;
 use crate::{logs, names};
 
@@ -209,6 +209,7 @@ async fn restore_all(holder: Arc<Holder>, arrivals: Arc<Arrivals>) -> Result<()>
             prepared.push(container);
         }
         let restored = dir.all_marked::<Restored>()?;
+        check_restored(&holder.layout, &dir, &restored)?;
         holder.board.update(|status| status.restored.clone_from(&restored));
         if wanted.iter().all(|name| restored.contains(name)) {
             break;
@@ -240,6 +241,21 @@ fn check_failures(dir: &PodDir) -> Result<()> {
             None => failed.message,
         };
         return Err(RestoreFailed { container, message }.into());
+    }
+    Ok(())
+}
+
+/// What is restored is lost when its shim dies while others are still being restored: it does not come back.
+fn check_restored(layout: &Layout, dir: &PodDir, restored: &[String]) -> Result<()> {
+    for name in restored {
+        let Some(marker) = dir.marked::<Restored>(name)? else { continue };
+        let pid = i32::try_from(marker.pid).ok();
+        // runc has ended before the marker was made, so the process is its shim's.
+        let parent = pid.and_then(|pid| container::parent(layout, pid));
+        if parent.is_none_or(|parent| !container::is_shim(layout, parent)) {
+            let message = "it has ended, or its shim has died, before the pod was whole".to_owned();
+            return Err(RestoreFailed { container: name.clone(), message }.into());
+        }
     }
     Ok(())
 }
@@ -336,6 +352,10 @@ async fn await_running(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Re
         }
         let found = Container::find(&holder.layout, &restored.container_id)?;
         let container = PodContainer::of(&holder.layout, name, &found)?;
+        // From here on its death is seen by whose child the process is.
+        if !container.has_shim(&holder.layout) {
+            bail!("the shim of container {name} has died, or is not called {}", container::SHIM);
+        }
         if container.freezer.state()? != FreezerState::Frozen {
             bail!("container {name} is not frozen after its restore");
         }
@@ -344,159 +364,11 @@ async fn await_running(holder: &Holder, dir: &PodDir, arrivals: &Arrivals) -> Re
     Ok(pod)
 }
 
-/// Kills restores that are under way, with everything they have started: nothing of them may
-/// come to life after the containers' cgroups were emptied.
-pub fn end_restores(holder: &Holder) -> Result<()> {
-    for work in quiesce::at_work(&holder.host, &holder.task.pod.uid)? {
-        if work.verb == Verb::Create && !work.bundle.sandbox {
-            // Its own end first looked up, since CRIU may have left the cgroup by then; the tasks
-            // are killed while frozen, as CRIU's death alone would let them run.
-            let programs = descendants(work.pid);
-            if let Ok(freezer) = work.bundle.freezer()
-                && let Err(error) = freezer.kill_all_frozen(FREEZER_LIMIT)
-            {
-                tracing::warn!("{}", error.chain());
-            }
-            for pid in programs.into_iter().chain([work.pid]) {
-                kill(pid);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Everything below a process, deepest last.
-fn descendants(pid: u32) -> Vec<u32> {
-    let mut found: Vec<u32> = Vec::new();
-    let mut queue = vec![pid];
-    while let Some(pid) = queue.pop() {
-        let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
-        for thread in threads.flatten() {
-            let children = std::fs::read_to_string(thread.path().join("children"));
-            for child in children.unwrap_or_default().split_ascii_whitespace() {
-                if let Ok(child) = child.parse()
-                    && !found.contains(&child)
-                {
-                    found.push(child);
-                    queue.push(child);
-                }
-            }
-        }
-    }
-    found
-}
-
-fn kill(pid: u32) {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    if let Some(pid) = pid {
-        // Gone is as good.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
-}
-
-/// Kills every task that a restore of this pod can have made, while it is frozen, and removes what a killed
-/// restore has left besides.
-pub fn kill_frozen(holder: &Holder) -> Result<()> {
-    for freezer in freezers(holder)? {
-        freezer.kill_all_frozen(FREEZER_LIMIT)?;
-    }
-    // Containers that start afresh are containerd's from the beginning.
-    if holder.task.part.is_cold() {
-        return Ok(());
-    }
-    remove_unfinished(holder)
-}
-
-/// A container that may have run before it was held, of those that have been restored in this pod.
-pub fn may_have_run(holder: &Holder) -> Result<Option<String>> {
-    let dir = holder.host.pod(&holder.task.pod.uid)?;
-    for name in moving(&holder.task) {
-        if dir.may_have_run(name)? {
-            return Ok(Some(name.to_owned()));
-        }
-    }
-    Ok(None)
-}
-
-/// What the runtime's wrapper would have removed, had it not been killed. A container that was restored is
-/// containerd's, which has it deleted.
-fn remove_unfinished(holder: &Holder) -> Result<()> {
-    let dir = holder.host.pod(&holder.task.pod.uid)?;
-    for name in moving(&holder.task) {
-        if dir.marked::<Restored>(name)?.is_none()
-            && let Some(waiting) = dir.marked::<Waiting>(name)?
-            && let Some(state_dir) = waiting.state_dir()
-        {
-            unfinished::remove(&state_dir)?;
-        }
-    }
-    Ok(())
-}
-
-/// The freezers of the pod's containers, from every trace that they may have left.
-fn freezers(holder: &Holder) -> Result<Vec<Freezer>> {
-    let dir = holder.host.pod(&holder.task.pod.uid)?;
-    let mut found: Vec<Freezer> = Vec::new();
-    let mut add = |freezer: Freezer| {
-        if !found.contains(&freezer) {
-            found.push(freezer);
-        }
-    };
-    for name in moving(&holder.task) {
-        if let Some(restored) = dir.marked::<Restored>(name)? {
-            add(restored.freezer);
-        }
-        if let Some(held) = dir.marked::<Held>(name)? {
-            add(held.freezer);
-        }
-        if let Some(waiting) = dir.marked::<Waiting>(name)?
-            && let Some(freezer) = waiting.freezer.or_else(|| of_bundle(&waiting.bundle))
-        {
-            add(freezer);
-        }
-    }
-    if let Some(pod) = Pod::load(&holder.dir)? {
-        pod.containers.into_iter().for_each(|container| add(container.freezer));
-    }
-    Ok(found)
-}
-
-/// As wrappers told it that did not name the freezer.
-fn of_bundle(bundle: &Path) -> Option<Freezer> {
-    Bundle::read(bundle).ok()?.freezer().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
-
-    #[test]
-    fn everything_that_a_process_has_started_is_found_and_killed() {
-        let mut parent = Command::new("sh")
-            .args(["-c", "sh -c 'sleep 1000; :' & echo started; read -r _"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = [0; 8];
-        std::io::Read::read_exact(parent.stdout.as_mut().unwrap(), &mut line).unwrap();
-        // Open to the end, so that only a kill ends the reader.
-        let _read_from = parent.stdin.take();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let all = loop {
-            let all = descendants(parent.id());
-            if all.len() >= 2 || Instant::now() > deadline {
-                break all;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        assert_eq!(all.len(), 2, "shell and sleep");
-        for pid in all.iter().copied().chain([parent.id()]) {
-            kill(pid);
-        }
-        assert!(!parent.wait().unwrap().success());
-    }
+    use std::process::Command;
+    use transship_host::freezer::{CgroupVersion, Freezer};
 
     #[test]
     fn a_wrapper_that_is_killed_without_a_word_has_failed() {
@@ -517,16 +389,10 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_was_let_go_before_it_was_held_is_found() {
+    fn a_wrapper_that_is_killed_when_that_may_let_tasks_go_is_told_so() {
         let root = tempfile::tempdir().unwrap();
-        let (host, task) = (transship_host::HostRoot::at(root.path()), crate::areas::tests::task());
-        let migration = host.migration(&task.migration.uid, task.role).unwrap();
-        std::fs::create_dir_all(migration.path()).unwrap();
-        let dir = host.pod(&task.pod.uid).unwrap();
-        let holder = Holder::new(host, transship_runtime::Layout::default(), migration, task);
-        assert_eq!(may_have_run(&holder).unwrap(), None);
+        let dir = transship_host::HostRoot::at(root.path()).pod("p").unwrap();
         dir.mark("web", &transship_host::markers::Unheld { pid: 1 }).unwrap();
-        assert_eq!(may_have_run(&holder).unwrap().as_deref(), Some("web"));
         let mut wrappers = Wrappers::default();
         wrappers.0.insert("web".into(), None);
         let error = wrappers.check(&dir).unwrap_err().to_string();
@@ -534,43 +400,32 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_restore_has_left_goes_with_its_tasks_and_nothing_else() {
+    fn a_restored_container_whose_shim_dies_while_others_are_restored_has_failed() {
         let root = tempfile::tempdir().unwrap();
-        let (host, task) = (transship_host::HostRoot::at(root.path()), crate::areas::tests::task());
-        let migration = host.migration(&task.migration.uid, task.role).unwrap();
-        std::fs::create_dir_all(migration.path()).unwrap();
-        let runc_root = root.path().join("runc");
-        for id in ["killed", "restored", "foreign"] {
-            std::fs::create_dir_all(runc_root.join(id)).unwrap();
-            std::fs::write(runc_root.join(id).join("state.json"), "{}").unwrap();
-        }
-        let pod = host.pod(&task.pod.uid).unwrap();
-        for (container, id) in [("web", "killed"), ("aux", "restored")] {
-            let waiting = Waiting {
-                container_id: id.into(),
-                bundle: "/nonexistent".into(),
-                rootfs: "/nonexistent/rootfs".into(),
-                runc_root: runc_root.clone(),
-                pid: 1,
-                freezer: None,
-            };
-            pod.mark(container, &waiting).unwrap();
-        }
+        let dir = transship_host::HostRoot::at(root.path()).pod("p").unwrap();
+        let layout = Layout { proc: root.path().join("proc"), ..Layout::default() };
+        let process = |pid: u32, stat: &str| {
+            let of = layout.proc.join(pid.to_string());
+            std::fs::create_dir_all(&of).unwrap();
+            std::fs::write(of.join("stat"), format!("{pid} {stat}")).unwrap();
+        };
+        process(1, "(systemd) S 0 1");
+        process(7, "(containerd-shim) S 1 7");
+        process(8, "(web) S 7 8");
         let restored = Restored {
-            container_id: "restored".into(),
-            pid: 1,
-            freezer: Freezer {
-                dir: "/nonexistent".into(),
-                version: transship_host::freezer::CgroupVersion::V1,
-            },
-            runc_root: runc_root.clone(),
+            container_id: "c".into(),
+            pid: 8,
+            freezer: Freezer { dir: "/nonexistent".into(), version: CgroupVersion::V1 },
+            runc_root: "/nonexistent".into(),
             bundle: "/nonexistent".into(),
         };
-        pod.mark("aux", &restored).unwrap();
-        let holder = Holder::new(host, transship_runtime::Layout::default(), migration, task);
-        kill_frozen(&holder).unwrap();
-        kill_frozen(&holder).unwrap();
-        assert_eq!(files::list(&runc_root).unwrap(), ["foreign", "restored"]);
+        dir.mark("web", &restored).unwrap();
+        let check = || check_restored(&layout, &dir, &["web".to_owned(), "other".to_owned()]);
+        check().unwrap();
+        process(8, "(web) S 1 8");
+        assert_eq!(told(&check().unwrap_err(), Path::new("/dir"), "node-a").0, "RestoreFailed");
+        std::fs::remove_dir_all(layout.proc.join("8")).unwrap();
+        assert!(check().is_err(), "it has ended");
     }
 
     #[test]
@@ -604,31 +459,5 @@ mod tests {
             error,
             "container web was not restored: runc exited with 1 (Can't restore this)"
         );
-    }
-
-    #[test]
-    fn a_restore_is_found_by_its_freezer_though_its_bundle_is_gone() {
-        let root = tempfile::tempdir().unwrap();
-        let (host, task) = (transship_host::HostRoot::at(root.path()), crate::areas::tests::task());
-        let migration = host.migration(&task.migration.uid, task.role).unwrap();
-        std::fs::create_dir_all(migration.path()).unwrap();
-        let pod = host.pod(&task.pod.uid).unwrap();
-        let layout = transship_runtime::Layout::default();
-        let holder = Holder::new(host, layout, migration, task);
-        let version = transship_host::freezer::CgroupVersion::V1;
-        let freezer = Freezer { dir: root.path().join("cgroup"), version };
-        let mut waiting = Waiting {
-            container_id: "c-1".into(),
-            bundle: "/nonexistent".into(),
-            rootfs: "/nonexistent/rootfs".into(),
-            runc_root: root.path().join("runc"),
-            pid: 1,
-            freezer: None,
-        };
-        pod.mark("web", &waiting).unwrap();
-        assert_eq!(freezers(&holder).unwrap(), []);
-        waiting.freezer = Some(freezer.clone());
-        pod.mark("web", &waiting).unwrap();
-        assert_eq!(freezers(&holder).unwrap(), [freezer]);
     }
 }

@@ -8,6 +8,7 @@ mod hold;
 mod hooks;
 mod receive;
 mod stand_in;
+mod undo;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +52,7 @@ pub async fn run(
     let deadman = Deadman::of(&holder.host.holder(&holder.task.migration.uid, Role::Target)?);
     let facts = Facts {
         same_boot: lines.iter().all(|line| line.boot_id == journal.boot_id()),
-        tasks: pod.as_ref().is_some_and(|pod| pod.is_alive(&holder.layout)),
+        tasks: pod.as_ref().is_some_and(|pod| pod.lost(&holder.layout).is_none()),
         // Asked before this holder signs anything. One that is lost after the vote has expired.
         lapsed: deadman.has_lapsed()?
             || (entries.contains(&TargetEntry::Voted) && !deadman.is_armed()?),
@@ -258,9 +259,14 @@ impl TargetHands {
             // Written by the caller, which stops at an error.
             Effect::Journal(_) => Ok(()),
             Effect::WriteRecord(state) => {
+                if state == RecordState::Open {
+                    self.kill_orphans()?;
+                }
                 record::write(&holder, state)
                     .map_err(|error| Failed::other("RecordNotWritten", error))?;
                 if state == RecordState::Open {
+                    // Of a shim that died in between. From here on the runtime ends what it loses by itself.
+                    self.kill_orphans()?;
                     self.take_lease_home();
                 }
                 Ok(())
@@ -270,7 +276,7 @@ impl TargetHands {
                 holder
                     .blocking("quiesce", move |holder| {
                         if ending {
-                            hold::end_restores(holder)?;
+                            undo::end_restores(holder)?;
                         }
                         let uid = &holder.task.pod.uid;
                         Ok(transship_host::quiesce::wait(&holder.host, uid, QUIESCE)?)
@@ -279,11 +285,10 @@ impl TargetHands {
                     .map_err(|error| Failed::other("RuntimeBusy", error))
             }
             Effect::CloseNetwork => match self.pod() {
-                Some(pod) if pod.network().exists() => pod
-                    .network()
-                    .close(&nft, &pod.devices)
+                Some(pod) => pod
+                    .close_network(&nft)
                     .map_err(|error| Failed::other("NetworkNotClosed", error)),
-                _ => Ok(()),
+                None => Ok(()),
             },
             Effect::FreezeTasks => match self.pod() {
                 // What is gone cannot be frozen, and need not be.
@@ -295,7 +300,7 @@ impl TargetHands {
             // The place for a cold one's files has no tasks.
             Effect::VerifyTasks if holder.task.part.is_cold() => Ok(()),
             Effect::VerifyTasks => match self.pod() {
-                Some(pod) => pod.verify_frozen(&holder.layout).map_err(Failed::tasks_lost),
+                Some(pod) => pod.verify_held(&holder.layout).map_err(Failed::tasks_lost),
                 None => Err(Failed::tasks_lost(anyhow::anyhow!("nothing is restored"))),
             },
             Effect::ArmDeadman => {
@@ -333,10 +338,10 @@ impl TargetHands {
                 Ok(())
             }
             Effect::KillTasksFrozen => holder
-                .blocking("kill", hold::kill_frozen)
+                .blocking("kill", undo::kill_frozen)
                 .await
                 .map_err(|error| Failed::other("NotKilled", error)),
-            Effect::VerifyNeverRan => match hold::may_have_run(&holder) {
+            Effect::VerifyNeverRan => match undo::may_have_run(&holder) {
                 Ok(None) => Ok(()),
                 Ok(Some(container)) => Err(may_have_run(&container)),
                 Err(error) => Err(Failed::other("NotKnown", error)),
@@ -373,6 +378,9 @@ impl TargetHands {
         let holder = Arc::clone(&self.holder);
         let deadman = self.deadman.clone();
         let Some(pod) = self.pod() else { return Ok(()) };
+        if let Some(orphaned) = pod.orphaned(&holder.layout) {
+            return Err(Failed::tasks_lost(anyhow::anyhow!(orphaned)));
+        }
         let began = Instant::now();
         guarded(&deadman, guard, || pod.thaw())?
             .map_err(|error| Failed::other("NotThawed", error))?;
@@ -390,6 +398,13 @@ impl TargetHands {
         Ok(())
     }
 
+    /// What has lost its shim must not run beside what kubelet starts in its place.
+    fn kill_orphans(&mut self) -> Result<(), Failed> {
+        let holder = Arc::clone(&self.holder);
+        let Some(pod) = self.pod() else { return Ok(()) };
+        pod.kill_orphans(&holder.layout).map_err(|error| Failed::other("NotKilled", error))
+    }
+
     /// An address whose home is this node belongs to the pod's sandbox again, so that its DEL
     /// frees it like any other.
     fn take_lease_home(&mut self) {
@@ -398,7 +413,8 @@ impl TargetHands {
             return;
         }
         let Some(network) = &holder.task.network else { return };
-        let Some(pod) = self.pod() else { return };
+        // A sandbox that kubelet has taken for dead will not free anything once more.
+        let Some(pod) = self.pod().filter(|pod| pod.network().exists()) else { return };
         for ip in network.addresses().unwrap_or_default() {
             match lease::come_home(&holder.host, ip, &pod.sandbox_id, &network.interface) {
                 Ok(true) => tracing::info!(%ip, "the address is home again"),
@@ -419,8 +435,11 @@ impl TargetHands {
             let mut tick = tokio::time::interval(Duration::from_secs(1));
             while !events.is_closed() {
                 tick.tick().await;
-                if !pod.is_alive(&holder.layout) {
+                if let Some(lost) = pod.lost(&holder.layout) {
                     // After the thaw an application may end as it likes; the machine knows.
+                    if !holder.board.was_thawed() {
+                        holder.board.failed("TasksLost", &lost);
+                    }
                     let _ = events.send(TargetEvent::TasksLost).await;
                     return;
                 }

@@ -149,15 +149,6 @@ pub fn link_wrapper_to_runc(plan: &Plan) -> Result<()> {
     payload::replace_by_link(&wrapper, &runc)
 }
 
-/// Removes all files: programs, state, sockets. Only when no shim uses the wrapper any more (see
-/// [`wrapper_in_use`]) and no migration is open.
-pub fn remove_files(plan: &Plan) -> Result<()> {
-    for path in [plan.host.run(), plan.host.state(), plan.host.opt()] {
-        files::remove_tree(&path)?;
-    }
-    Ok(())
-}
-
 /// The OCI bundles of tasks whose shim was configured with the wrapper, under containerd's state directory
 /// (`/run/containerd`). While there is one its shim will call the wrapper again.
 pub fn wrapper_in_use(plan: &Plan, containerd_state: &Path) -> Result<Vec<PathBuf>> {

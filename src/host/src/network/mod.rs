@@ -79,7 +79,7 @@ impl NetNs {
 }
 
 /// How many TCP connections of a process's network namespace are half open (SYN received). A half-open
-/// connection makes a dump fail, so one waits for these to finish first.
+/// connection would be lost, or make CRIU refuse its listening socket, so one waits for these to finish first.
 pub fn half_open_connections(pid: u32) -> Result<usize> {
     let mut count = 0;
     for family in ["tcp", "tcp6"] {
@@ -95,7 +95,7 @@ pub fn half_open_connections(pid: u32) -> Result<usize> {
 }
 
 fn half_open_in(proc_net_tcp: &str) -> usize {
-    // Fourth field: state; 03 is TCP_SYN_RECV and 0C TCP_NEW_SYN_RECV.
+    // Fourth field: state; 03 is TCP_SYN_RECV and 0C TCP_NEW_SYN_RECV, which the kernel shows as the former.
     proc_net_tcp
         .lines()
         .skip(1)

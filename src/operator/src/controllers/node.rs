@@ -71,9 +71,7 @@ pub async fn run(context: Arc<Context>, expectation: Expectation, stop: Cancella
             }
         }
         for node in context.nodes.state() {
-            if installation
-                .as_deref()
-                .is_some_and(|own| uninstall::is_of_former_installation(&node, own))
+            if installation.as_deref().is_some_and(|own| node.is_asked_by_another(own))
                 && let Err(error) = take_request_back(&node, &context).await
             {
                 tracing::warn!(
@@ -108,7 +106,7 @@ async fn take_request_back(node: &api::Node, context: &Context) -> Result<(), Er
     let nodes: Api<api::Node> = Api::all(context.client.clone());
     let patch = json!({"metadata": {
         "uid": node.uid(),
-        "annotations": {names::UNINSTALL: null, uninstall::ASKED_BY: null},
+        "annotations": {names::UNINSTALL: null, names::UNINSTALL_BY: null},
     }});
     nodes
         .patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch))

@@ -10,11 +10,11 @@
 //! the wrapper between its verdict and runc) the two are separate steps. The two operators are
 //! equals: either may be the stale leader.
 //!
-//! Checked in every state: at most one copy runs (but see [`overlap`]); the address is open on one
-//! node; nobody lies; nothing is lost before the commit; the write-once fields change once. And from every
-//! state a continuation leads to an end in which both sides are closed, nothing is frozen and the right copy runs:
-//! without further faults, **and without that anybody's patience has to run out**. There is no clock, so how
-//! long something takes is not told apart; but a failure that nobody notices before a time-out is found.
+//! Checked in every state: at most one copy runs (but see [`overlap`]); the address is open on one node; nobody
+//! lies; nothing is lost before the commit; the write-once fields change once. And from every state a continuation
+//! leads to an end in which both sides are closed, nothing is frozen and the right copy runs: without further
+//! faults, **and without that anybody's patience has to run out**. There is no clock, so how long something takes
+//! is not told apart; but a failure that nobody notices before a time-out is found.
 //!
 //! # Which fault stands for what
 //!
@@ -28,6 +28,7 @@
 //! | containerd dies or is restarted | kubelet asks for containers and kills others: what it may ask for under the record is asked in every state, `KubeletKill`, `kills` |
 //! | the wrapper, runc, the script or CRIU die in a restore | `RestoreDies`, `restores`; CRIU just before the freeze, so that tasks run: `RestoreLetsGo`, `let_go` (what holds then: [`overlap`]) |
 //! | CRIU or runc die in a dump | `DumpDies`, `dumps`; a dump that outlives its holder: `DumpEnds` |
+//! | a shim dies, or containerd takes it for dead | `ShimDies`, `shims`; the `delete` that follows may be cut off: `Forget` |
 //! | a node loses power for a while, for ever | `Reboot`; `Die`, `deaths` |
 //! | the memory limit ends an application | `TasksDie`, `ends` |
 //! | a user deletes the Migration, makes another one, removes the finalizer or the namespace | `DeleteMigration`, `cancels`; `SecondMigration`, `others`; `Strip`, `strips` |

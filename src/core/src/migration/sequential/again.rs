@@ -13,7 +13,7 @@ use transship_protocol::{
 use super::finish::failures;
 use super::owner::{OwnersWord, is_left_over, owner_uid, owners_word};
 use super::source::is_disrupted;
-use super::volumes::{ask, exchanged, give_up_memory, is_for_somebody};
+use super::volumes::{ask, exchanged, give_up_memory, is_for_somebody, is_given_up, is_of_no_use};
 use super::{
     Next, act, at_once, deletion_is_noted, is_ours, made_again_uid, nowhere, source_name, unwanted,
     wait,
@@ -167,12 +167,13 @@ pub(super) fn restore_again(observed: &Observed, now: Timestamp) -> Next {
         return back_on_source(observed, now);
     }
     let is_for_somebody = is_for_somebody(observed, uid, word);
-    if is_for_somebody && observed.is_deleting() {
-        return give_up_memory(observed);
+    let is_open = report.is_some_and(|report| !report.closed) && !observed.target_node_gone;
+    if is_for_somebody && (is_given_up(observed) || is_of_no_use(observed)) {
+        return give_up_memory(observed, is_open);
     }
     let goes = observed.target_seen() != PodSeen::Alive && !observed.target_node_gone;
     // Nobody is asked before that.
-    let has_ended = is_for_somebody || side_has_ended(observed, report);
+    let has_ended = (is_for_somebody && !is_open) || side_has_ended(observed, report);
     if goes && let Some(next) = pod_goes(observed, has_ended) {
         return next;
     }

@@ -8,7 +8,7 @@ use transship_api::{MigrationStatus, Step};
 use transship_protocol::{Resolution, TargetOutcome};
 
 use super::again::{TRIES_ON_TARGET, pause_after};
-use super::volumes::is_risked;
+use super::volumes::{note_asked, way_to_give_up};
 use super::{Next, source_name, unwanted};
 use crate::migration::plan::{Action, LOOK_AGAIN, Plan, Record};
 use crate::migration::state::{Observed, Role};
@@ -36,6 +36,12 @@ pub(super) fn finish(observed: &Observed, mut draft: Draft, next: Next) -> Plan 
         Next::Insist { actions, message } => {
             draft.stalled(reasons::TARGET_POD_FAILED, message);
             plan(draft, None, actions, Duration::ZERO)
+        }
+        Next::Ask { uid, message } => {
+            draft
+                .stalled(reasons::VOLUMES_NEWER, message)
+                .with(|status| note_asked(status, uid, observed.is_deleting()));
+            plan(draft, None, vec![], LOOK_AGAIN)
         }
         Next::Announce => {
             let node = observed.node(Role::Source);
@@ -114,12 +120,9 @@ fn failed(observed: &Observed, mut draft: Draft, uid: String, why: &str, goes_ba
     }
     if failures > TRIES_ON_TARGET {
         // Everything that helps by itself has been tried.
-        let or = match is_risked(observed) {
-            true => ", or delete the Migration to give the memory up",
-            false => "",
-        };
+        let or = way_to_give_up(observed).map_or_else(String::new, |way| format!("; or {way}"));
         let message = format!(
-            "{message}; {then}, until it runs. Remove what keeps it from being restored ({failures} tries so far){or}; its state is kept meanwhile"
+            "{message}; {then}, until it runs. Remove what keeps it from being restored ({failures} tries so far); its state is kept meanwhile{or}"
         );
         draft.stalled(reasons::RESTORE_FAILED, message);
     } else {

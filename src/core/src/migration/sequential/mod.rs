@@ -8,6 +8,8 @@
 
 mod again;
 mod finish;
+#[cfg(test)]
+mod memory;
 mod owner;
 mod source;
 #[cfg(test)]
@@ -28,7 +30,7 @@ use transship_api::{Step, names};
 use self::again::{make_again, restore_again};
 use self::owner::{OwnersWord, is_replaced, is_wanted, owners_word};
 use self::source::{somebody_deleted, source_ends};
-use self::volumes::{exchanged, is_risked};
+use self::volumes::{exchanged, is_given_up};
 use super::plan::{Action, Plan};
 use super::state::{Observed, Role};
 use super::status::Draft;
@@ -65,6 +67,8 @@ enum Next {
     Stuck { reason: &'static str, message: String },
     /// As [`Next::Stuck`], for something that is tried all the same until it can be done.
     Insist { actions: Vec<Action>, message: String },
+    /// What is to become of the memory of the pod that was made again is for somebody to say.
+    Ask { uid: String, message: String },
     /// The source's deletion is announced, then done.
     Announce,
     /// This pod is the one that was made again.
@@ -144,8 +148,8 @@ fn trial_goes(observed: &Observed) -> Option<Next> {
         && (observed.manifest.is_none() || nowhere(observed) || exchanged(observed).is_some())
     {
         (reasons::CANCELLED, "the Migration was deleted and the pod cannot be made again")
-    } else if observed.is_deleting() && is_risked(observed) && finish::failures(observed) > 0 {
-        (reasons::CANCELLED, "the Migration was deleted, and the pod's memory given up")
+    } else if is_given_up(observed) {
+        (reasons::CANCELLED, "the pod's memory was given up")
     } else if owners_word(observed) == OwnersWord::PodGoes {
         (reasons::SOURCE_GONE, "the pod's owner was deleted after the commit, with its pods")
     } else if !is_wanted(observed) {

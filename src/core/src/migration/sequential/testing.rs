@@ -391,6 +391,16 @@ impl World {
         }
     }
 
+    /// The pod that was made again is lost when it may have run.
+    pub(super) fn loses_it(&mut self) {
+        self.set(Role::Target, |r| {
+            (r.stage, r.closed) = (Stage::Aborted, true);
+            let outcome = Some(TargetOutcome::Stopped);
+            r.target_word =
+                Some(TargetWord { begun: true, outcome, closed: true, ..Default::default() });
+        });
+    }
+
     /// Somebody evicts the source, which does not go at once.
     pub(super) fn evict_source(&mut self) {
         let source = self.seen.source_pod.as_mut().unwrap();

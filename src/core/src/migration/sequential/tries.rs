@@ -8,15 +8,14 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::json;
 use transship_api::conditions::{self as c, reasons};
-use transship_api::{Mode, names};
 use transship_protocol::Decision;
 
 use super::again::pause_after;
 use super::testing::{Fate, World};
 use crate::migration::plan::{Record, plan};
-use crate::migration::state::{Owner, Side};
+use crate::migration::state::Owner;
 
-fn stalled(world: &World) -> Condition {
+pub(super) fn stalled(world: &World) -> Condition {
     let conditions = world.seen.status().conditions;
     c::find(&conditions, c::STALLED).unwrap().clone()
 }
@@ -156,7 +155,8 @@ fn a_pod_that_its_set_would_replace_before_it_runs_is_left_to_its_set() {
     }
 }
 
-fn bind(world: &mut World, volume: &str) {
+/// The pod's claim was bound to one volume, and leads to this one now.
+pub(super) fn bind(world: &mut World, volume: &str) {
     let bound = |volume: &str| BTreeMap::from([("data-web-0".to_owned(), volume.to_owned())]);
     world.seen.volumes = bound("pv-1");
     world.seen.volumes_now = Some(bound(volume));
@@ -220,186 +220,6 @@ fn a_volume_that_is_exchanged_before_the_pod_has_a_node_is_not_mounted() {
     bind(&mut world, "pv-2");
     world.look();
     assert_eq!(world.done.last().map(String::as_str), Some("give up"), "{:?}", world.done);
-}
-
-/// A first try may have run and written to the pod's volume.
-fn stopped(fates: &[Fate]) -> World {
-    let mut world = World::voted(fates);
-    bind(&mut world, "pv-1");
-    world.until(|w| stalled(w).status == "True");
-    world
-}
-
-/// Somebody wants the memory of this pod on a volume that may be newer.
-fn want(world: &mut World, uid: &str) {
-    let annotations = world.seen.migration.metadata.annotations.get_or_insert_default();
-    annotations.insert(names::RESTORE_ANYWAY.to_owned(), uid.to_owned());
-}
-
-#[test]
-fn memory_meets_a_volume_that_may_be_newer_only_when_somebody_wants_it() {
-    let mut world = stopped(&[Fate::Stops, Fate::Stops, Fate::Runs]);
-    let told = stalled(&world);
-    assert_eq!(told.reason, reasons::VOLUMES_NEWER);
-    for words in ["pod web-0", "pv-1 (claim data-web-0)", "2026-01-01T00:00:00Z", "delete the Migr"]
-    {
-        assert!(told.message.contains(words), "{}", told.message);
-    }
-    let command = format!("migration move -n shop {}=uid-1", names::RESTORE_ANYWAY);
-    assert!(told.message.ends_with(&command), "{}", told.message);
-    for _ in 0..20 {
-        world.look();
-    }
-    assert_eq!((world.made, world.seen.status().failed_restores), (1, None));
-
-    want(&mut world, "uid-1");
-    world.until(|w| w.made == 2);
-    world.until(|w| stalled(w).status == "True");
-    let told = stalled(&world).message;
-    assert!(told.ends_with("=uid-2"), "it was wanted of that one only: {told}");
-    assert!(told.contains(r#"says "uid-1", which is not the UID of this pod"#), "{told}");
-    want(&mut world, "uid-2");
-    world.run();
-    assert_eq!(world.made, 3);
-    assert_eq!(world.seen.status().failed_restores, Some(2));
-}
-
-#[test]
-fn an_annotation_that_names_another_pod_is_told_of_and_restores_nothing() {
-    let mut world = stopped(&[Fate::Stops, Fate::Runs]);
-    let before = stalled(&world).message;
-    assert!(!before.contains("changes nothing"), "{before}");
-    for value in ["uid-s", "", "uid-1\n"] {
-        want(&mut world, value);
-        for _ in 0..20 {
-            world.look();
-        }
-        let told = stalled(&world);
-        assert_eq!((world.made, told.reason.as_str()), (1, reasons::VOLUMES_NEWER), "{value:?}");
-        let answer = format!("{} says {value:?}, which is not the UID", names::RESTORE_ANYWAY);
-        assert!(told.message.contains(&answer), "{}", told.message);
-        assert!(told.message.ends_with("=uid-1"), "{}", told.message);
-    }
-    want(&mut world, &"x".repeat(5000));
-    world.look();
-    let told = stalled(&world).message;
-    assert!(told.ends_with("=uid-1"), "what to do is cut off: {told}");
-    want(&mut world, "uid-1");
-    world.run();
-    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
-}
-
-#[test]
-fn memory_that_was_wanted_in_vain_can_be_given_up_with_its_migration() {
-    let mut world = stopped(&[Fate::Stops, Fate::Fails]);
-    want(&mut world, "uid-1");
-    world.until(|w| w.seen.status().failed_restores == Some(3));
-    let told = stalled(&world);
-    assert_eq!(told.reason, reasons::RESTORE_FAILED);
-    assert!(told.message.contains("delete the Migration to give the memory up"), "{told:?}");
-    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
-    world.run();
-    assert_eq!(world.made, 3);
-    assert!(world.succeeded().1.contains("memory given up"), "{:?}", world.succeeded());
-    assert!(world.seen.again_pod.is_none() && !world.seen.name_is_held, "a fresh one can come");
-}
-
-#[test]
-fn a_migration_that_is_deleted_when_the_memory_was_wanted_finishes_a_try_first() {
-    let mut world = stopped(&[Fate::Stops, Fate::Runs]);
-    want(&mut world, "uid-1");
-    world.until(|w| w.made == 2 && w.is_let_go());
-    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
-    world.run();
-    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
-}
-
-#[test]
-fn an_annotation_of_which_nobody_has_asked_gives_nothing_up() {
-    // Nothing has failed; or no volume can be newer.
-    for (has_volume, fates) in [(true, &[Fate::Runs][..]), (false, &[Fate::Fails, Fate::Runs])] {
-        let mut world = World::voted(fates);
-        if has_volume {
-            bind(&mut world, "pv-1");
-        }
-        want(&mut world, "uid-1");
-        world.until(|w| w.committed());
-        world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
-        world.run();
-        assert_eq!(world.succeeded().0, "True", "{fates:?}");
-    }
-}
-
-#[test]
-fn memory_whose_volume_may_be_newer_is_given_up_with_its_migration() {
-    let mut world = stopped(&[Fate::Stops]);
-    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
-    world.run();
-    assert_eq!(world.made, 1);
-    assert!(
-        world.succeeded().1.contains("memory of pod web-0 given up"),
-        "{:?}",
-        world.succeeded()
-    );
-    assert!(world.seen.again_pod.is_none() && !world.seen.name_is_held, "a fresh one can come");
-}
-
-#[test]
-fn a_pod_that_may_have_run_and_vanishes_is_asked_for_all_the_same() {
-    let mut world = stopped(&[Fate::Stops]);
-    (world.seen.target_pod, world.seen.again_pod) = (None, None);
-    for _ in 0..20 {
-        world.look();
-    }
-    assert_eq!((world.made, stalled(&world).reason.as_str()), (1, reasons::VOLUMES_NEWER));
-}
-
-#[test]
-fn what_was_asked_stays_asked_though_nobody_answers_for_the_node_any_more() {
-    let silent = Side::Unreachable { since: "2026-01-01T00:00:00Z".parse().unwrap(), last: None };
-    let sides = [Side::Unknown, silent, Side::NotStarted];
-    for (side, node_gone) in sides.iter().flat_map(|side| [(side, false), (side, true)]) {
-        // An operator that starts now hears nothing of the try.
-        let mut world = stopped(&[Fate::Stops, Fate::Runs]);
-        (world.seen.target_pod, world.seen.again_pod) = (None, None);
-        world.seen.target = side.clone();
-        world.seen.target_node_gone = node_gone;
-        for _ in 0..20 {
-            world.look();
-        }
-        assert_eq!((world.made, stalled(&world).reason.as_str()), (1, reasons::VOLUMES_NEWER));
-        assert_eq!(world.seen.recorded().resolution, None);
-        if node_gone {
-            want(&mut world, "uid-1");
-            world.until(|w| w.seen.recorded().resolution.is_some());
-            (world.seen.target_node_gone, world.seen.target) = (false, Side::NotStarted);
-            world.run();
-            assert_eq!(world.made, 2);
-            assert_eq!(world.seen.status().target.unwrap().node, "node-a");
-        }
-    }
-}
-
-#[test]
-fn memory_is_given_up_though_somebody_elses_pod_has_its_name() {
-    let mut world = stopped(&[Fate::Stops]);
-    let mut other = world.seen.again_pod.take().unwrap();
-    (other.metadata.uid, other.metadata.labels) = (Some("uid-x".into()), None);
-    (world.seen.target_pod, world.seen.again_pod) = (None, Some(other));
-    world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
-    world.run();
-    assert!(world.seen.again_pod.is_some() && world.done.iter().all(|done| done != "delete again"));
-}
-
-#[test]
-fn what_has_run_without_a_volume_or_starts_afresh_is_tried_again_unasked() {
-    let mut world = World::voted(&[Fate::Stops, Fate::Runs]);
-    world.run();
-    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
-    let mut world = World::voted_in(Mode::Cold, &[Fate::Stops, Fate::Runs]);
-    bind(&mut world, "pv-1");
-    world.run();
-    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
 }
 
 #[test]

@@ -356,7 +356,8 @@ impl World<'_> {
             Err(Error::Api { source, .. }) if no_trial(&source) => {}
             tried => tried?,
         }
-        if !hands_over(&self.observed.migration, &claim.uid) {
+        // Of one that has vanished nothing can be held back for: what its owner makes meanwhile is one too many.
+        if !self.observed.vanished && !hands_over(&self.observed.migration, &claim.uid) {
             self.patch_migration(json!({
                 "labels": {names::HANDOVER_LABEL: claim.uid},
                 "annotations": {names::HANDOVER_TIME: Timestamp::now().to_string()},

@@ -15,6 +15,7 @@ mod owner;
 mod sequential;
 mod status;
 mod task;
+mod vanished;
 pub mod watch_sides;
 
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::metrics::{Kind, KindReason};
 pub use error::{Class, Error};
 pub use held_name::keep_names;
 pub use observe::node_gone;
+pub use vanished::settle_vanished;
 
 /// Migrations reconciled at a time.
 const CONCURRENCY: u16 = 16;

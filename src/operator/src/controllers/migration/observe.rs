@@ -153,7 +153,7 @@ pub async fn node_gone(name: &str, context: &Context) -> Result<bool, Error> {
 }
 
 /// Owner, Services and endpoints: needed for the hand-over only.
-async fn observe_owner(observed: &mut Observed, context: &Context) -> Result<(), Error> {
+pub async fn observe_owner(observed: &mut Observed, context: &Context) -> Result<(), Error> {
     let namespace = observed.migration.namespace().unwrap_or_default();
     if !observed.is_sequential() {
         observed.owner = owner(observed, &namespace, context).await?;
@@ -213,13 +213,20 @@ async fn owner(observed: &Observed, namespace: &str, context: &Context) -> Resul
     if let Some(uid) = observed.migration.labels().get(names::HANDOVER_LABEL) {
         return owners.with_uid(uid).await;
     }
-    if observed.source_pod.is_some() {
+    // The note has gone with a Migration that has vanished, perhaps between the source's claim and the target's.
+    let was_stripped = observed.vanished && observed.source_pod.as_ref().is_some_and(is_stripped);
+    if observed.source_pod.is_some() && !was_stripped {
         return Ok(Owner::None);
     }
     // That there is none proves nothing: its pods may have been orphaned on purpose.
     let Some(target) = &observed.target_pod else { return Ok(Owner::None) };
     let Some((kind, name)) = maker(target) else { return Ok(Owner::None) };
     Ok(owners.named(kind, &name).await?.map_or(Owner::None, standing))
+}
+
+/// A pod that was let go by its owner still has the labels by which that had found it.
+fn is_stripped(source: &Pod) -> bool {
+    source.labels().is_empty() && source.owner_references().is_empty()
 }
 
 fn standing(controller: Controller) -> Owner {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use transship_api::Migration;
 use transship_core::migration::{Report, Role, Side, Stage};
-use transship_protocol::Decision;
+use transship_protocol::{Decision, MAX_MESSAGE, MAX_REASON};
 use transship_rpc as rpc;
 
 use crate::agents::{Agents, Error};
@@ -29,10 +29,6 @@ use crate::agents::{Agents, Error};
 const RETRY: Duration = Duration::from_millis(500);
 /// A closed side says nothing new; it is asked again to see whether it was forgotten.
 const CLOSED_PAUSE: Duration = Duration::from_secs(10);
-/// Longest reason of a side, in letters and digits.
-const MAX_REASON: usize = 64;
-/// Longest sentence of a side, in characters.
-const MAX_TEXT: usize = 2048;
 
 /// The two sides of one migration.
 #[derive(Clone, Debug, Default)]
@@ -291,7 +287,7 @@ fn reason(said: &str) -> String {
 
 /// What a side says to people.
 fn text(said: &str) -> String {
-    said.chars().take(MAX_TEXT).collect()
+    said.chars().take(MAX_MESSAGE).collect()
 }
 
 /// A snapshot as `core` understands it.
@@ -372,7 +368,7 @@ mod tests {
         }
         let (message, stuck) = ("<".repeat(1 << 18), "ü".repeat(1 << 18));
         let report = report(&rpc::SideStatus { message, stuck, ..rpc::SideStatus::default() });
-        assert_eq!(report.message.chars().count(), MAX_TEXT);
-        assert_eq!(report.stuck.chars().count(), MAX_TEXT);
+        assert_eq!(report.message.chars().count(), MAX_MESSAGE);
+        assert_eq!(report.stuck.chars().count(), MAX_MESSAGE);
     }
 }

@@ -2,10 +2,10 @@
 
 use super::super::search::Steps;
 use super::faults::{faults, spend};
-use super::host::{Which, feed, finish_verb, run_effect, start_holder};
+use super::host::{Which, feed, finish_verb, is_lost_with_its_shim, run_effect, start_holder};
 use super::operators::operators;
 use super::role::Role;
-use super::world::{CONTAINERS, Fault, Inflight, Intent, Side, Tasks, World};
+use super::world::{CONTAINERS, Fault, Inflight, Intent, Shim, Side, Tasks, World};
 use crate::rules::{Rule, holds};
 use crate::source::SourceEvent;
 use crate::target::TargetEvent;
@@ -42,6 +42,10 @@ pub enum Action {
     KubeletAsks(Side, Verb),
     VerbEnds(Side),
     Reap(Side),
+    /// containerd has the containers of a dead shim deleted.
+    CleanUp(Side),
+    /// That is cut off, or fails.
+    Forget(Side),
     OperatorReads(Intent),
     OperatorGivesUp,
     OperatorWrites(Intent),
@@ -63,6 +67,7 @@ impl Action {
                 | Action::StartHolder(_, Which::Second)
                 | Action::Deadline(..)
                 | Action::OperatorGivesUp
+                | Action::Forget(_)
                 | Action::KubeletAsks(_, Verb::Delete)
         )
     }
@@ -121,7 +126,8 @@ fn holder<R: Role>(world: &World, out: &mut Steps<World>) {
     if empty && on_time && (R::SIDE == Side::T || may_begin(host.env.record, false)) {
         push(out, Action::Begin(R::SIDE), feed::<R>(world, Which::First, R::begin()));
     }
-    let ended = host.env.tasks == Tasks::Absent && !host.journal.is_empty();
+    let orphaned = is_lost_with_its_shim(world, R::SIDE);
+    let ended = (host.env.tasks == Tasks::Absent || orphaned) && !host.journal.is_empty();
     if ended && holds(Rule::TasksAreWatched) {
         let event = R::tasks_lost();
         push(out, Action::NoticeTasksLost(R::SIDE), feed::<R>(world, Which::First, event));
@@ -257,6 +263,9 @@ fn kubelet(world: &World, side: Side, out: &mut Steps<World>) {
         env.whole = 0;
         out.push((Action::Reap(side), Ok(next)));
     }
+    if env.is_orphan() && env.shim == Shim::Died {
+        lose_shim(world, side, out);
+    }
     if env.inflight.is_some() {
         if let Some(result) = finish_verb(world, side) {
             out.push((Action::VerbEnds(side), result));
@@ -266,7 +275,8 @@ fn kubelet(world: &World, side: Side, out: &mut Steps<World>) {
     // The scheduling gate keeps kubelet from seeing T before its record is there.
     let seen = side == Side::S || env.record.is_some() || !holds(Rule::GateUntilRecord);
     let restoring = side == Side::T && env.record == Some(RecordState::Restore) && env.tickets > 0;
-    if !world.pod_deleting(side) && seen && (env.tasks == Tasks::Absent || restoring) {
+    let none = env.tasks == Tasks::Absent || env.shim == Shim::Forgotten;
+    if !world.pod_deleting(side) && seen && (none || restoring) {
         ask(world, side, Verb::Create, Action::KubeletAsks(side, Verb::Create), out);
     }
     if world.pod_deleting(side) && env.tasks != Tasks::Absent {
@@ -274,6 +284,23 @@ fn kubelet(world: &World, side: Side, out: &mut Steps<World>) {
     }
     if env.residue {
         ask(world, side, Verb::Delete, Action::KubeletAsks(side, Verb::Delete), out);
+    }
+}
+
+/// containerd has noticed that a shim died. Only after that kubelet asks for the containers anew.
+fn lose_shim(world: &World, side: Side, out: &mut Steps<World>) {
+    let mut next = world.clone();
+    let env = next.env_mut(side);
+    match wrapper_verdict(env.record, Verb::Delete, false) {
+        Verdict::Refuse => env.shim = Shim::Forgotten,
+        _ => env.end_orphans(),
+    }
+    out.push((Action::CleanUp(side), Ok(next)));
+    // Of an ordinary pod that is containerd's own business.
+    if !matches!(world.env(side).record, None | Some(RecordState::Open)) {
+        let mut next = world.clone();
+        next.env_mut(side).shim = Shim::Forgotten;
+        out.push((Action::Forget(side), Ok(next)));
     }
 }
 

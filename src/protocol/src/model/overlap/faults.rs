@@ -5,7 +5,7 @@ use super::actors::{Action, ask, push};
 use super::host::{Which, fail_effect, feed, start_holder};
 use super::operators::bump;
 use super::role::Role;
-use super::world::{CONTAINERS, FAULTS, Fault, Inflight, Side, Tasks, World};
+use super::world::{CONTAINERS, FAULTS, Fault, Inflight, Shim, Side, Tasks, World};
 use crate::rules::{Rule, holds};
 use crate::{
     Decision, Driver, Read, RecordState, Recorded, SourceEntry, SourceMachine, TargetMachine,
@@ -75,6 +75,11 @@ pub(super) fn faults(world: &World, out: &mut Steps<World>) {
             });
         }
         let env = world.env(side);
+        let has_shim = env.tasks != Tasks::Absent && env.shim == Shim::Lives;
+        // A verb that is at work dies with it.
+        if has(Fault::ShimDies) && has_shim && env.inflight.is_none() {
+            happens(Fault::ShimDies, &|next| next.env_mut(side).shim = Shim::Died);
+        }
         if has(Fault::KubeletKill) && env.tasks != Tasks::Absent && env.inflight.is_none() {
             let action = Action::Fault(Fault::KubeletKill, side);
             ask(world, side, Verb::Kill, action, out);

@@ -2,7 +2,7 @@
 
 use super::super::search::Broken;
 use super::role::Role;
-use super::world::{CONTAINERS, Inflight, Side, Tasks, World};
+use super::world::{CONTAINERS, Inflight, Shim, Side, Tasks, World};
 use crate::rules::{Rule, holds};
 use crate::source::SourceEntry;
 use crate::{
@@ -101,6 +101,9 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
             if R::SIDE == Side::S && state == RecordState::Open {
                 source_may_go_on(world)?;
             }
+            if state == RecordState::Open && holds(Rule::OrphansEndFirst) {
+                world.env_mut(R::SIDE).end_orphans();
+            }
             world.env_mut(R::SIDE).record = Some(state);
         }
         Effect::QuiesceWrapper => {
@@ -129,7 +132,8 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
         Effect::VerifyTasks => {
             let env = world.env(R::SIDE);
             let whole = R::SIDE == Side::S || env.whole == CONTAINERS;
-            if env.tasks != Tasks::Frozen || !whole {
+            let orphaned = is_lost_with_its_shim(world, R::SIDE);
+            if env.tasks != Tasks::Frozen || !whole || orphaned {
                 return Ok(Done::No(Failure::TasksLost));
             }
         }
@@ -152,6 +156,9 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
         Effect::ThawTasks(guard) => {
             if guard == Guard::Deadman && world.env(R::SIDE).lapsed {
                 return Ok(Done::No(Failure::Lapsed));
+            }
+            if is_lost_with_its_shim(world, R::SIDE) {
+                return Ok(Done::No(Failure::TasksLost));
             }
             if holds(Rule::DumpEndsBeforeThaw) {
                 world.env_mut(R::SIDE).dumping = false;
@@ -177,6 +184,11 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
     Ok(Done::Yes)
 }
 
+/// A target has lost what lives without a shim; of a source that still is the state that moves.
+pub fn is_lost_with_its_shim(world: &World, side: Side) -> bool {
+    side == Side::T && world.t.env.is_orphan() && holds(Rule::OrphansAreLost)
+}
+
 /// An undecided source's own state must survive: nothing may be lost before the commit.
 fn source_may_go_on(world: &World) -> Result<(), Broken> {
     let recorded = world.api.recorded;
@@ -200,6 +212,9 @@ fn target_may_run(world: &mut World) -> Result<(), Broken> {
     world.t_ran = true;
     if world.t.env.whole != CONTAINERS {
         return Err("a target that is not whole was thawed");
+    }
+    if world.t.env.is_orphan() {
+        return Err("a target whose shim has died was thawed");
     }
     Ok(())
 }
@@ -243,7 +258,11 @@ pub fn finish_verb(world: &World, side: Side) -> Option<Result<World, Broken>> {
     let result = match verb {
         Inflight::Create => {
             let env = next.env_mut(side);
+            if env.is_orphan() {
+                return Some(Err("a container is made anew beside its tasks"));
+            }
             if env.tasks == Tasks::Absent {
+                env.shim = Shim::Lives;
                 env.ended = false;
                 env.tasks = Tasks::Running;
                 env.net = true;
@@ -328,7 +347,7 @@ pub fn start_holder<R: Role>(world: &World, which: Which) -> Option<World> {
     }
     let facts = Facts {
         same_boot: !host.env.rebooted,
-        tasks: host.env.tasks != Tasks::Absent,
+        tasks: host.env.tasks != Tasks::Absent && !is_lost_with_its_shim(world, R::SIDE),
         lapsed: host.env.lapsed,
     };
     let (machine, effects) = <R as Role>::recover(&host.journal, facts);

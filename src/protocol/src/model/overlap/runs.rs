@@ -1,8 +1,10 @@
 //! The runs: the protocol as it is within several bounds, and with each rule broken.
 
+use super::super::search::Space;
 use super::super::{lent, search, sequential};
 use super::world::{Fault, World};
 use crate::rules::Rule;
+use crate::{Decision, TargetEntry};
 
 fn passes(name: &str, bounds: &[(Fault, u8)], total: u8) {
     search::passes(name, &World::new(bounds, total));
@@ -14,7 +16,7 @@ fn fails(rule: Rule, bounds: &[(Fault, u8)]) {
     search::fails(rule, (0..=most).map(|total| World::new(bounds, total)));
 }
 
-const ALL: [(Fault, u8); 21] = [
+const ALL: [(Fault, u8); 22] = [
     (Fault::Crash, 3),
     (Fault::Reboot, 2),
     (Fault::Die, 2),
@@ -36,6 +38,7 @@ const ALL: [(Fault, u8); 21] = [
     (Fault::RestoreDies, 2),
     (Fault::RestoreLetsGo, 1),
     (Fault::CutOff, 1),
+    (Fault::ShimDies, 2),
 ];
 
 #[test]
@@ -77,6 +80,26 @@ fn the_protocol_is_safe_and_ends_when_a_vanished_migration_meets_a_dying_node() 
 #[ignore = "long; run it after every change of a transition"]
 fn the_protocol_is_safe_and_ends_after_any_three_faults() {
     passes("any three faults", &ALL, 3);
+}
+
+#[test]
+fn a_target_whose_shim_dies_starts_afresh_where_it_is_or_its_source_goes_on() {
+    let start = World::new(&[(Fault::ShimDies, 1)], 1);
+    let source_goes_on = |world: &World| {
+        let never = world.t.journal.contains(&TargetEntry::NeverThawed);
+        never && world.is_end() && world.s.env.runs() && !world.s.env.sockets_destroyed
+    };
+    search::reaches("the source goes on, aborted", &start, |world| {
+        source_goes_on(world) && world.api.recorded.decision == Some(Decision::Abort)
+    });
+    search::reaches("the source goes on, committed", &start, |world| {
+        source_goes_on(world) && world.api.recorded.resolution.is_some()
+    });
+    // What was restored is not what runs.
+    search::reaches("it starts afresh as the pod", &start, |world| {
+        let resumed = world.is_end() && world.api.recorded.resumed_at;
+        resumed && world.t.env.runs() && world.t.env.whole == 0
+    });
 }
 
 #[test]
@@ -163,6 +186,9 @@ each_rule_matters! {
     running_on_after_a_lapse_when_the_migration_vanished_fails:
         LapsedStopsWhenVanished [(Fault::Lapse, 1), (Fault::Strip, 1)];
     leaving_the_loser_frozen_fails: LoserIsReaped [];
+    leaving_a_lost_target_alive_fails: LostIsReaped [(Fault::ShimDies, 1), (Fault::Crash, 1)];
+    thawing_tasks_without_their_shim_fails: OrphansAreLost [(Fault::ShimDies, 1)];
+    opening_the_record_beside_tasks_without_a_shim_fails: OrphansEndFirst [(Fault::ShimDies, 1)];
     creating_on_an_undecided_source_fails: FrozenRefusesCreate [(Fault::Reboot, 1)];
     killing_on_an_undecided_source_fails: FrozenRefusesKill [(Fault::KubeletKill, 1)];
     creating_on_a_held_target_fails: HeldRefusesCreate [(Fault::Reboot, 1)];

@@ -20,6 +20,16 @@ pub enum Tasks {
     Frozen,
 }
 
+/// Who keeps a pod's tasks: one shim serves all of its containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shim {
+    Lives,
+    /// It has died, and containerd has not had the containers deleted yet.
+    Died,
+    /// And that has not reached them: kubelet takes them for gone.
+    Forgotten,
+}
+
 /// A verb that the wrapper has let through and that has not come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Inflight {
@@ -89,9 +99,11 @@ pub enum Fault {
     RestoreLetsGo,
     /// Before its vote T's node loses the API server; others reach it.
     CutOff,
+    /// The pod's shim dies; the tasks live on.
+    ShimDies,
 }
 
-pub const FAULTS: usize = 21;
+pub const FAULTS: usize = 22;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Api {
@@ -110,6 +122,7 @@ pub struct Api {
 pub struct Env {
     pub record: Option<RecordState>,
     pub tasks: Tasks,
+    pub shim: Shim,
     /// T: restored containers that are alive.
     pub whole: u8,
     /// T: tickets not yet consumed.
@@ -180,6 +193,7 @@ impl Env {
         Self {
             record: None,
             tasks,
+            shim: Shim::Lives,
             whole: 0,
             tickets,
             restored: 0,
@@ -205,6 +219,7 @@ impl Env {
     /// Everything that a power cut takes.
     pub fn power_cut(&mut self) {
         self.tasks = Tasks::Absent;
+        self.shim = Shim::Lives;
         self.whole = 0;
         self.dying = false;
         self.net = false;
@@ -216,6 +231,21 @@ impl Env {
 
     pub fn runs(&self) -> bool {
         self.tasks == Tasks::Running && !self.dead
+    }
+
+    /// The tasks live without their shim.
+    pub fn is_orphan(&self) -> bool {
+        self.tasks != Tasks::Absent && self.shim != Shim::Lives
+    }
+
+    /// What lives without a shim is killed while it is frozen.
+    pub fn end_orphans(&mut self) {
+        if self.is_orphan() {
+            self.tasks = Tasks::Absent;
+            self.shim = Shim::Lives;
+            self.whole = 0;
+            self.dying = false;
+        }
     }
 }
 

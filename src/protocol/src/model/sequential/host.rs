@@ -45,6 +45,10 @@ pub struct Host<M: Machine> {
     pub ran: bool,
     /// A container's root is mounted in runc's state of it.
     pub residue: bool,
+    /// T: its tasks live without their shim.
+    pub orphan: bool,
+    /// T: a container was made beside them.
+    pub beside: bool,
     /// Nothing has been heard of it for long.
     pub silent: bool,
     /// The API server cannot be reached.
@@ -83,6 +87,8 @@ impl<M: Machine<Word: Default>> Host<M> {
             loose: false,
             ran: false,
             residue: false,
+            orphan: false,
+            beside: false,
             silent: false,
             cut: false,
             heard: false,
@@ -98,7 +104,8 @@ impl<M: Machine<Word: Default>> Host<M> {
     }
 
     pub fn facts(&self) -> Facts {
-        Facts { same_boot: !self.rebooted, tasks: self.tasks != Tasks::Absent, lapsed: false }
+        let tasks = self.tasks != Tasks::Absent && !self.orphan;
+        Facts { same_boot: !self.rebooted, tasks, lapsed: false }
     }
 
     /// The node loses its power.
@@ -109,6 +116,7 @@ impl<M: Machine<Word: Default>> Host<M> {
         self.dumping = false;
         self.loose = false;
         self.residue = false;
+        self.orphan = false;
         self.stored = self.durable;
     }
 
@@ -122,6 +130,7 @@ impl<M: Machine<Word: Default>> Host<M> {
     /// SIGKILL while frozen.
     pub fn kill_frozen(&mut self) {
         self.tasks = Tasks::Absent;
+        self.orphan = false;
         self.loose &= !holds(Rule::KillsByCgroup);
     }
 
@@ -130,7 +139,12 @@ impl<M: Machine<Word: Default>> Host<M> {
         match effect {
             Effect::Journal(entry) => self.journal.push(entry),
             Effect::Publish(word) => self.word = word,
-            Effect::WriteRecord(state) => self.record = Some(state),
+            Effect::WriteRecord(state) => {
+                if state == RecordState::Open && self.orphan && holds(Rule::OrphansEndFirst) {
+                    self.kill_frozen();
+                }
+                self.record = Some(state);
+            }
             Effect::FreezeTasks => match self.tasks {
                 Tasks::Absent => return Err(Failure::TasksLost),
                 Tasks::Running | Tasks::Frozen => self.tasks = Tasks::Frozen,
@@ -148,6 +162,11 @@ impl<M: Machine<Word: Default>> Host<M> {
             }
             Effect::VerifyTasks if self.cold && self.tasks == Tasks::Absent => {}
             Effect::VerifyTasks if self.tasks != Tasks::Frozen => return Err(Failure::TasksLost),
+            Effect::VerifyTasks | Effect::ThawTasks(_)
+                if self.orphan && holds(Rule::OrphansAreLost) =>
+            {
+                return Err(Failure::TasksLost);
+            }
             Effect::SyncState => self.durable = self.stored,
             // What has ended meanwhile is thawed: so may end any application that was.
             Effect::ThawTasks(_) => {

@@ -16,7 +16,7 @@ fn create<M: Machine>(host: &Host<M>, afresh: &mut bool) -> Option<Host<M>>
 where
     Host<M>: Clone,
 {
-    if host.dead || host.tasks != Tasks::Absent {
+    if host.dead || (host.tasks != Tasks::Absent && !host.orphan) {
         return None;
     }
     let mut next = host.clone();
@@ -30,8 +30,19 @@ where
         // Restores are the sides' own business.
         _ => return None,
     }
+    next.beside |= host.orphan;
     next.tasks = Tasks::Running;
     next.unfilled = false;
+    Some(next)
+}
+
+/// containerd has the containers of a dead shim deleted.
+fn lose_shim(host: &Host<TargetMachine>) -> Option<Host<TargetMachine>> {
+    if host.dead || !host.orphan || verdict(host, Verb::Delete) == Verdict::Refuse {
+        return None;
+    }
+    let mut next = host.clone();
+    next.kill_frozen();
     Some(next)
 }
 
@@ -50,8 +61,9 @@ where
         _ => return None,
     };
     let loose = host.loose && tasks != Tasks::Absent;
+    let orphan = host.orphan && tasks != Tasks::Absent;
     let ran = host.ran || tasks == Tasks::Running;
-    Some(Host { tasks, loose, ran, ..host.clone() })
+    Some(Host { tasks, loose, orphan, ran, ..host.clone() })
 }
 
 /// runc's delete of a container whose restore died: what is killed first, and whether it goes through what is
@@ -118,6 +130,8 @@ pub fn target_pods(world: &World, moves: &mut Moves) {
             })
         };
         moves.fault("kubelet kills T", |left| &mut left.kills, with(kill(host), world.afresh));
+        // It may be cut off, or fail.
+        moves.may("containerd loses T's shim", with(lose_shim(host), world.afresh));
         // It need not ask for the end of a container whose creation failed.
         let deleted = delete(host).and_then(|(host, through)| {
             with(Some(host), world.afresh).map(|next| World { through_mount: through, ..next })

@@ -5,8 +5,8 @@ use super::world::{Moves, World, source};
 use crate::rules::{Rule, holds};
 use crate::{
     Decision, DecisionInput, PodSeen, Resolution, SourceEvent, SourceOutcome, TargetMachine,
-    TargetOutcome, TargetWord, decide, has_failed, may_make_again, may_record_resumed,
-    may_remove_finalizer, may_return, may_yield, must_be_asked_for,
+    TargetOutcome, TargetWord, decide, gives_up_memory, has_failed, may_make_again,
+    may_record_resumed, may_remove_finalizer, may_return, may_yield, must_be_asked_for,
 };
 
 /// How often the pod is made again, at most: once more than it can fail in any of the runs.
@@ -62,13 +62,7 @@ pub fn operator(world: &World, moves: &mut Moves) {
         moves.sure("S's object goes", world.with(|next| next.s_object = false));
     }
     make(world, moves);
-    if is_asked_for(world) {
-        let wanted = world.with(|next| {
-            next.wanted = true;
-            next.risked = true;
-        });
-        moves.may("somebody wants the pod restored once more", wanted);
-    }
+    ask(world, moves);
     let asked = may_yield(world.recorded, world.trial.word, world.trial.dead);
     if asked || !holds(Rule::YieldsOnlyAfterCommit) {
         let asks = source(world, SourceEvent::ReleaseRequested);
@@ -84,10 +78,14 @@ pub fn operator(world: &World, moves: &mut Moves) {
         moves.fault("the Migration vanishes", |left| &mut left.strips, vanishes);
     }
     if world.deleting {
-        let goes = may_go(world).then(|| World { exists: false, ..world.clone() });
+        let unmeant = !is_finished(world) && is_given_up(world) && !world.meant;
+        let goes = may_go(world).then(|| World { exists: false, unmeant, ..world.clone() });
         moves.sure("the Migration, which is deleted, goes", goes);
     } else {
-        let deleted = world.with(|next| next.deleting = true);
+        let deleted = world.with(|next| {
+            next.deleting = true;
+            next.meant |= next.asked;
+        });
         moves.fault("somebody deletes the Migration", |left| &mut left.cancels, deleted);
     }
 }
@@ -97,17 +95,48 @@ fn is_gone(again: &Host<TargetMachine>) -> bool {
     again.dead || (again.silent && !holds(Rule::SilenceIsNoProof))
 }
 
-/// Whether it is for somebody to say what comes next. The pod of the model has volumes.
-pub fn is_asked_for(world: &World) -> bool {
-    let again = world.again.as_ref();
-    !world.wanted && again.is_some_and(|host| must_be_asked_for(host.word, world.cold, true))
+/// Somebody is asked, and answers.
+fn ask(world: &World, moves: &mut Moves) {
+    if !is_asked_for(world) {
+        return;
+    }
+    if !world.asked {
+        // Both are noted with one write, which fails if the Migration is deleted in between.
+        let asked = world.with(|next| {
+            next.asked = true;
+            next.unasked = world.deleting;
+        });
+        return moves.sure("somebody is asked", asked);
+    }
+    let wanted = world.with(|next| {
+        next.wanted = true;
+        next.risked = true;
+    });
+    moves.may("somebody wants the pod restored once more", wanted);
+    let answered = world.with(|next| {
+        next.answered = true;
+        next.meant = true;
+    });
+    moves.may("somebody gives the memory up", answered.filter(|_| !world.answered));
 }
 
-/// Whether a Migration that is deleted takes the memory with it: its volumes may be newer, and nobody wants it on
-/// them, or somebody did and the last try has failed.
+/// Whether it is for somebody to say what comes next. The pod of the model has volumes. Its gate opens when it has
+/// its record.
+pub fn is_asked_for(world: &World) -> bool {
+    let must = |host: &Host<TargetMachine>| {
+        let left = is_gone(host) && host.record.is_some();
+        must_be_asked_for(host.word, left, world.cold, true)
+    };
+    !world.wanted && world.again.as_ref().is_some_and(must)
+}
+
+/// Whether the memory is given up: somebody was asked and has said so, and it may be older than its volumes, or it was
+/// wanted on them and the last try has failed.
 pub fn is_given_up(world: &World) -> bool {
+    let said = gives_up_memory(world.deleting, world.unasked) || world.answered;
     let failed = |host: &Host<TargetMachine>| has_failed(host.word, is_gone(host));
-    is_asked_for(world) || (world.risked && world.again.as_ref().is_some_and(failed))
+    let wanted_in_vain = world.risked && world.again.as_ref().is_some_and(failed);
+    world.asked && said && (is_asked_for(world) || wanted_in_vain)
 }
 
 /// Whether a Migration that is deleted has finished: after a Commit only when the pod runs again, nobody has
@@ -120,17 +149,19 @@ fn may_go(world: &World) -> bool {
         world.s.dead,
         world.trial.dead,
     );
+    over && (is_finished(world) || is_given_up(world) || !holds(Rule::DeletedFinishesFirst))
+}
+
+/// The pod runs, where it was or again, or nobody has its state any more.
+fn is_finished(world: &World) -> bool {
     let runs = |host: &Host<TargetMachine>| {
         host.word.outcome == Some(TargetOutcome::Resumed) && host.word.closed
     };
     let again = world.again.as_ref();
     let nowhere = world.s.dead && (world.trial.dead || world.recorded.resolution.is_some());
-    let finished = world.recorded.decision != Some(Decision::Commit)
+    world.recorded.decision != Some(Decision::Commit)
         || again.is_some_and(|host| runs(host) || (world.resumed && host.dead))
         || nowhere
-        || is_given_up(world)
-        || !holds(Rule::DeletedFinishesFirst);
-    over && finished
 }
 
 /// Somebody starts a pod of the state that has arrived, though nobody has decided anything.
@@ -161,11 +192,12 @@ fn make(world: &World, moves: &mut Moves) {
     let at_source = world.recorded.resolution.is_some();
     let node_gone = if at_source { world.s.dead } else { world.trial.dead };
     let allowed = may_make_again(world.recorded, world.s.word, world.s.dead, seen);
-    if !free || node_gone || world.tries >= TRIES || !allowed || is_asked_for(world) {
+    let waits = is_asked_for(world) || is_given_up(world);
+    if !free || node_gone || world.tries >= TRIES || !allowed || waits {
         return;
     }
     let made = world.with(|next| {
-        let ran = |host: &Host<TargetMachine>| host.ran && !host.dead;
+        let ran = |host: &Host<TargetMachine>| host.ran;
         next.dated = !world.cold && !world.wanted && world.again.as_ref().is_some_and(ran);
         next.wanted = false;
         // The former one stays in sight, in case that it lives against its word.

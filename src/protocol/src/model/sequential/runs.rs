@@ -20,7 +20,7 @@ fn the_sequential_order_is_safe_and_ends_after_any_two_faults() {
     passes("any two faults", any(2));
 }
 
-/// Some three million states.
+/// Millions of states.
 #[test]
 #[ignore = "long; run it after every change of a transition"]
 fn the_sequential_order_is_safe_and_ends_after_any_three_faults() {
@@ -52,10 +52,11 @@ const FAULTS: [(&str, Kind); 12] = [
 ];
 
 /// What goes wrong only where memory moves.
-const FAULTS_OF_MEMORY: [(&str, Kind); 3] = [
+const FAULTS_OF_MEMORY: [(&str, Kind); 4] = [
     ("dumps", |bounds| &mut bounds.dumps),
     ("restores", |bounds| &mut bounds.restores),
     ("let_go", |bounds| &mut bounds.let_go),
+    ("shims", |bounds| &mut bounds.shims),
 ];
 
 #[test]
@@ -89,6 +90,14 @@ fn the_pod_runs_again_though_its_first_restore_after_the_commit_dies() {
 }
 
 #[test]
+fn the_pod_is_restored_again_when_its_shim_dies_before_it_runs() {
+    let start = World::new(Bounds { shims: 1, ..NOTHING }, false);
+    search::reaches("restored again with another shim", &start, |world| {
+        world.resumed && world.tries == 2 && world.left.shims == 0
+    });
+}
+
+#[test]
 fn a_pod_of_which_a_dead_restore_ran_is_restored_once_more_when_somebody_wants_it() {
     let start = World::new(Bounds { let_go: 1, ..NOTHING }, false);
     search::reaches("restored again as it was wanted", &start, |world| {
@@ -109,6 +118,30 @@ fn a_pod_whose_memory_was_wanted_is_given_up_with_its_migration_as_long_as_it_do
     let start = World::new(Bounds { let_go: 1, cancels: 1, ..NOTHING }, false);
     search::reaches("wanted and given up", &start, |world| {
         world.deleting && !world.exists && !world.resumed && world.wanted
+    });
+}
+
+#[test]
+fn a_deletion_that_nobody_had_asked_for_leaves_the_choice() {
+    let start = World::new(Bounds { let_go: 1, cancels: 1, ..NOTHING }, false);
+    search::reaches("deleted, asked, wanted and restored", &start, |world| {
+        world.unasked && world.resumed && world.tries == 2
+    });
+    search::reaches("deleted, asked and given up", &start, |world| {
+        world.unasked && world.answered && !world.exists && !world.resumed
+    });
+}
+
+#[test]
+fn a_pod_whose_node_has_left_before_it_told_goes_back_when_somebody_wants_it() {
+    let start = World::new(Bounds { deaths: 1, ..NOTHING }, false);
+    search::reaches("wanted after its node has left", &start, |world| {
+        let back = world.again.as_ref().filter(|again| again.at_source);
+        let outcome = back.and_then(|again| again.word.outcome);
+        world.risked && outcome == Some(TargetOutcome::Resumed)
+    });
+    search::reaches("given up after its node has left", &start, |world| {
+        world.answered && is_asked_for(world) && world.trial.dead
     });
 }
 
@@ -145,6 +178,9 @@ each_rule_of_the_order_matters! {
     a_dead_restore_that_counts: RestoreIsWhole Bounds { let_go: 1, ..NOTHING };
     what_a_dead_restore_let_go_and_nobody_tells_of: WhatRanIsToldOf Bounds { let_go: 1, ..NOTHING };
     older_memory_on_newer_volumes: NewerVolumesAreAskedFor Bounds { let_go: 1, ..NOTHING };
+    older_memory_after_a_node_that_left: GoneNodesAreAskedFor Bounds { deaths: 1, ..NOTHING };
+    a_deletion_that_was_not_an_answer:
+        OnlyTheAskedGiveUp Bounds { let_go: 1, cancels: 1, ..NOTHING };
     what_a_dead_restore_let_go_and_nobody_kills: KillsByCgroup Bounds { let_go: 1, ..NOTHING };
     a_silent_pod_that_is_made_again: SilenceIsNoProof Bounds { silences: 1, ..NOTHING };
     a_deleted_migration_that_leaves_the_pod_unmade:
@@ -152,6 +188,8 @@ each_rule_of_the_order_matters! {
     two_holders_of_a_side: OneHolder Bounds { seconds: 1, ..NOTHING };
     two_migrations_of_a_pod_that_is_to_end: OneMigration Bounds { others: 1, ..NOTHING };
     a_side_whose_tasks_ended_and_that_waits: TasksAreWatched Bounds { ends: 1, ..NOTHING };
+    a_record_that_opens_beside_tasks_without_a_shim:
+        OrphansEndFirst Bounds { shims: 1, ..NOTHING };
 }
 
 #[test]

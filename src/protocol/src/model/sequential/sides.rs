@@ -204,7 +204,8 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
             moves.fault(what, |left| &mut left.cuts, with(Some(cut)));
         }
     }
-    let ended = host.tasks == Tasks::Absent && (host.rebooted || host.restored);
+    let none = host.tasks == Tasks::Absent || (host.orphan && holds(Rule::OrphansAreLost));
+    let ended = none && (host.rebooted || host.restored);
     if ended && holds(Rule::TasksAreWatched) {
         moves.sure("T notices its end", target(world, place, TargetEvent::TasksLost));
     }
@@ -219,8 +220,14 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
         moves.sure("T's holder starts", with(Some(starts)));
     }
     if host.tasks != Tasks::Absent && !host.word.closed {
-        let dies = Host { tasks: Tasks::Absent, loose: false, ..host.clone() };
+        let dies = Host { tasks: Tasks::Absent, loose: false, orphan: false, ..host.clone() };
         moves.fault("T's tasks die", |left| &mut left.ends, with(Some(dies)));
+    }
+    // Under an open record, and in the cold order, it is one like any other.
+    let is_held = !host.cold && host.record != Some(RecordState::Open);
+    if is_held && host.tasks != Tasks::Absent && !host.orphan {
+        let dies = Host { orphan: true, ..host.clone() };
+        moves.fault("T's shim dies", |left| &mut left.shims, with(Some(dies)));
     }
     if !host.silent && !host.word.closed {
         // No dead-man counts here, but whoever did would tell this side too.

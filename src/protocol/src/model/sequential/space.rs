@@ -37,8 +37,15 @@ impl Space for World {
         if self.trial.runs() {
             return Err("the trial runs");
         }
+        let mut targets = TARGETS.into_iter().filter_map(|place| self.target(place));
+        if targets.any(|host| host.beside) {
+            return Err("a container is made anew beside its tasks");
+        }
         if self.dated {
             return Err("older memory is restored on newer volumes and nobody wanted it");
+        }
+        if self.unmeant {
+            return Err("memory is given up and nobody who was asked has said so");
         }
         if self.afresh {
             return Err("a pod starts afresh though its state is kept");
@@ -101,13 +108,13 @@ impl Space for World {
             || (self.resumed && self.again.as_ref().is_some_and(|host| host.dead));
         // It went back to a node that is gone: nobody but an administrator can help.
         let nowhere = self.s.dead && self.recorded.resolution.is_some();
-        let asked = operator::is_asked_for(self);
-        let given_up = self.deleting && !self.exists && operator::is_given_up(self);
+        let given_up = operator::is_given_up(self);
+        let asked = self.asked && operator::is_asked_for(self);
         let removed = self.s_deleting && !self.s_object && !released && undecided;
         let clean = |host: &Host<TargetMachine>| !host.loose && !host.residue;
         s_over
             && !self.s.dumping
-            && (!self.deleting || !self.exists)
+            && (!self.deleting || !self.exists || (asked && !given_up))
             && clean(&self.trial)
             && self.again.as_ref().is_none_or(clean)
             && closed(&self.trial)

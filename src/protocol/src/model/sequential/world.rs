@@ -31,6 +31,16 @@ pub struct World {
     pub wanted: bool,
     /// Somebody has wanted that at some time.
     pub risked: bool,
+    /// Somebody was asked what is to become of the memory.
+    pub asked: bool,
+    /// The Migration had been deleted before that.
+    pub unasked: bool,
+    /// Somebody who was asked has given the memory up, otherwise than by deleting the Migration.
+    pub answered: bool,
+    /// Somebody who was asked has given it up, in either way (ghost).
+    pub meant: bool,
+    /// It is given up, and nobody meant that.
+    pub unmeant: bool,
     /// It was made again on volumes that may be newer than its memory, and nobody wanted it.
     pub dated: bool,
     /// A pod started without its state.
@@ -67,6 +77,8 @@ pub struct Bounds {
     pub restores: u8,
     /// The same, and what was restored is let go before it is frozen.
     pub let_go: u8,
+    /// The shim of what was restored dies.
+    pub shims: u8,
     /// Tasks end by themselves.
     pub ends: u8,
     /// Nothing is heard of a target for long.
@@ -94,6 +106,7 @@ pub const NOTHING: Bounds = Bounds {
     dumps: 0,
     restores: 0,
     let_go: 0,
+    shims: 0,
     ends: 0,
     silences: 0,
     cancels: 0,
@@ -118,6 +131,7 @@ pub const fn any(total: u8) -> Bounds {
         dumps: 1,
         restores: total,
         let_go: 1,
+        shims: 1,
         ends: total,
         silences: 1,
         cancels: 1,
@@ -157,6 +171,11 @@ impl World {
             resumed: false,
             wanted: false,
             risked: false,
+            asked: false,
+            unasked: false,
+            answered: false,
+            meant: false,
+            unmeant: false,
             dated: false,
             afresh: false,
             through_mount: false,

@@ -1,0 +1,226 @@
+//! Shims that containerd has forgotten.
+//!
+//! containerd knows a shim by its bundle: at its start it looks at the bundles and at nothing else, and to every shim
+//! that it knows it keeps a connection. Where a shim does not shut down when containerd has had its last task deleted
+//! (a call that took too long, say), containerd removes the bundle all the same: a process stays that nobody will
+//! ever call.
+//!
+//! Such a shim is ended if it belonged to a pod with a record, seen when its bundle was there, and if for a while
+//!
+//! * its bundle is gone, and no bundle is left that is of its pod: nothing tells containerd where it listens,
+//! * nobody is connected to it: a containerd that runs does not know it,
+//! * it has no child: every task is the child of its shim, whoever has made it,
+//! * containerd answers, and knows no sandbox of the pod: nobody asks for another container there.
+//!
+//! In doubt it stays: a process too many costs some memory. What an earlier agent has seen is not known.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use transship_host::bundle::Bundle;
+use transship_host::files;
+use transship_runtime::Layout;
+use transship_runtime::container::SHIM;
+
+/// For how long a shim has to look forgotten. One that shuts down takes some seconds at most.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The kernel's mark of a listening socket in `/proc/net/unix`.
+const LISTENS: u32 = 0x1_0000;
+
+/// A process, and no later one of the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Process {
+    pid: i32,
+    /// In ticks since the boot.
+    started: u64,
+}
+
+/// What was seen of a shim.
+#[derive(Debug)]
+struct Known {
+    /// Names its bundle.
+    id: String,
+    /// The pod's UID.
+    pod_uid: String,
+    /// Since when it looks forgotten.
+    forgotten: Option<Instant>,
+    /// Whether it was asked to end.
+    asked: bool,
+}
+
+/// The shims of pods with a record.
+#[derive(Debug)]
+pub struct Shims {
+    layout: Layout,
+    known: HashMap<Process, Known>,
+}
+
+impl Shims {
+    /// None is known yet.
+    pub fn new(layout: &Layout) -> Self {
+        Self { layout: layout.clone(), known: HashMap::new() }
+    }
+
+    /// Looks at all processes. Those of the pods (by UID) with a record are known from now on; of the known ones
+    /// those are returned, with their pods, that look as if containerd had forgotten them.
+    pub fn look(&mut self, pods: &[String]) -> Vec<(Process, String)> {
+        if pods.is_empty() && self.known.is_empty() {
+            return Vec::new();
+        }
+        let running: HashMap<i32, Stat> = self.running().collect();
+        self.known.retain(|process, _| is_same(running.get(&process.pid), *process));
+        for (pid, stat) in running.iter().filter(|(_, stat)| stat.name == SHIM) {
+            let process = Process { pid: *pid, started: stat.started };
+            if self.known.contains_key(&process) {
+                continue;
+            }
+            // The directory in which it works is its bundle.
+            let Ok(dir) = fs::read_link(self.layout.of_process(*pid, "cwd")) else { continue };
+            let Some(id) = dir.file_name().and_then(|name| name.to_str()) else { continue };
+            let Ok(bundle) = Bundle::read(&self.layout.bundle(id)) else { continue };
+            let Some(pod_uid) = bundle.pod_uid.filter(|uid| pods.contains(uid)) else { continue };
+            let id = id.to_owned();
+            self.known.insert(process, Known { id, pod_uid, forgotten: None, asked: false });
+        }
+        let mut found = Vec::new();
+        for (process, known) in &mut self.known {
+            if is_forgotten(&self.layout, *process, known) {
+                found.push((*process, known.pod_uid.clone()));
+            } else {
+                known.forgotten = None;
+            }
+        }
+        found
+    }
+
+    /// What has come of a further look at one that looks forgotten: `gone` if its pod has no sandbox. Returns whether
+    /// it is to be ended now.
+    pub fn judge(&mut self, process: Process, gone: bool, now: Instant) -> bool {
+        let Some(known) = self.known.get_mut(&process) else { return false };
+        known.forgotten = gone.then(|| known.forgotten.unwrap_or(now));
+        known.forgotten.is_some_and(|since| now.duration_since(since) >= PATIENCE)
+    }
+
+    /// Ends one, if it still is what it was: at first by a request, on which a shim removes its socket. Returns
+    /// whether it was asked for the first time.
+    pub fn end(&mut self, process: Process) -> anyhow::Result<bool> {
+        let Some(known) = self.known.get_mut(&process) else { return Ok(false) };
+        let pid = Pid::from_raw(process.pid).context("impossible process id")?;
+        // From here on it is this process and no other, whatever becomes of its id.
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let stat = read_stat(&self.layout, process.pid);
+        if !is_same(stat.as_ref(), process) || !is_forgotten(&self.layout, process, known) {
+            return Ok(false);
+        }
+        let signal = if known.asked { Signal::KILL } else { Signal::TERM };
+        match pidfd_send_signal(&pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // It is given as long again.
+        known.forgotten = None;
+        Ok(!std::mem::replace(&mut known.asked, true))
+    }
+
+    fn running(&self) -> impl Iterator<Item = (i32, Stat)> {
+        let entries = fs::read_dir(&self.layout.proc).into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(move |pid| Some((pid, read_stat(&self.layout, pid)?)))
+    }
+}
+
+/// What `/proc/PID/stat` tells.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    name: String,
+    started: u64,
+}
+
+fn read_stat(layout: &Layout, pid: i32) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(layout.of_process(pid, "stat")).ok()?)
+}
+
+/// `PID (NAME) STATE PPID …`: the name may hold anything, and the start is the twenty-second.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (head, tail) = text.rsplit_once(')')?;
+    let (_, name) = head.split_once('(')?;
+    let started = tail.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    Some(Stat { name: name.to_owned(), started })
+}
+
+fn is_same(stat: Option<&Stat>, process: Process) -> bool {
+    stat.is_some_and(|stat| stat.name == SHIM && stat.started == process.started)
+}
+
+/// Whether nothing on the node says that anybody has a use for a shim. What cannot be read speaks against it.
+fn is_forgotten(layout: &Layout, process: Process, known: &Known) -> bool {
+    let has_bundle = layout.bundle(&known.id).try_exists().unwrap_or(true);
+    !has_bundle
+        && !has_bundle_of(&layout.tasks, &known.pod_uid)
+        && has_no_child(layout, process.pid).unwrap_or(false)
+        && is_alone(layout, process.pid).unwrap_or(false)
+}
+
+/// Whether there may be a bundle of a container of this pod.
+fn has_bundle_of(tasks: &Path, pod_uid: &str) -> bool {
+    let Ok(ids) = files::list(tasks) else { return true };
+    ids.iter().any(|id| match Bundle::read(&tasks.join(id)) {
+        Ok(bundle) => bundle.pod_uid.as_deref() == Some(pod_uid),
+        Err(_) => true,
+    })
+}
+
+/// Every thread of a process has children of its own.
+fn has_no_child(layout: &Layout, pid: i32) -> std::io::Result<bool> {
+    for thread in fs::read_dir(layout.of_process(pid, "task"))? {
+        if !fs::read_to_string(thread?.path().join("children"))?.trim().is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a process listens and nobody is connected to where it listens.
+fn is_alone(layout: &Layout, pid: i32) -> std::io::Result<bool> {
+    let mut own = Vec::new();
+    for entry in fs::read_dir(layout.of_process(pid, "fd"))? {
+        own.extend(socket(&fs::read_link(entry?.path())?));
+    }
+    let sockets = fs::read_to_string(layout.of_process(pid, "net/unix"))?;
+    Ok(nobody_is_connected(&sockets, &own))
+}
+
+/// The inode of what a descriptor leads to, if that is a socket: `socket:[INODE]`.
+fn socket(target: &Path) -> Option<u64> {
+    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// By the kernel's table: `NUM: REFS PROTOCOL FLAGS TYPE STATE INODE PATH`. A connection bears the path of the socket
+/// that listens, at the listener's end, also before it was accepted.
+fn nobody_is_connected(table: &str, own: &[u64]) -> bool {
+    let parse = |line: &str| -> Option<(bool, u64, PathBuf)> {
+        let mut fields = line.split_ascii_whitespace();
+        let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
+        let inode = fields.nth(2)?.parse().ok()?;
+        Some((flags & LISTENS != 0, inode, fields.next()?.into()))
+    };
+    // The heading and sockets without a name are left out.
+    let named: Vec<_> = table.lines().filter_map(parse).collect();
+    let listening = |path: &Path| {
+        named.iter().any(|(listens, inode, at)| *listens && own.contains(inode) && at == path)
+    };
+    let listens = named.iter().any(|(_, _, path)| listening(path));
+    listens && !named.iter().any(|(listens, _, path)| !listens && listening(path))
+}
+
+#[cfg(test)]
+#[path = "shims_tests.rs"]
+mod tests;
