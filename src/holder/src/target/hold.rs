@@ -471,6 +471,14 @@ mod tests {
     use super::*;
     use std::process::{Command, Stdio};
 
+    /// A target's, with the directory of its migration below `root`.
+    fn holder(root: &Path) -> Holder {
+        let (host, task) = (transship_host::HostRoot::at(root), crate::areas::tests::task());
+        let migration = host.migration(&task.migration.uid, task.role).unwrap();
+        std::fs::create_dir_all(migration.path()).unwrap();
+        Holder::new(host, transship_runtime::Layout::default(), migration, task)
+    }
+
     #[test]
     fn everything_that_a_process_has_started_is_found_and_killed() {
         let mut parent = Command::new("sh")
@@ -519,11 +527,8 @@ mod tests {
     #[test]
     fn a_container_that_was_let_go_before_it_was_held_is_found() {
         let root = tempfile::tempdir().unwrap();
-        let (host, task) = (transship_host::HostRoot::at(root.path()), crate::areas::tests::task());
-        let migration = host.migration(&task.migration.uid, task.role).unwrap();
-        std::fs::create_dir_all(migration.path()).unwrap();
-        let dir = host.pod(&task.pod.uid).unwrap();
-        let holder = Holder::new(host, transship_runtime::Layout::default(), migration, task);
+        let holder = holder(root.path());
+        let dir = holder.host.pod(&holder.task.pod.uid).unwrap();
         assert_eq!(may_have_run(&holder).unwrap(), None);
         dir.mark("web", &transship_host::markers::Unheld { pid: 1 }).unwrap();
         assert_eq!(may_have_run(&holder).unwrap().as_deref(), Some("web"));
@@ -536,15 +541,13 @@ mod tests {
     #[test]
     fn what_a_killed_restore_has_left_goes_with_its_tasks_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();
-        let (host, task) = (transship_host::HostRoot::at(root.path()), crate::areas::tests::task());
-        let migration = host.migration(&task.migration.uid, task.role).unwrap();
-        std::fs::create_dir_all(migration.path()).unwrap();
+        let holder = holder(root.path());
         let runc_root = root.path().join("runc");
         for id in ["killed", "restored", "foreign"] {
             std::fs::create_dir_all(runc_root.join(id)).unwrap();
             std::fs::write(runc_root.join(id).join("state.json"), "{}").unwrap();
         }
-        let pod = host.pod(&task.pod.uid).unwrap();
+        let pod = holder.host.pod(&holder.task.pod.uid).unwrap();
         for (container, id) in [("web", "killed"), ("aux", "restored")] {
             let waiting = Waiting {
                 container_id: id.into(),
@@ -567,7 +570,6 @@ mod tests {
             bundle: "/nonexistent".into(),
         };
         pod.mark("aux", &restored).unwrap();
-        let holder = Holder::new(host, transship_runtime::Layout::default(), migration, task);
         kill_frozen(&holder).unwrap();
         kill_frozen(&holder).unwrap();
         assert_eq!(files::list(&runc_root).unwrap(), ["foreign", "restored"]);
@@ -609,12 +611,8 @@ mod tests {
     #[test]
     fn a_restore_is_found_by_its_freezer_though_its_bundle_is_gone() {
         let root = tempfile::tempdir().unwrap();
-        let (host, task) = (transship_host::HostRoot::at(root.path()), crate::areas::tests::task());
-        let migration = host.migration(&task.migration.uid, task.role).unwrap();
-        std::fs::create_dir_all(migration.path()).unwrap();
-        let pod = host.pod(&task.pod.uid).unwrap();
-        let layout = transship_runtime::Layout::default();
-        let holder = Holder::new(host, layout, migration, task);
+        let holder = holder(root.path());
+        let pod = holder.host.pod(&holder.task.pod.uid).unwrap();
         let version = transship_host::freezer::CgroupVersion::V1;
         let freezer = Freezer { dir: root.path().join("cgroup"), version };
         let mut waiting = Waiting {
