@@ -10,7 +10,6 @@
 //! * [`mounts`]: `mountinfo`, and the writable layer of an overlay;
 //! * [`node`]: the runtime as a whole: version, configuration, all sandboxes, images;
 //! * [`pod`]: the paths of a pod's volumes, its sandbox's `/dev/shm` and its network namespace;
-//! * [`sockets`]: devices and half-open connections of a network namespace;
 //! * [`checkpoint`]: `runc checkpoint`.
 
 pub mod checkpoint;
@@ -21,7 +20,6 @@ pub mod layout;
 pub mod mounts;
 pub mod node;
 pub mod pod;
-pub mod sockets;
 
 use std::path::PathBuf;
 
