@@ -10,8 +10,10 @@ use transship_tests::{
         Gate,
         judge::no_record_is_left,
         nodes::{NODES, healthy, is_ready},
+        sentry::Sentry,
     },
     node::process::Victim::{self, Agent, Containerd, Holder, Kubelet, Shim, Supervisor},
+    prober::unix_ms,
 };
 
 use crate::{counter, faults::source_goes_on};
@@ -93,6 +95,19 @@ fn undecided(cluster: &Cluster) -> Result<(Pod, Pod, String, Client)> {
     Ok((source, target.context("no target")?, migration, client))
 }
 
+/// What has lost its shim is lost to the runtime: it ends, and has not run.
+fn ends_with_its_shim(cluster: &Cluster, target: &Pod) -> Result<()> {
+    let sentry = Sentry::start(cluster, &NODES)?;
+    let since = unix_ms();
+    let probe = ["transship-probe", "kill", &cluster.namespace, Shim.as_str()];
+    cluster.on_node(&target.node, &probe)?;
+    cluster.await_that("the target has ended", Duration::from_secs(30), || {
+        Ok(activity(cluster, target)?.is_empty())
+    })?;
+    ensure!(!sentry.ran_since(&target.uid, since), "it ran when its shim was killed");
+    Ok(())
+}
+
 #[test]
 fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
     let cluster = Cluster::with_namespace("hold")?;
@@ -118,7 +133,7 @@ fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
         healthy(&cluster, &NODES)?;
         let after = activity(&cluster, &target)?;
         ensure!(after == before, "with all back the target was active:\n{before}\n{after}");
-        kill(Shim)
+        ends_with_its_shim(&cluster, &target)
     })();
     Gate::Decision.open(&cluster)?;
     result?;

@@ -21,7 +21,7 @@ use transship_tests::{
     line::Line,
     node::{moment::Moment as InNode, process::Victim},
     prober::unix_ms,
-    stateful::{has_moved, made_again},
+    stateful::{begins_anew, has_moved, made_again},
 };
 
 use crate::{
@@ -29,44 +29,131 @@ use crate::{
     sequential::{nothing_is_left, running, times_told, with_exclusive_volume},
 };
 
-const NAME: &str = "web";
-const POD: &str = "web-0";
-const PORT: u16 = 8080;
+/// The Migration.
+pub const NAME: &str = "web";
+/// The pod that it moves.
+pub const POD: &str = "web-0";
+/// Where that listens.
+pub const PORT: u16 = 8080;
 const SOON: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// What the user does.
+pub struct Play {
+    /// In a few words.
+    pub what: &'static str,
+    /// The Migration is deleted when it is committed, and asks only later.
+    pub is_deleted: bool,
+    /// The answer.
+    pub answer: fn(Asked) -> Result<()>,
+}
+
 /// It is for the user to say what becomes of the memory.
-struct Asked<'a> {
-    scene: &'a Scene<'a>,
-    sentry: Sentry,
+pub struct Asked<'a> {
+    /// The move.
+    pub scene: &'a Scene<'a>,
+    /// Looks for copies.
+    pub sentry: Sentry,
     /// A connection on which nothing is said while the pod moves: so the try that is lost has nothing to write, and
     /// the volume fits the memory whatever ran.
-    line: Line,
+    pub line: Line,
     /// The number that it was answered last.
-    count: u64,
+    pub count: u64,
+    /// UID of the pod that was lost.
+    pub lost: String,
+    /// The Migration had been deleted before it asked.
+    is_deleted: bool,
     /// Where the numbers are written, on either node.
     numbers: String,
-    /// UID of the pod that was lost.
-    lost: String,
-    /// What restores the memory all the same, as the Migration tells.
-    command: String,
+    /// Those that were written when the move began.
+    written: String,
 }
 
 impl Asked<'_> {
-    /// The volume has these numbers and no others.
-    fn has_written(&self, numbers: impl Iterator<Item = u64>) -> Result<()> {
-        let expected: String = numbers.map(|number| format!("{number}\n")).collect();
+    /// The volume has these numbers more than when the move began, and no others.
+    pub fn has_written(&self, further: &[u64]) -> Result<()> {
+        let further: String = further.iter().map(|number| format!("{number}\n")).collect();
+        let expected = format!("{}{further}", self.written);
         let found = self.scene.cluster.on_node(NODES[0], &["cat", &self.numbers])?;
         ensure!(found == expected, "{found:?} instead of {expected:?}");
         Ok(())
+    }
+
+    /// What the Migration tells its user to type for this answer.
+    fn command(&self, key: &str) -> String {
+        let (namespace, lost) = (&self.scene.cluster.namespace, &self.lost);
+        format!("kubectl annotate --overwrite migration {NAME} -n {namespace} {key}={lost}")
+    }
+
+    /// Types it.
+    pub fn answer(&self, key: &str) -> Result<()> {
+        let command = self.command(key);
+        let arguments: Vec<&str> = command.split_whitespace().skip(1).collect();
+        self.scene.cluster.kubectl(&arguments).map(drop)
+    }
+
+    /// The Migration says, and an event, that it may have run, what its volume is and what can be done.
+    fn says_what_can_be_chosen(&self) -> Result<()> {
+        let (scene, cluster) = (self.scene, self.scene.cluster);
+        let mut migration = Value::Null;
+        cluster.await_that("it asks what becomes of the memory", SOON, || {
+            migration = scene.latest()?;
+            let has_run = !migration["status"]["resumedAt"].is_null();
+            let (stalled, reason, message) = condition(&migration, "Stalled");
+            let asks = stalled == "True" && reason == "VolumesNewer";
+            ensure!(has_run || asks, "Stalled={stalled}, {reason}: {message}");
+            Ok(true)
+        })?;
+        let status = &migration["status"];
+        if !status["resumedAt"].is_null() {
+            return Err(Missed("the script had done all that it does".into()).into());
+        }
+        let unasked = status["deletedUnasked"].as_bool().unwrap_or_default();
+        ensure!(status["askedPodUID"] == self.lost.as_str(), "{status:#}");
+        ensure!(unasked == self.is_deleted, "{status:#}");
+        let (_, _, message) = condition(&migration, "Stalled");
+        let refused = format!("pod {POD} could not be restored on {}", scene.node(Role::Target));
+        let volume = format!("{} (claim data-{POD})", cluster.namespace);
+        let give_up = match self.is_deleted {
+            true => self.command(names::GIVE_UP_MEMORY) + ".",
+            false => "delete the Migration".to_owned(),
+        };
+        for words in [refused.as_str(), "may have run", volume.as_str(), give_up.as_str()] {
+            ensure!(message.contains(words), "{words:?} is not in {message}");
+        }
+        let tells = message.contains("deleted before this was asked, which gives nothing up");
+        ensure!(tells == self.is_deleted, "{message}");
+        let restore = self.command(names::RESTORE_ANYWAY);
+        ensure!(message.ends_with(&restore), "{message} does not end with {restore}");
+        event_tells(cluster, &migration, "Warning", "Stalled")
+    }
+
+    /// An answer about another pod is told to be one, and changes nothing.
+    pub fn says_what_does_not_count(&self, other: &str) -> Result<()> {
+        let cluster = self.scene.cluster;
+        let key = if self.is_deleted { names::GIVE_UP_MEMORY } else { names::RESTORE_ANYWAY };
+        let annotation = format!("{key}={other}");
+        cluster.kubectl(&["annotate", "--overwrite", "migration", NAME, &annotation])?;
+        let restore = self.command(names::RESTORE_ANYWAY);
+        cluster.await_that("it says that this is another pod", SOON, || {
+            let (stalled, reason, message) = condition(&cluster.get("migration", NAME)?, "Stalled");
+            let answer = format!("{key} says \"{other}\", which is not the UID of this pod");
+            ensure!(
+                stalled == "True"
+                    && reason == "VolumesNewer"
+                    && message.contains(&answer)
+                    && message.ends_with(&restore),
+                "Stalled={stalled}, {reason}: {message}"
+            );
+            Ok(true)
+        })
     }
 }
 
 /// The user wants the memory: it goes on as it was at the commit, with its connection.
 fn restored(mut asked: Asked) -> Result<()> {
     let (scene, cluster) = (asked.scene, asked.scene.cluster);
-    let command: Vec<&str> = asked.command.split_whitespace().skip(1).collect();
-    cluster.kubectl(&command)?;
+    asked.answer(names::RESTORE_ANYWAY)?;
     let migration = cluster.succeeded(NAME, PATIENCE)?;
     let (stalled, reason, _) = condition(&migration, "Stalled");
     let status = &migration["status"];
@@ -79,17 +166,31 @@ fn restored(mut asked: Asked) -> Result<()> {
     })?;
     let answer = asked.line.ask()?;
     ensure!(answer == (asked.count + 1).to_string(), "{answer} after {}", asked.count);
-    asked.has_written(1..=asked.count + 1)?;
+    asked.has_written(&[asked.count + 1])?;
     let looks = asked.sentry.stop(false)?;
     judge::one_copy_ran(scene, &looks, Outcome::Moved, false)?;
     scene.history.kept_its_word()?;
     nothing_is_left(cluster, &migration, POD)
 }
 
-/// The user gives the memory up: a fresh pod finds the volume as it was.
+/// The user deletes the Migration that asks.
+fn deleted(asked: Asked) -> Result<()> {
+    asked.scene.cluster.kubectl(&["delete", "migration", NAME, "--wait=false"])?;
+    is_given_up(asked)
+}
+
+/// The user of a Migration that was deleted before it asked says it in so many words.
 fn given_up(asked: Asked) -> Result<()> {
+    asked.answer(names::GIVE_UP_MEMORY)?;
+    is_given_up(asked)
+}
+
+/// The Migration goes, and a fresh pod finds the volume as it was.
+fn is_given_up(asked: Asked) -> Result<()> {
     let (scene, cluster) = (asked.scene, asked.scene.cluster);
-    cluster.kubectl(&["delete", "migration", NAME, "--timeout=90s"])?;
+    cluster.await_that("the Migration goes", PATIENCE, || {
+        Ok(cluster.get("migration", NAME)?.is_null())
+    })?;
     let mut migration = Value::Null;
     cluster.await_that("it has told of its end", SOON, || {
         migration = scene.history.latest();
@@ -103,10 +204,10 @@ fn given_up(asked: Asked) -> Result<()> {
 
     let fresh = running(cluster, POD)?;
     ensure!(fresh.uid != asked.lost && fresh.uid != scene.source.uid, "not afresh: {fresh:?}");
-    asked.has_written(1..=asked.count)?;
+    asked.has_written(&[])?;
     let answer = Line::connect(&fresh, PORT)?.ask()?;
     ensure!(answer == "1", "it has started with {answer}");
-    asked.has_written((1..=asked.count).chain([1]))?;
+    asked.has_written(&[1])?;
     let looks = asked.sentry.stop(false)?;
     if let Some(double) = doubles(&looks, |_| true) {
         bail!("two copies ran: {double}");
@@ -116,39 +217,48 @@ fn given_up(asked: Asked) -> Result<()> {
 }
 
 /// Moves the pod, loses it, and lets the user choose.
-fn attempt(cluster: &Cluster, directory: &str, choice: fn(Asked) -> Result<()>) -> Result<()> {
+pub fn play(cluster: &Cluster, directory: &str, play: &Play) -> Result<()> {
+    in_time(play.what, || attempt(cluster, directory, play)).context(play.what)
+}
+
+fn attempt(cluster: &Cluster, directory: &str, play: &Play) -> Result<()> {
     let source = running(cluster, POD)?;
     let scene = Scene::new(cluster, NODES, source, NAME);
-    let outcome = is_asked(&scene, format!("{directory}/numbers")).and_then(choice);
+    let outcome = is_asked(&scene, directory, play.is_deleted).and_then(play.answer);
     Gate::open_all(cluster)?;
     let missed = match outcome {
         Err(error) if error.is::<Missed>() => Some(error),
         outcome => explained(&scene, outcome).map(|()| None)?,
     };
-    drop(scene);
     if missed.is_some() {
         // Nothing has happened to it.
-        cluster.succeeded(NAME, PATIENCE)?;
+        cluster.await_that("the pod has moved", PATIENCE, || {
+            let (succeeded, reason, message) = condition(&scene.latest()?, "Succeeded");
+            ensure!(succeeded == "True", "{succeeded}, {reason}: {message}");
+            Ok(true)
+        })?;
     }
+    drop(scene);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
     missed.map_or(Ok(()), Err)
 }
 
-fn is_asked<'a>(scene: &'a Scene<'a>, numbers: String) -> Result<Asked<'a>> {
+fn is_asked<'a>(scene: &'a Scene<'a>, directory: &str, is_deleted: bool) -> Result<Asked<'a>> {
     let cluster = scene.cluster;
     let mut line = Line::connect(&scene.source, PORT)?;
-    let count: u64 = line.ask()?.parse()?;
+    let count = line.ask()?;
+    let numbers = format!("{directory}/numbers");
+    let written = cluster.on_node(NODES[0], &["cat", &numbers])?;
+    let last = written.lines().next_back();
+    ensure!(last == Some(count.as_str()), "{written:?} when it has answered {count}");
     let sentry = Sentry::start(cluster, &NODES)?;
 
-    let lost = is_lost(scene)?;
-    let annotation = format!("{}={lost}", names::RESTORE_ANYWAY);
-    let namespace = &cluster.namespace;
-    let command =
-        format!("kubectl annotate --overwrite migration {NAME} -n {namespace} {annotation}");
-    let asked = Asked { scene, sentry, line, count, numbers, lost, command };
-    says_what_can_be_chosen(&asked)?;
+    let lost = is_lost(scene, is_deleted)?;
+    let count = count.parse()?;
+    let asked = Asked { scene, sentry, line, count, lost, is_deleted, numbers, written };
+    asked.says_what_can_be_chosen()?;
     let since = unix_ms();
-    says_what_does_not_count(&asked)?;
+    asked.says_what_does_not_count(&scene.source.uid)?;
     cluster.await_that("kubelet has tried again, in vain", SOON, || {
         let fields = format!("reason=Failed,involvedObject.uid={}", asked.lost);
         Ok(times_told(cluster, &fields)? > 1)
@@ -158,29 +268,24 @@ fn is_asked<'a>(scene: &'a Scene<'a>, numbers: String) -> Result<Asked<'a>> {
     }
     let (pod, migration) = (cluster.get("pod", POD)?, cluster.get("migration", NAME)?);
     ensure!(pod["metadata"]["uid"] == asked.lost.as_str(), "it was made again: {pod:#}");
+    ensure!(!migration.is_null(), "its deletion has given the memory up");
     ensure!(migration["status"]["failedRestores"].is_null(), "{:#}", migration["status"]);
-    asked.has_written(1..=count)?;
+    asked.has_written(&[])?;
     Ok(asked)
 }
 
 /// The pod is made again after the commit, and the script that holds its tasks is killed: nobody can know whether
 /// they have run. Gives the pod's UID.
-fn is_lost(scene: &Scene) -> Result<String> {
+fn is_lost(scene: &Scene, is_deleted: bool) -> Result<String> {
     let cluster = scene.cluster;
     begin(scene, Moment::Voted, None)?;
     Gate::LetGo.close(cluster)?;
     Gate::Decision.open(cluster)?;
     let lost = made_again(scene, |_| true)?;
-    // Until then there is the journal of the restore on trial, by which the hold is over.
-    let migration = scene.history.latest()["metadata"]["uid"].clone();
-    let migration = migration.as_str().context("the Migration has no UID")?;
-    let begun = format!(
-        "cd /var/lib/transship/migrations/{migration}.target && grep -q {lost} task.json && [ ! -e closed ]"
-    );
-    let target = scene.node(Role::Target);
-    cluster.await_that("the target begins anew", SOON, || {
-        Ok(cluster.try_on_node(target, &["sh", "-c", &begun])?.status.success())
-    })?;
+    begins_anew(scene, &lost)?;
+    if is_deleted {
+        cluster.kubectl(&["delete", "migration", NAME, "--wait=false"])?;
+    }
     let hold = Sign::InNode(Role::Target, InNode::Hold);
     let killer = Probe::start(scene, &hold, Some(Victim::Script.as_str()))?.context("no probe")?;
     Gate::LetGo.open(cluster)?;
@@ -188,57 +293,16 @@ fn is_lost(scene: &Scene) -> Result<String> {
     Ok(lost)
 }
 
-/// The Migration says, and an event, that it may have run, what its volume is and what can be done.
-fn says_what_can_be_chosen(asked: &Asked) -> Result<()> {
-    let cluster = asked.scene.cluster;
-    let mut migration = Value::Null;
-    cluster.await_that("it asks what becomes of the memory", SOON, || {
-        migration = cluster.get("migration", NAME)?;
-        let has_run = !migration["status"]["resumedAt"].is_null();
-        let (stalled, reason, message) = condition(&migration, "Stalled");
-        let asks = stalled == "True" && reason == "VolumesNewer";
-        ensure!(has_run || asks, "Stalled={stalled}, {reason}: {message}");
-        Ok(true)
-    })?;
-    if !migration["status"]["resumedAt"].is_null() {
-        return Err(Missed("the script had done all that it does".into()).into());
-    }
-    let (_, _, message) = condition(&migration, "Stalled");
-    let node = asked.scene.node(Role::Target);
-    let volume = format!("{} (claim data-{POD})", cluster.namespace);
-    let refused = format!("pod {POD} could not be restored on {node}");
-    for words in [refused.as_str(), "may have run", volume.as_str(), "delete the Migration"] {
-        ensure!(message.contains(words), "{words:?} is not in {message}");
-    }
-    ensure!(message.ends_with(&asked.command), "{message} does not end with {}", asked.command);
-    event_tells(cluster, &migration, "Warning", "Stalled")
-}
-
-/// An annotation that names another pod is answered, and changes nothing.
-fn says_what_does_not_count(asked: &Asked) -> Result<()> {
-    let (cluster, other) = (asked.scene.cluster, &asked.scene.source.uid);
-    let annotation = format!("{}={other}", names::RESTORE_ANYWAY);
-    cluster.kubectl(&["annotate", "--overwrite", "migration", NAME, &annotation])?;
-    cluster.await_that("it says that this is another pod", SOON, || {
-        let (stalled, reason, message) = condition(&cluster.get("migration", NAME)?, "Stalled");
-        let answer = format!("says \"{other}\", which is not the UID of this pod");
-        ensure!(
-            stalled == "True"
-                && reason == "VolumesNewer"
-                && message.contains(&answer)
-                && message.ends_with(&asked.command),
-            "Stalled={stalled}, {reason}: {message}"
-        );
-        Ok(true)
-    })
-}
-
 #[test]
 fn memory_older_than_its_volume_is_restored_or_given_up_as_its_user_says() -> Result<()> {
+    const PLAYS: [Play; 3] = [
+        Play { what: "restored", is_deleted: false, answer: restored },
+        Play { what: "deleted when it asks", is_deleted: false, answer: deleted },
+        Play { what: "deleted before it asks", is_deleted: true, answer: given_up },
+    ];
     let cluster = Cluster::with_namespace("newer")?;
     Gate::open_all(&cluster)?;
     with_exclusive_volume(&cluster, |directory| {
-        in_time("restored", || attempt(&cluster, directory, restored)).context("restored")?;
-        in_time("given up", || attempt(&cluster, directory, given_up)).context("given up")
+        PLAYS.iter().try_for_each(|one| play(&cluster, directory, one))
     })
 }

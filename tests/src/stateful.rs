@@ -150,6 +150,18 @@ pub fn made_again(scene: &Scene, is_it: impl Fn(&Value) -> bool) -> Result<Strin
     Ok(uid)
 }
 
+/// Waits until the target's holder has begun for this pod, which was made again. Until then there is the journal of
+/// the restore on trial, by which everything is over.
+pub fn begins_anew(scene: &Scene, uid: &str) -> Result<()> {
+    let (target, migration) = (scene.node(Role::Target), scene.migration_uid()?);
+    let begun = format!(
+        "cd /var/lib/transship/migrations/{migration}.target && grep -q {uid} task.json && [ ! -e closed ]"
+    );
+    scene.cluster.await_that("the target begins anew", SOON, || {
+        Ok(scene.cluster.try_on_node(target, &["sh", "-c", &begun])?.status.success())
+    })
+}
+
 /// Whether a pod was let go to a node.
 pub fn has_node(pod: &Value) -> bool {
     pod["spec"]["nodeName"].is_string()

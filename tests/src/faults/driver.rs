@@ -88,6 +88,12 @@ impl<'a> Scene<'a> {
         Ok(if now.is_null() { self.history.latest() } else { now })
     }
 
+    /// The Migration's UID.
+    pub fn migration_uid(&self) -> Result<String> {
+        let uid = self.history.latest()["metadata"]["uid"].as_str().map(str::to_owned);
+        uid.context("the Migration has no UID")
+    }
+
     /// UID of the target pod; empty if there was none.
     pub fn target_uid(&self) -> String {
         let uid = &self.history.latest()["status"]["target"]["podUID"];
