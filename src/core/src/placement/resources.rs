@@ -38,7 +38,7 @@ impl Allocatable {
 
 /// What a pod asks for, CPU and memory: for itself or, where it does not say, for its containers; and
 /// its overhead.
-pub fn requests(pod: &Pod) -> (i64, i64) {
+pub(super) fn requests(pod: &Pod) -> (i64, i64) {
     let Some(spec) = &pod.spec else { return (0, 0) };
     (requested(spec, "cpu", millis), requested(spec, "memory", whole))
 }
