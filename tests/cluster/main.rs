@@ -13,6 +13,7 @@ mod faults;
 mod hold;
 mod jobs;
 mod kept;
+mod listed;
 mod manifests;
 mod migration;
 mod network;

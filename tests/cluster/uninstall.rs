@@ -11,7 +11,7 @@ use transship_tests::{
 
 use crate::{counter, faults::source_goes_on, refusal::refused};
 
-fn helm(args: &[&str]) -> Result<()> {
+pub fn helm(args: &[&str]) -> Result<()> {
     let output = Command::new(path_in("TRANSSHIP_HELM")?).args(args).output()?;
     ensure!(output.status.success(), "helm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
