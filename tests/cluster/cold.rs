@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     faults::{
@@ -16,8 +16,12 @@ use transship_tests::{
     },
 };
 
-use crate::sequential::{
-    known_by, made_by_the_controller, nothing_is_left, owner_and_service_have, running, stateful,
+use crate::{
+    refusal::{Serving, refused},
+    sequential::{
+        known_by, made_by_the_controller, nothing_is_left, owner_and_service_have, running,
+        stateful,
+    },
 };
 
 /// How long a move may take. containerd looks for the end of what has ended at intervals that double.
@@ -262,14 +266,8 @@ fn a_bare_pod_ends_and_starts_elsewhere_also_when_it_is_killed_while_it_ends() -
 #[test]
 fn a_pod_of_a_deployment_is_told_what_to_do_instead() -> Result<()> {
     let cluster = Cluster::with_namespace("cold-refused")?;
-    let before = crate::counter(&cluster)?;
-    let migration = cluster.migrate_in("Cold", &before.name, before.other_node())?;
-    cluster.ended(&migration, SOON)?;
-    let object = cluster.get("migration", &migration)?;
-    let (succeeded, _, message) = condition(&object, "Succeeded");
-    ensure!(succeeded == "False" && message.contains("NoNameOfItsOwn"), "{:#}", object["status"]);
-    ensure!(message.contains("mode: StopAndCopy"), "{message}");
-    let now = cluster.pod("app=counter")?;
-    ensure!(now == before, "{before:?} became {now:?}");
-    Ok(())
+    let mut web = Serving::deploy(&cluster, "")?;
+    let expected = [("NoNameOfItsOwn", "the pod has no name of its own")];
+    refused(&cluster, &web.pod, &json!({"mode": "Cold"}), &expected)?;
+    web.is_untouched(&cluster)
 }

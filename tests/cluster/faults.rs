@@ -14,7 +14,7 @@ use transship_tests::{
     node::process::Victim,
 };
 
-use crate::counter;
+use crate::{counter, refusal::Undo};
 
 /// The source must be the same pod, running, connected; the target gone on both counts.
 pub fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result<()> {
@@ -64,27 +64,32 @@ pub fn event_tells(cluster: &Cluster, migration: &Value, kind: &str, of: &str) -
     })
 }
 
+/// Until this is dropped a program has the place of a node's CRIU that refuses as CRIU does, with an exit
+/// status: the real one is given no reason to refuse by a pod that passed preflight.
+pub fn criu_refuses<'a>(cluster: &'a Cluster, node: &'a str) -> Result<Undo<impl FnMut() + 'a>> {
+    const REPLACE: &str = "cd /opt/transship/bin && cp criu criu.kept && \
+        printf '#!/bin/sh\\necho refused by a test >&2\\nexit 1\\n' > criu.new && \
+        chmod 755 criu.new && mv criu.new criu";
+    const RESTORE: &str = "cd /opt/transship/bin && mv criu.kept criu";
+    cluster.on_node(node, &["sh", "-c", REPLACE])?;
+    Ok(Undo(move || drop(cluster.on_node(node, &["sh", "-c", RESTORE]))))
+}
+
 #[test]
 fn a_restore_that_criu_refuses_is_rolled_back() -> Result<()> {
     let cluster = Cluster::with_namespace("refused")?;
     let before = counter(&cluster)?;
     let client = Client::of(&before)?;
     let target = before.other_node();
-    // The target's CRIU is replaced by a program that refuses as CRIU does, with an exit status:
-    // the real one is given no reason to refuse by a pod that passed preflight.
-    let bin = "/opt/transship/bin";
-    cluster.on_node(target, &["sh", "-c", &format!("cp {bin}/criu {bin}/criu.kept && printf '#!/bin/sh\\necho refused by a test >&2\\nexit 1\\n' > {bin}/criu.new && chmod 755 {bin}/criu.new && mv {bin}/criu.new {bin}/criu")])?;
-    let result = (|| {
-        let migration = cluster.migrate(&before.name, target)?;
-        cluster.ended(&migration, Duration::from_secs(90))?;
-        let object = cluster.get("migration", &migration)?;
-        ensure!(condition(&object, "Succeeded").0 == "False", "{object:#}");
-        ensure!(object["status"]["phase"] == "RolledBack", "{:#}", object["status"]);
-        events_tell(&cluster, &object)?;
-        cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])
-    })();
-    cluster.on_node(target, &["mv", &format!("{bin}/criu.kept"), &format!("{bin}/criu")])?;
-    result?;
+    let refuses = criu_refuses(&cluster, target)?;
+    let migration = cluster.migrate(&before.name, target)?;
+    cluster.ended(&migration, Duration::from_secs(90))?;
+    let object = cluster.get("migration", &migration)?;
+    ensure!(condition(&object, "Succeeded").0 == "False", "{object:#}");
+    ensure!(object["status"]["phase"] == "RolledBack", "{:#}", object["status"]);
+    events_tell(&cluster, &object)?;
+    cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
+    drop(refuses);
     source_goes_on(&cluster, &before, client)?;
     no_record_is_left(&cluster, target)
 }

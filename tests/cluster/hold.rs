@@ -4,7 +4,7 @@ use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use transship_tests::{
-    cluster::{Cluster, Pod, plugin},
+    cluster::{Cluster, Pod, condition, migration, plugin},
     counter::Client,
     faults::{
         Gate,
@@ -74,6 +74,25 @@ fn both_are_shown_as_voted(cluster: &Cluster) -> Result<()> {
     })
 }
 
+/// Another Migration of a pod that moves says whose the pod is, and ends without a trace.
+fn another_is_refused(cluster: &Cluster, source: &Pod, first: &str) -> Result<()> {
+    const ANOTHER: &str = "another";
+    cluster.apply(&migration(ANOTHER, &source.name, source.other_node()))?;
+    cluster.ended(ANOTHER, Duration::from_secs(10))?;
+    let object = cluster.get("migration", ANOTHER)?;
+    let (admitted, reason, message) = condition(&object, "Admitted");
+    let holder = format!("Migration {}/{first} holds the pod", cluster.namespace);
+    ensure!(
+        admitted == "False" && reason == "PodClaimed" && message.contains(&holder),
+        "{admitted}, {reason}: {message}"
+    );
+    cluster.kubectl(&["delete", "migration", ANOTHER, "--timeout=30s"])?;
+    let claim = cluster.get("migration", first)?["metadata"]["uid"].clone();
+    let pod = cluster.get("pod", &source.name)?;
+    ensure!(pod["metadata"]["annotations"]["transship.dev/claim"] == claim, "{pod:#}");
+    Ok(())
+}
+
 /// A migration whose target is held and undecided: the decision is held back until its gate is opened. Gives the
 /// source, the target, the Migration's name and a client of the source.
 fn undecided(cluster: &Cluster) -> Result<(Pod, Pod, String, Client)> {
@@ -115,6 +134,7 @@ fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
     let (source, target, migration, client) = undecided(&cluster)?;
     let result = (|| {
         both_are_shown_as_voted(&cluster)?;
+        another_is_refused(&cluster, &source, &migration)?;
         let before = activity(&cluster, &target)?;
         ensure!(before.contains("FROZEN") && !before.contains("THAWED"), "not held: {before:?}");
         let kill = |victim: Victim| -> Result<()> {

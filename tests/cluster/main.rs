@@ -14,6 +14,7 @@ mod hold;
 mod jobs;
 mod kept;
 mod leaving;
+mod listed;
 mod manifests;
 mod migration;
 mod network;

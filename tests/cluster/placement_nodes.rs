@@ -109,13 +109,12 @@ fn a_node_that_is_silent_or_never_came_is_told_and_takes_no_pods() -> Result<()>
     let agent = |signal| cluster.try_on_node(SILENT, &["pkill", signal, "-x", "transship-agent"]);
     let goes_on = Undo(|| drop(agent("-CONT")));
     ensure!(agent("-STOP")?.status.success(), "there is no agent to stop");
-    let health = |node| -> Result<Value> {
-        Ok(cluster.get(NODE_KIND, node)?["status"]["healthIndicator"].clone())
-    };
-    for falls_to in [67, 34, 0] {
+    let status = || -> Result<Value> { Ok(cluster.get(NODE_KIND, SILENT)?["status"].clone()) };
+    for (failures, falls_to) in [(1, 67), (2, 34), (3, 0)] {
         cluster.await_that(&format!("its health falls to {falls_to}"), PATIENCE, || {
             agent("-STOP")?;
-            Ok(health(SILENT)? == falls_to)
+            let status = status()?;
+            Ok(status["healthIndicator"] == falls_to && status["failureCount"] == failures)
         })?;
     }
     // Whoever knows of the label knows of the health.
@@ -133,7 +132,8 @@ fn a_node_that_is_silent_or_never_came_is_told_and_takes_no_pods() -> Result<()>
     let patient = cluster.get("pod", "patient")?;
     ensure!(patient["spec"]["nodeName"].is_null(), "{}", patient["spec"]["nodeName"]);
     drop(goes_on);
-    cluster.await_that("it is healthy again", PATIENCE, || Ok(health(SILENT)? == 100))?;
+    cluster
+        .await_that("it is healthy again", PATIENCE, || Ok(status()?["healthIndicator"] == 100))?;
     let landed = trial.landed("app=patient", 1)?;
     ensure!(landed.keys().eq([SILENT]), "landed on {landed:?}");
 

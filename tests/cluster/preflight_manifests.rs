@@ -311,7 +311,7 @@ fn volume_of(name: &str) -> String {
 }
 
 #[test]
-fn a_pod_of_its_own_name_with_a_directory_of_its_node_is_refused() -> Result<()> {
+fn a_pod_of_its_own_name_whose_volume_cannot_go_with_it_is_refused() -> Result<()> {
     const NAMES: [&str; 2] = ["alone", "near"];
     let cluster = Cluster::with_namespace("volume-refusals")?;
     let clean = || {
@@ -333,9 +333,18 @@ fn a_pod_of_its_own_name_with_a_directory_of_its_node_is_refused() -> Result<()>
     cluster.apply(&with_a_volume("near", &local))?;
 
     let mut alone = Serving::of(&cluster, "app=alone")?;
-    let expected = [("PersistentVolumes", "a directory of one node (hostPath)")];
-    refused(&cluster, &alone.pod, &Value::Null, &expected)?;
-    alone.is_untouched(&cluster)?;
+    let mut is_refused = |words: &'static str| -> Result<()> {
+        let expected = [("PersistentVolumes", words)];
+        refused(&cluster, &alone.pod, &Value::Null, &expected).context(words)?;
+        alone.is_untouched(&cluster).context(words)
+    };
+    is_refused("a directory of one node (hostPath)")?;
+    // Nor does it move when its claim is to go with it, or has gone.
+    cluster.kubectl(&["delete", "pvc", "alone", "--wait=false"])?;
+    is_refused("claim alone of volume data is being deleted")?;
+    let release = r#"{"metadata":{"finalizers":null}}"#;
+    cluster.kubectl(&["patch", "pvc", "alone", "--type=merge", "-p", release])?;
+    is_refused("claim alone of volume data is not bound to a volume")?;
 
     // Where the volume says who can reach it, no node but its own fits.
     let mut near = Serving::of(&cluster, "app=near")?;

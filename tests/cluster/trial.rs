@@ -1,20 +1,26 @@
-//! The restore on trial that does not succeed: nothing has been given up for it.
+//! The restore on trial that does not succeed, and the one after the commit: what the pod was is not given up for
+//! either of them.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use transship_api::Role;
 use transship_tests::{
     cluster::{Cluster, condition},
     faults::{
         Gate,
         driver::{Scene, begin, explained},
+        judge,
         moment::Moment,
         nodes::{NODES, restarts},
+        outcome::Outcome,
+        sentry::Sentry,
     },
 };
 
 use crate::{
+    faults::criu_refuses,
     refusal::refused,
     sequential::{
         EMPTY_DIR, all_is_there, connect, goes_on, known_by, nothing_is_left, running, spec,
@@ -25,6 +31,8 @@ use crate::{
 const NAME: &str = "web";
 const POD: &str = "web-0";
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How long three restores may take, with the pod made again for each.
+const TRIES: Duration = Duration::from_secs(180);
 const SOON: Duration = Duration::from_secs(30);
 
 #[test]
@@ -79,4 +87,51 @@ fn opened_after_the_checks(scene: &Scene) -> Result<()> {
         let open = cluster.kubectl(&["exec", POD, "--", "ls", "-l", "/proc/1/fd"])?;
         Ok(open.contains("-> /labels"))
     })
+}
+
+#[test]
+fn a_pod_that_the_target_cannot_restore_after_the_commit_is_restored_where_it_was() -> Result<()> {
+    let cluster = Cluster::with_namespace("back")?;
+    Gate::open_all(&cluster)?;
+    cluster.apply(&stateful(&spec(EMPTY_DIR, "", ""), ""))?;
+    let before = running(&cluster, POD)?;
+    let client = connect(&before)?;
+    let known = known_by(&cluster.get("pod", POD)?);
+    let sentry = Sentry::start(&cluster, &NODES)?;
+    let scene = Scene::new(&cluster, NODES, before.clone(), NAME);
+    let outcome = refused_after_the_commit(&scene);
+    Gate::open_all(&cluster)?;
+    explained(&scene, outcome)?;
+
+    let object = cluster.get("migration", NAME)?;
+    let status = &object["status"];
+    let (succeeded, reason, message) = condition(&object, "Succeeded");
+    ensure!(succeeded == "False" && reason == "TargetLost", "{status:#}");
+    let refused = format!("could not be restored on {}", before.other_node());
+    let again = format!("it was made again on {}", before.node);
+    ensure!(message.contains(&refused) && message.contains(&again), "{message}");
+    ensure!(status["resolution"] == "SourceResumes" && status["failedRestores"] == 2, "{status:#}");
+
+    nothing_is_left(&cluster, &object, POD)?;
+    let now = running(&cluster, POD)?;
+    ensure!(
+        now.uid != before.uid && now.node == before.node && now.ips == before.ips,
+        "{before:?} became {now:?}"
+    );
+    let pod = cluster.get("pod", POD)?;
+    ensure!(known_by(&pod) == known && restarts(&pod) == 0, "{pod:#}");
+    goes_on(&cluster, &client)?;
+    all_is_there(&cluster, &now, client)?;
+    let looks = sentry.stop(false)?;
+    judge::one_copy_ran(&scene, &looks, Outcome::TargetLost, false)?;
+    scene.history.kept_its_word()
+}
+
+/// The restore on trial was good, and from the commit on the target's CRIU refuses the pod.
+fn refused_after_the_commit(scene: &Scene) -> Result<()> {
+    let cluster = scene.cluster;
+    begin(scene, Moment::Voted, None)?;
+    let _refuses = criu_refuses(cluster, scene.node(Role::Target))?;
+    Gate::Decision.open(cluster)?;
+    cluster.ended(NAME, TRIES)
 }

@@ -9,9 +9,9 @@ use transship_tests::{
     counter::Client,
 };
 
-use crate::{counter, refusal::refused};
+use crate::{counter, faults::source_goes_on, refusal::refused};
 
-fn helm(args: &[&str]) -> Result<()> {
+pub fn helm(args: &[&str]) -> Result<()> {
     let output = Command::new(path_in("TRANSSHIP_HELM")?).args(args).output()?;
     ensure!(output.status.success(), "helm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
@@ -105,7 +105,9 @@ fn helm_uninstall_leaves_nodes_as_they_were_and_running_pods_alone() -> Result<(
     let pod = cluster.pod("app=counter")?;
     // It was started without the wrapper, which so could not refuse what kubelet starts beside it.
     let why = "before the node's runtime wrapper was in effect";
+    let client = Client::of(&pod)?;
     refused(&cluster, &pod, &json!({}), &[("SandboxWithoutWrapper", why)])?;
+    source_goes_on(&cluster, &pod, client)?;
     cluster.kubectl(&["rollout", "restart", "deployment/counter"])?;
     cluster.rolled_out("counter")?;
     cluster.kubectl(&["wait", "--for=delete", &format!("pod/{}", pod.name), "--timeout=60s"])?;

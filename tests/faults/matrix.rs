@@ -261,6 +261,7 @@ const GROUPS: &[Group] = &[
         &[Stayed],
     ),
     (&[Aborting], &[PowerOff(Source, Briefly)], &[Restarted]),
+    (&[Aborting], &[User(DeleteSource)], &[Replaced]),
     // The Commit is recorded. The next two are less than a millisecond apart: what comes from outside of the
     // node comes after both.
     (&[Decided, Thawing], &[Kill(Target, Holder), Kill(Target, Agent)], &[Moved]),

@@ -38,6 +38,15 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{/* Where the operator answers the kube-scheduler beside it, on localhost. */}}
 {{- define "transship.extenderPort" -}}9444{{- end }}
 
+{{/* Seconds without a report after which a node is not Ready. */}}
+{{- define "transship.nodeTtl" -}}
+{{- $ttl := int (default 40 .Values.discovery.ttlSeconds) }}
+{{- if le $ttl (mul 3 .Values.agent.heartbeatSeconds | int) }}
+{{- fail (printf "discovery.ttlSeconds is %d: write more than three times agent.heartbeatSeconds (%v)" $ttl .Values.agent.heartbeatSeconds) }}
+{{- end }}
+{{- $ttl }}
+{{- end }}
+
 {{/* Annotations of pods that are validated, as a list of CEL's strings without brackets. */}}
 {{- define "transship.placementAnnotations" -}}
 'transship.dev/constraints', 'transship.dev/affinities', 'transship.dev/whitelist', 'transship.dev/strategy', 'transship.dev/depends-on', 'transship.dev/reschedule'

@@ -39,7 +39,10 @@ impl Cluster {
             .modify(|pod| {
                 pod.managed_fields_mut().clear();
                 pod.annotations_mut().clear();
-                pod.status = None;
+                pod.status = pod.status.take().map(|status| corev1::PodStatus {
+                    phase: status.phase,
+                    ..corev1::PodStatus::default()
+                });
             })
             .reflect(writer);
         tokio::spawn(async move {

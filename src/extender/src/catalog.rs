@@ -30,7 +30,6 @@ impl Catalog {
             spec: None,
             status: Some(NodeStatus {
                 allocatable: status.and_then(|s| s.allocatable.clone()),
-                capacity: status.and_then(|s| s.capacity.clone()),
                 node_info: status.and_then(|s| s.node_info.clone()),
                 images: status.and_then(|s| s.images.clone()),
                 ..NodeStatus::default()
@@ -52,7 +51,6 @@ impl Catalog {
         let mut trimmed = api::Node::new(&name, node.spec.clone());
         trimmed.status = Some(api::NodeStatus {
             conditions: ready.filter(|c| c.type_ == conditions::READY).cloned().collect(),
-            failure_count: status.and_then(|s| s.failure_count),
             health_indicator: status.and_then(|s| s.health_indicator),
             runtime: runtime.map(|runtime| api::node::Runtime {
                 snapshotter: runtime.snapshotter.clone(),

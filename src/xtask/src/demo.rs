@@ -50,7 +50,10 @@ pub fn run(_: Args) -> Result<ExitCode> {
         .replace("POD", &before.name)
         .replace("node-b", target);
     cluster.kubectl(&["delete", "migration", "demo", "--ignore-not-found", "--timeout=60s"])?;
-    println!("\n$ sed s/POD/{}/ examples/migration.yaml | kubectl apply -f -", before.name);
+    println!(
+        "\n$ sed \"s/POD/{}/; s/counter-to-b/demo/; s/node-b/{target}/\" examples/migration.yaml | kubectl apply -f -",
+        before.name
+    );
     let began = Instant::now();
     print!("{}", cluster.apply(&manifest)?);
     let waited =

@@ -16,6 +16,8 @@ pub enum Gate {
     LetGo,
     /// Both sides have voted and nothing is decided.
     Decision,
+    /// Sequential: the source's containers have ended, and nobody has announced that its pod goes.
+    SourceDeletion,
     /// The target runs and nobody has confirmed it.
     ResumedAt,
 }
@@ -47,7 +49,8 @@ const STATUS: &str =
 const PODS: &str = r#"apiGroups: [""], apiVersions: [v1], resources: [pods]"#;
 
 impl Gate {
-    const ALL: [Self; 4] = [Self::Admission, Self::LetGo, Self::Decision, Self::ResumedAt];
+    const ALL: [Self; 5] =
+        [Self::Admission, Self::LetGo, Self::Decision, Self::SourceDeletion, Self::ResumedAt];
 
     /// The field of a Migration's status that it keeps away, if it is one.
     pub fn field(self) -> Option<&'static str> {
@@ -55,6 +58,7 @@ impl Gate {
             Self::Admission => Some("source"),
             Self::LetGo => None,
             Self::Decision => Some("decision"),
+            Self::SourceDeletion => Some("sourceDeletionTime"),
             Self::ResumedAt => Some("resumedAt"),
         }
     }
@@ -64,6 +68,7 @@ impl Gate {
             Self::Admission => "admission",
             Self::LetGo => "let-go",
             Self::Decision => "decision",
+            Self::SourceDeletion => "source-deletion",
             Self::ResumedAt => "resumed-at",
         };
         format!("{}-no-{what}", cluster.namespace)

@@ -74,6 +74,7 @@ fn show(node: &NodeView) -> String {
         conditions::CRIU_READY,
         conditions::RUNTIME_READY,
         conditions::STORE_REACHABLE,
+        conditions::STATE_KEPT,
         conditions::FENCED,
         conditions::LISTED,
     ]

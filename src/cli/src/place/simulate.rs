@@ -66,4 +66,17 @@ mod tests {
         let errors = String::from_utf8(errors).unwrap();
         assert!(errors.starts_with("error: cases, line 3: missing field `strategy`"), "{errors}");
     }
+
+    #[test]
+    fn the_documented_cases_have_the_documented_answers() {
+        const DOCUMENTATION: &str = include_str!("../../../../docs/placement.md");
+        const COMMAND: &str = "$ kubectl transship place --simulate cases.jsonl\n";
+        let (_, example) = DOCUMENTATION.split_once("$ cat cases.jsonl\n").unwrap();
+        let (cases, example) = example.split_once(COMMAND).unwrap();
+        let (documented, _) = example.split_once("```").unwrap();
+        let (mut out, mut errors) = (Vec::new(), Vec::new());
+        answer_all(cases.as_bytes(), "cases.jsonl", &mut out, &mut errors).unwrap();
+        out.append(&mut errors);
+        assert_eq!(String::from_utf8(out).unwrap(), documented);
+    }
 }

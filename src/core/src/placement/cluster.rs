@@ -4,18 +4,16 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Container as PodContainer, ContainerPort, NodeSelectorRequirement, NodeSelectorTerm, Pod,
-    PodSpec, Taint, Toleration,
+    ContainerPort, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
 };
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use transship_api::{names, quantity};
+use transship_api::names;
 
 use super::kubernetes::{self, Asked};
+use super::resources::{Allocatable, requests};
 use super::{By, Container, Filter, Node, Request, Verdict, prepare};
 use crate::migration::handover::Labels;
 use crate::preflight::NodeView;
 use crate::preflight::request_reasons::{not_ready, takes_no_pods};
-use crate::target_pod::is_sidecar;
 
 /// The pods of a node, and what they ask for together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,8 +62,8 @@ impl Load {
         }
         let (cpu_millis, memory_bytes) = requests(pod);
         self.pods += 1;
-        self.cpu_millis += cpu_millis;
-        self.memory_bytes += memory_bytes;
+        self.cpu_millis = self.cpu_millis.saturating_add(cpu_millis);
+        self.memory_bytes = self.memory_bytes.saturating_add(memory_bytes);
         self.ports.extend(host_ports(pod));
     }
 }
@@ -99,8 +97,7 @@ fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
             ),
         })
     };
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    containers.flat_map(|container| container.ports.iter().flatten()).filter_map(host_port)
+    kubernetes::container_ports(pod).filter_map(host_port)
 }
 
 /// A node and its load.
@@ -380,16 +377,14 @@ fn volumes_are_in_reach(_: &Pod, asked: &Asked, candidate: &Candidate<'_>) -> Op
 }
 
 fn has_room(pod: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<String> {
-    let allocatable = candidate.node.core.as_ref()?.status.as_ref()?.allocatable.as_ref()?;
-    let amount =
-        |name: &str, read: fn(&Quantity) -> Option<i64>| allocatable.get(name).and_then(read);
+    let most = Allocatable::of(candidate.node.core.as_ref()?);
     let (cpu, memory) = requests(pod);
     let load = candidate.load;
-    let lacking = if amount("pods", millis).is_some_and(|m| m / 1000 <= load.pods as i64) {
+    let lacking = if most.pods.is_some_and(|most| most <= load.pods as i64) {
         "pods"
-    } else if amount("cpu", millis).is_some_and(|m| load.cpu_millis + cpu > m) {
+    } else if most.cpu_millis.is_some_and(|most| load.cpu_millis.saturating_add(cpu) > most) {
         "CPU"
-    } else if amount("memory", bytes).is_some_and(|m| load.memory_bytes + memory > m) {
+    } else if most.memory_bytes.is_some_and(|m| load.memory_bytes.saturating_add(memory) > m) {
         "memory"
     } else {
         return None;
@@ -402,48 +397,6 @@ fn ports_are_free(pod: &Pod, _: &Asked, candidate: &Candidate<'_>) -> Option<Str
         .find(|wanted| candidate.load.ports.iter().any(|used| used.clashes(wanted)))?;
     let (port, protocol) = taken.port;
     Some(format!("{} has no free port {port}/{protocol}", candidate.node.name))
-}
-
-/// What a pod asks for: CPU in thousandths and memory in bytes, as the scheduler counts (sidecars
-/// and containers together, or the largest init container if that is more; and its overhead).
-pub fn requests(pod: &Pod) -> (i64, i64) {
-    let Some(spec) = &pod.spec else { return (0, 0) };
-    let overhead = |name, read: fn(&Quantity) -> Option<i64>| {
-        spec.overhead.as_ref().and_then(|o| o.get(name)).and_then(read).unwrap_or(0)
-    };
-    (
-        total(spec, |c| request(c, "cpu").and_then(millis).unwrap_or(0)) + overhead("cpu", millis),
-        total(spec, |c| request(c, "memory").and_then(bytes).unwrap_or(0))
-            + overhead("memory", bytes),
-    )
-}
-
-fn total(spec: &PodSpec, amount: impl Fn(&PodContainer) -> i64) -> i64 {
-    let inits = || spec.init_containers.iter().flatten();
-    let sidecars: i64 = inits().filter(|c| is_sidecar(c)).map(&amount).sum();
-    let running: i64 = spec.containers.iter().map(&amount).sum::<i64>() + sidecars;
-    inits().filter(|c| !is_sidecar(c)).map(|c| amount(c) + sidecars).max().unwrap_or(0).max(running)
-}
-
-fn request<'a>(container: &'a PodContainer, name: &str) -> Option<&'a Quantity> {
-    container.resources.as_ref()?.requests.as_ref()?.get(name)
-}
-
-/// Thousandths of a quantity such as `250m`, `1.5` or `2`.
-pub(super) fn millis(quantity: &Quantity) -> Option<i64> {
-    match quantity.0.strip_suffix('m') {
-        Some(millis) => millis.parse().ok(),
-        None if quantity.0.ends_with(|c: char| c.is_ascii_digit()) => {
-            let value: f64 = quantity.0.parse().ok()?;
-            Some((value * 1000.0).ceil() as i64)
-        }
-        None => i64::try_from(quantity::parse_bytes(&quantity.0).ok()?).ok()?.checked_mul(1000),
-    }
-}
-
-/// Bytes of a quantity such as `64Mi`.
-pub(super) fn bytes(quantity: &Quantity) -> Option<i64> {
-    i64::try_from(quantity::parse_bytes(&quantity.0).ok()?).ok()
 }
 
 #[cfg(test)]

@@ -136,6 +136,34 @@ fn each_filter_objects_with_a_sentence_of_its_own() {
 }
 
 #[test]
+fn host_ports_are_compared_as_kubernetes_does_and_then_as_swarm_does() {
+    let port = |number: i32, protocol: &str| {
+        let port = json!({"containerPort": 80, "hostPort": number, "protocol": protocol});
+        json!([port])
+    };
+    let sidecar = |ports: Value| {
+        pod(json!({"initContainers": [{"name": "s", "restartPolicy": "Always", "ports": ports}]}))
+    };
+    let mut load = Load::default();
+    load.add(&sidecar(port(8080, "TCP")));
+    let nodes = [(node("node-b", json!({})), load)];
+    for (number, protocol, wanted) in
+        [(8080, "TCP", Some("kubernetes")), (8080, "UDP", Some("port")), (8081, "TCP", None)]
+    {
+        let ports = port(number, protocol);
+        let container = pod(json!({"containers": [{"name": "c", "ports": ports}]}));
+        for pod in [container, sidecar(ports)] {
+            let choice = chosen(&pod, &nodes);
+            let by = match &choice.fates[0].1 {
+                Fate::Removed { by, .. } => Some(*by),
+                Fate::Ranked { .. } => None,
+            };
+            assert_eq!(by, wanted, "{number}/{protocol}: {choice:?}");
+        }
+    }
+}
+
+#[test]
 fn a_volume_in_use_or_out_of_reach_decides() {
     let user = |name: &str, node: &str| -> Pod {
         serde_json::from_value(json!({
@@ -237,20 +265,4 @@ fn the_pin_of_an_earlier_migration_is_not_obeyed() {
     assert!(chosen(&pod, &nodes).order.is_empty(), "a pin by the user counts");
     pod.metadata.annotations = Some([(names::MOVED_FROM.into(), "node-b".into())].into());
     assert_eq!(chosen(&pod, &nodes).order, ["node-b"]);
-}
-
-#[test]
-fn requests_are_counted_as_the_scheduler_counts_them() {
-    let container = |name: &str, cpu: &str, always: bool| {
-        let mut c = json!({"name": name, "resources": {"requests": {"cpu": cpu, "memory": "1Mi"}}});
-        if always {
-            c["restartPolicy"] = json!("Always");
-        }
-        c
-    };
-    let pod = pod(json!({
-        "containers": [container("a", "100m", false), container("b", "0.2", false)],
-        "initContainers": [container("i", "500m", false), container("s", "50m", true)],
-    }));
-    assert_eq!(requests(&pod), (550, 3 << 20));
 }

@@ -18,15 +18,15 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{self as corev1, Pod};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use transship_api::{self as api, MigrationPolicy, Placement, conditions};
 
 use super::annotations::{Malformed, Wishes, validate_placement};
-use super::cluster::{bytes, millis, requests};
+use super::resources::{Allocatable, requests};
 use super::volumes::{self, Volumes};
 use super::{
     Container, Image, Network, Node, Options, PortBinding, Request, strategy, with_overcommit,
 };
+use crate::target_pod::is_sidecar;
 
 /// What is asked of a pod's node, by all who may ask.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,17 +121,13 @@ pub fn node(core: &corev1::Node, agent: Option<&api::Node>, overcommit_percent: 
     let meta = &core.metadata;
     let name = meta.name.as_deref().unwrap_or_default();
     let mut node = Node::new(name, meta.uid.as_deref().unwrap_or_default());
-    let status = core.status.as_ref();
-    let amount = |resource: &str, read: fn(&Quantity) -> Option<i64>| {
-        let allocatable = status.and_then(|s| s.allocatable.as_ref());
-        let total = allocatable.and_then(|a| a.get(resource)).and_then(read).unwrap_or(0);
-        with_overcommit(total, overcommit_percent)
-    };
-    node.total_cpus = amount("cpu", millis);
-    node.total_memory = amount("memory", bytes);
+    let allocatable = Allocatable::of(core);
+    let total = |amount: Option<i64>| with_overcommit(amount.unwrap_or(0), overcommit_percent);
+    node.total_cpus = total(allocatable.cpu_millis);
+    node.total_memory = total(allocatable.memory_bytes);
     node.health = health(agent);
     node.set_labels(labels(core, agent));
-    let images = status.and_then(|s| s.images.as_deref()).unwrap_or_default();
+    let images = core.status.as_ref().and_then(|s| s.images.as_deref()).unwrap_or_default();
     let images: Vec<Image> = images.iter().filter_map(image).collect();
     node.set_images(&images);
     node
@@ -213,15 +209,19 @@ pub(super) fn has_ended(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
+/// Those that go on as long as the pod: sidecars are among them.
 fn containers(pod: &Pod) -> impl Iterator<Item = &corev1::Container> {
-    pod.spec.iter().flat_map(|spec| spec.containers.iter())
+    pod.spec.iter().flat_map(|spec| {
+        let inits = spec.init_containers.iter().flatten();
+        spec.containers.iter().chain(inits.filter(|container| is_sidecar(container)))
+    })
 }
 
 pub(super) fn in_host_network(pod: &Pod) -> bool {
     pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true))
 }
 
-fn container_ports(pod: &Pod) -> impl Iterator<Item = &corev1::ContainerPort> {
+pub(super) fn container_ports(pod: &Pod) -> impl Iterator<Item = &corev1::ContainerPort> {
     containers(pod).flat_map(|container| container.ports.iter().flatten())
 }
 

@@ -30,6 +30,7 @@ mod lines;
 mod model;
 mod pattern;
 pub mod policy;
+mod resources;
 pub mod simulate;
 mod strategy;
 mod symbol;
@@ -37,9 +38,7 @@ pub mod volumes;
 mod words;
 
 pub use annotations::{Malformed, validate_annotations, validate_placement};
-pub use cluster::{
-    Candidate, Choice, Fate, Load, NO_LOAD, choose, looks_at_pods, objection, requests,
-};
+pub use cluster::{Candidate, Choice, Fate, Load, NO_LOAD, choose, looks_at_pods, objection};
 pub use decision::{By, Decision, Prepared, Verdict, prepare};
 pub use expression::ExpressionError;
 pub use filters::Filter;
@@ -47,6 +46,7 @@ pub use model::{
     Container, Image, Labels, Network, Node, PortBinding, Request, health_indicator,
     with_overcommit,
 };
+pub use resources::Allocatable;
 pub use strategy::{Options, strategy_named};
 
 #[cfg(test)]

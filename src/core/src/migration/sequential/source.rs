@@ -89,10 +89,12 @@ fn manifest_is_current(observed: &Observed) -> bool {
 }
 
 /// An eviction, a drain or a taint: it means the node, not the pod. So does a pod that kubelet has
-/// refused or ended.
+/// refused or ended by itself, of which it says the reason. Without one it has failed because its
+/// containers were killed, as those of a pod are that somebody deletes.
 pub(super) fn is_disrupted(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    phase == Some("Failed")
-        || conditions.iter().any(|c| c.type_ == "DisruptionTarget" && c.status == "True")
+    let Some(status) = &pod.status else { return false };
+    let has_reason = status.reason.as_deref().is_some_and(|reason| !reason.is_empty());
+    let mut conditions = status.conditions.iter().flatten();
+    (status.phase.as_deref() == Some("Failed") && has_reason)
+        || conditions.any(|c| c.type_ == "DisruptionTarget" && c.status == "True")
 }

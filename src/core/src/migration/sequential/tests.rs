@@ -99,6 +99,23 @@ fn somebody_elses_deletion_is_carried_over() {
 }
 
 #[test]
+fn a_deleted_pod_that_has_failed_was_meant_unless_kubelet_had_refused_it() {
+    for (reason, made) in [(None, 0), (Some("NodeAffinity"), 1)] {
+        let mut world = World::voted(&[Fate::Runs]);
+        world.until(|w| w.committed());
+        let source = world.seen.source_pod.as_mut().unwrap();
+        source.metadata.deletion_timestamp = Some(Time(world.now));
+        let status = source.status.as_mut().unwrap();
+        status.phase = Some("Failed".into());
+        status.reason = reason.map(str::to_owned);
+        world.until(|w| w.done.iter().any(|d| d == "release"));
+        world.seen.source_pod = None;
+        world.run();
+        assert_eq!(world.made, made, "{reason:?}");
+    }
+}
+
+#[test]
 fn an_eviction_means_the_node_and_not_the_pod() {
     let mut world = World::voted(&[Fate::Runs]);
     world.until(|w| w.committed());
