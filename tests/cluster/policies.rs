@@ -97,6 +97,18 @@ fn an_agent_writes_only_what_belongs_to_its_node() -> Result<()> {
             ),
             ("secrets", agent, &["get", "secrets", "--namespace", NAMESPACE], Some("forbidden")),
             (
+                "which installation there is",
+                agent,
+                &["get", "serviceaccount", "transship-operator", "--namespace", NAMESPACE],
+                None,
+            ),
+            (
+                "other accounts",
+                agent,
+                &["get", "serviceaccounts", "--namespace", NAMESPACE],
+                Some("forbidden"),
+            ),
+            (
                 "the lead",
                 agent,
                 &["create", "--namespace", NAMESPACE, "-f", &lead],

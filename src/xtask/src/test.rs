@@ -214,7 +214,7 @@ fn all_faults(
                  write `cargo xtask sandbox down` first"
             );
         }
-        stages.run("cluster tests left to this", 420, || on_cluster(root, "cluster", &options))?;
+        stages.run("cluster tests left to this", 780, || on_cluster(root, "cluster", &options))?;
     }
     if chosen.is_some_and(|chosen| !chosen.has_others()) {
         return Ok(());
