@@ -302,7 +302,8 @@ fn undecided(observed: &Observed) -> String {
     let open: Vec<&str> = Role::BOTH
         .into_iter()
         .zip(is_open)
-        .filter_map(|(role, is_open)| is_open.then(|| observed.node(role)))
+        .filter(|(_, is_open)| *is_open)
+        .map(|(role, _)| observed.node(role))
         .collect();
     match open.is_empty() {
         true => "nobody tells any more which of its pods goes on, and all of them are left as they are: see which one runs, and delete the other".to_owned(),
