@@ -24,10 +24,7 @@ use transship_tests::{
     stateful::{has_moved, made_again},
 };
 
-use crate::{
-    faults::event_tells,
-    sequential::{nothing_is_left, running, times_told, with_exclusive_volume},
-};
+use crate::sequential::{nothing_is_left, running, times_told, with_exclusive_volume};
 
 const NAME: &str = "web";
 const POD: &str = "web-0";
@@ -211,7 +208,7 @@ fn says_what_can_be_chosen(asked: &Asked) -> Result<()> {
         ensure!(message.contains(words), "{words:?} is not in {message}");
     }
     ensure!(message.ends_with(&asked.command), "{message} does not end with {}", asked.command);
-    event_tells(cluster, &migration, "Warning", "Stalled")
+    judge::events_tell(cluster, &migration, &[("Warning", "Stalled")])
 }
 
 /// An annotation that names another pod is answered, and changes nothing.

@@ -20,6 +20,7 @@ pub mod probe;
 pub mod sentry;
 pub mod stage;
 pub mod table;
+pub mod truth;
 pub mod user;
 pub mod version;
 
