@@ -131,7 +131,6 @@ impl Fault {
                 | Self::Cut(Link::Operators, _)
                 | Self::Slow(Link::Operators)
                 | Self::PauseApi(_)
-                | Self::User(Act::StripFinalizer)
                 | Self::Chart(_)
         )
     }
@@ -144,6 +143,7 @@ impl Fault {
                 | Self::Stream(_)
                 | Self::FillDisk(_)
                 | Self::TakeMemory(_)
+                | Self::User(Act::Drain)
                 | Self::Chart(_)
         )
     }

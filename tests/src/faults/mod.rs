@@ -15,6 +15,7 @@ pub mod judge;
 pub mod link;
 pub mod moment;
 pub mod nodes;
+pub mod order;
 pub mod outcome;
 pub mod probe;
 pub mod sentry;
