@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use transship_tests::{
     cluster::{Cluster, Pod, condition},
     counter::Client,
     faults::{
-        judge::no_record_is_left,
+        judge::{events_tell, no_record_is_left},
         nodes::{NODES, healthy},
     },
     node::process::Victim,
@@ -34,36 +33,6 @@ pub fn source_goes_on(cluster: &Cluster, before: &Pod, client: Client) -> Result
     Ok(())
 }
 
-/// The events of a Migration that was rolled back say what its status says: that the checks have passed, that
-/// the source goes on, and as a warning why it was rolled back.
-fn events_tell(cluster: &Cluster, migration: &Value) -> Result<()> {
-    let told = [("Normal", "Admitted"), ("Normal", "Frozen"), ("Warning", "Succeeded")];
-    told.iter().try_for_each(|(kind, of)| event_tells(cluster, migration, kind, of))
-}
-
-/// An event of this kind says what a condition of a Migration says.
-pub fn event_tells(cluster: &Cluster, migration: &Value, kind: &str, of: &str) -> Result<()> {
-    let (_, reason, message) = condition(migration, of);
-    let name = migration["metadata"]["name"].as_str().context("no name")?;
-    let fields = format!("involvedObject.kind=Migration,involvedObject.name={name}");
-    cluster.await_that("an event tells of it", Duration::from_secs(30), || {
-        let list =
-            cluster.kubectl(&["get", "events", "--field-selector", &fields, "-o", "json"])?;
-        let list: Value = serde_json::from_str(&list)?;
-        let events = list["items"].as_array().context("no list")?;
-        let tells = |event: &Value| {
-            // It may be cut.
-            let told = event["message"].as_str().unwrap_or_default();
-            event["type"] == kind
-                && event["reason"] == reason.as_str()
-                && !told.is_empty()
-                && message.starts_with(told)
-        };
-        ensure!(events.iter().any(tells), "none is {kind}, {reason}: {message}: {events:#?}");
-        Ok(true)
-    })
-}
-
 /// Until this is dropped a program has the place of a node's CRIU that refuses as CRIU does, with an exit
 /// status: the real one is given no reason to refuse by a pod that passed preflight.
 pub fn criu_refuses<'a>(cluster: &'a Cluster, node: &'a str) -> Result<Undo<impl FnMut() + 'a>> {
@@ -87,7 +56,9 @@ fn a_restore_that_criu_refuses_is_rolled_back() -> Result<()> {
     let object = cluster.get("migration", &migration)?;
     ensure!(condition(&object, "Succeeded").0 == "False", "{object:#}");
     ensure!(object["status"]["phase"] == "RolledBack", "{:#}", object["status"]);
-    events_tell(&cluster, &object)?;
+    // That the checks have passed, that the source goes on, and as a warning why it was rolled back.
+    let told = [("Normal", "Admitted"), ("Normal", "Frozen"), ("Warning", "Succeeded")];
+    events_tell(&cluster, &object, &told)?;
     cluster.kubectl(&["delete", "migration", &migration, "--timeout=60s"])?;
     drop(refuses);
     source_goes_on(&cluster, &before, client)?;

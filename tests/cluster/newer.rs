@@ -24,10 +24,7 @@ use transship_tests::{
     stateful::{begins_anew, has_moved, made_again},
 };
 
-use crate::{
-    faults::event_tells,
-    sequential::{nothing_is_left, running, times_told, with_exclusive_volume},
-};
+use crate::sequential::{nothing_is_left, running, times_told, with_exclusive_volume};
 
 /// The Migration.
 pub const NAME: &str = "web";
@@ -125,7 +122,7 @@ impl Asked<'_> {
         ensure!(tells == self.is_deleted, "{message}");
         let restore = self.command(names::RESTORE_ANYWAY);
         ensure!(message.ends_with(&restore), "{message} does not end with {restore}");
-        event_tells(cluster, &migration, "Warning", "Stalled")
+        judge::events_tell(cluster, &migration, &[("Warning", "Stalled")])
     }
 
     /// An answer about another pod is told to be one, and changes nothing.

@@ -117,6 +117,9 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     }
     Gate::open_all(cluster)?;
     let over = Instant::now();
+    if !case.fault.goes_on() {
+        judge::it_tells_what_runs(scene, &sentry, case.fault)?;
+    }
     cluster.ended(NAME, PATIENCE)?;
     let now = running(cluster, POD)?;
     let settled = over.elapsed();
@@ -135,7 +138,11 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     before.goes_on(cluster, &now, outcome)?;
     let looks = sentry.stop(matches!(case.fault, PowerOff(..)))?;
     judge::one_copy_ran(scene, &looks, outcome, false)?;
+    judge::every_turn_was_due(scene, &looks)?;
     scene.history.kept_its_word()?;
+    if !case.fault.concerns_all() {
+        judge::it_is_told(cluster, &migration)?;
+    }
     nothing_is_left(cluster, &scene.nodes, NAME, POD)?;
     let downtime = migration["status"]["downtime"].as_str();
     Ok(Row {

@@ -24,8 +24,10 @@ use transship_tests::{
         chart, driver,
         fault::Fault,
         nodes::{self, FIRST, NODES, Pair},
+        order::in_order,
         stage::Stage,
         table::{self, Entry, Row, Run},
+        user::Act,
         version,
     },
 };
@@ -79,6 +81,9 @@ struct Shared {
     cluster: RwLock<()>,
     /// The sandbox takes one order at a time; a fault that waited for another would come too late.
     power: Mutex<()>,
+    /// What keeps a finalizer where it is, and is taken away for a moment: of two who do that one would put back
+    /// what he has not found.
+    finalizers: Mutex<()>,
     run: Mutex<Option<Run>>,
 }
 
@@ -97,6 +102,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
     let (cells, cases) = (matrix::all(), endurance::ALL);
     let all: Vec<Task> =
         cells.iter().copied().map(Task::Cell).chain(cases.map(Task::Case)).collect();
+    let all = in_order(all, Task::fault);
     check_names(&all)?;
     let file = std::env::var_os(RUN).map(PathBuf::from);
     let mut run = file.as_deref().map(Run::open).transpose()?;
@@ -119,6 +125,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
         lanes: Mutex::default(),
         cluster: RwLock::default(),
         power: Mutex::default(),
+        finalizers: Mutex::default(),
         run: Mutex::new(run),
     });
     if !arguments.list {
@@ -238,6 +245,8 @@ fn hold(shared: &Shared, task: &Task) -> Result<Row> {
     let _beside =
         (!concerns_all).then(|| shared.cluster.read().unwrap_or_else(PoisonError::into_inner));
     let _power = matches!(fault, Fault::PowerOff(..)).then(|| lock(&shared.power));
+    let strips = matches!(fault, Fault::User(Act::StripFinalizer));
+    let _finalizers = strips.then(|| lock(&shared.finalizers));
     let lane = lock(&shared.lanes).pop();
     let mut lane = lane.context("no lane is free")?;
     let nodes = lane.nodes;

@@ -11,13 +11,13 @@ use transship_tests::{
         fault::{
             Fault::{
                 self, Chart, Cut, FillDisk, Kill, KillContainer, KillLeader, KillOperators,
-                PauseApi, PowerOff, TakeMemory, User,
+                PauseApi, PowerOff, Slow, TakeMemory, User,
             },
             Length::{Briefly, Long},
         },
         link::{
             Link::{All, Api, Nodes, Operators},
-            Stream::{Corrupted, Slow, Truncated},
+            Stream::{Corrupted, Truncated},
         },
         moment::Moment::{
             self, Aborting, Decided, Dumping, Freezing, HandingOver, Preflight, Prepared, Reading,
@@ -37,16 +37,13 @@ use transship_tests::{
     },
 };
 
-/// Every cell; those that concern the whole cluster come last, when no other one has to wait for them. Those
-/// of a pod with a liveness probe stand together, so that it is not made again for each.
+/// Every cell. Those of a pod with a liveness probe will stand together, so that it is not made again for each,
+/// when those that concern the whole cluster come last.
 pub fn all() -> Vec<Cell> {
     let groups = GROUPS.iter();
     let mut all: Vec<Cell> =
         groups.flat_map(|(moments, faults, outcomes)| cells(moments, faults, outcomes)).collect();
-    all.sort_by_key(|cell| {
-        let concerns_all = cell.fault.concerns_all();
-        (concerns_all, cell.is_impatient() != concerns_all)
-    });
+    all.sort_by_key(|cell| cell.is_impatient() != cell.fault.concerns_all());
     all
 }
 
@@ -124,7 +121,12 @@ const GROUPS: &[Group] = &[
     // Nothing else can come of a stream that is damaged: a session ends with it.
     (&[TargetStarts, Dumping], &[Fault::Stream(Corrupted)], &[Stayed]),
     (&[Dumping], &[Fault::Stream(Truncated)], &[Stayed]),
-    (&[TargetStarts], &[Fault::Stream(Slow)], &[Moved, Stayed]),
+    // It takes longer, to the end.
+    (
+        &[TargetStarts],
+        &[Slow(Nodes), Slow(Api(Source)), Slow(Api(Target)), Slow(Operators)],
+        &[Moved, Stayed],
+    ),
     (&[Prepared, TargetStarts, Dumping], &[PowerOff(Source, Briefly)], &[Restarted]),
     // The source is frozen and nobody has voted.
     (&[Freezing, Dumping], &[Kill(Source, Holder)], &[Stayed]),
@@ -155,6 +157,8 @@ const GROUPS: &[Group] = &[
             Kill(Target, Containerd),
             Kill(Source, Kubelet),
             Kill(Target, Kubelet),
+            Kill(Target, Wrapper),
+            Kill(Target, Shim),
             KillContainer(Source),
             KillOperators,
             Cut(Nodes, Briefly),
@@ -195,10 +199,13 @@ const GROUPS: &[Group] = &[
             Kill(Source, Containerd),
             Kill(Target, Agent),
             KillOperators,
+            Cut(Nodes, Briefly),
             PauseApi(Briefly),
         ],
         &[Moved, Stayed],
     ),
+    // Its memory goes with its tasks, unless the target has all of it and wins.
+    (&[Restoring], &[Kill(Source, Shim), PowerOff(Source, Briefly)], &[Moved, Restarted]),
     // Both have voted: whoever dies comes back and obeys.
     (
         &[Voted],
@@ -219,6 +226,9 @@ const GROUPS: &[Group] = &[
             KillOperators,
             Cut(Nodes, Briefly),
             Cut(Api(Target), Briefly),
+            Slow(Api(Source)),
+            Slow(Api(Target)),
+            Slow(Operators),
             PauseApi(Briefly),
             FillDisk(Source),
             FillDisk(Target),
@@ -228,6 +238,8 @@ const GROUPS: &[Group] = &[
     ),
     // The target holds everything; the source's memory is lost only if it is given up all the same.
     (&[Voted], &[PowerOff(Source, Briefly)], &[Moved, Restarted]),
+    // The runtime has lost its tasks, so they are never thawed: it says so before the decision, or when it reads it.
+    (&[Voted], &[Kill(Target, Shim)], &[Stayed, TargetLost]),
     // The target may be given up for silent, or has lost its tasks and says so.
     (
         &[Voted],
@@ -252,15 +264,18 @@ const GROUPS: &[Group] = &[
         &[
             Kill(Source, Holder),
             Kill(Target, Holder),
+            Kill(Source, Agent),
+            Kill(Target, Agent),
             Kill(Source, Kubelet),
             Kill(Source, Containerd),
+            Kill(Target, Containerd),
             KillOperators,
             PowerOff(Target, Briefly),
             User(DeleteMigration),
         ],
         &[Stayed],
     ),
-    (&[Aborting], &[PowerOff(Source, Briefly)], &[Restarted]),
+    (&[Aborting], &[Kill(Source, Shim), PowerOff(Source, Briefly)], &[Restarted]),
     (&[Aborting], &[User(DeleteSource)], &[Replaced]),
     // The Commit is recorded. The next two are less than a millisecond apart: what comes from outside of the
     // node comes after both.
@@ -276,8 +291,9 @@ const GROUPS: &[Group] = &[
         ],
         &[Moved],
     ),
-    // Its tasks die with it. Whether it had said that they run decides.
-    (&[Decided, Thawing, Thawed], &[Kill(Target, Shim)], &[TargetLost, RestartedThere]),
+    // Its tasks are lost with it: not thawed if it comes first, else ended before kubelet starts them afresh.
+    (&[Decided, Thawing], &[Kill(Target, Shim)], &[TargetLost, RestartedThere]),
+    (&[Thawed], &[Kill(Target, Shim)], &[RestartedThere]),
     (
         &[Thawed],
         &[
@@ -290,7 +306,9 @@ const GROUPS: &[Group] = &[
             Kill(Target, Containerd),
             KillContainer(Target),
             KillOperators,
+            Cut(Api(Source), Briefly),
             Cut(Api(Target), Briefly),
+            Cut(Operators, Briefly),
             PauseApi(Briefly),
             PowerOff(Source, Briefly),
         ],
@@ -308,7 +326,11 @@ const GROUPS: &[Group] = &[
         &[TargetLost, RestartedThere],
     ),
     // The target could not be confirmed and has frozen itself: the source goes on.
-    (&[SourceResuming], &[Kill(Source, Holder), PowerOff(Source, Briefly)], &[TargetLost]),
+    (
+        &[SourceResuming],
+        &[Kill(Source, Holder), Kill(Source, Agent), PowerOff(Source, Briefly)],
+        &[TargetLost],
+    ),
     // The target is the pod; the rest is tidying up.
     (
         &[HandingOver, Releasing],
@@ -337,6 +359,7 @@ const GROUPS: &[Group] = &[
     (&[Releasing], &[Cut(Api(Source), Long), PauseApi(Briefly), PowerOff(Source, Long)], &[Moved]),
     (&[HandingOver], &[KillContainer(Target)], &[RestartedThere]),
     (&[Thawing, HandingOver], &[PowerOff(Target, Briefly)], &[TargetLost, RestartedThere]),
+    (&[Releasing], &[PowerOff(Target, Briefly)], &[RestartedThere]),
     // Each leaves the chart as the next one needs it. It takes seconds, so that the steps between these,
     // which take less, are met by the one before.
     (
@@ -346,11 +369,10 @@ const GROUPS: &[Group] = &[
     ),
     (&[Voted, Thawed, HandingOver, Releasing], &[Chart(Upgrade), Chart(Rollback)], &[Moved]),
     // People.
-    (
-        &[Preflight, Prepared, TargetStarts, Dumping],
-        &[User(DeleteMigration), User(StripFinalizer)],
-        &[Stayed, Moved],
-    ),
+    (&[Preflight, Prepared, TargetStarts, Dumping], &[User(DeleteMigration)], &[Stayed, Moved]),
+    // Its moment lasts until it has vanished; but for one, at which it takes its course meanwhile.
+    (&[Preflight, Prepared, Dumping], &[User(StripFinalizer)], &[Stayed]),
+    (&[TargetStarts], &[User(StripFinalizer)], &[Stayed, Moved]),
     (&[Restoring], &[User(DeleteMigration), User(StripFinalizer)], &[Stayed]),
     (&[Voted], &[User(DeleteMigration), User(DeleteTarget), User(StripFinalizer)], &[Stayed]),
     (&[TargetStarts, Dumping], &[User(DeleteTarget)], &[Stayed, Replaced]),
@@ -369,11 +391,15 @@ const GROUPS: &[Group] = &[
     (&[Releasing], &[User(DeleteTarget)], &[Replaced]),
     (&[TargetStarts, Dumping, Voted, Thawed], &[User(Drain)], &[Moved, Replaced]),
     (&[TargetStarts, Dumping, Voted, Thawed, HandingOver], &[User(MigrateAgain)], &[Moved]),
-    (&[TargetStarts, Dumping, Voted, HandingOver, Releasing], &[User(DeleteDeployment)], &[Gone]),
-    (&[Dumping, Voted], &[User(ScaleDown)], &[Gone]),
+    (
+        &[TargetStarts, Dumping, Voted, Thawed, HandingOver, Releasing],
+        &[User(DeleteDeployment)],
+        &[Gone],
+    ),
+    (&[Dumping, Voted, Thawed], &[User(ScaleDown)], &[Gone]),
     // After the commit it finishes first; one that has vanished is finished by its sides.
     (&[Thawed, HandingOver, Releasing], &[User(DeleteMigration), User(StripFinalizer)], &[Moved]),
     (&[HandingOver], &[User(DeleteSource), User(Drain)], &[Moved]),
     (&[HandingOver], &[User(DeleteTarget)], &[Replaced]),
-    (&[HandingOver, Releasing], &[User(Roll)], &[Replaced]),
+    (&[Thawed, HandingOver, Releasing], &[User(Roll)], &[Replaced]),
 ];

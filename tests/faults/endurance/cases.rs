@@ -5,12 +5,14 @@ use transship_tests::{
     faults::{
         chart::Chart::{Rollback, Upgrade},
         fault::{
-            Fault::{self, Chart, Cut, FillDisk, Kill, KillOperators, PauseApi, PowerOff, Stream},
+            Fault::{
+                self, Chart, Cut, FillDisk, Kill, KillOperators, PauseApi, PowerOff, Slow, Stream,
+            },
             Length::{Briefly, Long},
         },
         link::{
             Link::{Api, Nodes, Operators},
-            Stream::{Corrupted, Slow, Truncated},
+            Stream::{Corrupted, Truncated},
         },
         moment::Moment,
         outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
@@ -87,7 +89,7 @@ pub const ALL: [Case; 29] = [
     cold(When::Leaving, Stream(Truncated), &[Restarted]),
     cold(When::Leaving, FillDisk(Target), &[Restarted]),
     // It takes longer, and is whole in the end.
-    sequential(When::Leaving, Stream(Slow), &[Moved]),
+    sequential(When::Leaving, Slow(Nodes), &[Moved]),
     // A target that could not read the decision does not vote, and is waited for for a while.
     sequential(When::Leaving, Cut(Api(Target), Long), &[Moved, Stayed]),
     // Whoever has voted waits, and nothing is concluded from its silence: nothing runs beside it.

@@ -9,10 +9,11 @@ use super::{
     link::Link,
     moment::Moment,
     outcome::Outcome,
+    user::Act,
 };
 
 /// How soon after a fault's end the object has to tell the truth.
-const TRUTH: Duration = Duration::from_secs(30);
+pub const TRUTH: Duration = Duration::from_secs(30);
 /// As [`TRUTH`], where the migration may survive the fault with most of its course still to run, or
 /// where the fault goes on.
 const COURSE: Duration = Duration::from_secs(90);
@@ -55,7 +56,9 @@ impl Cell {
             self.moment,
             Moment::Preflight | Moment::TargetIsMade | Moment::Prepared | Moment::TargetStarts
         );
-        if early || self.fault.goes_on() { COURSE } else { TRUTH }
+        // Of one that has vanished nothing tells any more, and its pods are settled by what its sides say.
+        let vanishes = matches!(self.fault, Fault::User(Act::StripFinalizer));
+        if early || vanishes || self.fault.goes_on() { COURSE } else { TRUTH }
     }
 }
 

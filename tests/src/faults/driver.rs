@@ -11,7 +11,7 @@ use serde_json::Value;
 use transship_api::{Role, Step};
 
 use super::{
-    cell::Cell,
+    cell::{Cell, TRUTH},
     fault::Fault,
     gate::Gate,
     history::History,
@@ -209,8 +209,8 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
         turn.end(scene).context("undoing what led there")?;
     }
     // The sides of one that has vanished settle it between them.
-    let vanished = matches!(cell.fault, Fault::User(Act::StripFinalizer));
-    if cell.moment == Moment::Voted && !vanished {
+    let vanishes = matches!(cell.fault, Fault::User(Act::StripFinalizer));
+    if cell.moment == Moment::Voted && !vanishes {
         judge::nobody_ran_undecided(scene, &sentry, since)?;
     }
     if let Some(gate) = cell.moment.gate() {
@@ -218,11 +218,17 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     }
     watch.lap("undone");
     let over = Instant::now();
-    let outcome = settled(cell, scene)?;
+    if !cell.fault.goes_on() {
+        judge::it_tells_what_runs(scene, &sentry, cell.fault)?;
+    }
+    let patience = cell.patience().saturating_sub(over.elapsed());
+    let outcome = settled(cell, scene, &sentry, patience)?;
     watch.lap("settled");
-    let settled = over.elapsed();
+    let took = over.elapsed();
     if cell.fault.goes_on() {
         cell.fault.end(scene).context("undoing the fault")?;
+        let after = settled(cell, scene, &sentry, TRUTH)?;
+        ensure!(after == outcome, "{outcome}, and then without the fault {after}");
     }
 
     ensure!(cell.outcomes.contains(&outcome), "{outcome} is not right here");
@@ -231,7 +237,16 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     let report = judge::the_client_was_served(scene, client, outcome, downtime)?;
     let looks = sentry.stop(matches!(cell.fault, Fault::PowerOff(..)))?;
     judge::one_copy_ran(scene, &looks, outcome, orders_a_fresh_pod(cell.fault))?;
+    judge::every_turn_was_due(scene, &looks)?;
     scene.history.kept_its_word()?;
+    // Who is killed or cut off may not come to tell what he has just written.
+    if !cell.fault.concerns_all() {
+        judge::it_is_told(cluster, &last)?;
+    }
+    // Elsewhere it may have come to its end before.
+    if vanishes && matches!(cell.moment, Moment::Voted | Moment::Thawed) {
+        judge::its_vanishing_is_told(cluster, &last)?;
+    }
     watch.lap("judged");
     judge::nothing_is_left_beside_the_pod(cluster, &scene.nodes)?;
     watch.lap("tidy");
@@ -239,7 +254,7 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
         name: cell.name(),
         struck,
         outcome,
-        settled,
+        settled: took,
         standstill: Duration::from_millis(report.longest_gap_ms),
         says: condition(&last, "Succeeded").2,
     })
@@ -322,11 +337,11 @@ fn is_held_back(scene: &Scene, moment: Moment) -> Result<()> {
 }
 
 /// Waits until the outcome is there, told, and lasts.
-fn settled(cell: &Cell, scene: &Scene) -> Result<Outcome> {
+fn settled(cell: &Cell, scene: &Scene, sentry: &Sentry, patience: Duration) -> Result<Outcome> {
     let may_be_gone = matches!(cell.fault, Fault::User(act) if act.removes_the_migration());
     let (mut outcome, mut looked) = (None, Instant::now());
     let what = "what runs is right and the Migration tells it";
-    scene.cluster.await_that(what, cell.patience(), || {
+    scene.cluster.await_that(what, patience, || {
         // Asking takes from the machine what the migration needs. The watch tells of its end; it may have
         // broken, and the object may go.
         let latest = scene.history.latest();
@@ -339,12 +354,15 @@ fn settled(cell: &Cell, scene: &Scene) -> Result<Outcome> {
         );
         looked = Instant::now();
         let migration = scene.cluster.get("migration", &scene.migration)?;
-        let pods: Vec<Value> = scene
-            .cluster
-            .list("pods", "app=counter")?
-            .into_iter()
-            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
-            .collect();
+        let mut pods = scene.cluster.list("pods", "")?;
+        if migration.is_null() {
+            // Whoever settles what it has left takes its marks away in the end.
+            judge::no_pod_is_marked(&pods)?;
+        }
+        pods.retain(|pod| {
+            let metadata = &pod["metadata"];
+            metadata["labels"]["app"] == NAME && metadata["deletionTimestamp"].is_null()
+        });
         let target_uid = scene.target_uid();
         let source = &scene.source;
         let seen = Seen {
@@ -355,6 +373,7 @@ fn settled(cell: &Cell, scene: &Scene) -> Result<Outcome> {
             may_be_gone,
         };
         let now = seen.outcome()?;
+        judge::what_is_there_runs(scene, sentry, &pods)?;
         // Seen twice: an owner may be about to act.
         let lasts = outcome.replace(now) == Some(now);
         Ok(lasts)

@@ -61,6 +61,8 @@ pub enum Fault {
     KillOperators,
     /// Nothing goes over a link.
     Cut(Link, Length),
+    /// Little goes over a link at a time, until the migration is over.
+    Slow(Link),
     /// The stream between the nodes suffers, until the migration is over.
     Stream(Stream),
     /// The API server stands still: its connections stay open and nobody answers.
@@ -94,6 +96,7 @@ impl Fault {
             Self::KillLeader => "kill_leader".into(),
             Self::KillOperators => "kill_operators".into(),
             Self::Cut(link, length) => format!("cut_{}_{}", link.name(), length.name()),
+            Self::Slow(link) => format!("slow_{}", link.name()),
             Self::Stream(stream) => stream.name().into(),
             Self::PauseApi(length) => format!("pause_api_{}", length.name()),
             Self::FillDisk(role) => format!("fill_disk_of_{}", side(role)),
@@ -126,15 +129,23 @@ impl Fault {
             Self::KillLeader
                 | Self::KillOperators
                 | Self::Cut(Link::Operators, _)
+                | Self::Slow(Link::Operators)
                 | Self::PauseApi(_)
-                | Self::User(Act::StripFinalizer)
                 | Self::Chart(_)
         )
     }
 
     /// It is undone only when the migration is over: its end is not what anybody waits for.
     pub fn goes_on(self) -> bool {
-        matches!(self, Self::Stream(_) | Self::FillDisk(_) | Self::TakeMemory(_) | Self::Chart(_))
+        matches!(
+            self,
+            Self::Slow(_)
+                | Self::Stream(_)
+                | Self::FillDisk(_)
+                | Self::TakeMemory(_)
+                | Self::User(Act::Drain)
+                | Self::Chart(_)
+        )
     }
 
     /// What has to be there before the migration begins.
@@ -158,13 +169,11 @@ impl Fault {
             Self::KillContainer(role) => kill_container(scene, role),
             Self::KillLeader => kill(&nodes::leader(cluster)?.node, Victim::Operator),
             Self::KillOperators => {
-                let mut all: Vec<String> =
-                    nodes::operators(cluster)?.into_iter().map(|pod| pod.node).collect();
-                all.sort();
-                all.dedup();
-                all.iter().try_for_each(|node| kill(node, Victim::Operator))
+                let nodes = nodes::with_operators(cluster)?;
+                nodes.iter().try_for_each(|node| kill(node, Victim::Operator))
             }
             Self::Cut(link, _) => link.cut(scene),
+            Self::Slow(link) => link.slow_down(scene),
             Self::Stream(stream) => stream.disturb(scene),
             Self::PauseApi(_) => pause_api(scene, "-STOP"),
             Self::FillDisk(role) => disk::fill(cluster, scene.node(role), NOTHING),
@@ -186,10 +195,10 @@ impl Fault {
             Self::Kill(..) | Self::KillContainer(_) | Self::KillLeader | Self::KillOperators => {
                 Ok(())
             }
-            Self::Cut(Link::Operators, _) => {
+            Self::Cut(Link::Operators, _) | Self::Slow(Link::Operators) => {
                 nodes::names(cluster)?.iter().try_for_each(|node| link::mend(cluster, node))
             }
-            Self::Cut(..) | Self::Stream(_) => {
+            Self::Cut(..) | Self::Slow(_) | Self::Stream(_) => {
                 scene.nodes.iter().try_for_each(|node| link::mend(cluster, node))
             }
             Self::PauseApi(_) => pause_api(scene, "-CONT"),

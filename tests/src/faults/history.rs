@@ -42,7 +42,7 @@ impl History {
 
     /// The step that was seen last.
     pub fn step(&self) -> Step {
-        step(&self.latest())
+        lock(&self.shared).states.last().map(step).unwrap_or_default()
     }
 
     /// The state that was seen last; null before the first.

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use transship_api::{MigrationStatus, Role, duration, names};
+use transship_api::{MigrationStatus, Role, conditions::reasons, duration, names};
 
 use super::{
+    cell::TRUTH,
     driver::Scene,
+    fault::Fault,
     nodes::{Pair, is_ready},
     outcome::Outcome,
-    sentry::{Looks, Sentry, doubles, ran},
+    sentry::{Looks, Sentry, doubles, ran, turns},
+    stage::NAME,
+    truth::{self, Running},
 };
 use crate::{
     cluster::{Cluster, Pod, condition},
@@ -25,6 +29,10 @@ const CLOCKS: u64 = 100;
 const NOTED: u64 = 2_000;
 /// How soon everybody has to have taken away what he put somewhere.
 const TIDY: Duration = Duration::from_secs(60);
+/// How soon what a status says is told as an event.
+const TOLD: Duration = Duration::from_secs(30);
+/// Label of endpoints with their Service's name.
+const SERVICE: &str = "kubernetes.io/service-name";
 
 /// Never two copies; and the target ran only if that was decided, and not before it says so.
 pub fn one_copy_ran(
@@ -55,6 +63,17 @@ pub fn one_copy_ran(
     Ok(())
 }
 
+/// The turn to run has passed to the target only by a Commit, and back only by a resolution.
+pub fn every_turn_was_due(scene: &Scene, looks: &Looks) -> Result<()> {
+    let status = scene.latest()?["status"].clone();
+    let target = status["target"]["podUID"].as_str().unwrap_or_default();
+    let causes = [status["decision"] == "Commit", !status["resolution"].is_null()];
+    let due = causes.into_iter().filter(|cause| *cause).count();
+    let passed = turns(looks, &scene.source.uid, target);
+    ensure!(passed <= due, "the turn passed {passed} times, and {due} were due: {looks:?}");
+    Ok(())
+}
+
 /// When the target says that it was let go on, as a Unix time in milliseconds. A Cold one says it when
 /// everything has started.
 fn resumed(status: &Value) -> Result<Option<u64>> {
@@ -82,6 +101,40 @@ pub fn it_goes_on_meanwhile(scene: &Scene, sentry: &Sentry, patience: Duration) 
         .await_that("the source goes on by itself", patience, || Ok(sentry.sees(node, source)))
 }
 
+/// Soon after the fault's end, however much of its course is before it, the Migration says what is so.
+pub fn it_tells_what_runs(scene: &Scene, sentry: &Sentry, fault: Fault) -> Result<()> {
+    let may_be_down = matches!(fault, Fault::PowerOff(Role::Source, _) | Fault::User(_));
+    scene.cluster.await_that("the Migration says what runs", TRUTH, || {
+        let migration = scene.cluster.get("migration", &scene.migration)?;
+        if migration.is_null() {
+            // Whether it may be gone is judged with the outcome.
+            return Ok(true);
+        }
+        let target = migration["status"]["target"]["podUID"].as_str().unwrap_or_default();
+        let running = Running {
+            source: sentry.sees(scene.node(Role::Source), &scene.source.uid),
+            target: sentry.sees(scene.node(Role::Target), target),
+        };
+        truth::tells(&migration, running, may_be_down).map(|()| true)
+    })
+}
+
+/// The one pod that is there runs, or there is none and neither of the Migration's does. What passes for Ready may
+/// have ended a moment ago.
+pub fn what_is_there_runs(scene: &Scene, sentry: &Sentry, pods: &[Value]) -> Result<()> {
+    if let [pod] = pods {
+        let pod = Pod::of(pod);
+        ensure!(sentry.sees(&pod.node, &pod.uid), "{} on {} does not run", pod.name, pod.node);
+        return Ok(());
+    }
+    for pod in [&scene.source.uid, &scene.target_uid()] {
+        for node in scene.nodes {
+            ensure!(!sentry.sees(node, pod), "{pod} still runs on {node}");
+        }
+    }
+    Ok(())
+}
+
 /// No number was lost or came twice; what went on with its connections is still answered on them.
 /// Gives what the client saw.
 pub fn the_client_was_served(
@@ -106,42 +159,118 @@ pub fn the_client_was_served(
     Ok(report)
 }
 
+/// The Migration's events say that its checks have passed, if they have, and how it has ended, if it has.
+pub fn it_is_told(cluster: &Cluster, migration: &Value) -> Result<()> {
+    let worth_telling = [
+        ("Admitted", "True", "Normal"),
+        ("Succeeded", "True", "Normal"),
+        ("Succeeded", "False", "Warning"),
+    ];
+    let is = |of: &str, status: &str| condition(migration, of).0 == status;
+    let worth_telling = worth_telling.into_iter().filter(|(of, status, _)| is(of, status));
+    let told: Vec<(&str, &str)> = worth_telling.map(|(of, _, kind)| (kind, of)).collect();
+    if told.is_empty() { Ok(()) } else { events_tell(cluster, migration, &told) }
+}
+
+/// For each kind of event with a condition of the Migration there is one of it that says what the condition says.
+pub fn events_tell(cluster: &Cluster, migration: &Value, told: &[(&str, &str)]) -> Result<()> {
+    let uid = migration["metadata"]["uid"].as_str().context("no UID")?;
+    let of_it = format!("involvedObject.uid={uid}");
+    cluster.await_that("events tell of it", TOLD, || {
+        let events = events(cluster, &of_it)?;
+        for (kind, of) in told {
+            let (_, reason, message) = condition(migration, of);
+            let tells = |event: &Value| {
+                // It may be cut.
+                let said = event["message"].as_str().unwrap_or_default();
+                event["type"] == *kind
+                    && event["reason"] == reason.as_str()
+                    && !said.is_empty()
+                    && message.starts_with(said)
+            };
+            ensure!(events.iter().any(tells), "none is {kind}, {reason}: {message}: {events:#?}");
+        }
+        Ok(true)
+    })
+}
+
+/// An event of a pod says how a Migration that vanished has been settled.
+pub fn its_vanishing_is_told(cluster: &Cluster, migration: &Value) -> Result<()> {
+    let uid = migration["metadata"]["uid"].as_str().context("no UID")?;
+    let of_such = format!("reason={}", reasons::MIGRATION_VANISHED);
+    cluster.await_that("an event tells that it vanished", TOLD, || {
+        let events = events(cluster, &of_such)?;
+        let tells = |event: &Value| {
+            // Before that is settled there may be a Warning.
+            event["type"] == "Normal"
+                && event["message"].as_str().is_some_and(|said| said.contains(uid))
+        };
+        ensure!(events.iter().any(tells), "none tells of {uid}: {events:#?}");
+        Ok(true)
+    })
+}
+
+fn events(cluster: &Cluster, selector: &str) -> Result<Vec<Value>> {
+    let list = cluster.kubectl(&["get", "events", "--field-selector", selector, "-o", "json"])?;
+    let list: Value = serde_json::from_str(&list)?;
+    Ok(list["items"].as_array().cloned().unwrap_or_default())
+}
+
 /// Nothing of the migration is left while the pod runs on.
 pub fn nothing_is_left_beside_the_pod(cluster: &Cluster, nodes: &Pair) -> Result<()> {
     cluster.await_that("no mark or target pod is left", TIDY, || {
-        for migration in cluster.list("migrations", "")? {
-            let (succeeded, _, message) = condition(&migration, "Succeeded");
+        // Asked at once: each question takes from the machine what the other lanes need.
+        let all = cluster.list(&format!("{MARKED},services,endpointslices"), "")?;
+        for migration in of_kind(&all, "Migration") {
+            let (succeeded, _, message) = condition(migration, "Succeeded");
             let name = &migration["metadata"]["name"];
             ensure!(matches!(succeeded.as_str(), "True" | "False"), "{name} goes on: {message}");
         }
-        no_mark_is_left(cluster)?;
-        the_service_leads_to_the_pod(cluster)?;
+        bears_no_mark(cluster, &all)?;
+        the_service_leads_to_the_pod(&all)?;
         Ok(true)
     })?;
     nodes.iter().try_for_each(|node| no_record_is_left(cluster, node))
 }
 
+/// Kinds of objects that may bear a sign of a migration.
+const MARKED: &str = "migrations,pods,secrets";
+
+fn of_kind<'a>(all: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    all.iter().filter(move |object| object["kind"] == kind)
+}
+
 /// No object of the namespace, and not the namespace itself, bears a sign of a migration.
 pub fn no_mark_is_left(cluster: &Cluster) -> Result<()> {
-    for migration in cluster.list("migrations", "")? {
+    bears_no_mark(cluster, &cluster.list(MARKED, "")?)
+}
+
+/// No pod bears a sign of a migration.
+pub fn no_pod_is_marked<'a>(pods: impl IntoIterator<Item = &'a Value>) -> Result<()> {
+    for pod in pods {
+        let (name, metadata) = (Pod::of(pod).name, &pod["metadata"]);
+        let label = &metadata["labels"][names::MIGRATION_LABEL];
+        ensure!(label.is_null(), "{name} is still marked: {metadata:#}");
+        let claim = &metadata["annotations"][names::CLAIM];
+        ensure!(claim.is_null(), "{name} is still claimed: {claim}");
+    }
+    Ok(())
+}
+
+fn bears_no_mark(cluster: &Cluster, all: &[Value]) -> Result<()> {
+    for migration in of_kind(all, "Migration") {
         let metadata = &migration["metadata"];
         let finalizers = metadata["finalizers"].as_array();
         ensure!(finalizers.is_none_or(Vec::is_empty), "it is not forgotten: {metadata:#}");
         let witness = &metadata["annotations"][names::WITNESS];
         ensure!(witness.is_null(), "the Migration still refers to the pod's owner: {metadata:#}");
     }
-    for pod in cluster.list("pods", "")? {
-        let (name, metadata) = (Pod::of(&pod).name, &pod["metadata"]);
-        let label = &metadata["labels"][names::MIGRATION_LABEL];
-        ensure!(label.is_null(), "{name} is still marked: {metadata:#}");
-        let claim = &metadata["annotations"][names::CLAIM];
-        ensure!(claim.is_null(), "{name} is still claimed: {claim}");
-    }
+    no_pod_is_marked(of_kind(all, "Pod"))?;
     let ours = |secret: &Value| {
         let name = secret["metadata"]["name"].as_str().unwrap_or_default();
         name.starts_with(&names::manifest_secrets("")[0])
     };
-    ensure!(!cluster.list("secrets", "")?.iter().any(ours), "the manifest is still stored");
+    ensure!(!of_kind(all, "Secret").any(ours), "the manifest is still stored");
     let namespace = cluster.get("namespace", &cluster.namespace)?["metadata"].clone();
     let mut marks = namespace["annotations"].as_object().into_iter().flatten();
     ensure!(
@@ -153,12 +282,14 @@ pub fn no_mark_is_left(cluster: &Cluster) -> Result<()> {
 }
 
 /// Where there is one pod of the example application, its Service has it and no other.
-fn the_service_leads_to_the_pod(cluster: &Cluster) -> Result<()> {
-    let mut pods = cluster.list("pods", "app=counter")?;
-    pods.retain(is_ready);
+fn the_service_leads_to_the_pod(all: &[Value]) -> Result<()> {
+    let mut pods: Vec<&Value> = of_kind(all, "Pod").collect();
+    pods.retain(|pod| pod["metadata"]["labels"]["app"] == NAME && is_ready(pod));
     let [pod] = pods.as_slice() else { return Ok(()) };
-    let slices = cluster.list("endpointslices", "kubernetes.io/service-name=counter")?;
-    if slices.is_empty() && cluster.get("service", "counter")?.is_null() {
+    let of_it = |slice: &&Value| slice["metadata"]["labels"][SERVICE] == NAME;
+    let slices: Vec<&Value> = of_kind(all, "EndpointSlice").filter(of_it).collect();
+    let leads_there = |service: &Value| service["metadata"]["name"] == NAME;
+    if slices.is_empty() && !of_kind(all, "Service").any(leads_there) {
         return Ok(());
     }
     let endpoints = slices.iter().filter_map(|slice| slice["endpoints"].as_array()).flatten();

@@ -8,8 +8,12 @@ use crate::cluster::Cluster;
 
 /// The port on which agents take each other's data.
 const DATA: u16 = 9441;
+/// Of a slow way between nodes: a pod's state takes its time.
+const STREAM_PACE: &str = "40mbit";
+/// Of a slow way to the API server: every call takes its time, and none its caller's patience.
+const CALLS_PACE: &str = "256kbit";
 
-/// What can be cut.
+/// What can be cut or slowed down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Link {
     /// Between the two nodes.
@@ -29,8 +33,6 @@ pub enum Stream {
     Corrupted,
     /// It ends in the middle.
     Truncated,
-    /// It comes at the pace of an old telephone line.
-    Slow,
 }
 
 impl Link {
@@ -58,11 +60,7 @@ impl Link {
                 add(cluster, scene.node(Role::Source), &(to_peer + &from_peer(&peer)))
             }
             Self::All(role) => {
-                let other = match role {
-                    Role::Source => Role::Target,
-                    Role::Target => Role::Source,
-                };
-                let peer = nodes::address(cluster, scene.node(other))?;
+                let peer = nodes::address(cluster, scene.node(other(role)))?;
                 let to_all = chain("output", &format!("ip daddr {{ {peer}, {} }} drop", api()?));
                 add(cluster, scene.node(role), &(to_all + &from_peer(&peer)))
             }
@@ -77,6 +75,34 @@ impl Link {
             }),
         }
     }
+
+    /// Lets what its near end sends over it wait there until [`mend`]; what comes back waits for that.
+    pub fn slow_down(self, scene: &Scene) -> Result<()> {
+        let cluster = scene.cluster;
+        let api = || nodes::api_server(cluster);
+        let address = |role| nodes::address(cluster, scene.node(role));
+        match self {
+            Self::Nodes => {
+                slow(cluster, scene.node(Role::Source), &[address(Role::Target)?], STREAM_PACE)
+            }
+            Self::Api(role) => slow(cluster, scene.node(role), &[api()?], CALLS_PACE),
+            Self::All(role) => {
+                slow(cluster, scene.node(role), &[api()?, address(other(role))?], CALLS_PACE)
+            }
+            Self::Operators => {
+                let to = [api()?];
+                let nodes = nodes::with_operators(cluster)?;
+                nodes.iter().try_for_each(|node| slow(cluster, node, &to, CALLS_PACE))
+            }
+        }
+    }
+}
+
+fn other(role: Role) -> Role {
+    match role {
+        Role::Source => Role::Target,
+        Role::Target => Role::Source,
+    }
 }
 
 impl Stream {
@@ -85,7 +111,6 @@ impl Stream {
         match self {
             Self::Corrupted => "corrupt_the_stream",
             Self::Truncated => "truncate_the_stream",
-            Self::Slow => "slow_the_stream",
         }
     }
 
@@ -104,11 +129,6 @@ impl Stream {
             Self::Truncated => {
                 add(cluster, node, &chain("output", &format!("{stream} reject with tcp reset")))
             }
-            Self::Slow => {
-                let shape =
-                    "tc qdisc replace dev eth0 root tbf rate 40mbit burst 64kbit latency 400ms";
-                cluster.on_node(node, &["sh", "-c", shape]).map(drop)
-            }
         }
     }
 }
@@ -120,6 +140,20 @@ fn chain(hook: &str, rule: &str) -> String {
 
 fn add(cluster: &Cluster, node: &str, chains: &str) -> Result<()> {
     let script = format!("nft -f - <<'END'\ntable inet test_fault {{\n{chains}}}\nEND\n");
+    cluster.on_node(node, &["sh", "-c", &script]).map(drop)
+}
+
+/// What a node sends to these addresses goes at this pace, and all else as ever. The kernel has no netem, by
+/// which it could come later or not at all.
+fn slow(cluster: &Cluster, node: &str, to: &[String], pace: &str) -> Result<()> {
+    let mut script = format!(
+        "tc qdisc delete dev eth0 root 2>/dev/null; set -e; tc qdisc add dev eth0 root handle 1: htb; \
+         tc class add dev eth0 parent 1: classid 1:1 htb rate {pace} quantum 1514"
+    );
+    for address in to {
+        script += "; tc filter add dev eth0 parent 1: protocol ip u32 match ip dst ";
+        script += &format!("{address}/32 flowid 1:1");
+    }
     cluster.on_node(node, &["sh", "-c", &script]).map(drop)
 }
 

@@ -15,11 +15,13 @@ pub mod judge;
 pub mod link;
 pub mod moment;
 pub mod nodes;
+pub mod order;
 pub mod outcome;
 pub mod probe;
 pub mod sentry;
 pub mod stage;
 pub mod table;
+pub mod truth;
 pub mod user;
 pub mod version;
 

@@ -1,6 +1,6 @@
 //! The sandbox around a cell: where the operators are, and that everything is well before and after.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -48,6 +48,11 @@ fn ours(cluster: &Cluster, selector: &str) -> Result<Vec<Value>> {
 pub fn operators(cluster: &Cluster) -> Result<Vec<Pod>> {
     let pods = ours(cluster, "app.kubernetes.io/component=operator")?;
     Ok(pods.iter().map(Pod::of).collect())
+}
+
+/// The nodes that have one or more of them.
+pub fn with_operators(cluster: &Cluster) -> Result<BTreeSet<String>> {
+    Ok(operators(cluster)?.into_iter().map(|pod| pod.node).collect())
 }
 
 /// The operator that leads.

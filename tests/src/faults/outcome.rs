@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use transship_api::Step;
+use transship_api::{Step, conditions::reasons};
 
 use super::nodes::restarts;
 use crate::cluster::{Pod, condition};
@@ -143,7 +143,7 @@ fn tells(migration: &Value, outcome: Outcome) -> Result<()> {
             is("decision", "Commit")?;
             is("phase", "Succeeded")?;
             none("resolution")?;
-            ensure!(succeeded == "True", "{outcome}, but {says}");
+            ensure!(succeeded == "True" && reason == reasons::MIGRATED, "{outcome}, but {says}");
             ensure!(!status["resumedAt"].is_null() && !status["downtime"].is_null(), "no downtime");
         }
         Outcome::Stayed | Outcome::Restarted => {
@@ -159,7 +159,8 @@ fn tells(migration: &Value, outcome: Outcome) -> Result<()> {
             is("resolution", "SourceResumes")?;
             is("phase", "Failed")?;
             none("resumedAt")?;
-            ensure!(succeeded == "False" && reason == "TargetLost", "{outcome}, but {says}");
+            let is_lost = succeeded == "False" && reason == reasons::TARGET_LOST;
+            ensure!(is_lost, "{outcome}, but {says}");
             ensure!(message.contains("in its state of "), "of when is not said ({says})");
         }
         // The pod is another matter by now. The Migration has ended, and says whether the target ran.
@@ -191,8 +192,9 @@ mod tests {
     }
 
     fn migration(step: &str, succeeded: &str, more: Value) -> Value {
+        let reason = if succeeded == "True" { reasons::MIGRATED } else { "Because" };
         let mut status = json!({"step": step, "phase": step, "conditions": [
-            {"type": "Succeeded", "status": succeeded, "reason": "Because", "message": "of this"},
+            {"type": "Succeeded", "status": succeeded, "reason": reason, "message": "of this"},
             {"type": "Reconciling", "status": "False"}]});
         let fields = more.as_object().cloned().unwrap_or_default();
         status.as_object_mut().unwrap().extend(fields);

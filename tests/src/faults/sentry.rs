@@ -152,6 +152,18 @@ pub fn doubles(looks: &Looks, counted: impl Fn(&str) -> bool) -> Option<String> 
     None
 }
 
+/// How often the turn to run passed between two copies.
+pub fn turns(looks: &Looks, one: &str, other: &str) -> usize {
+    let mut running: Vec<&str> = looks
+        .iter()
+        .flat_map(|(_, look)| {
+            [one, other].into_iter().filter(move |copy| look.running.contains(*copy))
+        })
+        .collect();
+    running.dedup();
+    running.len().saturating_sub(1)
+}
+
 fn ran_since(looks: &Looks, pod: &str, since: u64) -> bool {
     // What was told last on each node still is.
     let mut then: BTreeMap<&str, bool> = BTreeMap::new();
@@ -193,6 +205,11 @@ mod tests {
         assert!(
             ran_since(&moved, "t", 3) && ran_since(&moved, "t", 5) && !ran_since(&moved, "u", 0)
         );
+        assert_eq!(turns(&moved, "s", "t"), 1);
+        let back = [("node-b", look(5, &[])), ("node-a", look(6, &["s"]))];
+        let to_and_fro: Looks = moved.iter().cloned().chain(back).collect();
+        assert_eq!(turns(&to_and_fro, "s", "t"), 2);
+        assert_eq!(turns(&to_and_fro, "s", "u"), 0);
         let beside = vec![("node-a", look(1, &["s", "s again"]))];
         assert!(doubles(&beside, |pod| pod == "s").is_some());
         let twice = vec![("node-a", look(1, &["s"])), ("node-b", look(4, &["t"]))];

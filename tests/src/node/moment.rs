@@ -66,11 +66,14 @@ impl Moment {
             Self::Journal(kind) if journalled(kind) => Is::Now,
             // CRIU makes its log when it begins to dump, and not when it is asked for its version.
             Self::Criu if side.is_some_and(Side::has_begun_to_dump) => stopped(),
-            Self::Restore if process::holding().is_some() || journalled("voted") => Is::Over,
-            Self::Restore
-                if side.is_some_and(Side::has_begun_to_restore) && process::criu_rebuilds() =>
-            {
-                stopped()
+            Self::Restore if journalled("voted") => Is::Over,
+            // Not before that: all processes are looked through.
+            Self::Restore if side.is_some_and(Side::has_begun_to_restore) => {
+                match process::holding() {
+                    Some(_) => Is::Over,
+                    None if process::criu_rebuilds() => stopped(),
+                    None => Is::Coming,
+                }
             }
             Self::Hold if process::holding().is_some() => Is::Now,
             Self::Hold if journalled("voted") => Is::Over,
