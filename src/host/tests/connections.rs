@@ -137,6 +137,19 @@ fn both_ends_learn_of_a_destroyed_connection_and_other_sockets_stay() {
     }
 }
 
+#[test]
+fn a_peer_that_has_missed_an_answer_learns_of_the_end_all_the_same() {
+    let Some(cable) = Cable::lay() else { return };
+    let (pod, node) = (cable.pod(), cable.node());
+    let (mut client, mut served) = connect(&node, &pod, &format!("{POD}:0"));
+    pod.close("nft".as_ref(), &["eth0".into()]).unwrap();
+    served.write_all(b"missed").unwrap();
+    pod.let_resets_out("nft".as_ref(), &["eth0".into()]).unwrap();
+    assert_eq!(pod.destroy_connections(is_outside).unwrap(), 1);
+    let error = client.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "the peer was not told");
+}
+
 /// What TCP waits for on a connection of the namespace, by the port at this end: 1 is the time to send again, 4 the
 /// time to try what could not be sent.
 fn timer(namespace: &NetNs, port: u16) -> String {

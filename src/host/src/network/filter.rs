@@ -48,8 +48,11 @@ impl NetNs {
         self.apply(nft, &open_rules())
     }
 
-    /// Lets only a TCP connection's end out, with the address resolution that it needs; what else comes or
-    /// goes is dropped. Undone by [`NetNs::open`].
+    /// Lets only a TCP connection's end out, and in what may be answered with it, with the address resolution
+    /// that both need; what else comes or goes is dropped. Undone by [`NetNs::open`].
+    ///
+    /// A peer that has missed an answer asks back before it believes a reset (RFC 5961, section 3.2), and one that
+    /// has missed the reset sends its request again.
     pub fn let_resets_out(&self, nft: &Path, devices: &[String]) -> Result<()> {
         self.apply_losing(nft, |lost| reset_rules(devices, lost))
     }
@@ -129,8 +132,9 @@ fn no_syn_rules(devices: &[String]) -> Result<String> {
 fn reset_rules(devices: &[String], lost: &str) -> Result<String> {
     const NEIGHBOURS: &str = "policy drop; ether type arp accept; \
         icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept;";
+    let into = format!("{NEIGHBOURS} tcp flags & (syn | ack) == ack accept;");
     let out = format!("{NEIGHBOURS} tcp flags & rst == rst accept; {lost}");
-    table(devices, &[("ingress", NEIGHBOURS), ("egress", &out)])
+    table(devices, &[("ingress", &into), ("egress", &out)])
 }
 
 /// A chain for each device and hook, with the hook's rules.
