@@ -97,10 +97,11 @@ fn goes_with_its_owner(observed: &Observed) -> Option<Next> {
 }
 
 /// The target's holder has read `resumedAt` and said so, or its node has been removed from the
-/// cluster.
+/// cluster. What is put together of a Migration that has vanished says `resumedAt` only where that is settled.
 fn is_confirmed(observed: &Observed) -> bool {
     let resumed = observed.target_word().outcome == Some(TargetOutcome::Resumed);
-    may_release_source(observed.recorded()) && (resumed || observed.target_node_gone)
+    may_release_source(observed.recorded())
+        && (resumed || observed.target_node_gone || observed.vanished)
 }
 
 /// Nothing of the source's place is taken away before the target is confirmed.

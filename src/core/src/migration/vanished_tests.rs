@@ -325,7 +325,7 @@ fn what_the_pods_tell_is_put_together() {
 }
 
 #[test]
-fn a_node_that_has_left_says_nothing_more() {
+fn a_node_that_has_left_or_forgotten_says_nothing_more() {
     let mut world = World::admitted();
     run_until(&mut world, |w| w.freeze);
     name_pods(&mut world);
@@ -334,8 +334,10 @@ fn a_node_that_has_left_says_nothing_more() {
         report.closed = true;
     });
     assert_eq!(fate(&world.seen), None);
-    world.seen.target_node_gone = true;
+    world.seen.target = Side::NotStarted;
     assert_eq!(fate(&world.seen), Some(Fate::Moved), "it ends on the target's last word alone");
+    world.seen.target_node_gone = true;
+    assert_eq!(fate(&world.seen), Some(Fate::Moved));
     let Controller { uid, .. } = owner();
     let source = world.seen.source_pod.as_mut().unwrap();
     assert_eq!(source.metadata.owner_references.take().unwrap()[0].uid, uid);
