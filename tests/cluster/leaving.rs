@@ -66,7 +66,7 @@ fn goes_back(asked: Asked) -> Result<()> {
     scene.history.kept_its_word()
 }
 
-/// kubelet registers its node when it starts, and an agent learns when it starts which one it is on.
+/// kubelet registers its node when it starts; the agent's pod may have been one of the former node's.
 fn joins_again(cluster: &Cluster, node: &str) -> Result<()> {
     // The agent may have gone with the node.
     let kill = |victim: Victim| {

@@ -160,6 +160,13 @@ impl Cluster {
     pub async fn core_node(&self, name: &str) -> anyhow::Result<Option<corev1::Node>> {
         answer(Api::<corev1::Node>::all(self.client.clone()).get_opt(name)).await
     }
+
+    /// The UID of the cluster's own node object: another one when the node was removed and has come back.
+    pub async fn core_node_uid(&self, name: &str) -> anyhow::Result<Option<String>> {
+        let nodes: Api<corev1::Node> = Api::all(self.client.clone());
+        let found = answer(nodes.get_metadata_opt(name)).await?;
+        Ok(found.and_then(|node| node.metadata.uid))
+    }
 }
 
 /// A side's Migration.

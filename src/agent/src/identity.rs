@@ -1,11 +1,11 @@
-//! Who this agent is: its node's name, UID and address, as the cluster knows them.
+//! Who this agent is: its node's name and address, as the cluster knows them.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use k8s_openapi::api::core::v1 as corev1;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client};
 
 use crate::args::Args;
 
@@ -14,8 +14,6 @@ use crate::args::Args;
 pub struct Identity {
     /// The node's name.
     pub node: String,
-    /// UID of the core Node; tokens are bound to it.
-    pub node_uid: String,
     /// For the operator.
     pub control: SocketAddr,
     /// For other agents.
@@ -38,11 +36,8 @@ pub async fn discover(client: &Client, args: &Args) -> anyhow::Result<Identity> 
     let ip = args.node_ip.or_else(|| internal_ip(&node)).ok_or_else(|| {
         anyhow::anyhow!("node {} has no InternalIP; start the agent with NODE_IP", args.node_name)
     })?;
-    let node_uid =
-        node.uid().ok_or_else(|| anyhow::anyhow!("node {} has no UID", args.node_name))?;
     Ok(Identity {
         node: args.node_name.clone(),
-        node_uid,
         control: SocketAddr::new(ip, args.grpc_port),
         data: SocketAddr::new(ip, args.data_port),
         admin: SocketAddr::new(ip, args.metrics_port),

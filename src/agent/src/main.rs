@@ -184,9 +184,8 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
     tracker.spawn(
         token::Tokens {
             args: args.clone(),
-            client: client.clone(),
+            cluster: cluster.clone(),
             host: host.clone(),
-            identity: identity.clone(),
             telemetry: telemetry.clone(),
             side: side.clone(),
         }

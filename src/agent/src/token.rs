@@ -1,6 +1,7 @@
 //! What holders need to read the API by themselves, whether an agent runs or not: the server's
 //! address, its authority, and a token bound to the core Node object, renewed at half its life.
-//! The token dies with the node's object; it can do what the agents' service account can.
+//! The token dies with the node's object, and is renewed when there is another one of that name; it can do
+//! what the agents' service account can.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,13 +14,13 @@ use k8s_openapi::api::authentication::v1::{
 };
 use k8s_openapi::api::core::v1 as corev1;
 use kube::api::PostParams;
-use kube::{Api, Client, Config};
+use kube::{Api, Config};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use transship_host::{HostRoot, files};
 
 use crate::args::Args;
-use crate::identity::Identity;
+use crate::cluster::Cluster;
 use crate::install::HostSide;
 use crate::telemetry::Telemetry;
 
@@ -32,6 +33,8 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How often is looked whether the files are still there.
 const LOOK: Duration = Duration::from_secs(5);
+/// How often is looked whether the node's object is still the one that the token is bound to.
+const NODE_LOOK: Duration = Duration::from_secs(30);
 /// The files, see [`HostRoot::api`]. The token last: it is of use with the others alone.
 const FILES: [&str; 4] = ["server", "ca.crt", "namespace", "token"];
 
@@ -39,16 +42,22 @@ const FILES: [&str; 4] = ["server", "ca.crt", "namespace", "token"];
 pub struct Tokens {
     /// What the agent was told.
     pub args: Args,
-    /// Client of the API.
-    pub client: Client,
+    /// The API.
+    pub cluster: Cluster,
     /// The host.
     pub host: HostRoot,
-    /// Who this is.
-    pub identity: Arc<Identity>,
     /// Gauges.
     pub telemetry: Arc<Telemetry>,
     /// What is installed: what goes with it is not made again.
     pub side: watch::Receiver<HostSide>,
+}
+
+/// A token that was had.
+struct Renewed {
+    /// How long it lives.
+    life: Duration,
+    /// The UID of the core Node that it is bound to.
+    node_uid: String,
 }
 
 impl Tokens {
@@ -68,10 +77,16 @@ impl Tokens {
         while side.wait_for(|side| !side.parted).await.is_ok() {
             let renewed = tokio::time::timeout(REQUEST_LIMIT, self.renew()).await;
             match renewed.map_err(anyhow::Error::from).and_then(|result| result) {
-                Ok(life) => {
+                Ok(Renewed { life, node_uid }) => {
                     pause = RETRY.0;
-                    if tokio::time::timeout(life / 2, missing(&dir, LOOK)).await.is_ok() {
-                        tracing::warn!(dir = %dir.display(), "what holders need to read the API is gone, and is made again");
+                    tokio::select! {
+                        () = tokio::time::sleep(life / 2) => {}
+                        () = missing(&dir, LOOK) => {
+                            tracing::warn!(dir = %dir.display(), "what holders need to read the API is gone, and is made again");
+                        }
+                        () = self.replaced(&node_uid) => {
+                            tracing::warn!(node_uid, "the node has another object, to which the holders' token is bound from now on");
+                        }
                     }
                 }
                 Err(error) => {
@@ -83,9 +98,26 @@ impl Tokens {
         }
     }
 
-    /// Asks for a token and writes everything; returns how long the token lives.
-    async fn renew(&self) -> anyhow::Result<Duration> {
-        let status = self.request().await?;
+    /// Returns when the node has another object than that of this UID. While it has none no token is to be had.
+    async fn replaced(&self, uid: &str) {
+        loop {
+            tokio::time::sleep(NODE_LOOK).await;
+            if self.node_uid().await.is_ok_and(|now| now != uid) {
+                return;
+            }
+        }
+    }
+
+    async fn node_uid(&self) -> anyhow::Result<String> {
+        let name = &self.args.node_name;
+        let uid = self.cluster.core_node_uid(name).await?;
+        uid.with_context(|| format!("the cluster has no node {name}"))
+    }
+
+    /// Asks for a token and writes everything.
+    async fn renew(&self) -> anyhow::Result<Renewed> {
+        let node_uid = self.node_uid().await?;
+        let status = self.request(&node_uid).await?;
         let end = status.expiration_timestamp.context("the token has no end")?.0;
         let token = status.token.context("the answer has no token")?;
         let life = end.duration_since(jiff::Timestamp::now());
@@ -96,19 +128,19 @@ impl Tokens {
         self.write(&config, &token)?;
         self.telemetry.token_end.set(end.as_second());
         tracing::debug!(until = %end, "the holders' token was renewed");
-        Ok(life)
+        Ok(Renewed { life, node_uid })
     }
 
-    async fn request(&self) -> anyhow::Result<TokenRequestStatus> {
+    async fn request(&self, node_uid: &str) -> anyhow::Result<TokenRequestStatus> {
         let accounts: Api<corev1::ServiceAccount> =
-            Api::namespaced(self.client.clone(), &self.args.namespace);
+            Api::namespaced(self.cluster.client.clone(), &self.args.namespace);
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
                 bound_object_ref: Some(BoundObjectReference {
                     api_version: Some("v1".into()),
                     kind: Some("Node".into()),
-                    name: Some(self.identity.node.clone()),
-                    uid: Some(self.identity.node_uid.clone()),
+                    name: Some(self.args.node_name.clone()),
+                    uid: Some(node_uid.to_owned()),
                 }),
                 expiration_seconds: Some(LIFE.as_secs() as i64),
                 ..TokenRequestSpec::default()

@@ -13,6 +13,8 @@ use super::handover::Labels;
 /// Finalizer of a Job's pods: with it a pod that has ended is still to be counted. A pod that is the
 /// Job's and lacks it passes for counted, and one that has it and is deleted for failed.
 pub const JOB_TRACKING: &str = "batch.kubernetes.io/job-tracking";
+/// Annotation by which a ReplicaSet that has a pod too many chooses among those that are not Ready; the least first.
+pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// What a controller is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,6 +29,17 @@ pub enum Record {
     Resolution(Resolution),
 }
 
+/// How the source leaves its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaves {
+    /// It has left.
+    Before,
+    /// Labels and claim come off.
+    Stripped,
+    /// It keeps both until it goes. Meanwhile its owner has one pod too many, and this is to be the one.
+    AsSurplus,
+}
+
 /// Something to be done. Every action may be repeated and finds its work done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
@@ -53,8 +64,8 @@ pub enum Action {
         claim: OwnerReference,
         /// What the target's labels still lack.
         labels: Labels,
-        /// The source still bears labels or a claim.
-        strip_source: bool,
+        /// How the source leaves it, which comes first.
+        source: Leaves,
     },
     /// Take all labels off the source that somebody may select it by.
     StripSource,

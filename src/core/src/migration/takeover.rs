@@ -15,9 +15,11 @@ use transship_api::{Network, Step, names};
 use transship_protocol::{Decision, PodSeen, TargetOutcome, may_release_source};
 
 use super::handover::{Partition, is_claimed_by, labels_to_hand_over, partition, selects};
-use super::owner::Controller;
-use super::plan::{Action, LOOK_AGAIN, Plan, reached};
-use super::state::{Observed, Owner, Role, Stage, any_container_runs, ready_bound, ready_since};
+use super::owner::{Controller, Kind};
+use super::plan::{Action, LOOK_AGAIN, Leaves, Plan, reached};
+use super::state::{
+    Observed, Owner, Role, Side, Stage, any_container_runs, ready_bound, ready_since,
+};
 use super::status::Draft;
 use super::voting::{describe_waiting, hints};
 
@@ -95,10 +97,11 @@ fn goes_with_its_owner(observed: &Observed) -> Option<Next> {
 }
 
 /// The target's holder has read `resumedAt` and said so, or its node has been removed from the
-/// cluster.
+/// cluster. What is put together of a Migration that has vanished says `resumedAt` only where that is settled.
 fn is_confirmed(observed: &Observed) -> bool {
     let resumed = observed.target_word().outcome == Some(TargetOutcome::Resumed);
-    may_release_source(observed.recorded()) && (resumed || observed.target_node_gone)
+    may_release_source(observed.recorded())
+        && (resumed || observed.target_node_gone || observed.vanished)
 }
 
 /// Nothing of the source's place is taken away before the target is confirmed.
@@ -146,18 +149,47 @@ fn takes_over(observed: &Observed, now: Timestamp) -> Option<Next> {
     }
     (!claimed).then_some(())?;
     let owner = owner?;
+    // Nobody holds back what its controller makes while neither pod is claimed, as there is no Migration any more.
+    let has_both = observed.vanished && owner.kind == Kind::ReplicaSet;
+    if has_both && source_is_ending(observed) {
+        return Some(Next {
+            step: Step::HandingOver,
+            actions: vec![],
+            message: ends_shown(observed),
+            again: Duration::from_millis(500),
+        });
+    }
     let mut wanted = parts.at_once;
     wanted.extend(parts.with_claim);
+    let source = match &observed.source_pod {
+        Some(source) if has_both && is_surplus(source, target, owner) => Leaves::AsSurplus,
+        Some(source) if is_selectable(source) => Leaves::Stripped,
+        _ => Leaves::Before,
+    };
     Some(Next {
         step: Step::HandingOver,
-        actions: vec![Action::MoveClaim {
-            claim: owner.claim(),
-            labels: wanted,
-            strip_source: observed.source_pod.as_ref().is_some_and(is_selectable),
-        }],
+        actions: vec![Action::MoveClaim { claim: owner.claim(), labels: wanted, source }],
         message: format!("{} {} gets the target pod", owner.kind.as_str(), owner.name),
         again: Duration::ZERO,
     })
+}
+
+/// A node that answers has said that the source has ended, and its kubelet is about to show it.
+fn source_is_ending(observed: &Observed) -> bool {
+    let answers = matches!(observed.source, Side::Reporting(_)) && !observed.source_node_gone;
+    let is_there = |pod: &&Pod| pod.metadata.deletion_timestamp.is_none();
+    answers && observed.source_pod.as_ref().filter(is_there).is_some_and(any_container_runs)
+}
+
+/// Whether a ReplicaSet that has a pod too many with both of them ends the source: what is not Running goes first,
+/// then what is not Ready.
+fn is_surplus(source: &Pod, target: &Pod, owner: &Controller) -> bool {
+    let phase = target.status.as_ref().and_then(|status| status.phase.as_deref());
+    is_claimed_by(source, &owner.uid)
+        && !any_container_runs(source)
+        && ready_since(source).is_none()
+        && phase == Some("Running")
+        && ready_since(target).is_some()
 }
 
 fn parts(observed: &Observed, owner: Option<&Controller>) -> Partition {
@@ -226,7 +258,7 @@ fn source_goes(observed: &Observed) -> Option<Next> {
         && any_container_runs(source)
         && !observed.source_node_gone
     {
-        return releasing(vec![], format!("{node} is to show the source's containers as ended"));
+        return releasing(vec![], ends_shown(observed));
     }
     let mut actions = Vec::new();
     if hands_over(observed) {
@@ -242,6 +274,10 @@ fn source_goes(observed: &Observed) -> Option<Next> {
             releasing(actions, format!("the source pod goes from {node}"))
         }
     }
+}
+
+fn ends_shown(observed: &Observed) -> String {
+    format!("{} is to show the source's containers as ended", observed.node(Role::Source))
 }
 
 fn has_labels(pod: &Pod) -> bool {

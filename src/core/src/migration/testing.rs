@@ -11,7 +11,7 @@ use transship_protocol::{Decision, Resolution, TargetOutcome};
 
 use super::admission::{self, Admitted};
 use super::owner::Controller;
-use super::plan::{Action, Plan, Record, plan};
+use super::plan::{Action, Leaves, Plan, Record, plan};
 use super::state::{Observed, Owner, Report, Role, Side, Stage, any_container_runs};
 use crate::preflight::NetworkChoice;
 
@@ -249,7 +249,7 @@ impl World {
                 }
                 self.target_labels().extend(labels.clone());
             }
-            Action::MoveClaim { claim, labels, strip_source } => {
+            Action::MoveClaim { claim, labels, source } => {
                 assert!(confirmed && claim.uid == "uid-rs");
                 self.note("move claim");
                 let metadata = &mut self.seen.migration.metadata;
@@ -257,8 +257,10 @@ impl World {
                     .labels
                     .get_or_insert_default()
                     .insert(names::HANDOVER_LABEL.into(), claim.uid.clone());
-                if *strip_source {
-                    self.strip();
+                match source {
+                    Leaves::Before => {}
+                    Leaves::Stripped => self.strip(),
+                    Leaves::AsSurplus => self.note("have both claimed"),
                 }
                 self.target_labels().extend(labels.clone());
                 let target = self.seen.target_pod.as_mut().unwrap();
@@ -522,6 +524,9 @@ fn update(pod: &mut Option<Pod>, runs: bool, now: Timestamp) {
         return;
     }
     let status = of.status.get_or_insert_default();
+    if runs {
+        status.phase = Some("Running".into());
+    }
     let state = match runs {
         true => json!({"running": {}}),
         false => json!({"terminated": {"exitCode": 137}}),

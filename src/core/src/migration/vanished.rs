@@ -192,8 +192,8 @@ fn fate(observed: &Observed) -> Option<Fate> {
     match (source, target) {
         (Said(Released) | NodeGone, Said(Resumed)) => Some(Fate::Moved),
         (Never, Said(Resumed)) if !source_runs => Some(Fate::Moved),
-        // It ends on the strength of the target's last word alone.
-        (Said(Released), NodeGone) if is_overlapping => Some(Fate::Moved),
+        // It ends on the strength of the target's last word alone, which may have been forgotten since.
+        (Said(Released), Never | NodeGone) if is_overlapping => Some(Fate::Moved),
         // The source is no pod any more that could go on.
         _ if is_made_again(observed.target_pod.as_ref(), observed.uid()) => {
             is_lost.then_some(Fate::Kept)

@@ -83,6 +83,7 @@ fn one_that_has_thawed_is_handed_over_as_ever() {
         "mark resumed",
         "label target",
         "move claim",
+        "have both claimed",
         "delete source",
         "unclaim target",
     ];
@@ -92,6 +93,45 @@ fn one_that_has_thawed_is_handed_over_as_ever() {
     let labels: Vec<_> = target.metadata.labels.iter().flatten().map(|(key, _)| key).collect();
     assert_eq!(labels, ["app", "pod-template-hash"]);
     assert_eq!(target.metadata.owner_references.unwrap()[0].uid, "uid-rs");
+}
+
+#[test]
+fn the_source_is_what_its_owner_has_too_many_once_it_is_shown_as_ended() {
+    let handed_over = |shown: Stage, meanwhile: fn(&mut World)| {
+        let mut world = World::admitted();
+        run_until(&mut world, |w| w.seen.target.report().is_some_and(|r| r.stage == Stage::Thawed));
+        name_pods(&mut world);
+        world.set(Role::Target, |report| report.closed = true);
+        let outcome = Some(SourceOutcome::Released);
+        let word = SourceWord { begun: true, outcome, ..SourceWord::default() };
+        world.set(Role::Source, |report| {
+            report.stage = shown;
+            report.closed = true;
+            report.source_word = Some(word);
+        });
+        world.release = true;
+        for _ in 0..10 {
+            world.kubelets();
+            meanwhile(&mut world);
+            assert_eq!(look(&mut world), Some(Fate::Moved));
+            if world.done.contains(&"move claim") {
+                break;
+            }
+            world.wait(1);
+        }
+        world.done
+    };
+    let done = handed_over(Stage::Released, |_| {});
+    assert!(done.ends_with(&["move claim", "have both claimed", "delete source"]), "{done:?}");
+    let done = handed_over(Stage::Voted, |_| {});
+    assert_eq!(done.last(), Some(&"label target"), "kubelet shows it as running");
+    // Of two that are not Ready the owner might end the target.
+    let done = handed_over(Stage::Released, |world| {
+        world.wait(60);
+        let status = world.seen.target_pod.as_mut().unwrap().status.get_or_insert_default();
+        status.conditions.get_or_insert_default().retain(|c| c.type_ != "Ready");
+    });
+    assert!(done.ends_with(&["move claim", "delete source"]), "{done:?}");
 }
 
 #[test]
@@ -285,7 +325,7 @@ fn what_the_pods_tell_is_put_together() {
 }
 
 #[test]
-fn a_node_that_has_left_says_nothing_more() {
+fn a_node_that_has_left_or_forgotten_says_nothing_more() {
     let mut world = World::admitted();
     run_until(&mut world, |w| w.freeze);
     name_pods(&mut world);
@@ -294,8 +334,10 @@ fn a_node_that_has_left_says_nothing_more() {
         report.closed = true;
     });
     assert_eq!(fate(&world.seen), None);
-    world.seen.target_node_gone = true;
+    world.seen.target = Side::NotStarted;
     assert_eq!(fate(&world.seen), Some(Fate::Moved), "it ends on the target's last word alone");
+    world.seen.target_node_gone = true;
+    assert_eq!(fate(&world.seen), Some(Fate::Moved));
     let Controller { uid, .. } = owner();
     let source = world.seen.source_pod.as_mut().unwrap();
     assert_eq!(source.metadata.owner_references.take().unwrap()[0].uid, uid);

@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use transship_api::{Migration, names};
 use transship_core::facts::{NetworkFacts, PodFacts};
 use transship_core::migration::handover::Labels;
-use transship_core::migration::owner::{JOB_TRACKING, Kind};
-use transship_core::migration::plan::Action;
+use transship_core::migration::owner::{DELETION_COST, JOB_TRACKING, Kind};
+use transship_core::migration::plan::{Action, Leaves};
 use transship_core::migration::{Observed, Role};
 use transship_core::witness::{References, references};
 use transship_rpc as rpc;
@@ -91,8 +91,8 @@ impl World<'_> {
             Action::LabelTarget(labels) => {
                 self.patch_target("label the target pod", json!({"labels": labels})).await
             }
-            Action::MoveClaim { claim, labels, strip_source } => {
-                self.move_claim(claim, labels, *strip_source).await
+            Action::MoveClaim { claim, labels, source } => {
+                self.move_claim(claim, labels, *source).await
             }
             Action::StripSource => self.strip_source().await,
             Action::Release => self.command(Role::Source, rpc::Verb::Release).await,
@@ -336,12 +336,13 @@ impl World<'_> {
     /// The source goes first: with both claimed the controller would remove one of them, with
     /// none it would make another, which the webhook holds back for these milliseconds. What would
     /// be refused is found out before anything is taken from the source, and the time in which
-    /// others are held back begins once, however often this is tried.
+    /// others are held back begins once, however often this is tried. Where nobody can be held back
+    /// the source may be the one that the controller is to remove.
     async fn move_claim(
         &self,
         claim: &OwnerReference,
         labels: &Labels,
-        strip_source: bool,
+        source: Leaves,
     ) -> Result<(), Error> {
         let target = self.observed.target_pod.as_ref();
         let finalizers = Kind::of(claim).and_then(Kind::finalizer);
@@ -356,7 +357,7 @@ impl World<'_> {
             Err(Error::Api { source, .. }) if no_trial(&source) => {}
             tried => tried?,
         }
-        // Of one that has vanished nothing can be held back for: what its owner makes meanwhile is one too many.
+        // For one that has vanished nothing can be held back.
         if !self.observed.vanished && !hands_over(&self.observed.migration, &claim.uid) {
             self.patch_migration(json!({
                 "labels": {names::HANDOVER_LABEL: claim.uid},
@@ -364,8 +365,14 @@ impl World<'_> {
             }))
             .await?;
         }
-        if strip_source {
-            self.strip_source().await?;
+        match source {
+            Leaves::Before => {}
+            Leaves::Stripped => self.strip_source().await?,
+            Leaves::AsSurplus => {
+                let least = json!({"annotations": {DELETION_COST: i32::MIN.to_string()}});
+                let source = self.observed.source_pod.as_ref();
+                self.patch_metadata("offer the source pod to its owner", source, least).await?;
+            }
         }
         self.patch_target("claim the target pod", metadata).await
     }
