@@ -1,4 +1,4 @@
-//! Programs of the host that the sandbox needs; missing ones are installed with apt.
+//! Programs of the host that the sandbox and the tests need; missing ones are installed with apt.
 
 use std::{
     env,
@@ -15,6 +15,7 @@ const TOOLS: &[(&str, &[&str])] = &[
     ("gcc", &["gcc", "libc6-dev"]),
     ("ip", &["iproute2"]),
     ("mmdebstrap", &["mmdebstrap", "debian-archive-keyring"]),
+    ("nft", &["nftables"]),
     ("nsenter", &["util-linux"]),
     ("patchelf", &["patchelf"]),
     ("protoc", &["protobuf-compiler"]),
