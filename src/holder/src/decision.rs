@@ -8,8 +8,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, anyhow};
-use k8s_openapi::api::core::v1::Pod;
+use anyhow::{Context, Result, anyhow, ensure};
+use k8s_openapi::api::core::v1::{self as corev1, Pod};
 use kube::config::AuthInfo;
 use kube::{Api, Client, Config};
 use rustls::pki_types::CertificateDer;
@@ -81,14 +81,21 @@ impl Reader {
         &self.uid
     }
 
-    /// A quorum read of what the target's node has published for this Migration.
+    /// A quorum read of what the target's node has published for this Migration, or of that the cluster has no
+    /// such node any more.
     pub async fn peer(&mut self, node: &str) -> Result<Reading> {
         let outcome = tokio::time::timeout(READ_TIMEOUT, async {
-            let api: Api<transship_api::Node> = Api::all(self.client().await?);
+            let client = self.client().await?;
+            let api: Api<transship_api::Node> = Api::all(client.clone());
             let found = api.get_opt(node).await.context("cannot read the target's Node")?;
-            Ok(found.map_or(Reading::PeerNodeGone, |node| {
-                Reading::Peer(published(&node.status.unwrap_or_default(), &self.uid))
-            }))
+            if let Some(node) = found {
+                return Ok(Reading::Peer(published(&node.status.unwrap_or_default(), &self.uid)));
+            }
+            // A node that registers anew is without ours for a moment, and runs.
+            let api: Api<corev1::Node> = Api::all(client);
+            let found = api.get_metadata_opt(node).await.context("cannot read the target's node")?;
+            ensure!(found.is_none(), "{node} has not told anything yet");
+            Ok(Reading::PeerNodeGone)
         })
         .await
         .unwrap_or_else(|_| Err(anyhow!("the API server did not answer in {READ_TIMEOUT:?}")));
