@@ -1,14 +1,13 @@
 //! Shims that containerd has forgotten.
 //!
-//! containerd knows a shim by its bundle: at its start it looks at the bundles and at nothing else, and to every shim
-//! that it knows it keeps a connection. Where a shim does not shut down when containerd has had its last task deleted
-//! (a call that took too long, say), containerd removes the bundle all the same: a process stays that nobody will
-//! ever call.
+//! containerd knows a shim by its bundle: at its start it looks at the bundles and at nothing else. Where a shim does
+//! not answer it then, or does not shut down when containerd has had its last task deleted (a call that took too long,
+//! say), containerd removes the bundle all the same: a process stays that nobody will ever call. A connection to it
+//! says nothing: containerd does not close the one on which it was not answered in time.
 //!
 //! Such a shim is ended if it belonged to a pod with a record, seen when its bundle was there, and if for a while
 //!
 //! * its bundle is gone, and no bundle is left that is of its pod: nothing tells containerd where it listens,
-//! * nobody is connected to it: a containerd that runs does not know it,
 //! * it has no child: every task is the child of its shim, whoever has made it,
 //! * containerd answers, and knows no sandbox of the pod: nobody asks for another container there.
 //!
@@ -16,7 +15,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -28,8 +27,6 @@ use transship_runtime::container::SHIM;
 
 /// For how long a shim has to look forgotten. One that shuts down takes some seconds at most.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The kernel's mark of a listening socket in `/proc/net/unix`.
-const LISTENS: u32 = 0x1_0000;
 
 /// A process, and no later one of the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -166,7 +163,6 @@ fn is_forgotten(layout: &Layout, process: Process, known: &Known) -> bool {
     !has_bundle
         && !has_bundle_of(&layout.tasks, &known.pod_uid)
         && has_no_child(layout, process.pid).unwrap_or(false)
-        && is_alone(layout, process.pid).unwrap_or(false)
 }
 
 /// Whether there may be a bundle of a container of this pod.
@@ -186,39 +182,6 @@ fn has_no_child(layout: &Layout, pid: i32) -> std::io::Result<bool> {
         }
     }
     Ok(true)
-}
-
-/// Whether a process listens and nobody is connected to where it listens.
-fn is_alone(layout: &Layout, pid: i32) -> std::io::Result<bool> {
-    let mut own = Vec::new();
-    for entry in fs::read_dir(layout.of_process(pid, "fd"))? {
-        own.extend(socket(&fs::read_link(entry?.path())?));
-    }
-    let sockets = fs::read_to_string(layout.of_process(pid, "net/unix"))?;
-    Ok(nobody_is_connected(&sockets, &own))
-}
-
-/// The inode of what a descriptor leads to, if that is a socket: `socket:[INODE]`.
-fn socket(target: &Path) -> Option<u64> {
-    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-}
-
-/// By the kernel's table: `NUM: REFS PROTOCOL FLAGS TYPE STATE INODE PATH`. A connection bears the path of the socket
-/// that listens, at the listener's end, also before it was accepted.
-fn nobody_is_connected(table: &str, own: &[u64]) -> bool {
-    let parse = |line: &str| -> Option<(bool, u64, PathBuf)> {
-        let mut fields = line.split_ascii_whitespace();
-        let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
-        let inode = fields.nth(2)?.parse().ok()?;
-        Some((flags & LISTENS != 0, inode, fields.next()?.into()))
-    };
-    // The heading and sockets without a name are left out.
-    let named: Vec<_> = table.lines().filter_map(parse).collect();
-    let listening = |path: &Path| {
-        named.iter().any(|(listens, inode, at)| *listens && own.contains(inode) && at == path)
-    };
-    let listens = named.iter().any(|(_, _, path)| listening(path));
-    listens && !named.iter().any(|(listens, _, path)| !listens && listening(path))
 }
 
 #[cfg(test)]

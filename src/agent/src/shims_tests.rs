@@ -3,16 +3,9 @@
 use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 
 use super::*;
-
-const LISTENER: &str = "0: 00000002 00000000 00010000 0001 01 71 /run/containerd/s/abc\n";
-const CONNECTED: &str = "0: 00000003 00000000 00000000 0001 03 72 /run/containerd/s/abc\n";
-const WAITING: &str = "0: 00000002 00000000 00000000 0001 02 0 /run/containerd/s/abc\n";
-const OTHERS: &str = "Num       RefCount Protocol Flags    Type St Inode Path\n\
-    0: 00000003 00000000 00000000 0001 03 73\n\
-    0: 00000002 00000000 00010000 0001 01 80 /run/containerd/s/def\n\
-    0: 00000003 00000000 00000000 0001 03 81 /run/containerd/s/def\n";
 
 struct Node {
     dir: tempfile::TempDir,
@@ -33,9 +26,6 @@ impl Node {
         node.write("proc/7/stat", &stat(SHIM, 100));
         node.write("proc/7/task/7/children", "");
         node.write("proc/7/task/8/children", "");
-        node.write("proc/7/net/unix", &format!("{OTHERS}{LISTENER}{CONNECTED}"));
-        fs::create_dir_all(node.path("proc/7/fd")).unwrap();
-        symlink("socket:[71]", node.path("proc/7/fd/3")).unwrap();
         symlink(
             "/run/containerd/io.containerd.runtime.v2.task/k8s.io/s-1",
             node.path("proc/7/cwd"),
@@ -44,10 +34,9 @@ impl Node {
         node
     }
 
-    /// containerd has removed the bundle and closed its connection.
+    /// containerd has removed the bundle.
     fn forget(&self) {
         fs::remove_dir_all(self.path("tasks/s-1")).unwrap();
-        self.write("proc/7/net/unix", &format!("{OTHERS}{LISTENER}"));
         fs::remove_file(self.path("proc/7/cwd")).unwrap();
         symlink("/x/.s-1 (deleted)", self.path("proc/7/cwd")).unwrap();
     }
@@ -97,17 +86,6 @@ fn a_shim_is_forgotten_when_nothing_leads_to_it() {
     fs::remove_file(node.path("proc/7/task/8/children")).unwrap();
     assert!(node.look().is_empty(), "who can tell whether it has");
     node.write("proc/7/task/8/children", "");
-    assert_eq!(node.look().len(), 1);
-
-    for (table, what) in [
-        (format!("{OTHERS}{LISTENER}{CONNECTED}"), "containerd is connected"),
-        (format!("{OTHERS}{LISTENER}{WAITING}"), "somebody wants to be"),
-        (OTHERS.to_owned(), "it does not listen"),
-    ] {
-        node.write("proc/7/net/unix", &table);
-        assert!(node.look().is_empty(), "{what}");
-    }
-    node.write("proc/7/net/unix", LISTENER);
     assert_eq!(node.look().len(), 1);
 
     node.write("proc/7/stat", &stat(SHIM, 200));
@@ -185,19 +163,4 @@ fn the_kernels_tables_are_read() {
     let odd = parse_stat(&stat("a) R (b", 5)).unwrap();
     assert_eq!(odd, Stat { name: "a) R (b".into(), started: 5 });
     assert_eq!(parse_stat("7 (x) S 1"), None);
-    assert_eq!(socket(Path::new("socket:[12]")), Some(12));
-    assert_eq!(socket(Path::new("/dev/null")), None);
-
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
-    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let inode = rustix::fs::fstat(&listener).unwrap().st_ino;
-    let table = || fs::read_to_string("/proc/self/net/unix").unwrap();
-    assert!(nobody_is_connected(&table(), &[inode]));
-    let connected = std::os::unix::net::UnixStream::connect(&path).unwrap();
-    assert!(!nobody_is_connected(&table(), &[inode]), "it was not accepted yet");
-    let accepted = listener.accept().unwrap();
-    assert!(!nobody_is_connected(&table(), &[inode]));
-    drop((connected, accepted));
-    assert!(nobody_is_connected(&table(), &[inode]));
 }
