@@ -5,7 +5,7 @@ use serde_json::json;
 use transship_protocol::{SourceWord, TargetWord};
 
 use super::super::state::{Report, Stage};
-use super::super::testing::{World, owner, source_pod};
+use super::super::testing::{World, owner, run_until, source_pod};
 use super::*;
 
 /// Lets the operator do what can be done at once for one that has vanished.
@@ -40,16 +40,6 @@ fn settle_all(world: &mut World, fate: Fate) {
         world.wait(1);
     }
     panic!("marks are left: {:#?}", world.seen);
-}
-
-fn run_until(world: &mut World, until: impl Fn(&World) -> bool) {
-    for _ in 0..100 {
-        if until(world) {
-            return;
-        }
-        world.round();
-    }
-    panic!("never came: {:#?}", world.plan());
 }
 
 /// A target's side that has ended so.
@@ -101,11 +91,7 @@ fn one_that_has_thawed_is_handed_over_as_ever() {
         "unclaim target",
     ];
     assert!(world.done.ends_with(&handed_over), "{:?}", world.done);
-    assert!(world.seen.source_pod.is_none());
-    let target = world.seen.target_pod.unwrap();
-    let labels: Vec<_> = target.metadata.labels.iter().flatten().map(|(key, _)| key).collect();
-    assert_eq!(labels, ["app", "pod-template-hash"]);
-    assert_eq!(target.metadata.owner_references.unwrap()[0].uid, "uid-rs");
+    world.is_handed_over();
 }
 
 #[test]
