@@ -6,7 +6,7 @@ use transship_api::conditions::{self as c, reasons};
 use transship_api::{Mode, names};
 
 use super::testing::{Fate, World};
-use super::tries::{bind, stalled};
+use super::tries_tests::{bind, stalled};
 use crate::migration::state::Side;
 
 /// A first try may have run and written to the pod's volume.
