@@ -14,6 +14,7 @@ use transship_tests::{
         nodes::{NODES, restarts},
         sentry::{Looks, Sentry, doubles, ran},
     },
+    node::process::Victim,
 };
 
 use crate::{
@@ -216,8 +217,7 @@ fn a_stateful_set_pod_ends_and_starts_elsewhere_or_where_it_was_with_its_name_an
 fn started_again(cluster: &Cluster, before: &Pod) -> Result<Pod> {
     let (object, looks) = watched(cluster, || {
         let migration = told_to_end(cluster, before)?;
-        cluster
-            .on_node(&before.node, &["transship-probe", "kill", &cluster.namespace, "holder"])?;
+        cluster.kill(&before.node, Victim::Holder)?;
         cluster.ended(&migration, PATIENCE)?;
         cluster.get("migration", &migration)
     })?;

@@ -9,6 +9,7 @@ use transship_tests::{
         judge::no_record_is_left,
         nodes::{NODES, restarts},
     },
+    node::process::Victim,
 };
 
 use crate::cold::{BARE, PATIENCE, SOON, files_say, lines, lingers, manifest, says, sh, watched};
@@ -62,11 +63,10 @@ fn ended_and_copied(cluster: &Cluster, pod: &Pod) -> Result<String> {
 
 /// Kills something of the runtime while the pod has ended: it is moved, or starts again where it was, with all its
 /// files, or it is said which are lost. How often it was started and has ended before.
-fn survives(cluster: &Cluster, before: &Pod, victim: &str, times: usize) -> Result<Pod> {
+fn survives(cluster: &Cluster, before: &Pod, victim: Victim, times: usize) -> Result<Pod> {
     let (object, _) = watched(cluster, || {
         let migration = ended_and_copied(cluster, before)?;
-        let kill = ["transship-probe", "kill", &cluster.namespace, victim];
-        cluster.on_node(&before.node, &kill)?;
+        cluster.kill(&before.node, victim)?;
         cluster.ended(&migration, PATIENCE)?;
         cluster.get("migration", &migration)
     })?;
@@ -80,7 +80,7 @@ fn survives(cluster: &Cluster, before: &Pod, victim: &str, times: usize) -> Resu
         true => says(cluster, &now.name, "/srv", 1, 0)?,
         false => says(cluster, &now.name, "/srv", times + 1, times)?,
     }
-    println!("{victim}: {message}");
+    println!("{}: {message}", victim.as_str());
     Ok(now)
 }
 
@@ -90,10 +90,10 @@ fn a_runtime_that_dies_while_a_pod_has_ended_loses_nothing_unsaid() -> Result<()
     cluster.apply(&manifest(BARE))?;
     let pod = running(&cluster, "lone")?;
     sh(&cluster, "lone", BLOB)?;
-    let pod = survives(&cluster, &pod, "containerd", 1)?;
+    let pod = survives(&cluster, &pod, Victim::Containerd, 1)?;
     // That a containerd restarts costs nothing at all.
     files_say(&cluster, "lone", 2, 1)?;
-    survives(&cluster, &pod, "shim", 2).map(drop)
+    survives(&cluster, &pod, Victim::Shim, 2).map(drop)
 }
 
 #[test]

@@ -91,8 +91,7 @@ fn a_killed_target_agent_leaves_one_running_copy_with_its_connection() -> Result
         Ok(!cluster.list("pods", "transship.dev/migration")?.is_empty())
     })?;
     // The stream runs through the agents, so this cuts it.
-    let kill = ["transship-probe", "kill", &cluster.namespace, Victim::Agent.as_str()];
-    cluster.on_node(target, &kill)?;
+    cluster.kill(target, Victim::Agent)?;
     cluster.ended(&migration, Duration::from_secs(120))?;
     let object = cluster.get("migration", &migration)?;
     let succeeded = condition(&object, "Succeeded");

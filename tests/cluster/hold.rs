@@ -118,8 +118,7 @@ fn undecided(cluster: &Cluster) -> Result<(Pod, Pod, String, Client)> {
 fn ends_with_its_shim(cluster: &Cluster, target: &Pod) -> Result<()> {
     let sentry = Sentry::start(cluster, &NODES)?;
     let since = unix_ms();
-    let probe = ["transship-probe", "kill", &cluster.namespace, Shim.as_str()];
-    cluster.on_node(&target.node, &probe)?;
+    cluster.kill(&target.node, Shim)?;
     cluster.await_that("the target has ended", Duration::from_secs(30), || {
         Ok(activity(cluster, target)?.is_empty())
     })?;
@@ -138,8 +137,7 @@ fn nothing_that_is_killed_makes_a_held_target_run() -> Result<()> {
         let before = activity(&cluster, &target)?;
         ensure!(before.contains("FROZEN") && !before.contains("THAWED"), "not held: {before:?}");
         let kill = |victim: Victim| -> Result<()> {
-            let probe = ["transship-probe", "kill", &cluster.namespace, victim.as_str()];
-            cluster.on_node(&target.node, &probe)?;
+            cluster.kill(&target.node, victim)?;
             let after = activity(&cluster, &target)?;
             ensure!(
                 after == before,

@@ -74,9 +74,7 @@ impl<'a> Shim<'a> {
 
     /// containerd restarts and does not reach it, so that its bundle goes.
     fn is_forgotten(&self) -> Result<()> {
-        let namespace = &self.cluster.namespace;
-        let probe = ["transship-probe", "kill", namespace, Victim::Containerd.as_str()];
-        self.cluster.on_node(self.node, &probe)?;
+        self.cluster.kill(self.node, Victim::Containerd)?;
         self.cluster.await_that("containerd has forgotten the shim", SOON, || {
             Ok(!self.has("cwd/config.json")?)
         })?;

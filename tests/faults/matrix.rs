@@ -252,8 +252,6 @@ const GROUPS: &[Group] = &[
         ],
         &[Moved, Stayed, TargetLost],
     ),
-    // What has lost its shim is not thawed. Whether the target says so before the decision decides.
-    (&[Voted], &[Kill(Target, Shim)], &[Stayed, TargetLost]),
     // Here the pod has a liveness probe: kubelet wants to kill the frozen container, the held one too, and is
     // refused until the decision is known. After an Abort its verdict may come true.
     (&[Voted], &[Cut(Api(Source), Long), PauseApi(Long)], &[Moved, Stayed, Restarted, TargetLost]),

@@ -12,6 +12,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::node::process::Victim;
+
 /// How long a move may take.
 const MOVE: Duration = Duration::from_secs(120);
 
@@ -182,6 +184,12 @@ impl Cluster {
     /// Runs a command in a node.
     pub fn try_on_node(&self, node: &str, command: &[&str]) -> Result<Output> {
         Ok(self.on_node_command(node, command).stdin(Stdio::null()).output()?)
+    }
+
+    /// kill -9, in a node, of a process that takes part in this namespace's migration.
+    pub fn kill(&self, node: &str, victim: Victim) -> Result<()> {
+        let probe = ["transship-probe", "kill", &self.namespace, victim.as_str()];
+        self.on_node(node, &probe).map(drop)
     }
 
     /// A command in a node, not started.

@@ -38,7 +38,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{/* Where the operator answers the kube-scheduler beside it, on localhost. */}}
 {{- define "transship.extenderPort" -}}9444{{- end }}
 
-{{/* Seconds without a report after which a node is not Ready. */}}
+{{/* Seconds without a report after which a node is not Ready. Values reused from an earlier chart have none. */}}
 {{- define "transship.nodeTtl" -}}
 {{- $ttl := int (default 40 .Values.discovery.ttlSeconds) }}
 {{- if le $ttl (mul 3 .Values.agent.heartbeatSeconds | int) }}

@@ -49,8 +49,8 @@ pub struct HostSide {
     pub runc: String,
     /// What keeps the containers' files; empty while the runtime has not told.
     pub snapshotter: String,
-    /// Its removal has begun, and nothing waits for it any more: what is started would do without what has gone.
-    pub parted: bool,
+    /// Its removal waits for nothing any more: what were started now would do without what has gone.
+    pub tearing_down: bool,
     /// Nothing, or reason and message of what is wrong with the runtime or the wrapper.
     pub problem: Option<(&'static str, String)>,
 }
@@ -60,7 +60,7 @@ impl HostSide {
     /// its end, for which its pod may have to be made again here.
     pub fn takes(&self, part: Part) -> bool {
         match self.state {
-            HostSideState::Removing => part.is_again() && !self.parted,
+            HostSideState::Removing => part.is_again() && !self.tearing_down,
             HostSideState::Removed => false,
             _ => true,
         }
@@ -74,7 +74,7 @@ impl Default for HostSide {
             runtime: Default::default(),
             runc: String::new(),
             snapshotter: String::new(),
-            parted: false,
+            tearing_down: false,
             problem: Some((reasons::PENDING, "the runtime was not looked at yet".into())),
         }
     }
@@ -240,7 +240,7 @@ impl Installer {
     async fn keep_installed(&mut self, runtime_version: &str) -> anyhow::Result<()> {
         let plan = self.plan(runtime_version);
         // Where sides may be started again a further removal has to look for them again.
-        self.publish(|side| side.parted = false);
+        self.publish(|side| side.tearing_down = false);
         // At first always: the programs may be those of another version.
         let complete = self.looked && on_disk(&plan, install::is_installed).await?;
         if !self.args.no_install && !complete {
@@ -396,7 +396,7 @@ impl Installer {
         self.publish(|side| side.state = HostSideState::Removing);
         // No side of a further migration is started from now on; one that is being started is waited for, and seen.
         let writing = self.writing.lock().await;
-        if !self.current.borrow().parted {
+        if !self.current.borrow().tearing_down {
             if let Some(awaited) = uninstall::awaited(&self.host, &self.cluster).await? {
                 // Its holder must run for it to be over, also on a node that was restarted meanwhile.
                 self.supervise(Wanted::Running);
@@ -406,7 +406,7 @@ impl Installer {
                 ));
             }
             // Nor is the pod of one made again here.
-            self.publish(|side| side.parted = true);
+            self.publish(|side| side.tearing_down = true);
         }
         drop(writing);
         self.supervise(Wanted::Ended);
@@ -524,7 +524,7 @@ mod tests {
     #[test]
     fn a_removal_that_waits_for_a_migration_lets_its_pod_be_made_again() {
         use HostSideState::{Absent, Installed, Removed, Removing};
-        for (state, parted, part, taken) in [
+        for (state, tearing_down, part, taken) in [
             (Installed, false, Part::Overlap, true),
             (Absent, false, Part::Trial, true),
             (Removing, false, Part::Overlap, false),
@@ -534,8 +534,8 @@ mod tests {
             (Removing, true, Part::Again, false),
             (Removed, true, Part::Again, false),
         ] {
-            let side = HostSide { state, parted, ..HostSide::default() };
-            assert_eq!(side.takes(part), taken, "{state:?} {parted} {part:?}");
+            let side = HostSide { state, tearing_down, ..HostSide::default() };
+            assert_eq!(side.takes(part), taken, "{state:?} {tearing_down} {part:?}");
         }
     }
 

@@ -10,8 +10,8 @@
 use std::time::{Duration, Instant};
 
 use transship_api::{HolderState, Node};
+use transship_host::files;
 use transship_host::task::Part;
-use transship_host::{HostRoot, files};
 
 use crate::migrations::Side;
 
@@ -156,14 +156,11 @@ pub fn told(sides: &[Side]) -> Option<String> {
         .filter_map(|side| Some((side, side.vanished?)))
         .map(|(side, kept)| {
             let left = KEPT_FOR.saturating_sub(kept).as_secs().div_ceil(DAY);
-            let task = side.task.as_ref();
-            let [pod, migration] = [task.map(|t| &t.pod), task.map(|t| &t.migration)]
-                .map(|object| object.map_or("?".into(), |o| format!("{}/{}", o.namespace, o.name)));
-            let dir = HostRoot::host().migrations().join(format!("{}.{}", side.uid, side.role));
+            let [pod, migration] = side.names();
             format!(
                 "the state of pod {pod}, whose Migration {migration} vanished before it was made again, is kept for 7 days in which the node's agent runs ({left} left with this one); to remove it at once, run on the node: echo {} > {}",
                 KEPT_FOR.as_secs(),
-                dir.join("vanished").display()
+                side.dir_on_host().join("vanished").display()
             )
         })
         .collect();
@@ -177,6 +174,7 @@ pub fn told(sides: &[Side]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use transship_host::HostRoot;
     use transship_host::paths::Role;
 
     use super::*;

@@ -1,6 +1,7 @@
 //! The migrations in which this node has a part, by their directories: what their holders wrote
 //! down last. Reads only; the directories belong to the holders.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use transship_api::node::{ActiveMigration, HolderState, Role as ApiRole};
@@ -59,6 +60,18 @@ impl Side {
     pub fn state(&self) -> HolderState {
         serde_json::from_value(self.status.holder_state.clone().into())
             .unwrap_or(HolderState::Preparing)
+    }
+
+    /// Its pod and its Migration, for people.
+    pub fn names(&self) -> [String; 2] {
+        let task = self.task.as_ref();
+        [task.map(|t| &t.pod), task.map(|t| &t.migration)]
+            .map(|object| object.map_or("?".into(), |o| format!("{}/{}", o.namespace, o.name)))
+    }
+
+    /// Its directory as the node itself sees it, for people.
+    pub fn dir_on_host(&self) -> PathBuf {
+        HostRoot::host().migrations().join(format!("{}.{}", self.uid, self.role))
     }
 
     /// As published in the Node's status.

@@ -2,7 +2,6 @@
 //! host side waits for.
 
 use transship_api::HolderState;
-use transship_host::HostRoot;
 use transship_host::task::HolderTask;
 
 use crate::cluster::{Cluster, MigrationSeen};
@@ -68,24 +67,19 @@ impl Need {
     /// Why the host side has to stay for this side, and what ends that, for people; none where it need not. A state
     /// whose Migration has vanished nobody can ask for any more, so it goes with the host side.
     pub fn awaited(self, side: &Side) -> Option<String> {
-        let task = side.task.as_ref();
-        let [pod, migration] = [task.map(|t| &t.pod), task.map(|t| &t.migration)]
-            .map(|object| object.map_or("?".into(), |o| format!("{}/{}", o.namespace, o.name)));
+        let [pod, migration] = side.names();
         match self {
             Self::Nobody | Self::Object | Self::Marks | Self::Vanished => None,
-            Self::Unknown => {
-                let dir = HostRoot::host().migrations().join(format!("{}.{}", side.uid, side.role));
-                Some(format!(
-                    "the task of migration {} cannot be read, so nobody can tell whose state is kept beside it: mend {dir}/task.json on the node, or remove {dir} if its pod runs or is not wanted any more",
-                    side.uid,
-                    dir = dir.display()
-                ))
-            }
+            Self::Unknown => Some(format!(
+                "the task of migration {} cannot be read, so nobody can tell whose state is kept beside it: mend {dir}/task.json on the node, or remove {dir} if its pod runs or is not wanted any more",
+                side.uid,
+                dir = side.dir_on_host().display()
+            )),
             Self::Migration => Some(format!(
-                "what is kept here of pod {pod} belongs to Migration {migration}, which is not over, and may be the only copy of the pod's memory: see what it waits for (kubectl transship describe, in its namespace), or delete it to cancel it or to give the memory up where it may be older than the pod's volumes"
+                "what is kept here of pod {pod} belongs to Migration {migration}, which is not over, and may be the only copy of the pod's memory: see what it waits for (kubectl transship describe, in its namespace), or delete it, which cancels it unless it has committed"
             )),
             Self::Peer => {
-                let peer = task.map_or("?", |task| task.peer.node.as_str());
+                let peer = side.task.as_ref().map_or("?", |task| task.peer.node.as_str());
                 Some(format!(
                     "node {peer} has still to read how Migration {migration} of pod {pod} ended here: see that its agent runs, or delete the Node object {peer} (kubectl delete node and tn) if it will not come back"
                 ))
@@ -96,6 +90,7 @@ impl Need {
 
 #[cfg(test)]
 mod tests {
+    use transship_host::HostRoot;
     use transship_host::paths::Role;
 
     use super::*;

@@ -13,7 +13,7 @@
 //!
 //! In doubt it stays: a process too many costs some memory. What an earlier agent has seen is not known.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use transship_host::bundle::Bundle;
 use transship_host::files;
 use transship_runtime::Layout;
-use transship_runtime::container::SHIM;
+use transship_runtime::container::{is_shim, start_time};
 
 /// For how long a shim has to look forgotten. One that shuts down takes some seconds at most.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,15 +68,15 @@ impl Shims {
         if pods.is_empty() && self.known.is_empty() {
             return Vec::new();
         }
-        let running: HashMap<i32, Stat> = self.running().collect();
-        self.known.retain(|process, _| is_same(running.get(&process.pid), *process));
-        for (pid, stat) in running.iter().filter(|(_, stat)| stat.name == SHIM) {
-            let process = Process { pid: *pid, started: stat.started };
+        let running: HashSet<Process> = self.running().collect();
+        self.known.retain(|process, _| running.contains(process));
+        for process in running {
             if self.known.contains_key(&process) {
                 continue;
             }
             // The directory in which it works is its bundle.
-            let Ok(dir) = fs::read_link(self.layout.of_process(*pid, "cwd")) else { continue };
+            let cwd = self.layout.of_process(process.pid, "cwd");
+            let Ok(dir) = fs::read_link(cwd) else { continue };
             let Some(id) = dir.file_name().and_then(|name| name.to_str()) else { continue };
             let Ok(bundle) = Bundle::read(&self.layout.bundle(id)) else { continue };
             let Some(pod_uid) = bundle.pod_uid.filter(|uid| pods.contains(uid)) else { continue };
@@ -113,8 +113,8 @@ impl Shims {
             Err(rustix::io::Errno::SRCH) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        let stat = read_stat(&self.layout, process.pid);
-        if !is_same(stat.as_ref(), process) || !is_forgotten(&self.layout, process, known) {
+        let is_same = shim(&self.layout, process.pid) == Some(process);
+        if !is_same || !is_forgotten(&self.layout, process, known) {
             return Ok(false);
         }
         let signal = if known.asked { Signal::KILL } else { Signal::TERM };
@@ -127,34 +127,19 @@ impl Shims {
         Ok(!std::mem::replace(&mut known.asked, true))
     }
 
-    fn running(&self) -> impl Iterator<Item = (i32, Stat)> {
+    fn running(&self) -> impl Iterator<Item = Process> {
         let entries = fs::read_dir(&self.layout.proc).into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter_map(move |pid| Some((pid, read_stat(&self.layout, pid)?)))
+        pids.filter_map(move |pid| shim(&self.layout, pid))
     }
 }
 
-/// What `/proc/PID/stat` tells.
-#[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    name: String,
-    started: u64,
-}
-
-fn read_stat(layout: &Layout, pid: i32) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(layout.of_process(pid, "stat")).ok()?)
-}
-
-/// `PID (NAME) STATE PPID …`: the name may hold anything, and the start is the twenty-second.
-fn parse_stat(text: &str) -> Option<Stat> {
-    let (head, tail) = text.rsplit_once(')')?;
-    let (_, name) = head.split_once('(')?;
-    let started = tail.split_ascii_whitespace().nth(19)?.parse().ok()?;
-    Some(Stat { name: name.to_owned(), started })
-}
-
-fn is_same(stat: Option<&Stat>, process: Process) -> bool {
-    stat.is_some_and(|stat| stat.name == SHIM && stat.started == process.started)
+/// The process of this id, if it is a shim.
+fn shim(layout: &Layout, pid: i32) -> Option<Process> {
+    if !is_shim(layout, u32::try_from(pid).ok()?) {
+        return None;
+    }
+    Some(Process { pid, started: start_time(layout, pid)? })
 }
 
 /// Whether nothing on the node says that anybody has a use for a shim. What cannot be read speaks against it.

@@ -5,6 +5,8 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 
+use transship_runtime::container::SHIM;
+
 use super::*;
 
 struct Node {
@@ -153,14 +155,4 @@ fn a_process_that_is_not_the_shim_any_more_is_not_ended() {
     assert!(!node.shims.end(other).unwrap(), "it is killed");
     assert_eq!(child.wait().unwrap().signal(), Some(9));
     assert!(!node.shims.end(other).unwrap(), "it has ended");
-}
-
-#[test]
-fn the_kernels_tables_are_read() {
-    let own = std::process::id();
-    let text = fs::read_to_string(format!("/proc/{own}/stat")).unwrap();
-    assert!(parse_stat(&text).unwrap().started > 0);
-    let odd = parse_stat(&stat("a) R (b", 5)).unwrap();
-    assert_eq!(odd, Stat { name: "a) R (b".into(), started: 5 });
-    assert_eq!(parse_stat("7 (x) S 1"), None);
 }

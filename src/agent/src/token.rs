@@ -74,7 +74,7 @@ impl Tokens {
         let dir = self.host.api();
         let mut side = self.side.clone();
         let mut pause = RETRY.0;
-        while side.wait_for(|side| !side.parted).await.is_ok() {
+        while side.wait_for(|side| !side.tearing_down).await.is_ok() {
             let renewed = tokio::time::timeout(REQUEST_LIMIT, self.renew()).await;
             match renewed.map_err(anyhow::Error::from).and_then(|result| result) {
                 Ok(Renewed { life, node_uid }) => {
@@ -124,7 +124,7 @@ impl Tokens {
         let life = Duration::try_from(life).unwrap_or_default().max(Duration::from_secs(20));
         let config = Config::infer().await.context("no configuration for the API server")?;
         // It may have taken a while.
-        anyhow::ensure!(!self.side.borrow().parted, "the host side is being removed");
+        anyhow::ensure!(!self.side.borrow().tearing_down, "the host side is being removed");
         self.write(&config, &token)?;
         self.telemetry.token_end.set(end.as_second());
         tracing::debug!(until = %end, "the holders' token was renewed");

@@ -93,7 +93,8 @@ impl Reader {
             }
             // A node that registers anew is without ours for a moment, and runs.
             let api: Api<corev1::Node> = Api::all(client);
-            let found = api.get_metadata_opt(node).await.context("cannot read the target's node")?;
+            let found =
+                api.get_metadata_opt(node).await.context("cannot read the target's node")?;
             ensure!(found.is_none(), "{node} has not told anything yet");
             Ok(Reading::PeerNodeGone)
         })

@@ -42,8 +42,7 @@ impl Events {
         }
     }
 
-    /// Publishes a note about a pod, whose Migration is there no more, and which says something new. As
-    /// [`Events::publish`].
+    /// As [`Events::publish`], about a pod whose Migration is there no more. The note says something new.
     pub async fn publish_of_pod(&self, pod: &Pod, note: Note) {
         // One that knows the pod's last event would count this as its repetition, and drop what it says.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());

@@ -223,5 +223,11 @@ mod tests {
         let me = std::process::id() as i32;
         assert!(start_time(&layout, me).is_some());
         assert_eq!(start_time(&layout, 0), None);
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout { proc: root.path().to_path_buf(), ..Layout::default() };
+        std::fs::create_dir(root.path().join("7")).unwrap();
+        let odd = "7 (a) R (b) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 12 0 5 0 0\n";
+        std::fs::write(root.path().join("7/stat"), odd).unwrap();
+        assert_eq!(start_time(&layout, 7), Some(5));
     }
 }

@@ -163,7 +163,7 @@ fn restore(
     files::make_dir(&ready.work).map_err(|error| error.chain())?;
     let bundle = &subject.bundle.dir;
     hold::forget(bundle).map_err(|error| {
-        format!("an earlier restore's end is told in {}: {error}", bundle.display())
+        format!("cannot forget how an earlier restore into {} failed: {error}", bundle.display())
     })?;
     let mut command = Command::new(runc);
     command

@@ -12,7 +12,7 @@ fn side(state: HostSideState, problem: Option<(&'static str, &str)>) -> HostSide
         runtime: ("containerd".into(), "2.1.9".into()),
         runc: "1.3.6".into(),
         snapshotter: "overlayfs".into(),
-        parted: false,
+        tearing_down: false,
         problem: problem.map(|(reason, message)| (reason, message.to_owned())),
     }
 }

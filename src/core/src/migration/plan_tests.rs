@@ -7,7 +7,7 @@ use transship_protocol::{Decision, Resolution, TargetOutcome, TargetProof, Targe
 
 use super::plan::{Action, Record};
 use super::state::{Owner, Role, Stage, any_container_runs};
-use super::testing::World;
+use super::testing::{World, run_until};
 
 fn reason(world: &World) -> String {
     let conditions = world.seen.status().conditions;
@@ -17,17 +17,6 @@ fn reason(world: &World) -> String {
 fn message(world: &World) -> String {
     let conditions = world.seen.status().conditions;
     c::find(&conditions, c::SUCCEEDED).unwrap().message.clone()
-}
-
-/// Rounds until `until`, which must come.
-fn run_until(world: &mut World, until: impl Fn(&World) -> bool) {
-    for _ in 0..100 {
-        if until(world) {
-            return;
-        }
-        world.round();
-    }
-    panic!("never came: {:#?}", world.plan());
 }
 
 #[test]
@@ -59,11 +48,7 @@ fn a_migration_that_goes_well_takes_every_step_in_order() {
         world.records[..],
         [Record::Decision(Decision::Commit), Record::ResumedAt(_)]
     ));
-    assert!(world.seen.source_pod.is_none());
-    let target = world.seen.target_pod.unwrap();
-    let labels: Vec<_> = target.metadata.labels.iter().flatten().map(|(k, _)| k).collect();
-    assert_eq!(labels, ["app", "pod-template-hash"]);
-    assert_eq!(target.metadata.owner_references.unwrap()[0].uid, "uid-rs");
+    world.is_handed_over();
 }
 
 #[test]

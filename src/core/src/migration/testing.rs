@@ -123,6 +123,15 @@ impl World {
         self.seen.migration.metadata.finalizers.as_ref().is_none_or(Vec::is_empty)
     }
 
+    /// Checks that the target has the source's place, its labels and its owner, and nobody else is there.
+    pub fn is_handed_over(&self) {
+        assert_eq!(self.seen.source_pod, None);
+        let target = &self.seen.target_pod.as_ref().unwrap().metadata;
+        let labels: Vec<_> = target.labels.iter().flatten().map(|(key, _)| key).collect();
+        assert_eq!(labels, ["app", "pod-template-hash"]);
+        assert_eq!(target.owner_references.as_ref().unwrap()[0].uid, "uid-rs");
+    }
+
     /// The plan as of now.
     pub fn plan(&self) -> Plan {
         let mut seen = self.seen.clone();
@@ -511,6 +520,17 @@ impl World {
         }
         panic!("not settled after 200 rounds: {:#?}", self.plan());
     }
+}
+
+/// Rounds until `until`, which must come.
+pub fn run_until(world: &mut World, until: impl Fn(&World) -> bool) {
+    for _ in 0..100 {
+        if until(world) {
+            return;
+        }
+        world.round();
+    }
+    panic!("never came: {:#?}", world.plan());
 }
 
 fn unclaim(pod: &mut Pod) {

@@ -279,7 +279,7 @@ pub fn told(observed: &Observed, fate: Option<Fate>) -> Note {
     let [source, target] = Role::BOTH.map(|role| observed.node(role));
     let what = match fate {
         Some(Fate::Stays) if observed.source_pod.is_none() => "nothing of it is left".to_owned(),
-        Some(Fate::Stays) => format!("the pod goes on on {source}"),
+        Some(Fate::Stays) => format!("the pod stays on {source}"),
         Some(Fate::Moved) => format!("the pod runs on {target}"),
         Some(Fate::Kept) => format!(
             "the pod has ended on {source} and is not made again; its state is kept on the nodes for a while (condition StateKept of the Node). To start the pod afresh instead, delete what is left of it"
@@ -307,10 +307,9 @@ fn undecided(observed: &Observed) -> String {
         .collect();
     match open.is_empty() {
         true => "nobody tells any more which of its pods goes on, and all of them are left as they are: see which one runs, and delete the other".to_owned(),
-        false => format!(
-            "nothing is done before {} has said how it ended there",
-            open.join(" and ")
-        ),
+        false => {
+            format!("nothing is done before it is known how it ended on {}", open.join(" and on "))
+        }
     }
 }
 

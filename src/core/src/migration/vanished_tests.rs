@@ -1,10 +1,11 @@
+//! What is put together of a Migration that has vanished, and what becomes of its pods.
+
 use rstest::rstest;
 use serde_json::json;
 use transship_protocol::{SourceWord, TargetWord};
 
-use super::super::owner::Controller;
 use super::super::state::{Report, Stage};
-use super::super::testing::{World, owner, source_pod};
+use super::super::testing::{World, owner, run_until, source_pod};
 use super::*;
 
 /// Lets the operator do what can be done at once for one that has vanished.
@@ -41,14 +42,16 @@ fn settle_all(world: &mut World, fate: Fate) {
     panic!("marks are left: {:#?}", world.seen);
 }
 
-fn run_until(world: &mut World, until: impl Fn(&World) -> bool) {
-    for _ in 0..100 {
-        if until(world) {
-            return;
-        }
-        world.round();
-    }
-    panic!("never came: {:#?}", world.plan());
+/// A target's side that has ended so.
+fn ended(pod_uid: &str, outcome: TargetOutcome) -> Side {
+    let outcome = Some(outcome);
+    let word = TargetWord { begun: true, outcome, closed: true, ..TargetWord::default() };
+    Side::Reporting(Report {
+        pod_uid: pod_uid.into(),
+        target_word: Some(word),
+        closed: true,
+        ..Report::default()
+    })
 }
 
 /// Both sides speak of the pods that are there.
@@ -88,11 +91,7 @@ fn one_that_has_thawed_is_handed_over_as_ever() {
         "unclaim target",
     ];
     assert!(world.done.ends_with(&handed_over), "{:?}", world.done);
-    assert!(world.seen.source_pod.is_none());
-    let target = world.seen.target_pod.unwrap();
-    let labels: Vec<_> = target.metadata.labels.iter().flatten().map(|(key, _)| key).collect();
-    assert_eq!(labels, ["app", "pod-template-hash"]);
-    assert_eq!(target.metadata.owner_references.unwrap()[0].uid, "uid-rs");
+    world.is_handed_over();
 }
 
 #[test]
@@ -162,7 +161,7 @@ fn a_side_that_does_not_answer_is_waited_for_unless_its_word_is_known() {
     world.wait(1_000_000);
     assert_eq!(look(&mut world), None, "however long");
     let note = told(&world.seen, None);
-    assert!(note.warning && note.message.ends_with("before node-b has said how it ended there"));
+    assert!(note.warning && note.message.ends_with("how it ended on node-b"));
     world.fail(Role::Target);
     world.silence(Role::Target);
     world.kubelets();
@@ -233,20 +232,11 @@ fn a_pod_that_was_made_again_goes_on_or_is_left_alone() {
     world.seen.source_pod = None;
     world.seen.target_pod = Some(again.clone());
     world.seen.source = Side::NotStarted;
-    let outcome = Some(TargetOutcome::Stopped);
-    let word = TargetWord { begun: true, outcome, closed: true, ..TargetWord::default() };
-    let report = Report {
-        pod_uid: "uid-t".into(),
-        target_word: Some(word),
-        closed: true,
-        ..Report::default()
-    };
-    world.seen.target = Side::Reporting(report.clone());
+    world.seen.target = ended("uid-t", TargetOutcome::Stopped);
     assert_eq!(look(&mut world), Some(Fate::Kept));
     assert_eq!(world.seen.target_pod, Some(again), "nothing was done");
     assert!(world.seen.is_sequential());
-    let word = TargetWord { outcome: Some(TargetOutcome::Resumed), ..word };
-    world.seen.target = Side::Reporting(Report { target_word: Some(word), ..report });
+    world.seen.target = ended("uid-t", TargetOutcome::Resumed);
     assert_eq!(look(&mut world), Some(Fate::Moved));
     world.seen.target_pod.as_mut().unwrap().spec.as_mut().unwrap().scheduling_gates = None;
     world.seen.target = Side::NotStarted;
@@ -263,14 +253,7 @@ fn a_pod_that_was_made_again_and_not_let_go_is_not_waited_for() {
     world.seen.source_pod = None;
     world.seen.source = Side::NotStarted;
     // The last that its node says is of the restore on trial.
-    let word =
-        TargetWord { outcome: Some(TargetOutcome::Kept), closed: true, ..TargetWord::default() };
-    world.seen.target = Side::Reporting(Report {
-        pod_uid: "uid-t".into(),
-        target_word: Some(word),
-        closed: true,
-        ..Report::default()
-    });
+    world.seen.target = ended("uid-t", TargetOutcome::Kept);
     assert_eq!(look(&mut world), Some(Fate::Kept));
     assert!(world.seen.target_pod.is_some(), "its owner would start another one afresh");
     world.seen.target_pod.as_mut().unwrap().spec.as_mut().unwrap().scheduling_gates = None;
@@ -281,11 +264,13 @@ fn a_pod_that_was_made_again_and_not_let_go_is_not_waited_for() {
 fn the_pod_of_a_trial_goes_and_the_source_that_has_ended_stays() {
     let mut world = World::admitted();
     run_until(&mut world, |w| w.seen.target_pod.is_some());
-    let word =
-        TargetWord { outcome: Some(TargetOutcome::Kept), closed: true, ..TargetWord::default() };
-    let said = |uid: &str| Report { pod_uid: uid.into(), closed: true, ..Report::default() };
-    world.seen.target = Side::Reporting(Report { target_word: Some(word), ..said("uid-t") });
-    world.seen.source = Side::Reporting(Report { stage: Stage::Released, ..said("uid-s") });
+    world.seen.target = ended("uid-t", TargetOutcome::Kept);
+    world.seen.source = Side::Reporting(Report {
+        pod_uid: "uid-s".into(),
+        stage: Stage::Released,
+        closed: true,
+        ..Report::default()
+    });
     let source = world.seen.source_pod.clone();
     assert_eq!(look(&mut world), Some(Fate::Kept));
     assert_eq!(world.done.last(), Some(&"delete target"));
@@ -338,8 +323,7 @@ fn a_node_that_has_left_or_forgotten_says_nothing_more() {
     assert_eq!(fate(&world.seen), Some(Fate::Moved), "it ends on the target's last word alone");
     world.seen.target_node_gone = true;
     assert_eq!(fate(&world.seen), Some(Fate::Moved));
-    let Controller { uid, .. } = owner();
     let source = world.seen.source_pod.as_mut().unwrap();
-    assert_eq!(source.metadata.owner_references.take().unwrap()[0].uid, uid);
+    assert_eq!(source.metadata.owner_references.take().unwrap()[0].uid, owner().uid);
     assert_eq!(fate(&world.seen), None, "in the other order it ends on its own");
 }

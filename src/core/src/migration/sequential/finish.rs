@@ -120,9 +120,9 @@ fn failed(observed: &Observed, mut draft: Draft, uid: String, why: &str, goes_ba
     }
     if failures > TRIES_ON_TARGET {
         // Everything that helps by itself has been tried.
-        let or = way_to_give_up(observed).map_or_else(String::new, |way| format!("; or {way}"));
+        let or = way_to_give_up(observed).map_or_else(String::new, |way| format!(", or {way}"));
         let message = format!(
-            "{message}; {then}, until it runs. Remove what keeps it from being restored ({failures} tries so far); its state is kept meanwhile{or}"
+            "{message}; {then}, until it runs, and its state is kept meanwhile. Remove what keeps it from being restored ({failures} tries so far){or}"
         );
         draft.stalled(reasons::RESTORE_FAILED, message);
     } else {

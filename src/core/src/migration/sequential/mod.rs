@@ -9,7 +9,7 @@
 mod again;
 mod finish;
 #[cfg(test)]
-mod memory;
+mod memory_tests;
 mod owner;
 mod source;
 #[cfg(test)]
@@ -17,7 +17,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod tries;
+mod tries_tests;
 mod volumes;
 
 use std::time::Duration;

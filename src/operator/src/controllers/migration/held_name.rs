@@ -10,9 +10,10 @@ use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use transship_api::{Migration, names};
+use transship_api::names;
 use transship_core::migration::Observed;
 
+use super::vanished::uids_there;
 use super::{Error, manifest};
 use crate::context::Context;
 
@@ -83,13 +84,7 @@ async fn free_vanished_in(
     marks: &BTreeMap<String, String>,
     context: &Context,
 ) -> Result<(), Error> {
-    let migrations: Api<Migration> = Api::namespaced(context.client.clone(), namespace);
-    // After the marks: a Migration for which one was set has been there before.
-    let listed = migrations
-        .list_metadata(&ListParams::default())
-        .await
-        .map_err(Error::api("list the Migrations"))?;
-    let there: BTreeSet<String> = listed.items.iter().filter_map(ResourceExt::uid).collect();
+    let there = uids_there(namespace, context).await?;
     for uid in held_for_nobody(marks, &there) {
         tracing::info!(namespace, migration = uid, "a vanished Migration's name is freed");
         free(namespace, uid, context).await?;

@@ -166,13 +166,7 @@ impl Keeper {
             self.forget(namespace, &Left::new(), &BTreeSet::new(), context);
             return Ok(true);
         }
-        let migrations: Api<Migration> = Api::namespaced(context.client.clone(), namespace);
-        // Not of the cache, and after the marks: a Migration for which one was set has been there before.
-        let listed = migrations
-            .list_metadata(&ListParams::default())
-            .await
-            .map_err(Error::api("list the Migrations"))?;
-        let there: BTreeSet<String> = listed.items.iter().filter_map(ResourceExt::uid).collect();
+        let there = uids_there(namespace, context).await?;
         let mut left = left_behind(&marks, &there);
         // Whoever writes the UID of another namespace's Migration on a pod must not get at its sides.
         left.retain(|uid, _| self.there.get(*uid).is_none_or(|of| of == namespace));
@@ -274,6 +268,20 @@ async fn marks(pods: &Api<Pod>) -> Result<Vec<Mark>, Error> {
             None => return Ok(marks),
         }
     }
+}
+
+/// UIDs of the Migrations of a namespace, not of the cache. Asked for after marks have been read: a Migration for which
+/// one was set has been there before.
+pub(super) async fn uids_there(
+    namespace: &str,
+    context: &Context,
+) -> Result<BTreeSet<String>, Error> {
+    let migrations: Api<Migration> = Api::namespaced(context.client.clone(), namespace);
+    let listed = migrations
+        .list_metadata(&ListParams::default())
+        .await
+        .map_err(Error::api("list the Migrations"))?;
+    Ok(listed.items.iter().filter_map(ResourceExt::uid).collect())
 }
 
 /// Names of pods by the UID of the Migration whose marks they bear.

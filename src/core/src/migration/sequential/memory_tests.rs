@@ -6,7 +6,7 @@ use transship_api::conditions::{self as c, reasons};
 use transship_api::{Mode, names};
 
 use super::testing::{Fate, World};
-use super::tries::{bind, stalled};
+use super::tries_tests::{bind, stalled};
 use crate::migration::state::Side;
 
 /// A first try may have run and written to the pod's volume.
@@ -31,6 +31,29 @@ fn delete(world: &mut World) {
     world.seen.migration.metadata.deletion_timestamp = Some(Time(world.now));
 }
 
+/// However often it is looked at, it asks and makes no other pod. Gives what it says.
+#[track_caller]
+fn goes_on_asking(world: &mut World) -> String {
+    for _ in 0..20 {
+        world.look();
+    }
+    let told = stalled(world);
+    assert_eq!((world.made, told.reason.as_str()), (1, reasons::VOLUMES_NEWER), "{told:?}");
+    told.message
+}
+
+/// The memory is wanted when the target's node has left: it goes back to the source's.
+#[track_caller]
+fn goes_back_when_wanted(mut world: World) {
+    assert_eq!(world.seen.recorded().resolution, None);
+    want(&mut world, "uid-1");
+    world.until(|w| w.seen.recorded().resolution.is_some());
+    (world.seen.target_node_gone, world.seen.target) = (false, Side::NotStarted);
+    world.run();
+    assert_eq!(world.made, 2);
+    assert_eq!(world.seen.status().target.unwrap().node, "node-a");
+}
+
 /// The Migration was deleted after its commit, and then a try may have run.
 fn stopped_after_deletion(fates: &[Fate]) -> World {
     let mut world = World::voted(fates);
@@ -52,10 +75,8 @@ fn memory_meets_a_volume_that_may_be_newer_only_when_somebody_wants_it() {
     }
     let command = format!("migration move -n shop {}=uid-1", names::RESTORE_ANYWAY);
     assert!(told.message.ends_with(&command), "{}", told.message);
-    for _ in 0..20 {
-        world.look();
-    }
-    assert_eq!((world.made, world.seen.status().failed_restores), (1, None));
+    goes_on_asking(&mut world);
+    assert_eq!(world.seen.status().failed_restores, None);
 
     want(&mut world, "uid-1");
     world.until(|w| w.made == 2);
@@ -76,14 +97,10 @@ fn an_annotation_that_names_another_pod_is_told_of_and_restores_nothing() {
     assert!(!before.contains("changes nothing"), "{before}");
     for value in ["uid-s", "", "uid-1\n"] {
         want(&mut world, value);
-        for _ in 0..20 {
-            world.look();
-        }
-        let told = stalled(&world);
-        assert_eq!((world.made, told.reason.as_str()), (1, reasons::VOLUMES_NEWER), "{value:?}");
+        let told = goes_on_asking(&mut world);
         let answer = format!("{} says {value:?}, which is not the UID", names::RESTORE_ANYWAY);
-        assert!(told.message.contains(&answer), "{}", told.message);
-        assert!(told.message.ends_with("=uid-1"), "{}", told.message);
+        assert!(told.contains(&answer), "{told}");
+        assert!(told.ends_with("=uid-1"), "{told}");
     }
     want(&mut world, &"x".repeat(5000));
     world.look();
@@ -154,10 +171,7 @@ fn memory_whose_volume_may_be_newer_is_given_up_with_its_migration() {
 fn a_pod_that_may_have_run_and_vanishes_is_asked_for_all_the_same() {
     let mut world = stopped(&[Fate::Stops]);
     (world.seen.target_pod, world.seen.again_pod) = (None, None);
-    for _ in 0..20 {
-        world.look();
-    }
-    assert_eq!((world.made, stalled(&world).reason.as_str()), (1, reasons::VOLUMES_NEWER));
+    goes_on_asking(&mut world);
 }
 
 #[test]
@@ -170,18 +184,10 @@ fn what_was_asked_stays_asked_though_nobody_answers_for_the_node_any_more() {
         (world.seen.target_pod, world.seen.again_pod) = (None, None);
         world.seen.target = side.clone();
         world.seen.target_node_gone = node_gone;
-        for _ in 0..20 {
-            world.look();
-        }
-        assert_eq!((world.made, stalled(&world).reason.as_str()), (1, reasons::VOLUMES_NEWER));
-        assert_eq!(world.seen.recorded().resolution, None);
-        if node_gone {
-            want(&mut world, "uid-1");
-            world.until(|w| w.seen.recorded().resolution.is_some());
-            (world.seen.target_node_gone, world.seen.target) = (false, Side::NotStarted);
-            world.run();
-            assert_eq!(world.made, 2);
-            assert_eq!(world.seen.status().target.unwrap().node, "node-a");
+        goes_on_asking(&mut world);
+        match node_gone {
+            true => goes_back_when_wanted(world),
+            false => assert_eq!(world.seen.recorded().resolution, None),
         }
     }
 }
@@ -211,19 +217,15 @@ fn what_has_run_without_a_volume_or_starts_afresh_is_tried_again_unasked() {
 #[test]
 fn a_deletion_from_before_it_was_asked_is_no_answer() {
     let mut world = stopped_after_deletion(&[Fate::Stops, Fate::Runs]);
-    for _ in 0..20 {
-        world.look();
-    }
-    let told = stalled(&world);
-    assert_eq!((world.made, told.reason.as_str()), (1, reasons::VOLUMES_NEWER));
+    let told = goes_on_asking(&mut world);
     let give_up = format!("migration move -n shop {}=uid-1.", names::GIVE_UP_MEMORY);
     for words in ["deleted before this was asked", "its StatefulSet then starts", give_up.as_str()]
     {
-        assert!(told.message.contains(words), "{}", told.message);
+        assert!(told.contains(words), "{told}");
     }
-    assert!(!told.message.contains("delete the Migration"), "{}", told.message);
+    assert!(!told.contains("delete the Migration"), "{told}");
     let restore = format!("{}=uid-1", names::RESTORE_ANYWAY);
-    assert!(told.message.ends_with(&restore), "{}", told.message);
+    assert!(told.ends_with(&restore), "{told}");
     want(&mut world, "uid-1");
     world.run();
     assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"));
@@ -234,11 +236,9 @@ fn memory_is_given_up_with_an_annotation_whether_the_migration_is_deleted_or_not
     for make in [stopped, stopped_after_deletion] {
         let mut world = make(&[Fate::Stops, Fate::Runs]);
         annotate(&mut world, names::GIVE_UP_MEMORY, "uid-s");
-        for _ in 0..20 {
-            world.look();
-        }
+        let told = goes_on_asking(&mut world);
         let answer = format!("{} says \"uid-s\", which is not the UID", names::GIVE_UP_MEMORY);
-        assert!(stalled(&world).message.contains(&answer), "{}", stalled(&world).message);
+        assert!(told.contains(&answer), "{told}");
         annotate(&mut world, names::GIVE_UP_MEMORY, "uid-1");
         world.run();
         let (succeeded, told) = world.succeeded();
@@ -304,19 +304,9 @@ fn a_try_whose_node_has_left_before_it_told_is_asked_for() {
         if !hears {
             world.seen.target = Side::Unknown;
         }
-        for _ in 0..20 {
-            world.look();
-        }
-        let told = stalled(&world);
-        assert_eq!((world.made, told.reason.as_str()), (1, reasons::VOLUMES_NEWER));
-        assert!(told.message.contains("node-b: the node has left the cluster"), "{}", told.message);
-        assert_eq!(world.seen.recorded().resolution, None);
-        want(&mut world, "uid-1");
-        world.until(|w| w.seen.recorded().resolution.is_some());
-        (world.seen.target_node_gone, world.seen.target) = (false, Side::NotStarted);
-        world.run();
-        assert_eq!(world.made, 2);
-        assert_eq!(world.seen.status().target.unwrap().node, "node-a");
+        let told = goes_on_asking(&mut world);
+        assert!(told.contains("node-b: the node has left the cluster"), "{told}");
+        goes_back_when_wanted(world);
     }
 }
 
@@ -370,10 +360,7 @@ fn what_was_asked_is_noted_whatever_stalled_says() {
     c::set_condition(&mut status.conditions, c::STALLED, true_, waits, "", None, world.now);
     world.seen.target = silent;
     world.now += SignedDuration::from_hours(1);
-    for _ in 0..20 {
-        world.look();
-    }
-    assert_eq!((world.made, stalled(&world).reason.as_str()), (1, reasons::VOLUMES_NEWER));
+    goes_on_asking(&mut world);
 }
 
 #[test]
