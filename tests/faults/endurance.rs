@@ -77,9 +77,11 @@ fn attempt(pair: Pair, case: &Case) -> Result<Row> {
     }
 
     let outcome = case.fault.prepare(&scene).and_then(|()| judged(case, &scene));
-    // Whatever went wrong, the next one finds everything in order.
-    let ended = case.fault.end(&scene);
-    let opened = Gate::open_all(&cluster);
+    // Whatever went wrong, the next one finds everything in order. What could be judged has been undone.
+    let undone = match &outcome {
+        Ok(_) => Ok(()),
+        Err(_) => case.fault.end(&scene).and(Gate::open_all(&cluster)),
+    };
     let outcome = match outcome {
         // It takes its course, of which nothing is known.
         Err(error) if error.is::<Missed>() => cluster.ended(NAME, PATIENCE).and(Err(error)),
@@ -91,7 +93,7 @@ fn attempt(pair: Pair, case: &Case) -> Result<Row> {
     {
         return outcome;
     }
-    ended.and(opened).and(cleared)?;
+    undone.and(cleared)?;
     drop(scene);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
     judge::no_node_tells_of_it(&cluster)?;

@@ -125,10 +125,8 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     watch.lap("in order");
 
     let outcome = cell.fault.prepare(&scene).and_then(|()| judged(cell, &scene, &mut watch));
-    // Whatever went wrong, the next cell finds everything in order.
-    let ended = cell.fault.end(&scene);
-    let turned = cell.moment.turn().map_or(Ok(()), |turn| turn.end(&scene));
-    let opened = Gate::open_all(cluster);
+    // Whatever went wrong, the next cell finds everything in order. What could be judged has been undone.
+    let undone = if outcome.is_ok() { Ok(()) } else { undo(cell, &scene) };
     let outcome = match outcome {
         // It takes its course, of which nothing is known.
         Err(error) if error.is::<Missed>() => {
@@ -143,7 +141,7 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     {
         return outcome;
     }
-    ended.and(turned).and(opened).and(cleared)?;
+    undone.and(cleared)?;
 
     let way = format!("{} to {}", scene.node(Role::Source), scene.node(Role::Target));
     drop(scene.history);
@@ -157,6 +155,13 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     })?;
     watch.lap("nothing left");
     outcome
+}
+
+/// Takes back all that may have been done.
+fn undo(cell: &Cell, scene: &Scene) -> Result<()> {
+    let ended = cell.fault.end(scene);
+    let turned = cell.moment.turn().map_or(Ok(()), |turn| turn.end(scene));
+    ended.and(turned).and(Gate::open_all(scene.cluster))
 }
 
 /// Tells where a cell's time goes.
