@@ -14,6 +14,9 @@ use serde_json::Value;
 
 /// How long a move may take.
 const MOVE: Duration = Duration::from_secs(120);
+/// The pause between two looks is as long as the first of them took, within these: looking takes from the machine
+/// what is waited for.
+const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
 
 /// The cluster and the namespace to work in. Dropping it deletes a namespace made for a test.
 pub struct Cluster {
@@ -207,9 +210,12 @@ impl Cluster {
         patience: Duration,
         mut holds: impl FnMut() -> Result<bool>,
     ) -> Result<()> {
+        let [shortest, longest] = PAUSES;
         let end = Instant::now() + patience;
         loop {
+            let begun = Instant::now();
             let last = holds();
+            let took = begun.elapsed();
             if matches!(last, Ok(true)) {
                 return Ok(());
             }
@@ -219,7 +225,7 @@ impl Cluster {
                     _ => bail!("waited {patience:?} in vain until {what}"),
                 };
             }
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(took.clamp(shortest, longest));
         }
     }
 

@@ -1,8 +1,8 @@
 //! The sandbox around a cell: where the operators are, and that everything is well before and after.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, thread, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, Pod, condition};
@@ -69,6 +69,22 @@ pub fn pairs(cluster: &Cluster) -> Result<Vec<Pair>> {
     let is_there = |pair: &Pair| pair.iter().all(|node| names.iter().any(|name| name == node));
     let apart: Vec<Pair> = PAIRS.into_iter().filter(is_there).collect();
     Ok(if apart.is_empty() { vec![NODES] } else { apart })
+}
+
+/// Asks the same of several nodes, side by side. Gives their answers in this order, or the first error in it.
+pub fn each<N: AsRef<str> + Sync, T: Send>(
+    nodes: &[N],
+    ask: impl Fn(&str) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let ask = &ask;
+    thread::scope(|scope| {
+        let asked: Vec<_> =
+            nodes.iter().map(|node| scope.spawn(move || ask(node.as_ref()))).collect();
+        let answers = asked
+            .into_iter()
+            .map(|asked| asked.join().map_err(|_| anyhow!("asking a node panicked")).flatten());
+        answers.collect()
+    })
 }
 
 /// Names of all nodes.
