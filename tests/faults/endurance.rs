@@ -122,7 +122,8 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     if !case.fault.goes_on() {
         judge::it_tells_what_runs(scene, &sentry, case.fault)?;
     }
-    cluster.ended(NAME, PATIENCE)?;
+    scene.history.await_end(PATIENCE);
+    cluster.ended(NAME, PATIENCE.saturating_sub(over.elapsed()))?;
     let now = running(cluster, POD)?;
     let settled = over.elapsed();
     if case.fault.goes_on() {
