@@ -75,8 +75,8 @@ pub enum Fault {
     PowerOff(Role, Length),
     /// Somebody does something.
     User(Act),
-    /// Operators and agents are replaced, one after another, by those of another revision, and every program that
-    /// these have put on the nodes.
+    /// Operators and agents are replaced by those of another revision, and every program that these have put on the
+    /// nodes.
     Chart(Chart),
 }
 
