@@ -20,6 +20,7 @@ use transship_tests::{
         driver::{Scene, begin, explained, in_time},
         fault::Fault::PowerOff,
         judge,
+        locks::Locks,
         nodes::{Pair, healthy, restarts},
         outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
         probe::{Missed, Probe},
@@ -55,11 +56,12 @@ const BALLAST: &str = "head -c 1048576 /dev/urandom > /data/ballast";
 const FILES: &str = "cat /data/numbers; sha256sum < /data/ballast";
 
 /// Runs a case between two nodes and judges it. An error says which invariant does not hold.
-pub fn run(pair: Pair, case: &Case) -> Result<Row> {
-    in_time(&case.name(), || attempt(pair, case))
+pub fn run(pair: Pair, case: &Case, locks: &Locks) -> Result<Row> {
+    in_time(&case.name(), || attempt(pair, case, locks))
 }
 
-fn attempt(pair: Pair, case: &Case) -> Result<Row> {
+fn attempt(pair: Pair, case: &Case, locks: &Locks) -> Result<Row> {
+    let held = locks.take(case.fault);
     let cluster = Cluster::with_namespace(&format!("orders-{}", pair[0]))?;
     // After a run that was broken off, too.
     Gate::open_all(&cluster)?;
@@ -97,6 +99,9 @@ fn attempt(pair: Pair, case: &Case) -> Result<Row> {
     drop(scene);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
     judge::no_node_tells_of_it(&cluster)?;
+    let _going = held.over();
+    // Its namespace goes with it.
+    drop(cluster);
     outcome
 }
 

@@ -16,6 +16,7 @@ use super::{
     gate::Gate,
     history::History,
     judge,
+    locks::Locks,
     moment::{Moment, Sign},
     nodes::Pair,
     outcome::{Outcome, Seen},
@@ -102,8 +103,8 @@ impl<'a> Scene<'a> {
 }
 
 /// Runs a cell and judges it. An error says which invariant does not hold.
-pub fn run(stage: &Stage, cell: &Cell) -> Result<Row> {
-    in_time(&cell.name(), || attempt(stage, cell))
+pub fn run(stage: &Stage, cell: &Cell, locks: &Locks) -> Result<Row> {
+    in_time(&cell.name(), || attempt(stage, cell, locks))
 }
 
 /// Tries again what has [`Missed`] its moment; each attempt leaves everything in order for the next one.
@@ -117,7 +118,8 @@ pub fn in_time<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<
     attempt()
 }
 
-fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
+fn attempt(stage: &Stage, cell: &Cell, locks: &Locks) -> Result<Row> {
+    let held = locks.take(cell.fault);
     let mut watch = Stopwatch::start(cell);
     let cluster = &stage.cluster;
     let source = stage.pod(cell.is_impatient())?;
@@ -146,8 +148,9 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     let way = format!("{} to {}", scene.node(Role::Source), scene.node(Role::Target));
     drop(scene.history);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
-    watch.lap("forgotten");
     judge::no_node_tells_of_it(cluster)?;
+    watch.lap("forgotten");
+    let _going = held.over();
     stage.nothing_is_left().with_context(|| {
         let became =
             outcome.as_ref().map_or_else(ToString::to_string, |row| row.outcome.to_string());

@@ -135,6 +135,11 @@ impl Fault {
         )
     }
 
+    /// Agents end, or cannot ask what is still needed: what a cell has left on the nodes stays there meanwhile.
+    pub fn stops_agents(self) -> bool {
+        matches!(self, Self::PauseApi(_) | Self::Chart(_))
+    }
+
     /// It is undone only when the migration is over: its end is not what anybody waits for.
     pub fn goes_on(self) -> bool {
         matches!(

@@ -13,6 +13,7 @@ mod gate;
 pub mod history;
 pub mod judge;
 pub mod link;
+pub mod locks;
 pub mod moment;
 pub mod nodes;
 pub mod order;
