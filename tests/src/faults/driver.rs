@@ -23,6 +23,7 @@ use super::{
     probe::{MOMENT, Missed, Probe},
     sentry::Sentry,
     stage::{IMPATIENCE, NAME, Stage},
+    stopwatch::Stopwatch,
     table::Row,
     user::Act,
 };
@@ -120,7 +121,7 @@ pub fn in_time<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<
 
 fn attempt(stage: &Stage, cell: &Cell, locks: &Locks) -> Result<Row> {
     let held = locks.take(cell.fault);
-    let mut watch = Stopwatch::start(cell);
+    let mut watch = Stopwatch::start(cell.name());
     let cluster = &stage.cluster;
     let source = stage.pod(cell.is_impatient())?;
     let scene = Scene::new(cluster, stage.nodes, source, NAME);
@@ -165,33 +166,6 @@ fn undo(cell: &Cell, scene: &Scene) -> Result<()> {
     let ended = cell.fault.end(scene);
     let turned = cell.moment.turn().map_or(Ok(()), |turn| turn.end(scene));
     ended.and(turned).and(Gate::open_all(scene.cluster))
-}
-
-/// Tells where a cell's time goes.
-struct Stopwatch {
-    cell: String,
-    begun: Instant,
-    last: Instant,
-    laps: Vec<String>,
-}
-
-impl Stopwatch {
-    fn start(cell: &Cell) -> Self {
-        let now = Instant::now();
-        Stopwatch { cell: cell.name(), begun: now, last: now, laps: Vec::new() }
-    }
-
-    fn lap(&mut self, what: &str) {
-        self.laps.push(format!("{what} {:.1}", self.last.elapsed().as_secs_f64()));
-        self.last = Instant::now();
-    }
-}
-
-impl Drop for Stopwatch {
-    fn drop(&mut self) {
-        let all = self.begun.elapsed().as_secs_f64();
-        eprintln!("{}: {all:.1} s ({})", self.cell, self.laps.join(", "));
-    }
 }
 
 /// From the first look to the last.

@@ -21,6 +21,7 @@ pub mod outcome;
 pub mod probe;
 pub mod sentry;
 pub mod stage;
+mod stopwatch;
 pub mod table;
 pub mod truth;
 pub mod user;
