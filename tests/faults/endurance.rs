@@ -20,6 +20,7 @@ use transship_tests::{
         driver::{Scene, begin, explained, in_time},
         fault::Fault::PowerOff,
         judge,
+        locks::Locks,
         nodes::{Pair, healthy, restarts},
         outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
         probe::{Missed, Probe},
@@ -55,11 +56,12 @@ const BALLAST: &str = "head -c 1048576 /dev/urandom > /data/ballast";
 const FILES: &str = "cat /data/numbers; sha256sum < /data/ballast";
 
 /// Runs a case between two nodes and judges it. An error says which invariant does not hold.
-pub fn run(pair: Pair, case: &Case) -> Result<Row> {
-    in_time(&case.name(), || attempt(pair, case))
+pub fn run(pair: Pair, case: &Case, locks: &Locks) -> Result<Row> {
+    in_time(&case.name(), || attempt(pair, case, locks))
 }
 
-fn attempt(pair: Pair, case: &Case) -> Result<Row> {
+fn attempt(pair: Pair, case: &Case, locks: &Locks) -> Result<Row> {
+    let held = locks.take(case.fault);
     let cluster = Cluster::with_namespace(&format!("orders-{}", pair[0]))?;
     // After a run that was broken off, too.
     Gate::open_all(&cluster)?;
@@ -77,9 +79,11 @@ fn attempt(pair: Pair, case: &Case) -> Result<Row> {
     }
 
     let outcome = case.fault.prepare(&scene).and_then(|()| judged(case, &scene));
-    // Whatever went wrong, the next one finds everything in order.
-    let ended = case.fault.end(&scene);
-    let opened = Gate::open_all(&cluster);
+    // Whatever went wrong, the next one finds everything in order. What could be judged has been undone.
+    let undone = match &outcome {
+        Ok(_) => Ok(()),
+        Err(_) => case.fault.end(&scene).and(Gate::open_all(&cluster)),
+    };
     let outcome = match outcome {
         // It takes its course, of which nothing is known.
         Err(error) if error.is::<Missed>() => cluster.ended(NAME, PATIENCE).and(Err(error)),
@@ -91,10 +95,13 @@ fn attempt(pair: Pair, case: &Case) -> Result<Row> {
     {
         return outcome;
     }
-    ended.and(opened).and(cleared)?;
+    undone.and(cleared)?;
     drop(scene);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
     judge::no_node_tells_of_it(&cluster)?;
+    let _going = held.over();
+    // Its namespace goes with it.
+    drop(cluster);
     outcome
 }
 
@@ -120,7 +127,8 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     if !case.fault.goes_on() {
         judge::it_tells_what_runs(scene, &sentry, case.fault)?;
     }
-    cluster.ended(NAME, PATIENCE)?;
+    scene.history.await_end(PATIENCE);
+    cluster.ended(NAME, PATIENCE.saturating_sub(over.elapsed()))?;
     let now = running(cluster, POD)?;
     let settled = over.elapsed();
     if case.fault.goes_on() {

@@ -2,7 +2,7 @@
 //! [`matrix`], and for each case of other orders ([`endurance`]). `cargo xtask test --faults` runs them.
 //!
 //! Each pair of nodes is a lane with a pod of its own; what happens to one lane does not concern the
-//! others. A fault of the whole cluster comes when no other cell runs.
+//! others. A fault of the whole cluster comes when no other cell has a migration.
 
 mod endurance;
 mod matrix;
@@ -12,7 +12,7 @@ use std::{
     ops::Range,
     path::PathBuf,
     process::ExitCode,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -23,11 +23,11 @@ use transship_tests::{
         cell::Cell,
         chart, driver,
         fault::Fault,
+        locks::Locks,
         nodes::{self, FIRST, NODES, Pair},
         order::in_order,
         stage::Stage,
         table::{self, Entry, Row, Run},
-        user::Act,
         version,
     },
 };
@@ -77,13 +77,7 @@ struct Lane {
 /// What the cells share.
 struct Shared {
     lanes: Mutex<Vec<Lane>>,
-    /// Held for reading by a cell that concerns its own lane only, for writing by one that concerns all.
-    cluster: RwLock<()>,
-    /// The sandbox takes one order at a time; a fault that waited for another would come too late.
-    power: Mutex<()>,
-    /// What keeps a finalizer where it is, and is taken away for a moment: of two who do that one would put back
-    /// what he has not found.
-    finalizers: Mutex<()>,
+    locks: Locks,
     run: Mutex<Option<Run>>,
 }
 
@@ -100,8 +94,12 @@ fn main() -> ExitCode {
 
 fn run(mut arguments: Arguments) -> Result<ExitCode> {
     let (cells, cases) = (matrix::all(), endurance::ALL);
-    let all: Vec<Task> =
-        cells.iter().copied().map(Task::Cell).chain(cases.map(Task::Case)).collect();
+    // What takes longest comes first: nobody is to wait for it in the end. Cells of a pod with a liveness probe stand
+    // together, so that it is not made again for each.
+    let (longest, others): (Vec<Cell>, Vec<Cell>) =
+        cells.iter().copied().partition(Cell::is_impatient);
+    let longest = longest.into_iter().map(Task::Cell).chain(cases.map(Task::Case));
+    let all: Vec<Task> = longest.chain(others.into_iter().map(Task::Cell)).collect();
     let all = in_order(all, Task::fault);
     check_names(&all)?;
     let file = std::env::var_os(RUN).map(PathBuf::from);
@@ -121,13 +119,8 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
         run.go_on(&version, std::env::var_os(ANY_VERSION).is_some())?;
     }
     tasks.retain(|task| run.as_ref().is_none_or(|run| run.held(&task.name()).is_none()));
-    let shared = Arc::new(Shared {
-        lanes: Mutex::default(),
-        cluster: RwLock::default(),
-        power: Mutex::default(),
-        finalizers: Mutex::default(),
-        run: Mutex::new(run),
-    });
+    let shared =
+        Arc::new(Shared { lanes: Mutex::default(), locks: Locks::default(), run: Mutex::new(run) });
     if !arguments.list {
         let lanes = lanes()?;
         arguments.test_threads = Some(lanes.len());
@@ -238,27 +231,22 @@ fn first_line(error: &anyhow::Error) -> String {
 
 /// Runs it on a free lane. There are as many lanes as threads.
 fn hold(shared: &Shared, task: &Task) -> Result<Row> {
-    let fault = task.fault();
-    let concerns_all = fault.concerns_all();
-    let _alone =
-        concerns_all.then(|| shared.cluster.write().unwrap_or_else(PoisonError::into_inner));
-    let _beside =
-        (!concerns_all).then(|| shared.cluster.read().unwrap_or_else(PoisonError::into_inner));
-    let _power = matches!(fault, Fault::PowerOff(..)).then(|| lock(&shared.power));
-    let strips = matches!(fault, Fault::User(Act::StripFinalizer));
-    let _finalizers = strips.then(|| lock(&shared.finalizers));
     let lane = lock(&shared.lanes).pop();
     let mut lane = lane.context("no lane is free")?;
     let nodes = lane.nodes;
     let outcome = match task {
         Task::Cell(cell) => {
-            lane.stage.take().map_or_else(|| Stage::set(nodes), Ok).and_then(|stage| {
-                let row = driver::run(&stage, cell)?;
+            let set = || {
+                let _held = shared.locks.take(cell.fault);
+                Stage::set(nodes)
+            };
+            lane.stage.take().map_or_else(set, Ok).and_then(|stage| {
+                let row = driver::run(&stage, cell, &shared.locks)?;
                 lane.stage = Some(stage);
                 Ok(row)
             })
         }
-        Task::Case(case) => endurance::run(nodes, case),
+        Task::Case(case) => endurance::run(nodes, case, &shared.locks),
     };
     lock(&shared.lanes).push(lane);
     outcome

@@ -37,14 +37,10 @@ use transship_tests::{
     },
 };
 
-/// Every cell. Those of a pod with a liveness probe will stand together, so that it is not made again for each,
-/// when those that concern the whole cluster come last.
+/// Every cell.
 pub fn all() -> Vec<Cell> {
     let groups = GROUPS.iter();
-    let mut all: Vec<Cell> =
-        groups.flat_map(|(moments, faults, outcomes)| cells(moments, faults, outcomes)).collect();
-    all.sort_by_key(|cell| cell.is_impatient() != cell.fault.concerns_all());
-    all
+    groups.flat_map(|(moments, faults, outcomes)| cells(moments, faults, outcomes)).collect()
 }
 
 /// Those of every run of all tests: one of each kind of moment and of fault, of which other tests have

@@ -16,6 +16,9 @@ use crate::node::process::Victim;
 
 /// How long a move may take.
 const MOVE: Duration = Duration::from_secs(120);
+/// The pause between two looks is as long as the first of them took, within these: looking takes from the machine
+/// what is waited for.
+const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
 
 /// The cluster and the namespace to work in. Dropping it deletes a namespace made for a test.
 pub struct Cluster {
@@ -152,7 +155,7 @@ impl Cluster {
         if text.trim().is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
     }
 
-    /// The items of a list.
+    /// The items of a list, or of several one after another: to ask for them at once takes less from the machine.
     pub fn list(&self, kind: &str, selector: &str) -> Result<Vec<Value>> {
         let text = self.kubectl(&["get", kind, "-l", selector, "-o", "json"])?;
         let list: Value = serde_json::from_str(&text)?;
@@ -215,9 +218,12 @@ impl Cluster {
         patience: Duration,
         mut holds: impl FnMut() -> Result<bool>,
     ) -> Result<()> {
+        let [shortest, longest] = PAUSES;
         let end = Instant::now() + patience;
         loop {
+            let begun = Instant::now();
             let last = holds();
+            let took = begun.elapsed();
             if matches!(last, Ok(true)) {
                 return Ok(());
             }
@@ -227,7 +233,7 @@ impl Cluster {
                     _ => bail!("waited {patience:?} in vain until {what}"),
                 };
             }
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(took.clamp(shortest, longest));
         }
     }
 
@@ -362,6 +368,11 @@ impl Pod {
     pub fn other_node(&self) -> &'static str {
         if self.node == "node-a" { "node-b" } else { "node-a" }
     }
+}
+
+/// Those objects of a list that are of a kind.
+pub fn of_kind<'a>(all: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    all.iter().filter(move |object| object["kind"] == kind)
 }
 
 /// Status, reason and message of a condition; empty where it is not set.

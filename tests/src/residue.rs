@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{cluster::Cluster, faults::nodes::NODES};
+use crate::{
+    cluster::Cluster,
+    faults::nodes::{NODES, each},
+};
 
 /// Prints one line per thing that a migration could leave behind.
 const INVENTORY: &str = r#"
@@ -60,11 +63,8 @@ pub fn both_nodes(cluster: &Cluster) -> Result<BTreeSet<String>> {
 
 /// The things on several nodes.
 pub fn on_all(cluster: &Cluster, nodes: &[&str]) -> Result<BTreeSet<String>> {
-    let mut all = BTreeSet::new();
-    for node in nodes {
-        all.extend(inventory(cluster, node)?);
-    }
-    Ok(all)
+    let all = each(nodes, |node| inventory(cluster, node))?;
+    Ok(all.into_iter().flatten().collect())
 }
 
 /// Whether kubelet has yet to do with pods that are gone: what lies there of them would count as always there.
@@ -112,20 +112,41 @@ pub fn nothing_new(cluster: &Cluster, before: &BTreeSet<String>) -> Result<()> {
 
 /// Waits until there is no more of anything that `counts` on these nodes than is allowed. An error comes
 /// with what there is.
-pub fn no_more_than(
+pub fn no_more_than<'n>(
     cluster: &Cluster,
-    nodes: &[&str],
+    nodes: &[&'n str],
     allowed: &Kinds,
     patience: Duration,
     counts: impl Fn(&str) -> bool,
 ) -> Result<(), (anyhow::Error, BTreeSet<String>)> {
-    let mut after = BTreeSet::new();
+    let mut after: BTreeSet<String> = BTreeSet::new();
+    // Looks at some of the nodes, and tells on which of all there is too much.
+    let mut look = |asked: &[&'n str]| -> Result<Vec<&'n str>> {
+        let found = on_all(cluster, asked)?;
+        after.retain(|thing| !asked.iter().any(|node| is_on(node, thing)));
+        after.extend(found.into_iter().filter(|thing| counts(thing)));
+        let has_too_much = |node: &&str| {
+            let there = after.iter().filter(|thing| is_on(node, thing));
+            !fits(&kinds(there), allowed)
+        };
+        Ok(nodes.iter().copied().filter(has_too_much).collect())
+    };
+    let mut asked = nodes.to_vec();
     let settled = cluster.await_that("nothing is left behind", patience, || {
-        after = on_all(cluster, nodes)?;
-        after.retain(|thing| counts(thing));
-        Ok(fits(&kinds(&after), allowed))
+        let mut left = look(&asked)?;
+        if left.is_empty() && asked.len() < nodes.len() {
+            // On all of them at one time.
+            left = look(nodes)?;
+        }
+        // Looking takes from the machine what takes things away: next time only where there is too much.
+        asked = left;
+        Ok(asked.is_empty())
     });
     settled.map_err(|error| (error, after))
+}
+
+fn is_on(node: &str, thing: &str) -> bool {
+    thing.strip_prefix(node).is_some_and(|rest| rest.starts_with(": "))
 }
 
 /// Whether nothing is more than is allowed.

@@ -96,7 +96,7 @@ pub const ALL: [Case; 29] = [
     sequential(When::Voted, Cut(Api(Source), Long), &[Moved]),
     cold(When::Voted, Cut(Api(Target), Long), &[Moved]),
     sequential(When::LetGo, Cut(Operators, Long), &[Moved]),
-    // The agents, through which the state goes, end one after another.
+    // The agents, through which the state goes, end.
     sequential(When::Leaving, Chart(Upgrade), &[Moved, Stayed]),
     sequential(When::LetGo, Chart(Rollback), &[Moved]),
     sequential(When::LetGo, Chart(Upgrade), &[Moved]),

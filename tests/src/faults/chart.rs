@@ -1,5 +1,6 @@
-//! The chart is upgraded or rolled back in the middle of a migration: operators and agents are replaced
-//! one after another, and by the agents every program that they have put on their hosts.
+//! The chart is upgraded or rolled back in the middle of a migration: operators are replaced one after another,
+//! agents as well or, beside other pairs of nodes, all at once; and by the agents every program that they have put on
+//! their hosts.
 
 use std::{process::Command, time::Duration};
 
@@ -84,12 +85,13 @@ impl Chart {
             cluster.kubectl(&[NAMESPACE, "rollout", "status", &what, "--timeout=120s"])?;
         }
         let (upgraded, script) = (is_upgraded(cluster)?, look(&other()?));
-        nodes::names(cluster)?.iter().try_for_each(|node| {
+        let installed = nodes::each(&nodes::names(cluster)?, |node| {
             let what = format!("{node} has the programs of its agent");
             cluster.await_that(&what, INSTALLED, || {
                 are_all(&cluster.on_node(node, &["sh", "-c", &script])?, upgraded).map(|()| true)
             })
-        })
+        });
+        installed.map(drop)
     }
 }
 
@@ -127,7 +129,8 @@ fn are_all(told: &str, upgraded: bool) -> Result<()> {
 }
 
 /// Installs the chart as the sandbox does, but with the operators on one node (none: wherever there is
-/// room), and waits until they are there. Does nothing where it is so.
+/// room), and waits until they are there. Does nothing where it is so. With a node of their own there are many
+/// others: the agents of all are then replaced at once.
 pub fn keep_operators(cluster: &Cluster, node: Option<&str>) -> Result<()> {
     let path = r"jsonpath={.spec.template.spec.nodeSelector.kubernetes\.io/hostname}";
     let is = cluster.kubectl(&[NAMESPACE, "get", "deployment", OPERATOR, "-o", path])?;
@@ -136,10 +139,12 @@ pub fn keep_operators(cluster: &Cluster, node: Option<&str>) -> Result<()> {
         return Ok(());
     }
     let values = in_checkout("src/xtask/sandbox-assets/values.yaml")?;
-    let place = node.map(|node| format!(r"operator.nodeSelector.kubernetes\.io/hostname={node}"));
+    let differs = node.map(|node| {
+        format!(r"operator.nodeSelector.kubernetes\.io/hostname={node},agent.maxUnavailable=100%")
+    });
     let chart = in_checkout(CHART)?;
     let mut args = vec!["upgrade", RELEASE, &chart, "--reset-values", "--values", &values];
-    args.extend(place.iter().flat_map(|place| ["--set", place]));
+    args.extend(differs.iter().flat_map(|values| ["--set", values]));
     helm(&args)?;
     Chart::settled(cluster)
 }

@@ -16,12 +16,14 @@ use super::{
     gate::Gate,
     history::History,
     judge,
+    locks::Locks,
     moment::{Moment, Sign},
     nodes::Pair,
     outcome::{Outcome, Seen},
     probe::{MOMENT, Missed, Probe},
     sentry::Sentry,
     stage::{IMPATIENCE, NAME, Stage},
+    stopwatch::Stopwatch,
     table::Row,
     user::Act,
 };
@@ -102,8 +104,8 @@ impl<'a> Scene<'a> {
 }
 
 /// Runs a cell and judges it. An error says which invariant does not hold.
-pub fn run(stage: &Stage, cell: &Cell) -> Result<Row> {
-    in_time(&cell.name(), || attempt(stage, cell))
+pub fn run(stage: &Stage, cell: &Cell, locks: &Locks) -> Result<Row> {
+    in_time(&cell.name(), || attempt(stage, cell, locks))
 }
 
 /// Tries again what has [`Missed`] its moment; each attempt leaves everything in order for the next one.
@@ -117,18 +119,17 @@ pub fn in_time<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<
     attempt()
 }
 
-fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
-    let mut watch = Stopwatch::start(cell);
+fn attempt(stage: &Stage, cell: &Cell, locks: &Locks) -> Result<Row> {
+    let held = locks.take(cell.fault);
+    let mut watch = Stopwatch::start(cell.name());
     let cluster = &stage.cluster;
     let source = stage.pod(cell.is_impatient())?;
     let scene = Scene::new(cluster, stage.nodes, source, NAME);
     watch.lap("in order");
 
     let outcome = cell.fault.prepare(&scene).and_then(|()| judged(cell, &scene, &mut watch));
-    // Whatever went wrong, the next cell finds everything in order.
-    let ended = cell.fault.end(&scene);
-    let turned = cell.moment.turn().map_or(Ok(()), |turn| turn.end(&scene));
-    let opened = Gate::open_all(cluster);
+    // Whatever went wrong, the next cell finds everything in order. What could be judged has been undone.
+    let undone = if outcome.is_ok() { Ok(()) } else { undo(cell, &scene) };
     let outcome = match outcome {
         // It takes its course, of which nothing is known.
         Err(error) if error.is::<Missed>() => {
@@ -143,13 +144,14 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     {
         return outcome;
     }
-    ended.and(turned).and(opened).and(cleared)?;
+    undone.and(cleared)?;
 
     let way = format!("{} to {}", scene.node(Role::Source), scene.node(Role::Target));
     drop(scene.history);
     cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
-    watch.lap("forgotten");
     judge::no_node_tells_of_it(cluster)?;
+    watch.lap("forgotten");
+    let _going = held.over();
     stage.nothing_is_left().with_context(|| {
         let became =
             outcome.as_ref().map_or_else(ToString::to_string, |row| row.outcome.to_string());
@@ -159,31 +161,11 @@ fn attempt(stage: &Stage, cell: &Cell) -> Result<Row> {
     outcome
 }
 
-/// Tells where a cell's time goes.
-struct Stopwatch {
-    cell: String,
-    begun: Instant,
-    last: Instant,
-    laps: Vec<String>,
-}
-
-impl Stopwatch {
-    fn start(cell: &Cell) -> Self {
-        let now = Instant::now();
-        Stopwatch { cell: cell.name(), begun: now, last: now, laps: Vec::new() }
-    }
-
-    fn lap(&mut self, what: &str) {
-        self.laps.push(format!("{what} {:.1}", self.last.elapsed().as_secs_f64()));
-        self.last = Instant::now();
-    }
-}
-
-impl Drop for Stopwatch {
-    fn drop(&mut self) {
-        let all = self.begun.elapsed().as_secs_f64();
-        eprintln!("{}: {all:.1} s ({})", self.cell, self.laps.join(", "));
-    }
+/// Takes back all that may have been done.
+fn undo(cell: &Cell, scene: &Scene) -> Result<()> {
+    let ended = cell.fault.end(scene);
+    let turned = cell.moment.turn().map_or(Ok(()), |turn| turn.end(scene));
+    ended.and(turned).and(Gate::open_all(scene.cluster))
 }
 
 /// From the first look to the last.
@@ -353,8 +335,11 @@ fn settled(cell: &Cell, scene: &Scene, sentry: &Sentry, patience: Duration) -> R
             latest["status"]["step"]
         );
         looked = Instant::now();
-        let migration = scene.cluster.get("migration", &scene.migration)?;
-        let mut pods = scene.cluster.list("pods", "")?;
+        let all = scene.cluster.list("migrations,pods", "")?;
+        let (mut pods, migrations): (Vec<Value>, Vec<Value>) =
+            all.into_iter().partition(|object| object["kind"] == "Pod");
+        let ours = |migration: &Value| migration["metadata"]["name"] == scene.migration.as_str();
+        let migration = migrations.into_iter().find(ours).unwrap_or_default();
         if migration.is_null() {
             // Whoever settles what it has left takes its marks away in the end.
             judge::no_pod_is_marked(&pods)?;

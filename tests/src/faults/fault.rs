@@ -75,8 +75,8 @@ pub enum Fault {
     PowerOff(Role, Length),
     /// Somebody does something.
     User(Act),
-    /// Operators and agents are replaced, one after another, by those of another revision, and every program that
-    /// these have put on the nodes.
+    /// Operators and agents are replaced by those of another revision, and every program that these have put on the
+    /// nodes.
     Chart(Chart),
 }
 
@@ -133,6 +133,11 @@ impl Fault {
                 | Self::PauseApi(_)
                 | Self::Chart(_)
         )
+    }
+
+    /// Agents end, or cannot ask what is still needed: what a cell has left on the nodes stays there meanwhile.
+    pub fn stops_agents(self) -> bool {
+        matches!(self, Self::PauseApi(_) | Self::Chart(_))
     }
 
     /// It is undone only when the migration is over: its end is not what anybody waits for.

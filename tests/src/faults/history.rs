@@ -62,6 +62,15 @@ impl History {
         Ok(())
     }
 
+    /// Waits until the end is seen, and no longer than that. This takes nothing from the machine; it proves nothing
+    /// either, since a watch may have broken.
+    pub fn await_end(&self, patience: Duration) {
+        let end = Instant::now() + patience;
+        while !self.step().is_final() && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// What is written once has never changed, and what has ended stays so.
     pub fn kept_its_word(&self) -> Result<()> {
         kept_their_word(&lock(&self.shared).states)

@@ -17,7 +17,7 @@ use super::{
     truth::{self, Running},
 };
 use crate::{
-    cluster::{Cluster, Pod, condition},
+    cluster::{Cluster, Pod, condition, of_kind},
     counter::{Client, Report},
 };
 
@@ -219,7 +219,6 @@ fn events(cluster: &Cluster, selector: &str) -> Result<Vec<Value>> {
 /// Nothing of the migration is left while the pod runs on.
 pub fn nothing_is_left_beside_the_pod(cluster: &Cluster, nodes: &Pair) -> Result<()> {
     cluster.await_that("no mark or target pod is left", TIDY, || {
-        // Asked at once: each question takes from the machine what the other lanes need.
         let all = cluster.list(&format!("{MARKED},services,endpointslices"), "")?;
         for migration in of_kind(&all, "Migration") {
             let (succeeded, _, message) = condition(migration, "Succeeded");
@@ -235,10 +234,6 @@ pub fn nothing_is_left_beside_the_pod(cluster: &Cluster, nodes: &Pair) -> Result
 
 /// Kinds of objects that may bear a sign of a migration.
 const MARKED: &str = "migrations,pods,secrets";
-
-fn of_kind<'a>(all: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
-    all.iter().filter(move |object| object["kind"] == kind)
-}
 
 /// No object of the namespace, and not the namespace itself, bears a sign of a migration.
 pub fn no_mark_is_left(cluster: &Cluster) -> Result<()> {

@@ -1,11 +1,11 @@
 //! The sandbox around a cell: where the operators are, and that everything is well before and after.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, thread, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
-use crate::cluster::{Cluster, Pod, condition};
+use crate::cluster::{Cluster, Pod, condition, of_kind};
 
 /// Two nodes between which a pod moves to and fro.
 pub type Pair = [&'static str; 2];
@@ -71,6 +71,22 @@ pub fn pairs(cluster: &Cluster) -> Result<Vec<Pair>> {
     Ok(if apart.is_empty() { vec![NODES] } else { apart })
 }
 
+/// Asks the same of several nodes, side by side. Gives their answers in this order, or the first error in it.
+pub fn each<N: AsRef<str> + Sync, T: Send>(
+    nodes: &[N],
+    ask: impl Fn(&str) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let ask = &ask;
+    thread::scope(|scope| {
+        let asked: Vec<_> =
+            nodes.iter().map(|node| scope.spawn(move || ask(node.as_ref()))).collect();
+        let answers = asked
+            .into_iter()
+            .map(|asked| asked.join().map_err(|_| anyhow!("asking a node panicked")).flatten());
+        answers.collect()
+    })
+}
+
 /// Names of all nodes.
 pub fn names(cluster: &Cluster) -> Result<Vec<String>> {
     let names = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"])?;
@@ -81,22 +97,26 @@ pub fn names(cluster: &Cluster) -> Result<Vec<String>> {
 pub fn healthy(cluster: &Cluster, nodes: &[&str]) -> Result<()> {
     let wanted = |name: &Value| name.as_str().is_some_and(|name| nodes.contains(&name));
     cluster.await_that("nodes, operators and agents are well", PATIENCE, || {
-        let text = cluster.kubectl(&["get", "nodes,nodes.transship.dev", "-o", "json"])?;
+        let kinds = "nodes,nodes.transship.dev,pods";
+        let text = cluster.kubectl(&[SYSTEM, "get", kinds, "-o", "json"])?;
         let mut list: Value = serde_json::from_str(&text)?;
+        let all = list["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
         // The cluster's object of each node, and ours.
-        let mut objects = list["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        let mut objects: Vec<&Value> = of_kind(&all, "Node").collect();
         objects.retain(|node| wanted(&node["metadata"]["name"]));
-        if objects.len() < 2 * nodes.len() || !objects.iter().all(is_ready) {
+        if objects.len() < 2 * nodes.len() || !objects.into_iter().all(is_ready) {
             return Ok(false);
         }
-        let mut pods = ours(cluster, "app.kubernetes.io/component in (agent,operator)")?;
-        pods.retain(|pod| is_operator(pod) || wanted(&pod["spec"]["nodeName"]));
-        Ok(pods.len() == nodes.len() + OPERATORS && pods.iter().all(is_ready))
+        let mut pods: Vec<&Value> = of_kind(&all, "Pod").collect();
+        pods.retain(|pod| {
+            is_of(pod, "operator") || (is_of(pod, "agent") && wanted(&pod["spec"]["nodeName"]))
+        });
+        Ok(pods.len() == nodes.len() + OPERATORS && pods.into_iter().all(is_ready))
     })
 }
 
-fn is_operator(pod: &Value) -> bool {
-    pod["metadata"]["labels"]["app.kubernetes.io/component"] == "operator"
+fn is_of(pod: &Value, component: &str) -> bool {
+    pod["metadata"]["labels"]["app.kubernetes.io/component"] == component
 }
 
 /// Whether an object's condition Ready is true and it stays.

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::{
     gate::Gate,
@@ -12,7 +13,7 @@ use super::{
     nodes::{self, Pair},
 };
 use crate::{
-    cluster::{Cluster, Pod},
+    cluster::{Cluster, Pod, of_kind},
     residue::{self, Kinds},
 };
 
@@ -85,12 +86,15 @@ impl Stage {
     /// liveness probe.
     pub fn pod(&self, impatient: bool) -> Result<Pod> {
         nodes::healthy(&self.cluster, &self.nodes)?;
-        let pods = self.cluster.list("pods", "app=counter")?;
+        let all = self.cluster.list("pods,deployments", "")?;
+        let mut pods: Vec<&Value> = of_kind(&all, "Pod").collect();
+        pods.retain(|pod| pod["metadata"]["labels"]["app"] == NAME);
+        let mut deployments = of_kind(&all, "Deployment");
         if let [pod] = pods.as_slice()
             && nodes::is_ready(pod)
             && nodes::restarts(pod) == 0
             && pod["spec"]["containers"][0]["livenessProbe"].is_null() != impatient
-            && !self.cluster.get("deployment", NAME)?.is_null()
+            && deployments.any(|deployment| deployment["metadata"]["name"] == NAME)
         {
             return Ok(Pod::of(pod));
         }

@@ -114,7 +114,9 @@ fn containers() -> Vec<(String, PathBuf)> {
 
 fn directories(path: PathBuf) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    // By what the entry tells: most are files, and to ask about each would take long.
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|of| of.is_dir()));
+    directories.map(|entry| entry.path()).collect()
 }
 
 fn tasks(container: &Path) -> Vec<u32> {
@@ -124,14 +126,14 @@ fn tasks(container: &Path) -> Vec<u32> {
 
 /// A process of the application that nothing keeps from running.
 fn is_free(pid: u32) -> bool {
-    let pending = |field| {
-        let mask = status(pid, field).and_then(|mask| u64::from_str_radix(&mask, 16).ok());
-        mask.unwrap_or(KILL)
+    if !command(pid).iter().any(|argument| argument.contains(APPLICATION)) {
+        return false;
+    }
+    let [tracer, own, shared] = status(pid, ["TracerPid:", "SigPnd:", "ShdPnd:"]);
+    let mask = |text: Option<String>| {
+        text.and_then(|text| u64::from_str_radix(&text, 16).ok()).unwrap_or(KILL)
     };
-    command(pid).iter().any(|argument| argument.contains(APPLICATION))
-        && status(pid, "TracerPid:").as_deref() == Some("0")
-        && (pending("SigPnd:") | pending("ShdPnd:")) & KILL == 0
-        && !is_exiting(pid)
+    tracer.as_deref() == Some("0") && (mask(own) | mask(shared)) & KILL == 0 && !is_exiting(pid)
 }
 
 /// Whether the kernel is taking a process apart, which takes a while with much memory.

@@ -155,7 +155,8 @@ fn stop(pid: u32) -> bool {
     let end = Instant::now() + PATIENCE;
     // It stops on its way out of the kernel, or ends there.
     loop {
-        match status(pid, "State:") {
+        let [state] = status(pid, ["State:"]);
+        match state {
             Some(state) if state.starts_with('T') => return true,
             Some(state) if !state.starts_with(['Z', 'X']) && Instant::now() < end => {}
             _ => return false,
@@ -259,14 +260,17 @@ fn name(pid: u32) -> Option<String> {
 }
 
 fn parent(pid: u32) -> Option<u32> {
-    status(pid, "PPid:")?.parse().ok().filter(|pid| *pid > 0)
+    let [parent] = status(pid, ["PPid:"]);
+    parent?.parse().ok().filter(|pid| *pid > 0)
 }
 
-/// A field of a process's status.
-pub fn status(pid: u32, field: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let value = status.lines().find_map(|line| line.strip_prefix(field))?;
-    Some(value.trim().to_owned())
+/// Fields of a process's status at one time.
+pub fn status<const N: usize>(pid: u32, fields: [&str; N]) -> [Option<String>; N] {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    fields.map(|field| {
+        let value = status.lines().find_map(|line| line.strip_prefix(field))?;
+        Some(value.trim().to_owned())
+    })
 }
 
 #[cfg(test)]
