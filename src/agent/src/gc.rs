@@ -162,7 +162,7 @@ impl Collector {
         }
         let need = need::of(&self.cluster, side, sides).await?;
         // Perhaps again: restored from a backup, or seen by another API server.
-        if matches!(need, Need::Migration | Need::Object) && side.vanished.is_some() {
+        if need == Need::Migration && side.vanished.is_some() {
             files::remove_durably(&side.dir.vanished())?;
         }
         if !side.closed {
@@ -171,7 +171,7 @@ impl Collector {
         match need {
             Need::Nobody => Ok(true),
             Need::Vanished => Ok(kept::time_is_up(side, passed)?),
-            Need::Unknown | Need::Migration | Need::Object | Need::Peer | Need::Marks => Ok(false),
+            Need::Unknown | Need::Migration | Need::Peer | Need::Marks => Ok(false),
         }
     }
 }

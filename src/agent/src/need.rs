@@ -17,8 +17,6 @@ pub enum Need {
     Unknown,
     /// Its Migration, which is not over: the state of its pod may be nowhere else.
     Migration,
-    /// Nobody but the object of its Migration is left, which is over.
-    Object,
     /// The other side may still have to read how this one ended; the Migration has vanished.
     Peer,
     /// The operator, which goes by how this side ended when it takes the marks of the vanished Migration off its pod.
@@ -32,8 +30,8 @@ pub async fn of(cluster: &Cluster, side: &Side, sides: &[Side]) -> anyhow::Resul
     let Some(task) = &side.task else { return Ok(Need::Unknown) };
     match cluster.migration_of(task).await? {
         MigrationSeen::Gone => {}
-        MigrationSeen::EndedElsewhere => return Ok(Need::Nobody),
-        MigrationSeen::Over => return Ok(Need::Object),
+        // Where the operator's word to forget it was lost, too.
+        MigrationSeen::EndedElsewhere | MigrationSeen::Over => return Ok(Need::Nobody),
         MigrationSeen::There => return Ok(Need::Migration),
     }
     let published = match task.peer.node == task.node {
@@ -69,7 +67,7 @@ impl Need {
     pub fn awaited(self, side: &Side) -> Option<String> {
         let [pod, migration] = side.names();
         match self {
-            Self::Nobody | Self::Object | Self::Marks | Self::Vanished => None,
+            Self::Nobody | Self::Marks | Self::Vanished => None,
             Self::Unknown => Some(format!(
                 "the task of migration {} cannot be read, so nobody can tell whose state is kept beside it: mend {dir}/task.json on the node, or remove {dir} if its pod runs or is not wanted any more",
                 side.uid,
@@ -104,7 +102,7 @@ mod tests {
         migration.write_task(&task("m-1", Role::Source)).unwrap();
         migration.close().unwrap();
         let side = Side::read(migration.clone()).unwrap();
-        for need in [Need::Nobody, Need::Object, Need::Marks, Need::Vanished] {
+        for need in [Need::Nobody, Need::Marks, Need::Vanished] {
             assert_eq!(need.awaited(&side), None, "{need:?}");
         }
         let told = Need::Migration.awaited(&side).unwrap();

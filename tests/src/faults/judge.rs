@@ -22,8 +22,8 @@ use crate::{
 };
 
 /// By how much clocks may differ that look at the same thing: those of the client, which may have a request
-/// under way already, of the nodes and of who looks at them.
-const CLOCKS: u64 = 100;
+/// under way already or be made to wait before its next one, of the nodes and of who looks at them.
+const CLOCKS: u64 = 300;
 /// How long after the target was let go on its node may note the time: both look at the clock between other
 /// things that they do, and a busy machine makes them wait.
 const NOTED: u64 = 2_000;

@@ -10,13 +10,14 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    cmd::{note, output, run, step, write_file},
+    cmd::{note, output, run, step, wait_for, write_file},
     layout,
     machine::Machine,
 };
@@ -28,6 +29,9 @@ pub const DIRECTORY: &str = "/opt/sandbox/images";
 pub const PROGRAM_DIRECTORY: &str = "/opt/sandbox/bin";
 /// Exists in a node once it has looked at all archives.
 pub const IMPORTED: &str = "/run/sandbox/images-imported";
+
+/// How long a node may be without its containerd.
+const RESTART: Duration = Duration::from_secs(30);
 
 /// This program inside a node.
 pub fn program() -> String {
@@ -133,14 +137,27 @@ pub fn load(archives: &[PathBuf], nodes: &[Machine]) -> Result<()> {
 pub fn import(nodes: &[Machine]) -> Result<()> {
     let list = read_list(&layout::images())?;
     thread::scope(|scope| {
-        let workers: Vec<_> = nodes
-            .iter()
-            .map(|node| scope.spawn(|| synchronise(&list, node.name(), || node.command("ctr"))))
-            .collect();
+        let workers: Vec<_> =
+            nodes.iter().map(|node| scope.spawn(|| synchronise_running(&list, node))).collect();
         workers.into_iter().try_for_each(|worker| {
             worker.join().map_err(|_| anyhow!("importing images panicked")).flatten()
         })
     })
+}
+
+/// The agent of a node that has just joined restarts containerd, perhaps at this moment.
+fn synchronise_running(list: &[Archive], node: &Machine) -> Result<()> {
+    wait_for(
+        format!("containerd of {} has all images", node.name()),
+        RESTART,
+        || match synchronise(list, node.name(), || node.command("ctr")) {
+            Ok(()) => Ok(Some(())),
+            Err(error) => {
+                note(format!("{error:#}"));
+                Ok(None)
+            }
+        },
+    )
 }
 
 /// The same from inside a node, before its kubelet starts. An archive that cannot be imported does
