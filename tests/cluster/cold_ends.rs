@@ -85,6 +85,7 @@ fn survives(cluster: &Cluster, before: &Pod, victim: Victim, times: usize) -> Re
 }
 
 #[test]
+#[ignore = "runtimes and shims die at these steps among the faults; this one waits for kubelet twice"]
 fn a_runtime_that_dies_while_a_pod_has_ended_loses_nothing_unsaid() -> Result<()> {
     let cluster = Cluster::with_namespace("cold-runtime")?;
     cluster.apply(&manifest(BARE))?;
