@@ -176,11 +176,9 @@ pub enum MigrationSeen {
     Gone,
     /// It is there, and what becomes of the side is the operator's to say.
     There,
-    /// It is there, has ended, and the operator has let go of it.
+    /// It is there, has ended, and the operator knows of no side here any more: it has let go of it, or the target is
+    /// on another node, since the pod went back to its source's.
     Over,
-    /// It has ended with its target on another node: the pod went back to its source's, and the operator
-    /// knows of no side here any more.
-    EndedElsewhere,
 }
 
 fn seen(migration: Option<&Migration>, task: &HolderTask) -> MigrationSeen {
@@ -191,15 +189,11 @@ fn seen(migration: Option<&Migration>, task: &HolderTask) -> MigrationSeen {
     let ended = status.and_then(|s| s.step).is_some_and(|step| step.is_final());
     let target = status.and_then(|s| s.target.as_ref());
     let elsewhere = target.is_some_and(|t| !t.pod_uid.is_empty() && t.node != task.node);
-    if !ended {
-        return MigrationSeen::There;
-    }
-    if elsewhere && task.role == Role::Target {
-        return MigrationSeen::EndedElsewhere;
-    }
-    match migration.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER) {
-        true => MigrationSeen::There,
-        false => MigrationSeen::Over,
+    let left_it = task.role == Role::Target && elsewhere;
+    let is_held = migration.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER);
+    match ended && (left_it || !is_held) {
+        true => MigrationSeen::Over,
+        false => MigrationSeen::There,
     }
 }
 
@@ -239,11 +233,11 @@ mod tests {
 
     #[test]
     fn a_side_that_the_pod_did_not_stay_on_is_over_with_its_migration() {
-        use MigrationSeen::{EndedElsewhere, Gone, Over, There};
+        use MigrationSeen::{Gone, Over, There};
         type Case<'a> = (&'a str, &'a str, &'a str, &'a str, Role, &'a [&'a str], MigrationSeen);
         let held: &[&str] = &[names::FINALIZER];
         let cases: [Case<'_>; 9] = [
-            ("m", "Failed", "node-b", "p-2", Role::Target, held, EndedElsewhere),
+            ("m", "Failed", "node-b", "p-2", Role::Target, held, Over),
             ("m", "Failed", "node-b", "p-2", Role::Source, held, There),
             ("m", "Failed", "node-b", "p-2", Role::Source, &[], Over),
             ("m", "Succeeded", "node-a", "p-2", Role::Target, held, There),

@@ -31,7 +31,7 @@ pub async fn of(cluster: &Cluster, side: &Side, sides: &[Side]) -> anyhow::Resul
     match cluster.migration_of(task).await? {
         MigrationSeen::Gone => {}
         // Where the operator's word to forget it was lost, too.
-        MigrationSeen::EndedElsewhere | MigrationSeen::Over => return Ok(Need::Nobody),
+        MigrationSeen::Over => return Ok(Need::Nobody),
         MigrationSeen::There => return Ok(Need::Migration),
     }
     let published = match task.peer.node == task.node {
