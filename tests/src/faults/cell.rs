@@ -9,7 +9,6 @@ use super::{
     link::Link,
     moment::Moment,
     outcome::Outcome,
-    user::Act,
 };
 
 /// How soon after a fault's end the object has to tell the truth.
@@ -57,7 +56,7 @@ impl Cell {
             Moment::Preflight | Moment::TargetIsMade | Moment::Prepared | Moment::TargetStarts
         );
         // Of one that has vanished nothing tells any more, and its pods are settled by what its sides say.
-        let vanishes = matches!(self.fault, Fault::User(Act::StripFinalizer));
+        let vanishes = self.fault.strips_finalizer();
         if early || vanishes || self.fault.goes_on() { COURSE } else { TRUTH }
     }
 }

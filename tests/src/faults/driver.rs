@@ -25,7 +25,6 @@ use super::{
     stage::{IMPATIENCE, NAME, Stage},
     stopwatch::Stopwatch,
     table::Row,
-    user::Act,
 };
 use crate::{
     cluster::{Cluster, Pod, condition, migration_in},
@@ -191,7 +190,7 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
         turn.end(scene).context("undoing what led there")?;
     }
     // The sides of one that has vanished settle it between them.
-    let vanishes = matches!(cell.fault, Fault::User(Act::StripFinalizer));
+    let vanishes = cell.fault.strips_finalizer();
     if cell.moment == Moment::Voted && !vanishes {
         judge::nobody_ran_undecided(scene, &sentry, since)?;
     }

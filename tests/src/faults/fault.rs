@@ -140,6 +140,11 @@ impl Fault {
         matches!(self, Self::PauseApi(_) | Self::Chart(_))
     }
 
+    /// The Migration vanishes, whatever is left of it.
+    pub fn strips_finalizer(self) -> bool {
+        matches!(self, Self::User(Act::StripFinalizer))
+    }
+
     /// It is undone only when the migration is over: its end is not what anybody waits for.
     pub fn goes_on(self) -> bool {
         matches!(
@@ -165,17 +170,13 @@ impl Fault {
     /// Injects it.
     pub fn begin(self, scene: &Scene) -> Result<()> {
         let cluster = scene.cluster;
-        let kill = |node: &str, victim: Victim| {
-            let probe = ["transship-probe", "kill", &cluster.namespace, victim.as_str()];
-            cluster.on_node(node, &probe).map(drop)
-        };
         match self {
-            Self::Kill(role, victim) => kill(scene.node(role), victim),
+            Self::Kill(role, victim) => cluster.kill(scene.node(role), victim),
             Self::KillContainer(role) => kill_container(scene, role),
-            Self::KillLeader => kill(&nodes::leader(cluster)?.node, Victim::Operator),
+            Self::KillLeader => cluster.kill(&nodes::leader(cluster)?.node, Victim::Operator),
             Self::KillOperators => {
                 let nodes = nodes::with_operators(cluster)?;
-                nodes.iter().try_for_each(|node| kill(node, Victim::Operator))
+                nodes.iter().try_for_each(|node| cluster.kill(node, Victim::Operator))
             }
             Self::Cut(link, _) => link.cut(scene),
             Self::Slow(link) => link.slow_down(scene),

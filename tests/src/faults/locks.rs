@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::{fault::Fault, user::Act};
+use super::fault::Fault;
 
 /// What they share.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl Locks {
     /// Waits until nobody is in the way of the fault, nor it in anybody's.
     pub fn take(&self, fault: Fault) -> Held<'_> {
         let concerns_all = fault.concerns_all();
-        let strips = matches!(fault, Fault::User(Act::StripFinalizer));
+        let strips = fault.strips_finalizer();
         // The cluster first: nobody waits for it who has something else.
         let alone =
             concerns_all.then(|| self.cluster.write().unwrap_or_else(PoisonError::into_inner));
