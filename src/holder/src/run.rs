@@ -22,7 +22,8 @@ use transship_host::task::Part;
 use transship_runtime::Layout;
 
 use crate::holder::Holder;
-use crate::{control, reserve, source, supervise, target};
+use crate::pod::{Pod, runc_program};
+use crate::{control, leftovers, reserve, source, supervise, target};
 
 /// How long watchers may take to fetch the last status of a holder that has finished.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -96,8 +97,13 @@ pub fn run(host: &HostRoot, path: &Path) -> Result<ExitCode> {
         return Ok(ExitCode::from(supervise::LOCKED));
     }
     clean(&holder);
+    let pod = Pod::load(&dir);
     dir.close()?;
     tracing::info!("closed");
+    if let Ok(Some(pod)) = pod {
+        let runc = runc_program(&host.runc_path_file());
+        runtime()?.block_on(leftovers::clear(&holder.layout, &runc, &pod, leftovers::PATIENCE));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
