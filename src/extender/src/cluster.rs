@@ -89,11 +89,7 @@ impl Cluster {
     /// The pod is on a node: that is a fact. Its UID is the container's id.
     pub fn bind(&mut self, node: &str, pod: Container) {
         self.assumed.remove(&pod.id);
-        let there = self.places.get(&pod.id).is_some_and(|place| &**place == node)
-            && self.nodes.get(node).is_some_and(|slot| slot.node.containers().contains(&pod));
-        if !there {
-            self.put(node, pod);
-        }
+        self.put(node, pod);
     }
 
     /// The pod is to go to a node. `said`: what it says of its scheduling so far.
@@ -149,7 +145,14 @@ impl Cluster {
         gone.iter().for_each(|uid| self.remove(uid));
     }
 
+    /// Puts a pod onto a node, unless just that pod is there: a choice is made twice, by `filter` and by
+    /// `prioritize`.
     fn put(&mut self, node: &str, pod: Container) {
+        let there = self.places.get(&pod.id).is_some_and(|place| &**place == node)
+            && self.nodes.get(node).is_some_and(|slot| slot.node.containers().contains(&pod));
+        if there {
+            return;
+        }
         self.remove(&pod.id);
         self.version += 1;
         let name = match self.nodes.get_key_value(node) {
@@ -202,8 +205,10 @@ mod tests {
     #[test]
     fn what_has_not_changed_makes_no_new_version() {
         let mut cluster = Cluster::default();
-        cluster.bind("node-a", pod("p", 2));
+        cluster.assume("node-a", pod("p", 2), None, Instant::now());
         let version = cluster.version();
+        cluster.assume("node-a", pod("p", 2), None, Instant::now());
+        cluster.bind("node-a", pod("p", 2));
         cluster.bind("node-a", pod("p", 2));
         assert_eq!(cluster.version(), version);
         cluster.bind("node-a", pod("p", 3));
