@@ -6,11 +6,10 @@
 //! assumption ends when the pod is seen bound, refused or deleted, or after [`ASSUMED_FOR`].
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
-use transship_core::placement::{Container, Node};
+use transship_core::placement::{Container, Decision, Node, Prepared};
 
 /// How long a choice counts that nothing has become of.
 pub const ASSUMED_FOR: Duration = Duration::from_secs(60);
@@ -18,18 +17,18 @@ pub const ASSUMED_FOR: Duration = Duration::from_secs(60);
 /// Nodes with the pods on them.
 #[derive(Debug, Default)]
 pub struct Cluster {
-    nodes: HashMap<Arc<str>, Slot, RandomState>,
-    /// Where pods are, or are assumed to go, by UID.
-    places: HashMap<String, Arc<str>>,
+    /// Where each node is in the lists below, by its name. A question names thousands of nodes: what
+    /// finds them fits into the processor's cache, and they themselves do not.
+    slots: HashMap<Box<str>, usize, RandomState>,
+    nodes: Vec<Node>,
+    /// Whether the cluster has the node; otherwise pods alone have named it so far.
+    known: Vec<bool>,
+    /// Slots whose node is gone.
+    free: Vec<usize>,
+    /// Slots of the nodes where pods are, or are assumed to go, by UID.
+    places: HashMap<String, usize>,
     assumed: HashMap<String, Assumed>,
     version: u64,
-}
-
-#[derive(Debug)]
-struct Slot {
-    node: Node,
-    /// The cluster has it; otherwise pods alone have named it so far.
-    known: bool,
 }
 
 /// A choice that is not a fact yet.
@@ -51,39 +50,38 @@ impl Cluster {
         self.assumed.len()
     }
 
-    /// A node that exists.
-    pub fn node(&self, name: &str) -> Option<&Node> {
-        self.nodes.get(name).filter(|slot| slot.known).map(|slot| &slot.node)
+    /// The slot of a node that exists, which is its own as long as it does.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.slots.get(name).copied().filter(|&slot| self.known[slot])
     }
 
-    /// All nodes that exist.
-    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.values().filter(|slot| slot.known).map(|slot| &slot.node)
+    /// All nodes that exist, with their slots.
+    pub fn nodes(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().filter(move |(slot, _)| self.known[*slot])
     }
 
-    /// Whether a pod on any node mounts the volume of a claim, those included that are assumed to go
-    /// there.
-    pub fn mounts(&self, claim: &str) -> bool {
-        self.nodes.values().any(|slot| slot.node.mounts(claim))
+    /// Decides among the nodes in these slots.
+    pub fn place(&self, request: &Prepared, slots: &[usize]) -> Decision {
+        let nodes: Vec<&Node> = slots.iter().map(|&slot| &self.nodes[slot]).collect();
+        // Pods on other nodes matter too, those included that are assumed to go there.
+        request.place_where(&nodes, |claim| self.nodes.iter().any(|node| node.mounts(claim)))
     }
 
     /// Adds or replaces a node; the pods on it stay. `node` comes without containers.
     pub fn set_node(&mut self, mut node: Node) {
         self.version += 1;
-        let name: Arc<str> = node.name.as_str().into();
-        if let Some(slot) = self.nodes.get(&name) {
-            slot.node.containers().iter().for_each(|container| node.add(container.clone()));
-        }
-        self.nodes.insert(name, Slot { node, known: true });
+        let slot = self.slot(&node.name);
+        self.nodes[slot].containers().iter().for_each(|container| node.add(container.clone()));
+        self.nodes[slot] = node;
+        self.known[slot] = true;
     }
 
     /// The cluster does not have the node any more. Its pods stay until they are gone themselves.
     pub fn remove_node(&mut self, name: &str) {
-        if let Some(slot) = self.nodes.get_mut(name) {
-            self.version += 1;
-            slot.known = false;
-        }
-        self.drop_if_unused(name);
+        let Some(&slot) = self.slots.get(name) else { return };
+        self.version += 1;
+        self.known[slot] = false;
+        self.free_if_unused(slot);
     }
 
     /// The pod is on a node: that is a fact. Its UID is the container's id.
@@ -126,12 +124,10 @@ impl Cluster {
     /// The pod is gone.
     pub fn remove(&mut self, uid: &str) {
         self.assumed.remove(uid);
-        let Some(name) = self.places.remove(uid) else { return };
+        let Some(slot) = self.places.remove(uid) else { return };
         self.version += 1;
-        if let Some(slot) = self.nodes.get_mut(&name) {
-            slot.node.remove(uid);
-        }
-        self.drop_if_unused(&name);
+        self.nodes[slot].remove(uid);
+        self.free_if_unused(slot);
     }
 
     /// Removes every pod that is neither among `uids` nor assumed.
@@ -148,26 +144,37 @@ impl Cluster {
     /// Puts a pod onto a node, unless just that pod is there: a choice is made twice, by `filter` and by
     /// `prioritize`.
     fn put(&mut self, node: &str, pod: Container) {
-        let there = self.places.get(&pod.id).is_some_and(|place| &**place == node)
-            && self.nodes.get(node).is_some_and(|slot| slot.node.containers().contains(&pod));
-        if there {
+        let former = self.places.get(&pod.id).map(|&slot| &self.nodes[slot]);
+        if former.is_some_and(|there| there.name == node && there.containers().contains(&pod)) {
             return;
         }
         self.remove(&pod.id);
         self.version += 1;
-        let name = match self.nodes.get_key_value(node) {
-            Some((name, _)) => name.clone(),
-            None => node.into(),
-        };
-        self.places.insert(pod.id.clone(), name.clone());
-        let unknown = || Slot { node: Node::new(node, ""), known: false };
-        self.nodes.entry(name).or_insert_with(unknown).node.add(pod);
+        let slot = self.slot(node);
+        self.places.insert(pod.id.clone(), slot);
+        self.nodes[slot].add(pod);
     }
 
-    fn drop_if_unused(&mut self, name: &str) {
-        let unused = |slot: &Slot| !slot.known && slot.node.containers().is_empty();
-        if self.nodes.get(name).is_some_and(unused) {
-            self.nodes.remove(name);
+    /// The slot of a node that may exist or not.
+    fn slot(&mut self, name: &str) -> usize {
+        if let Some(&slot) = self.slots.get(name) {
+            return slot;
+        }
+        let slot = self.free.pop().unwrap_or(self.nodes.len());
+        if slot == self.nodes.len() {
+            self.nodes.push(Node::default());
+            self.known.push(false);
+        }
+        self.nodes[slot] = Node::new(name, "");
+        self.slots.insert(name.into(), slot);
+        slot
+    }
+
+    fn free_if_unused(&mut self, slot: usize) {
+        if !self.known[slot] && self.nodes[slot].containers().is_empty() {
+            let node = std::mem::take(&mut self.nodes[slot]);
+            self.slots.remove(node.name.as_str());
+            self.free.push(slot);
         }
     }
 }
@@ -184,7 +191,7 @@ mod tests {
     type Fate = fn(&mut Cluster, Instant);
 
     fn used(cluster: &Cluster, node: &str) -> i64 {
-        cluster.node(node).map_or(-1, Node::used_cpus)
+        cluster.find(node).map_or(-1, |slot| cluster.nodes[slot].used_cpus())
     }
 
     #[test]
@@ -197,9 +204,12 @@ mod tests {
         cluster.set_node(Node::new("node-a", "a"));
         assert_eq!(used(&cluster, "node-a"), 2, "a node that changes keeps its pods");
         cluster.remove_node("node-a");
-        assert!(cluster.node("node-a").is_none());
+        assert!(cluster.find("node-a").is_none());
         cluster.remove("p");
-        assert!(cluster.nodes.is_empty() && cluster.places.is_empty());
+        assert!(cluster.slots.is_empty() && cluster.places.is_empty());
+        cluster.set_node(Node::new("node-b", "b"));
+        assert_eq!(cluster.find("node-b"), Some(0), "in the slot that has become free");
+        assert_eq!(used(&cluster, "node-b"), 0);
     }
 
     #[test]
