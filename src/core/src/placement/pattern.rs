@@ -150,6 +150,9 @@ mod tests {
             let excluded = pattern.words().is_none_or(Lines::excludes_hex);
             let hex = !text.is_empty() && is_hex(text);
             assert!(!(hex && wanted && excluded), "{value} matches {text:?}");
+            let begins = |with: Vec<&[u8]>| with.iter().any(|b| text.as_bytes().starts_with(b));
+            let beginnings = pattern.words().and_then(Lines::beginnings);
+            assert!(!wanted || beginnings.is_none_or(begins), "{value} matches {text:?}");
         }
         for value in ["*", "/^$/", "//"] {
             let lines = Pattern::new(value);
@@ -157,6 +160,30 @@ mod tests {
                 !lines.words().unwrap().match_any(Words::default().text()),
                 "no word, no match"
             );
+        }
+    }
+
+    #[test]
+    fn what_words_begin_with_is_told_where_a_pattern_says_so() {
+        for (value, wanted) in [
+            ("web-0", Some(vec!["web-0"])),
+            ("web*", Some(vec!["web"])),
+            ("web.1", Some(vec!["web"])),
+            ("/^web-[a-z]+$/", Some(vec!["web-"])),
+            ("/^web-[ab]+$/", Some(vec!["web-a", "web-b"])),
+            (r"/\A(web|db)-/", Some(vec!["web-", "db-"])),
+            ("*web", None),
+            ("/web/", None),
+            ("/^(web)?/", None),
+            ("/^web|db$/", None),
+            ("web|db", None),
+            ("/[/", None),
+        ] {
+            let pattern = Pattern::new(value);
+            let found = pattern.words().and_then(Lines::beginnings);
+            let wanted: Option<Vec<&[u8]>> =
+                wanted.map(|texts| texts.into_iter().map(str::as_bytes).collect());
+            assert_eq!(found, wanted, "{value}");
         }
     }
 }
