@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 use transship_core::placement::{Container, Decision, Node, Prepared};
 
+use crate::beginnings::Beginnings;
+
 /// How long a choice counts that nothing has become of.
 pub const ASSUMED_FOR: Duration = Duration::from_secs(60);
 
@@ -27,6 +29,7 @@ pub struct Cluster {
     free: Vec<usize>,
     /// Slots of the nodes where pods are, or are assumed to go, by UID.
     places: HashMap<String, usize>,
+    beginnings: Beginnings,
     assumed: HashMap<String, Assumed>,
     version: u64,
 }
@@ -64,7 +67,12 @@ impl Cluster {
     pub fn place(&self, request: &Prepared, slots: &[usize]) -> Decision {
         let nodes: Vec<&Node> = slots.iter().map(|&slot| &self.nodes[slot]).collect();
         // Pods on other nodes matter too, those included that are assumed to go there.
-        request.place_where(&nodes, |claim| self.nodes.iter().any(|node| node.mounts(claim)))
+        let in_use = |claim: &str| self.nodes.iter().any(|node| node.mounts(claim));
+        request.place_among(&nodes, in_use, |beginnings| {
+            let mut begins = vec![false; self.nodes.len()];
+            self.beginnings.slots(beginnings).for_each(|slot| begins[slot] = true);
+            Some(slots.iter().map(|&slot| begins[slot]).collect())
+        })
     }
 
     /// Adds or replaces a node; the pods on it stay. `node` comes without containers.
@@ -126,7 +134,9 @@ impl Cluster {
         self.assumed.remove(uid);
         let Some(slot) = self.places.remove(uid) else { return };
         self.version += 1;
-        self.nodes[slot].remove(uid);
+        if let Some(pod) = self.nodes[slot].remove(uid) {
+            self.beginnings.remove(slot, &pod);
+        }
         self.free_if_unused(slot);
     }
 
@@ -152,6 +162,7 @@ impl Cluster {
         self.version += 1;
         let slot = self.slot(node);
         self.places.insert(pod.id.clone(), slot);
+        self.beginnings.add(slot, &pod);
         self.nodes[slot].add(pod);
     }
 
@@ -181,6 +192,8 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
+    use transship_core::placement::{Options, Request, prepare};
+
     use super::*;
 
     fn pod(uid: &str, cpus: i64) -> Container {
@@ -246,6 +259,60 @@ mod tests {
             end(&mut cluster, now);
             assert_eq!(used(&cluster, "node-a"), expected, "{what}");
         }
+    }
+
+    /// The nodes that an affinity leaves, as the engine by itself says too.
+    fn left(cluster: &Cluster, affinity: &str) -> Vec<String> {
+        let request = Request { affinities: vec![affinity.to_owned()], ..Request::default() };
+        let prepared = prepare(&request, &Options::default());
+        let (slots, nodes): (Vec<usize>, Vec<&Node>) = cluster.nodes().unzip();
+        let names = |decision: Decision| {
+            let mut names: Vec<String> =
+                decision.ranking().map(|at| nodes[at].name.clone()).collect();
+            names.sort();
+            names
+        };
+        let found = names(cluster.place(&prepared, &slots));
+        assert_eq!(found, names(prepared.place_where(&nodes, |_| false)), "{affinity}");
+        found
+    }
+
+    #[test]
+    fn pods_are_found_by_the_beginnings_of_their_words_wherever_they_have_gone() {
+        let mut cluster = Cluster::default();
+        let set = |cluster: &mut Cluster, name: &str| {
+            let mut node = Node::new(name, name);
+            node.health = 100;
+            cluster.set_node(node);
+        };
+        ["node-a", "node-b", "node-c"].iter().for_each(|name| set(&mut cluster, name));
+        let long = "the-name-of-an-application-that-is-long";
+        let named = |uid: &str, name: &str| Container { name: name.into(), ..pod(uid, 0) };
+        let found = |cluster: &Cluster, wanted: &[&str]| {
+            for affinity in ["container==web*", "container==web-0", "container==/^we[bc]-/"] {
+                assert_eq!(left(cluster, affinity), wanted, "{affinity}");
+            }
+        };
+        cluster.bind("node-a", named("1f00", "web-0"));
+        cluster.bind("node-a", named("2f00", "web-0"));
+        cluster.bind("node-a", named("4f00", long));
+        cluster.assume("node-b", named("3f00", "web-0"), None, Instant::now());
+        found(&cluster, &["node-a", "node-b"]);
+        assert_eq!(left(&cluster, "container!=web*"), ["node-c"]);
+        assert_eq!(left(&cluster, "container==3f*"), ["node-b"]);
+        assert_eq!(left(&cluster, &format!("container=={long}")), ["node-a"]);
+        assert!(left(&cluster, &format!("container=={long}-or-longer")).is_empty());
+        cluster.remove("1f00");
+        found(&cluster, &["node-a", "node-b"]);
+        cluster.bind("node-c", named("3f00", "web-0"));
+        found(&cluster, &["node-a", "node-c"]);
+        cluster.bind("node-a", Container { ended: true, ..named("2f00", "web-0") });
+        found(&cluster, &["node-c"]);
+        set(&mut cluster, "node-c");
+        found(&cluster, &["node-c"]);
+        ["2f00", "3f00", "4f00"].iter().for_each(|uid| cluster.remove(uid));
+        found(&cluster, &[]);
+        assert_eq!(cluster.beginnings, Beginnings::default());
     }
 
     #[test]
