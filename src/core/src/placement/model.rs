@@ -259,12 +259,12 @@ impl Node {
 
     /// A label's value.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.label_symbol(key).map(|value| &**value)
+        self.labels.iter().find(|(known, _)| **known == *key).map(|(_, value)| &**value)
     }
 
-    pub(super) fn label_symbol(&self, key: &str) -> Option<&Symbol> {
-        // They are few, and their keys the same on most nodes: faster than a map.
-        self.labels.iter().find(|(known, _)| **known == *key).map(|(_, value)| value)
+    /// Its labels by key, in order. They are few: faster than a map.
+    pub(super) fn labels(&self) -> &[(Symbol, Symbol)] {
+        &self.labels
     }
 
     /// CPU reserved by its containers, pending ones included.

@@ -190,7 +190,7 @@ impl Test {
                 expression.holds([node.id.as_str(), node.name.as_str()].into_iter())
             }
             Self::NodeLabel(expression) => {
-                let value = node.label_symbol(&expression.key);
+                let value = answers.value(node.labels(), &expression.key);
                 // A label that is not there counts as empty.
                 let value = value.unwrap_or(Symbol::empty());
                 expression.holds_for_symbols([value].into_iter(), answers)
