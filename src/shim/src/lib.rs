@@ -10,6 +10,7 @@ pub mod hold;
 mod limits;
 pub mod log;
 pub mod noop;
+mod process;
 pub mod restore;
 pub mod runc;
 pub mod wrapper;

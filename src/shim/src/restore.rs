@@ -13,13 +13,10 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 use transship_host::freezer::{Freezer, FreezerState};
@@ -28,6 +25,7 @@ use transship_host::markers::{Failed, Held, Ready, Restored, Waiting, wait_for};
 use transship_host::record::RecordState;
 use transship_host::{HostRoot, files, unfinished};
 
+use crate::process::{children, die_with_parent, wait_readable};
 use crate::wrapper::Subject;
 use crate::{hold, limits, noop};
 
@@ -224,24 +222,6 @@ fn search_path(host: &HostRoot) -> OsString {
     path
 }
 
-/// runc ends when the wrapper does: containerd's shim kills only the wrapper when it gives up.
-pub(crate) fn die_with_parent(command: &mut Command) {
-    let parent = rustix::process::getpid();
-    #[allow(unsafe_code)]
-    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The parent may have ended before the request.
-            if rustix::process::getppid() == Some(parent) {
-                Ok(())
-            } else {
-                Err(std::io::ErrorKind::BrokenPipe.into())
-            }
-        });
-    }
-}
-
 /// Waits for runc; ends the restore when it is given up or takes too long.
 fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> {
     let start = Instant::now();
@@ -287,29 +267,6 @@ fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> 
     }
     child.wait().map_err(failed)?;
     Err(reason)
-}
-
-/// What a process has started and not outlived.
-fn children(pid: u32) -> Vec<OwnedFd> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists =
-        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    let pids = lists.collect::<String>();
-    pids.split_whitespace()
-        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
-        .filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-        .collect()
-}
-
-pub(crate) fn wait_readable(fd: &impl AsFd, limit: Duration) -> std::io::Result<bool> {
-    let limit =
-        Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
-    let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    match poll(&mut fds, Some(&limit)) {
-        Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
 }
 
 /// runc reported success: that counts only if the tasks are there and frozen, by the mark that the action
@@ -378,8 +335,6 @@ fn first_cause(log: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Stdio;
-
     use super::*;
     use transship_host::bundle::Bundle;
 
@@ -415,19 +370,6 @@ mod tests {
         let mut config = json!({});
         set_options_file(&mut config, Path::new("/ours"));
         assert_eq!(config["annotations"]["org.criu.config"], "/ours");
-    }
-
-    #[test]
-    fn what_a_process_has_started_is_found_and_ended() {
-        let script = "sleep 600 & echo; wait";
-        let mut shell =
-            Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
-        shell.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        let started = children(shell.id());
-        assert_eq!(started.len(), 1);
-        pidfd_send_signal(&started[0], Signal::KILL).unwrap();
-        shell.wait().unwrap();
-        assert!(children(shell.id()).is_empty());
     }
 
     #[test]
