@@ -11,6 +11,7 @@ mod limits;
 pub mod log;
 pub mod noop;
 mod process;
+mod progress;
 pub mod restore;
 pub mod runc;
 pub mod wrapper;

@@ -27,7 +27,7 @@ use transship_host::{HostRoot, files, unfinished};
 
 use crate::process::{children, die_with_parent, wait_readable};
 use crate::wrapper::Subject;
-use crate::{hold, limits, noop};
+use crate::{hold, limits, noop, progress};
 
 /// How long `create` waits for images. kubelet gives it two minutes in all.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long the restore itself may take; what is left of kubelet's two minutes, less the time to kill.
 const RESTORE_LIMIT: Duration = Duration::from_secs(50);
 
-/// How often a supervisor looks whether the restore was given up.
+/// How often a supervisor looks whether the restore was given up, or abandoned by CRIU.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -244,6 +244,11 @@ fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> 
         if wait_readable(&pidfd, WATCH_INTERVAL).map_err(failed)? {
             return child.wait().map_err(failed);
         }
+        if progress::is_abandoned(&subject.bundle.dir) {
+            // runc tries to remove the cgroups of these, and ends as soon as they are dead. What lives on all the
+            // same is killed after that.
+            let _ = subject.bundle.freezer().and_then(|f| f.kill_all_frozen(KILL_LIMIT));
+        }
         if given_up(subject) {
             break format!("the restore of {container} was given up");
         }
@@ -278,6 +283,10 @@ fn check(invocation: &Invocation, subject: &Subject, id: &str) -> Result<Restore
         .marked(container)
         .map_err(|error| error.chain())?
         .ok_or_else(|| format!("{container} was restored without being held"))?;
+    // Where it is missing chance decides whether the tasks were taken for abandoned, so it never counts.
+    if progress::is_unfinished(&subject.bundle.dir) {
+        return Err(format!("{container} was restored, but CRIU's last word is missing"));
+    }
     let freezer: Freezer = held.freezer;
     let state = freezer.state().map_err(|error| error.chain())?;
     if state != FreezerState::Frozen {
