@@ -14,7 +14,7 @@ use transship_host::files;
 use transship_host::paths::MigrationDir;
 use transship_host::record::ContainerKind;
 use transship_runtime::cri::Cri;
-use transship_runtime::{Layout, ending};
+use transship_runtime::ending;
 
 use crate::holder::Holder;
 use crate::hook;
@@ -183,6 +183,7 @@ mod tests {
     use transship_host::HostRoot;
     use transship_host::hook::{Hook, HookAction};
     use transship_host::paths::Role;
+    use transship_runtime::Layout;
 
     /// In which order containers get their signal, those that end at once last: `sidecars` first.
     async fn order(sidecars: usize, count: usize) -> Vec<usize> {
