@@ -79,6 +79,13 @@ mod tests {
     /// Above what a kernel gives.
     const NOBODY: u32 = i32::MAX.cast_unsigned();
 
+    /// Waits for it: a program that another test is just starting has, until it is another program, all that this
+    /// one had open, and with it the lock.
+    fn becomes_abandoned(bundle: &Path) -> bool {
+        let look = || Ok(is_abandoned(bundle).then_some(()));
+        wait_for(Duration::from_secs(10), look).unwrap().is_some()
+    }
+
     #[test]
     fn a_restore_is_abandoned_when_its_criu_ends_before_it_is_finished() {
         let bundle = tempfile::tempdir().unwrap();
@@ -88,12 +95,10 @@ mod tests {
         begin(bundle, criu.id()).unwrap();
         assert!(!is_abandoned(bundle), "CRIU is at work");
         criu.kill().unwrap();
-        // Nobody has waited for it yet: runc may be busy.
-        let is_seen = || Ok(is_abandoned(bundle).then_some(()));
-        assert!(wait_for(Duration::from_secs(10), is_seen).unwrap().is_some());
+        assert!(becomes_abandoned(bundle), "nobody has waited for it yet: runc may be busy");
         criu.wait().unwrap();
         begin(bundle, NOBODY).unwrap();
-        assert!(is_abandoned(bundle), "no trace of it is left");
+        assert!(becomes_abandoned(bundle), "no trace of it is left");
         finish(bundle).unwrap();
         assert!(!is_abandoned(bundle), "it was finished");
     }
@@ -107,8 +112,8 @@ mod tests {
         let script = see_to_tasks(bundle).unwrap();
         assert!(!is_abandoned(bundle));
         drop(script);
-        assert!(is_abandoned(bundle));
-        assert!(is_abandoned(bundle), "to look at it changes nothing");
+        assert!(becomes_abandoned(bundle));
+        assert!(becomes_abandoned(bundle), "to look at it changes nothing");
     }
 
     #[test]
