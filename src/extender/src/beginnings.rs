@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::iter::once;
 
 use transship_core::placement::Container;
 
@@ -44,9 +45,10 @@ impl Beginnings {
     }
 }
 
-/// To the engine a word with line breaks is several.
+/// To an affinity a word with line breaks is several; as a dependency it is one.
 fn heads(pod: &Container) -> impl Iterator<Item = Head> {
-    pod.words().flat_map(|word| word.split('\n')).map(|word| head(word.as_bytes(), 0))
+    let words = pod.words().flat_map(|word| once(word).chain(word.split('\n').skip(1)));
+    words.map(|word| head(word.as_bytes(), 0))
 }
 
 fn head(word: &[u8], rest: u8) -> Head {

@@ -170,8 +170,8 @@ impl Prepared {
     }
 
     /// Like [`Self::place_where`], where the words of all containers are known in order: `begins` says
-    /// of each node whether a container on it may have a word ([`Container::words`]) that begins with
-    /// one of these. It saves a look at the others, and changes nothing.
+    /// of each node whether a container on it may have a word ([`Container::words`]), or a line of one,
+    /// that begins with one of these. It saves a look at the others, and changes nothing.
     ///
     /// [`Container::words`]: super::Container::words
     pub fn place_among(
