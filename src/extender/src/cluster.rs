@@ -6,11 +6,12 @@
 //! assumption ends when the pod is seen bound, refused or deleted, or after [`ASSUMED_FOR`].
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
-use transship_core::placement::{Container, Node};
+use transship_core::placement::{Container, Decision, Node, Prepared};
+
+use crate::beginnings::Beginnings;
 
 /// How long a choice counts that nothing has become of.
 pub const ASSUMED_FOR: Duration = Duration::from_secs(60);
@@ -18,18 +19,19 @@ pub const ASSUMED_FOR: Duration = Duration::from_secs(60);
 /// Nodes with the pods on them.
 #[derive(Debug, Default)]
 pub struct Cluster {
-    nodes: HashMap<Arc<str>, Slot, RandomState>,
-    /// Where pods are, or are assumed to go, by UID.
-    places: HashMap<String, Arc<str>>,
+    /// Where each node is in the lists below, by its name. A question names thousands of nodes: what
+    /// finds them fits into the processor's cache, and they themselves do not.
+    slots: HashMap<Box<str>, usize, RandomState>,
+    nodes: Vec<Node>,
+    /// Whether the cluster has the node; otherwise pods alone have named it so far.
+    known: Vec<bool>,
+    /// Slots whose node is gone.
+    free: Vec<usize>,
+    /// Slots of the nodes where pods are, or are assumed to go, by UID.
+    places: HashMap<String, usize>,
+    beginnings: Beginnings,
     assumed: HashMap<String, Assumed>,
     version: u64,
-}
-
-#[derive(Debug)]
-struct Slot {
-    node: Node,
-    /// The cluster has it; otherwise pods alone have named it so far.
-    known: bool,
 }
 
 /// A choice that is not a fact yet.
@@ -51,49 +53,49 @@ impl Cluster {
         self.assumed.len()
     }
 
-    /// A node that exists.
-    pub fn node(&self, name: &str) -> Option<&Node> {
-        self.nodes.get(name).filter(|slot| slot.known).map(|slot| &slot.node)
+    /// The slot of a node that exists, which is its own as long as it does.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.slots.get(name).copied().filter(|&slot| self.known[slot])
     }
 
-    /// All nodes that exist.
-    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.values().filter(|slot| slot.known).map(|slot| &slot.node)
+    /// All nodes that exist, with their slots.
+    pub fn nodes(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().filter(move |(slot, _)| self.known[*slot])
     }
 
-    /// Whether a pod on any node mounts the volume of a claim, those included that are assumed to go
-    /// there.
-    pub fn mounts(&self, claim: &str) -> bool {
-        self.nodes.values().any(|slot| slot.node.mounts(claim))
+    /// Decides among the nodes in these slots.
+    pub fn place(&self, request: &Prepared, slots: &[usize]) -> Decision {
+        let nodes: Vec<&Node> = slots.iter().map(|&slot| &self.nodes[slot]).collect();
+        // Pods on other nodes matter too, those included that are assumed to go there.
+        let in_use = |claim: &str| self.nodes.iter().any(|node| node.mounts(claim));
+        request.place_among(&nodes, in_use, |beginnings| {
+            let mut begins = vec![false; self.nodes.len()];
+            self.beginnings.slots(beginnings).for_each(|slot| begins[slot] = true);
+            Some(slots.iter().map(|&slot| begins[slot]).collect())
+        })
     }
 
     /// Adds or replaces a node; the pods on it stay. `node` comes without containers.
     pub fn set_node(&mut self, mut node: Node) {
         self.version += 1;
-        let name: Arc<str> = node.name.as_str().into();
-        if let Some(slot) = self.nodes.get(&name) {
-            slot.node.containers().iter().for_each(|container| node.add(container.clone()));
-        }
-        self.nodes.insert(name, Slot { node, known: true });
+        let slot = self.slot(&node.name);
+        self.nodes[slot].containers().iter().for_each(|container| node.add(container.clone()));
+        self.nodes[slot] = node;
+        self.known[slot] = true;
     }
 
     /// The cluster does not have the node any more. Its pods stay until they are gone themselves.
     pub fn remove_node(&mut self, name: &str) {
-        if let Some(slot) = self.nodes.get_mut(name) {
-            self.version += 1;
-            slot.known = false;
-        }
-        self.drop_if_unused(name);
+        let Some(&slot) = self.slots.get(name) else { return };
+        self.version += 1;
+        self.known[slot] = false;
+        self.free_if_unused(slot);
     }
 
     /// The pod is on a node: that is a fact. Its UID is the container's id.
     pub fn bind(&mut self, node: &str, pod: Container) {
         self.assumed.remove(&pod.id);
-        let there = self.places.get(&pod.id).is_some_and(|place| &**place == node)
-            && self.nodes.get(node).is_some_and(|slot| slot.node.containers().contains(&pod));
-        if !there {
-            self.put(node, pod);
-        }
+        self.put(node, pod);
     }
 
     /// The pod is to go to a node. `said`: what it says of its scheduling so far.
@@ -130,12 +132,12 @@ impl Cluster {
     /// The pod is gone.
     pub fn remove(&mut self, uid: &str) {
         self.assumed.remove(uid);
-        let Some(name) = self.places.remove(uid) else { return };
+        let Some(slot) = self.places.remove(uid) else { return };
         self.version += 1;
-        if let Some(slot) = self.nodes.get_mut(&name) {
-            slot.node.remove(uid);
+        if let Some(pod) = self.nodes[slot].remove(uid) {
+            self.beginnings.remove(slot, &pod);
         }
-        self.drop_if_unused(&name);
+        self.free_if_unused(slot);
     }
 
     /// Removes every pod that is neither among `uids` nor assumed.
@@ -149,28 +151,49 @@ impl Cluster {
         gone.iter().for_each(|uid| self.remove(uid));
     }
 
+    /// Puts a pod onto a node, unless just that pod is there: a choice is made twice, by `filter` and by
+    /// `prioritize`.
     fn put(&mut self, node: &str, pod: Container) {
+        let former = self.places.get(&pod.id).map(|&slot| &self.nodes[slot]);
+        if former.is_some_and(|there| there.name == node && there.containers().contains(&pod)) {
+            return;
+        }
         self.remove(&pod.id);
         self.version += 1;
-        let name = match self.nodes.get_key_value(node) {
-            Some((name, _)) => name.clone(),
-            None => node.into(),
-        };
-        self.places.insert(pod.id.clone(), name.clone());
-        let unknown = || Slot { node: Node::new(node, ""), known: false };
-        self.nodes.entry(name).or_insert_with(unknown).node.add(pod);
+        let slot = self.slot(node);
+        self.places.insert(pod.id.clone(), slot);
+        self.beginnings.add(slot, &pod);
+        self.nodes[slot].add(pod);
     }
 
-    fn drop_if_unused(&mut self, name: &str) {
-        let unused = |slot: &Slot| !slot.known && slot.node.containers().is_empty();
-        if self.nodes.get(name).is_some_and(unused) {
-            self.nodes.remove(name);
+    /// The slot of a node that may exist or not.
+    fn slot(&mut self, name: &str) -> usize {
+        if let Some(&slot) = self.slots.get(name) {
+            return slot;
+        }
+        let slot = self.free.pop().unwrap_or(self.nodes.len());
+        if slot == self.nodes.len() {
+            self.nodes.push(Node::default());
+            self.known.push(false);
+        }
+        self.nodes[slot] = Node::new(name, "");
+        self.slots.insert(name.into(), slot);
+        slot
+    }
+
+    fn free_if_unused(&mut self, slot: usize) {
+        if !self.known[slot] && self.nodes[slot].containers().is_empty() {
+            let node = std::mem::take(&mut self.nodes[slot]);
+            self.slots.remove(node.name.as_str());
+            self.free.push(slot);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use transship_core::placement::{Options, Request, prepare};
+
     use super::*;
 
     fn pod(uid: &str, cpus: i64) -> Container {
@@ -181,7 +204,7 @@ mod tests {
     type Fate = fn(&mut Cluster, Instant);
 
     fn used(cluster: &Cluster, node: &str) -> i64 {
-        cluster.node(node).map_or(-1, Node::used_cpus)
+        cluster.find(node).map_or(-1, |slot| cluster.nodes[slot].used_cpus())
     }
 
     #[test]
@@ -194,16 +217,21 @@ mod tests {
         cluster.set_node(Node::new("node-a", "a"));
         assert_eq!(used(&cluster, "node-a"), 2, "a node that changes keeps its pods");
         cluster.remove_node("node-a");
-        assert!(cluster.node("node-a").is_none());
+        assert!(cluster.find("node-a").is_none());
         cluster.remove("p");
-        assert!(cluster.nodes.is_empty() && cluster.places.is_empty());
+        assert!(cluster.slots.is_empty() && cluster.places.is_empty());
+        cluster.set_node(Node::new("node-b", "b"));
+        assert_eq!(cluster.find("node-b"), Some(0), "in the slot that has become free");
+        assert_eq!(used(&cluster, "node-b"), 0);
     }
 
     #[test]
     fn what_has_not_changed_makes_no_new_version() {
         let mut cluster = Cluster::default();
-        cluster.bind("node-a", pod("p", 2));
+        cluster.assume("node-a", pod("p", 2), None, Instant::now());
         let version = cluster.version();
+        cluster.assume("node-a", pod("p", 2), None, Instant::now());
+        cluster.bind("node-a", pod("p", 2));
         cluster.bind("node-a", pod("p", 2));
         assert_eq!(cluster.version(), version);
         cluster.bind("node-a", pod("p", 3));
@@ -231,6 +259,60 @@ mod tests {
             end(&mut cluster, now);
             assert_eq!(used(&cluster, "node-a"), expected, "{what}");
         }
+    }
+
+    /// The nodes that an affinity leaves, as the engine by itself says too.
+    fn left(cluster: &Cluster, affinity: &str) -> Vec<String> {
+        let request = Request { affinities: vec![affinity.to_owned()], ..Request::default() };
+        let prepared = prepare(&request, &Options::default());
+        let (slots, nodes): (Vec<usize>, Vec<&Node>) = cluster.nodes().unzip();
+        let names = |decision: Decision| {
+            let mut names: Vec<String> =
+                decision.ranking().map(|at| nodes[at].name.clone()).collect();
+            names.sort();
+            names
+        };
+        let found = names(cluster.place(&prepared, &slots));
+        assert_eq!(found, names(prepared.place_where(&nodes, |_| false)), "{affinity}");
+        found
+    }
+
+    #[test]
+    fn pods_are_found_by_the_beginnings_of_their_words_wherever_they_have_gone() {
+        let mut cluster = Cluster::default();
+        let set = |cluster: &mut Cluster, name: &str| {
+            let mut node = Node::new(name, name);
+            node.health = 100;
+            cluster.set_node(node);
+        };
+        ["node-a", "node-b", "node-c"].iter().for_each(|name| set(&mut cluster, name));
+        let long = "the-name-of-an-application-that-is-long";
+        let named = |uid: &str, name: &str| Container { name: name.into(), ..pod(uid, 0) };
+        let found = |cluster: &Cluster, wanted: &[&str]| {
+            for affinity in ["container==web*", "container==web-0", "container==/^we[bc]-/"] {
+                assert_eq!(left(cluster, affinity), wanted, "{affinity}");
+            }
+        };
+        cluster.bind("node-a", named("1f00", "web-0"));
+        cluster.bind("node-a", named("2f00", "web-0"));
+        cluster.bind("node-a", named("4f00", long));
+        cluster.assume("node-b", named("3f00", "web-0"), None, Instant::now());
+        found(&cluster, &["node-a", "node-b"]);
+        assert_eq!(left(&cluster, "container!=web*"), ["node-c"]);
+        assert_eq!(left(&cluster, "container==3f*"), ["node-b"]);
+        assert_eq!(left(&cluster, &format!("container=={long}")), ["node-a"]);
+        assert!(left(&cluster, &format!("container=={long}-or-longer")).is_empty());
+        cluster.remove("1f00");
+        found(&cluster, &["node-a", "node-b"]);
+        cluster.bind("node-c", named("3f00", "web-0"));
+        found(&cluster, &["node-a", "node-c"]);
+        cluster.bind("node-a", Container { ended: true, ..named("2f00", "web-0") });
+        found(&cluster, &["node-c"]);
+        set(&mut cluster, "node-c");
+        found(&cluster, &["node-c"]);
+        ["2f00", "3f00", "4f00"].iter().for_each(|uid| cluster.remove(uid));
+        found(&cluster, &[]);
+        assert_eq!(cluster.beginnings, Beginnings::default());
     }
 
     #[test]

@@ -19,6 +19,7 @@
 //! `filter` has found.
 
 pub mod answer;
+mod beginnings;
 pub mod catalog;
 pub mod cluster;
 mod counters;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use transship_api::MigrationPolicy;
-use transship_core::placement::{Container, Node, Prepared, kubernetes};
+use transship_core::placement::{Container, Prepared, kubernetes};
 
 use crate::answer::{Answer, Places};
 use crate::catalog::Catalog;
@@ -126,15 +126,13 @@ impl State {
 }
 
 fn decide<'a>(cluster: &Cluster, request: &Prepared, names: &'a [&'a str]) -> Answer<'a> {
-    let mut nodes: Vec<&Node> = Vec::with_capacity(names.len());
+    let mut slots = Vec::with_capacity(names.len());
     let positions = names
         .iter()
         .map(|name| {
-            let node = cluster.node(name)?;
-            nodes.push(node);
-            Some(nodes.len() - 1)
+            slots.push(cluster.find(name)?);
+            Some(slots.len() - 1)
         })
         .collect();
-    let decision = request.place_where(&nodes, |claim| cluster.mounts(claim));
-    Answer::new(names, positions, decision)
+    Answer::new(names, positions, cluster.place(request, &slots))
 }

@@ -71,12 +71,12 @@ impl Waiting {
         now: Instant,
     ) {
         let offered: HashSet<&str, RandomState> = offered.iter().copied().collect();
-        let others = || cluster.nodes().filter(|node| !offered.contains(node.name.as_str()));
+        let others = || cluster.nodes().filter(|(_, n)| !offered.contains(n.name.as_str()));
         let mut elsewhere = HashSet::new();
         // Twice at most: nodes of the soft pass hide those of the hard one.
         loop {
-            let usable =
-                usable(&request, others().filter(|n| !elsewhere.contains(&n.name)), cluster);
+            let others = others().filter(|(_, n)| !elsewhere.contains(&n.name));
+            let usable = usable(&request, others, cluster);
             if usable.is_empty() {
                 break;
             }
@@ -136,7 +136,7 @@ impl Waiting {
         turns.sort_by(|a, b| (a.version, &a.pod.uid).cmp(&(b.version, &b.pod.uid)));
         for refused in turns.into_iter().take(AT_A_TIME) {
             refused.version = version;
-            let others = cluster.nodes().filter(|n| !refused.elsewhere.contains(&n.name));
+            let others = cluster.nodes().filter(|(_, n)| !refused.elsewhere.contains(&n.name));
             let Some(request) = &refused.request else { continue };
             let usable = usable(request, others, cluster);
             if !usable.is_empty() {
@@ -148,13 +148,13 @@ impl Waiting {
     }
 }
 
-/// Names of the nodes that a request could use.
+/// Names of the nodes that a request could use, of these with their slots.
 fn usable<'a>(
     request: &Prepared,
-    nodes: impl Iterator<Item = &'a Node>,
+    nodes: impl Iterator<Item = (usize, &'a Node)>,
     cluster: &Cluster,
 ) -> Vec<String> {
-    let nodes: Vec<&Node> = nodes.collect();
-    let decision = request.place_where(&nodes, |claim| cluster.mounts(claim));
+    let (slots, nodes): (Vec<usize>, Vec<&Node>) = nodes.unzip();
+    let decision = cluster.place(request, &slots);
     decision.ranking().map(|position| nodes[position].name.clone()).collect()
 }

@@ -13,6 +13,7 @@ mod engine;
 mod holder;
 mod hook;
 mod http;
+mod leftovers;
 mod logs;
 mod names;
 mod pod;

@@ -22,10 +22,13 @@ use transship_host::task::Part;
 use transship_runtime::Layout;
 
 use crate::holder::Holder;
-use crate::{control, reserve, source, supervise, target};
+use crate::pod::{Pod, runc_program};
+use crate::{control, leftovers, reserve, source, supervise, target};
 
 /// How long watchers may take to fetch the last status of a holder that has finished.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How often a holder that has closed looks whether it stands in the way of the next one.
+const REOPENED: Duration = Duration::from_millis(100);
 
 /// Runs the supervisor until it is told to end. Holders live on.
 pub fn supervise(host: &HostRoot) -> Result<ExitCode> {
@@ -96,9 +99,27 @@ pub fn run(host: &HostRoot, path: &Path) -> Result<ExitCode> {
         return Ok(ExitCode::from(supervise::LOCKED));
     }
     clean(&holder);
+    let pod = Pod::load(&dir);
     dir.close()?;
     tracing::info!("closed");
+    if let Ok(Some(pod)) = pod {
+        let runc = runc_program(&host.runc_path_file());
+        runtime()?.block_on(async {
+            tokio::select! {
+                () = leftovers::clear(&holder.layout, &runc, &pod, leftovers::PATIENCE) => {}
+                () = opened_again(&dir) => {}
+            }
+        });
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the migration is not closed any more: the pod was made again, and its holder is started when this one
+/// has ended. One that is forgotten loses its directory as a whole.
+async fn opened_again(dir: &MigrationDir) {
+    while dir.closed().exists() || !dir.task().exists() {
+        tokio::time::sleep(REOPENED).await;
+    }
 }
 
 /// Opens the journal; none if another holder has it.

@@ -18,7 +18,7 @@ use transship_host::invocation::Invocation;
 use transship_host::markers::{Filled, wait_for};
 use transship_host::record::{Record, RecordState};
 
-use crate::restore::{die_with_parent, wait_readable};
+use crate::process::{die_with_parent, wait_readable};
 use crate::wrapper::Subject;
 
 /// How long `create` waits for the record. kubelet gives it two minutes in all.

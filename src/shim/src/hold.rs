@@ -15,6 +15,9 @@
 //!   whoever was killed.
 //! * CRIU detaches after `pre-resume` and attaches to nothing twice. So tasks that it traces still when they are
 //!   frozen have stood still since it stopped them; of others that is not so, and they are killed.
+//!
+//! What a CRIU that has died leaves is killed by the wrapper, for which this program notes how far CRIU is. As long as
+//! this program is at work the wrapper waits, so that it is still noted whether the tasks are held.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -28,7 +31,7 @@ use transship_host::markers::{Held, Unheld};
 use transship_host::paths::PodDir;
 use transship_host::record::RecordState;
 
-use crate::limits;
+use crate::{limits, progress};
 
 /// The name under which the wrapper's program is the action script.
 pub const PROGRAM: &str = "transship-hold";
@@ -46,10 +49,16 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The action script's `main`.
 pub fn run() -> ExitCode {
+    let bundle = std::env::var_os(BUNDLE_VARIABLE).map(PathBuf::from);
+    // Until this program ends.
+    let _tasks = bundle.as_deref().and_then(progress::see_to_tasks);
     match std::env::var("CRTOOLS_SCRIPT_ACTION").as_deref() {
         Ok("pre-restore") => {
-            // Slower without it, and no reason to fail.
+            // Slower without these, and no reason to fail.
             let _ = lift_limits();
+            if let (Some(bundle), Some(criu)) = (&bundle, criu()) {
+                let _ = progress::begin(bundle, criu);
+            }
             return ExitCode::SUCCESS;
         }
         Ok("post-restore") => {
@@ -65,6 +74,10 @@ pub fn run() -> ExitCode {
             };
         }
         Ok("pre-resume") => {}
+        Ok("post-resume") => {
+            let finished = bundle.as_deref().map_or(Ok(()), progress::finish);
+            return if finished.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
         _ => return ExitCode::SUCCESS,
     }
     let Some(init) = init_pid() else {
@@ -109,6 +122,7 @@ pub(crate) fn told(bundle: &Path) -> Option<String> {
 
 /// Forgets what an earlier restore into this bundle has left.
 pub(crate) fn forget(bundle: &Path) -> std::io::Result<()> {
+    progress::finish(bundle)?;
     match std::fs::remove_file(reason_file(bundle)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

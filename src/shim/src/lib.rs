@@ -10,6 +10,8 @@ pub mod hold;
 mod limits;
 pub mod log;
 pub mod noop;
+mod process;
+mod progress;
 pub mod restore;
 pub mod runc;
 pub mod wrapper;

@@ -13,13 +13,10 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 use transship_host::freezer::{Freezer, FreezerState};
@@ -28,8 +25,9 @@ use transship_host::markers::{Failed, Held, Ready, Restored, Waiting, wait_for};
 use transship_host::record::RecordState;
 use transship_host::{HostRoot, files, unfinished};
 
+use crate::process::{children, die_with_parent, wait_readable};
 use crate::wrapper::Subject;
-use crate::{hold, limits, noop};
+use crate::{hold, limits, noop, progress};
 
 /// How long `create` waits for images. kubelet gives it two minutes in all.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -37,7 +35,7 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long the restore itself may take; what is left of kubelet's two minutes, less the time to kill.
 const RESTORE_LIMIT: Duration = Duration::from_secs(50);
 
-/// How often a supervisor looks whether the restore was given up.
+/// How often a supervisor looks whether the restore was given up, or abandoned by CRIU.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -224,24 +222,6 @@ fn search_path(host: &HostRoot) -> OsString {
     path
 }
 
-/// runc ends when the wrapper does: containerd's shim kills only the wrapper when it gives up.
-pub(crate) fn die_with_parent(command: &mut Command) {
-    let parent = rustix::process::getpid();
-    #[allow(unsafe_code)]
-    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The parent may have ended before the request.
-            if rustix::process::getppid() == Some(parent) {
-                Ok(())
-            } else {
-                Err(std::io::ErrorKind::BrokenPipe.into())
-            }
-        });
-    }
-}
-
 /// Waits for runc; ends the restore when it is given up or takes too long.
 fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> {
     let start = Instant::now();
@@ -263,6 +243,11 @@ fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> 
     let reason = loop {
         if wait_readable(&pidfd, WATCH_INTERVAL).map_err(failed)? {
             return child.wait().map_err(failed);
+        }
+        if progress::is_abandoned(&subject.bundle.dir) {
+            // runc tries to remove the cgroups of these, and ends as soon as they are dead. What lives on all the
+            // same is killed after that.
+            let _ = subject.bundle.freezer().and_then(|f| f.kill_all_frozen(KILL_LIMIT));
         }
         if given_up(subject) {
             break format!("the restore of {container} was given up");
@@ -289,29 +274,6 @@ fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> 
     Err(reason)
 }
 
-/// What a process has started and not outlived.
-fn children(pid: u32) -> Vec<OwnedFd> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists =
-        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    let pids = lists.collect::<String>();
-    pids.split_whitespace()
-        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
-        .filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-        .collect()
-}
-
-pub(crate) fn wait_readable(fd: &impl AsFd, limit: Duration) -> std::io::Result<bool> {
-    let limit =
-        Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
-    let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    match poll(&mut fds, Some(&limit)) {
-        Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
 /// runc reported success: that counts only if the tasks are there and frozen, by the mark that the action
 /// script left and by the kernel's word now.
 fn check(invocation: &Invocation, subject: &Subject, id: &str) -> Result<Restored, String> {
@@ -321,6 +283,10 @@ fn check(invocation: &Invocation, subject: &Subject, id: &str) -> Result<Restore
         .marked(container)
         .map_err(|error| error.chain())?
         .ok_or_else(|| format!("{container} was restored without being held"))?;
+    // Where it is missing chance decides whether the tasks were taken for abandoned, so it never counts.
+    if progress::is_unfinished(&subject.bundle.dir) {
+        return Err(format!("{container} was restored, but CRIU's last word is missing"));
+    }
     let freezer: Freezer = held.freezer;
     let state = freezer.state().map_err(|error| error.chain())?;
     if state != FreezerState::Frozen {
@@ -378,8 +344,6 @@ fn first_cause(log: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Stdio;
-
     use super::*;
     use transship_host::bundle::Bundle;
 
@@ -415,19 +379,6 @@ mod tests {
         let mut config = json!({});
         set_options_file(&mut config, Path::new("/ours"));
         assert_eq!(config["annotations"]["org.criu.config"], "/ours");
-    }
-
-    #[test]
-    fn what_a_process_has_started_is_found_and_ended() {
-        let script = "sleep 600 & echo; wait";
-        let mut shell =
-            Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
-        shell.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        let started = children(shell.id());
-        assert_eq!(started.len(), 1);
-        pidfd_send_signal(&started[0], Signal::KILL).unwrap();
-        shell.wait().unwrap();
-        assert!(children(shell.id()).is_empty());
     }
 
     #[test]

@@ -372,8 +372,9 @@ fn children(pid: u32) -> Vec<u32> {
     list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
-/// Puts a script before the program that holds: what it does in `pre-resume` comes before the freeze.
-fn before_the_hold(scene: &Scene, what: &str) {
+/// Puts a script before the program that holds, with something to do in one of CRIU's stages: what it does in
+/// `pre-resume` comes before the freeze, in `post-resume` when CRIU has let go of the tasks.
+fn before_the_hold(scene: &Scene, stage: &str, what: &str) {
     let place = scene.host.bin("transship-hold");
     let real = scene.dir.path().join("real/transship-hold");
     fs::create_dir_all(real.parent().unwrap()).unwrap();
@@ -382,7 +383,7 @@ fn before_the_hold(scene: &Scene, what: &str) {
     // What is killed lets its tasks go when it ends, a little later.
     let end = r#"end() { kill -9 "$1"; while grep -qs '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status"; do :; done; }"#;
     let script = format!(
-        "#!/bin/sh\n{parent}\n{end}\nif [ \"$CRTOOLS_SCRIPT_ACTION\" = pre-resume ]; then {what}; fi\nexec {}\n",
+        "#!/bin/sh\n{parent}\n{end}\nif [ \"$CRTOOLS_SCRIPT_ACTION\" = {stage} ]; then {what}; fi\nexec {}\n",
         real.display()
     );
     fs::remove_file(&place).unwrap();
@@ -397,7 +398,7 @@ fn what_is_let_go_before_it_is_held_is_killed_and_told_of() {
     let alone = "runc=$(parent $PPID); kill -STOP $(parent $runc) $runc; end $PPID";
     for (what, waits) in [("end $PPID", false), ("kill -9 $$", false), (alone, true)] {
         let Some(scene) = Scene::set() else { return };
-        before_the_hold(&scene, what);
+        before_the_hold(&scene, "pre-resume", what);
         let mut create = scene.create();
         if waits {
             let unheld = wait_for(LIMIT, || scene.pod.marked::<Unheld>("web")).unwrap();
@@ -415,6 +416,25 @@ fn what_is_let_go_before_it_is_held_is_killed_and_told_of() {
         assert_eq!(scene.pod.marked::<Held>("web").unwrap(), None, "{what}");
         assert!(scene.pod.may_have_run("web").unwrap(), "{what}");
         assert!(scene.tasks().is_empty(), "{what}");
+    }
+}
+
+/// A CRIU that does not come to its last word has failed, though the tasks are held. One that was killed leaves them in
+/// their cgroups, which runc would give up to remove only after seconds, and say so.
+#[test]
+fn what_a_criu_without_a_last_word_leaves_is_killed_before_runc_gives_up() {
+    for what in ["end $PPID; exit 0", "exit 1"] {
+        let Some(scene) = Scene::set() else { return };
+        before_the_hold(&scene, "post-resume", what);
+        assert!(!scene.create().wait().unwrap().success(), "{what}");
+        let failed = scene.pod.marked::<Failed>("web").unwrap().unwrap();
+        let held = scene.pod.marked::<Held>("web").unwrap();
+        assert!(held.is_some(), "{what}: {failed:?}");
+        assert!(!scene.pod.may_have_run("web").unwrap(), "{what}: {failed:?}");
+        let log = fs::read_to_string(scene.log()).unwrap_or_default();
+        assert!(!log.contains("remove container's cgroup"), "{what}: {log}");
+        assert!(scene.tasks().is_empty(), "{what}");
+        assert!(!scene.has_run(), "{what}");
     }
 }
 

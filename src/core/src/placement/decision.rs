@@ -136,6 +136,26 @@ pub fn prepare(request: &Request, options: &Options) -> Prepared {
     Prepared { options: options.clone(), demand: Demand::of(request), stages, reasons }
 }
 
+/// What is known of all nodes before any is looked at.
+struct Known<'a> {
+    /// Volumes that are mounted nowhere.
+    idle: Vec<&'a str>,
+    /// Of each condition of all stages: whether each node may have a word that begins as the condition
+    /// needs it; none if any may.
+    begins: Vec<Option<Vec<bool>>>,
+}
+
+/// A condition that each node is asked about.
+struct Asked<'a> {
+    /// Position of its reason.
+    reason: u32,
+    filter: Filter,
+    test: &'a Test,
+    /// See [`Known::begins`].
+    begins: Option<&'a [bool]>,
+    answers: Answers,
+}
+
 impl Prepared {
     /// Decides among nodes with different names, which are all there are: first with soft
     /// expressions enforced, and if that leaves no node, without any of them.
@@ -146,17 +166,32 @@ impl Prepared {
     /// Like [`Self::place`], where there may be more nodes: `in_use` says whether a container on any
     /// of them mounts a volume.
     pub fn place_where(&self, nodes: &[&Node], in_use: impl Fn(&str) -> bool) -> Decision {
-        let conditions = self.stages.iter().flat_map(|(_, compiled)| &compiled.conditions);
-        let idle = conditions.filter_map(|condition| match &condition.test {
+        self.place_among(nodes, in_use, |_| None)
+    }
+
+    /// Like [`Self::place_where`], where the words of all containers are known in order: `begins` says
+    /// of each node whether a container on it may have a word ([`Container::words`]), or a line of one,
+    /// that begins with one of these. It saves a look at the others, and changes nothing.
+    ///
+    /// [`Container::words`]: super::Container::words
+    pub fn place_among(
+        &self,
+        nodes: &[&Node],
+        in_use: impl Fn(&str) -> bool,
+        begins: impl Fn(&[&[u8]]) -> Option<Vec<bool>>,
+    ) -> Decision {
+        let conditions = || self.stages.iter().flat_map(|(_, compiled)| &compiled.conditions);
+        let idle = conditions().filter_map(|condition| match &condition.test {
             Test::Mounted(claim) if !in_use(claim) => Some(claim.as_str()),
             _ => None,
         });
-        let idle: Vec<&str> = idle.collect();
-        let first = self.pass(nodes, true, &idle);
+        let begins = conditions().map(|condition| begins(&condition.test.beginnings()?));
+        let known = Known { idle: idle.collect(), begins: begins.collect() };
+        let first = self.pass(nodes, true, &known);
         if first.error.is_none() || !self.has_soft() {
             return first;
         }
-        self.pass(nodes, false, &idle)
+        self.pass(nodes, false, &known)
     }
 
     /// Without soft expressions the second pass is the first.
@@ -164,15 +199,15 @@ impl Prepared {
         self.stages.iter().any(|(_, compiled)| compiled.conditions.iter().any(|c| c.soft))
     }
 
-    /// Filters and ranks once. `idle`: volumes that are mounted nowhere.
-    fn pass(&self, nodes: &[&Node], soft: bool, idle: &[&str]) -> Decision {
+    /// Filters and ranks once.
+    fn pass(&self, nodes: &[&Node], soft: bool, known: &Known<'_>) -> Decision {
         let asked = |condition: &Condition| match &condition.test {
-            Test::Mounted(claim) => !idle.contains(&claim.as_str()),
+            Test::Mounted(claim) => !known.idle.contains(&claim.as_str()),
             _ => soft || !condition.soft,
         };
         let mut outcomes = vec![Outcome::Open; nodes.len()];
         let mut ranked = Vec::new();
-        let error = match self.filter(nodes, asked, &mut outcomes) {
+        let error = match self.filter(nodes, asked, known, &mut outcomes) {
             Err(error) => Some(error),
             Ok(left) => {
                 ranked = strategy::rank(&self.options, self.demand, nodes, &left);
@@ -200,24 +235,33 @@ impl Prepared {
         &self,
         nodes: &[&Node],
         asked: impl Fn(&Condition) -> bool,
+        known: &Known<'_>,
         outcomes: &mut [Outcome],
     ) -> Result<Vec<usize>, String> {
         let conditions = self.stages.iter().flat_map(|(filter, compiled)| {
             compiled.conditions.iter().map(|condition| (*filter, condition))
         });
-        let mut asked: Vec<(u32, Filter, &Condition, Answers)> = (0..)
-            .zip(conditions)
-            .filter(|(_, (_, condition))| asked(condition))
-            .map(|(reason, (filter, condition))| (reason, filter, condition, Answers::default()))
+        let mut asked: Vec<Asked<'_>> = (0..)
+            .zip(conditions.zip(&known.begins))
+            .filter(|(_, ((_, condition), _))| asked(condition))
+            .map(|(reason, ((filter, condition), begins))| Asked {
+                reason,
+                filter,
+                test: &condition.test,
+                begins: begins.as_deref(),
+                answers: Answers::default(),
+            })
             .collect();
         let mut left = Vec::with_capacity(nodes.len());
         let mut last = None;
         for (position, node) in nodes.iter().enumerate() {
-            let objection =
-                asked.iter_mut().position(|(_, _, c, answers)| !c.test.admits(node, answers));
+            let objection = asked.iter_mut().position(|Asked { test, begins, answers, .. }| {
+                let begins = begins.is_none_or(|begins| begins[position]);
+                !test.admits(node, begins, answers)
+            });
             match objection {
                 Some(index) => {
-                    outcomes[position] = Outcome::Removed(asked[index].0);
+                    outcomes[position] = Outcome::Removed(asked[index].reason);
                     last = last.max(Some(index));
                 }
                 None => left.push(position),
@@ -227,9 +271,9 @@ impl Prepared {
             return Ok(left);
         }
         let failed = match last {
-            Some(index) => Some(asked[index].1),
+            Some(index) => Some(asked[index].filter),
             // Alone among the filters, that of dependencies has no objection to no node.
-            None => asked.iter().map(|(_, f, ..)| *f).find(|f| *f != Filter::Dependency),
+            None => asked.iter().map(|asked| asked.filter).find(|f| *f != Filter::Dependency),
         };
         failed.map_or(Ok(left), |filter| Err(self.failure(filter)))
     }

@@ -80,6 +80,11 @@ impl Expression {
         found == self.equal
     }
 
+    /// What a word that matches begins with, one of these; none if it may begin with anything.
+    pub(super) fn beginnings(&self) -> Option<Vec<&[u8]>> {
+        self.pattern.words()?.beginnings()
+    }
+
     /// Like [`Self::holds`], for texts that other nodes have too.
     pub(super) fn holds_for_symbols<'a>(
         &self,

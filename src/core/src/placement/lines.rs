@@ -2,6 +2,7 @@
 //! line of one text.
 
 use regex::Regex;
+use regex_syntax::hir::literal::{Extractor, Literal, Seq};
 use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, ClassUnicode, ClassUnicodeRange};
 use regex_syntax::hir::{Hir, HirKind, Look};
 
@@ -21,6 +22,8 @@ fn is_hex_byte(byte: u8) -> bool {
 pub(super) struct Lines {
     regex: Regex,
     excludes_hex: bool,
+    /// Every word that matches begins with one of these; infinite where that says nothing.
+    beginnings: Seq,
 }
 
 impl Lines {
@@ -28,7 +31,8 @@ impl Lines {
     pub(super) fn new(pattern: &str) -> Option<Self> {
         let hir = within_a_line(regex_syntax::parse(pattern).ok()?);
         let regex = Regex::new(&hir.to_string()).ok()?;
-        Some(Self { regex, excludes_hex: needs_more_than_hex(&hir) })
+        let excludes_hex = needs_more_than_hex(&hir);
+        Some(Self { regex, excludes_hex, beginnings: beginnings(&hir) })
     }
 
     /// Whether any of the words matches, given as [`words::Words::text`].
@@ -39,6 +43,11 @@ impl Lines {
     /// No word matches for which [`is_hex`] holds.
     pub(super) fn excludes_hex(&self) -> bool {
         self.excludes_hex
+    }
+
+    /// What words begin with that match, one of these; none if they may begin with anything.
+    pub(super) fn beginnings(&self) -> Option<Vec<&[u8]>> {
+        Some(self.beginnings.literals()?.iter().map(Literal::as_bytes).collect())
     }
 }
 
@@ -69,6 +78,16 @@ fn within_a_line(hir: Hir) -> Hir {
         HirKind::Alternation(parts) => {
             Hir::alternation(parts.into_iter().map(within_a_line).collect())
         }
+    }
+}
+
+/// What the line begins with wherever the pattern, made by [`within_a_line`], matches.
+fn beginnings(hir: &Hir) -> Seq {
+    let is_bound = hir.properties().look_set_prefix().contains(Look::StartLF);
+    let literals = Extractor::new().extract(hir);
+    match literals.min_literal_len() {
+        Some(1..) if is_bound => literals,
+        _ => Seq::infinite(),
     }
 }
 

@@ -9,7 +9,8 @@
 //!
 //! [`prepare`] is called once per request, [`Prepared::place`] once per set of nodes; nothing is
 //! parsed or compiled per node. A [`Node`] keeps its sums and indexes up to date while containers
-//! come and go.
+//! come and go. Whoever keeps an index over all nodes besides tells [`Prepared::place_among`] on which
+//! of them containers may be looked for by the beginnings of their words.
 //!
 //! The engine knows nothing of Kubernetes: [`kubernetes`] makes its nodes and requests from pods
 //! and cluster nodes, [`simulate`] from recorded cases. [`cluster`] adds the checks that

@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use regex::Regex;
-
 use super::lines::is_hex;
 use super::symbol::Symbol;
 use super::words::Words;
@@ -86,6 +84,14 @@ pub struct Container {
 impl Container {
     fn swarm_id(&self) -> &str {
         self.labels.get(SWARM_ID_LABEL).unwrap_or_default()
+    }
+
+    /// What affinities to containers look at: its id, its name and its aliases, if it has a name and
+    /// has not ended.
+    pub fn words(&self) -> impl Iterator<Item = &str> {
+        let is_looked_at = !self.ended && !self.name.is_empty();
+        let words = [&self.id, &self.name].into_iter().chain(&self.aliases);
+        words.filter(move |_| is_looked_at).map(String::as_str)
     }
 
     /// Whether it may be looked up by what is no word of it and no beginning of one.
@@ -253,12 +259,12 @@ impl Node {
 
     /// A label's value.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.label_symbol(key).map(|value| &**value)
+        self.labels.iter().find(|(known, _)| **known == *key).map(|(_, value)| &**value)
     }
 
-    pub(super) fn label_symbol(&self, key: &str) -> Option<&Symbol> {
-        // They are few, and their keys the same on most nodes: faster than a map.
-        self.labels.iter().find(|(known, _)| **known == *key).map(|(_, value)| value)
+    /// Its labels by key, in order. They are few: faster than a map.
+    pub(super) fn labels(&self) -> &[(Symbol, Symbol)] {
+        &self.labels
     }
 
     /// CPU reserved by its containers, pending ones included.
@@ -311,14 +317,9 @@ impl Node {
         values.iter().map(|(value, _)| value).chain(lacking)
     }
 
-    /// Whether [`Self::has_container`] is worth asking, which looks at every container: `beginning`
-    /// finds words that begin like what is wanted.
-    pub(super) fn may_have_container(&self, wanted: &str, beginning: &Regex) -> bool {
-        self.elusive > 0
-            || wanted.starts_with(&self.name)
-            || wanted.starts_with(&self.id)
-            || beginning.is_match(self.container_names.text())
-            || is_hex(wanted) && beginning.is_match(self.container_hex.text())
+    /// Whether [`Self::has_container`] may find one none of whose words begins like what is wanted.
+    pub(super) fn may_hide(&self, wanted: &str) -> bool {
+        self.elusive > 0 || wanted.starts_with(&self.name) || wanted.starts_with(&self.id)
     }
 
     /// Whether a container is here, looked up as Swarm does: by id or the first 12 characters of
@@ -384,13 +385,10 @@ impl Node {
 
     /// What is indexed without being counted.
     fn index_lists(&mut self, container: &Container) {
-        if !container.name.is_empty() {
-            let names = [&container.id, &container.name].into_iter().chain(&container.aliases);
-            for word in names {
-                match is_hex(word) {
-                    true => self.container_hex.add(word),
-                    false => self.container_names.add(word),
-                }
+        for word in container.words() {
+            match is_hex(word) {
+                true => self.container_hex.add(word),
+                false => self.container_names.add(word),
             }
         }
         self.running_images.extend(container.images.iter().map(|image| {

@@ -14,40 +14,46 @@ use super::lines::Lines;
 pub(super) struct Pattern {
     /// The only text that matches, where that is plain.
     literal: Option<String>,
-    /// None if the expression is malformed; then nothing matches.
-    regex: Option<Regex>,
+    /// Otherwise what a text has to match; none if the expression is malformed: then nothing matches.
+    whole: Option<String>,
     /// What a word has to match.
     word: Option<String>,
-    /// The same for many words, made when it is needed first: few patterns meet words.
+    /// Both are compiled when they are needed first: most patterns meet texts or words alone, and many
+    /// are read without meeting any.
+    regex: OnceLock<Option<Regex>>,
     words: OnceLock<Option<Lines>>,
 }
 
 impl Pattern {
-    /// Compiles the value of an expression, which is not empty.
+    /// Reads the value of an expression, which is not empty.
     pub(super) fn new(value: &str) -> Self {
         // A slash alone is no regular expression: it cannot be both the first and the last.
         let inner = value.strip_prefix('/').and_then(|rest| rest.strip_suffix('/'));
-        let (literal, regex, word) = match inner {
+        let (literal, whole, word) = match inner {
             Some(pattern) => {
                 let pattern = dialect::from_go(pattern);
-                (None, pattern.as_deref().and_then(compile), pattern)
+                (None, pattern.clone(), pattern)
             }
             None => glob(value),
         };
-        Self { literal, regex, word, words: OnceLock::new() }
+        Self { literal, whole, word, regex: OnceLock::new(), words: OnceLock::new() }
     }
 
     /// Whether it is well-formed. If not nothing matches, as in Swarm.
     pub(super) fn is_well_formed(&self) -> bool {
-        self.literal.is_some() || self.regex.is_some()
+        self.literal.is_some() || self.regex().is_some()
     }
 
     /// Whether a text matches.
     pub(super) fn matches(&self, text: &str) -> bool {
         match &self.literal {
             Some(literal) => literal == text,
-            None => self.regex.as_ref().is_some_and(|regex| regex.is_match(text)),
+            None => self.regex().is_some_and(|regex| regex.is_match(text)),
         }
+    }
+
+    fn regex(&self) -> Option<&Regex> {
+        self.regex.get_or_init(|| Regex::new(self.whole.as_deref()?).ok()).as_ref()
     }
 
     /// What finds a word that matches among many; none if the expression is malformed.
@@ -57,7 +63,7 @@ impl Pattern {
 }
 
 /// The only text that matches, or what it has to match; and what a word has to match.
-fn glob(value: &str) -> (Option<String>, Option<Regex>, Option<String>) {
+fn glob(value: &str) -> (Option<String>, Option<String>, Option<String>) {
     let regex = |value: &str| value.replace('*', ".*");
     let plain = |c: char| c.is_ascii_alphanumeric() || "_:/- ".contains(c);
     if value.chars().all(plain) {
@@ -73,11 +79,7 @@ fn glob(value: &str) -> (Option<String>, Option<Regex>, Option<String>) {
         }
         false => whole.clone(),
     };
-    (None, whole.as_deref().and_then(compile), word)
-}
-
-fn compile(pattern: &str) -> Option<Regex> {
-    Regex::new(pattern).ok()
+    (None, whole, word)
 }
 
 #[cfg(test)]
@@ -148,6 +150,9 @@ mod tests {
             let excluded = pattern.words().is_none_or(Lines::excludes_hex);
             let hex = !text.is_empty() && is_hex(text);
             assert!(!(hex && wanted && excluded), "{value} matches {text:?}");
+            let begins = |with: Vec<&[u8]>| with.iter().any(|b| text.as_bytes().starts_with(b));
+            let beginnings = pattern.words().and_then(Lines::beginnings);
+            assert!(!wanted || beginnings.is_none_or(begins), "{value} matches {text:?}");
         }
         for value in ["*", "/^$/", "//"] {
             let lines = Pattern::new(value);
@@ -155,6 +160,30 @@ mod tests {
                 !lines.words().unwrap().match_any(Words::default().text()),
                 "no word, no match"
             );
+        }
+    }
+
+    #[test]
+    fn what_words_begin_with_is_told_where_a_pattern_says_so() {
+        for (value, wanted) in [
+            ("web-0", Some(vec!["web-0"])),
+            ("web*", Some(vec!["web"])),
+            ("web.1", Some(vec!["web"])),
+            ("/^web-[a-z]+$/", Some(vec!["web-"])),
+            ("/^web-[ab]+$/", Some(vec!["web-a", "web-b"])),
+            (r"/\A(web|db)-/", Some(vec!["web-", "db-"])),
+            ("*web", None),
+            ("/web/", None),
+            ("/^(web)?/", None),
+            ("/^web|db$/", None),
+            ("web|db", None),
+            ("/[/", None),
+        ] {
+            let pattern = Pattern::new(value);
+            let found = pattern.words().and_then(Lines::beginnings);
+            let wanted: Option<Vec<&[u8]>> =
+                wanted.map(|texts| texts.into_iter().map(str::as_bytes).collect());
+            assert_eq!(found, wanted, "{value}");
         }
     }
 }

@@ -112,7 +112,7 @@ fn one_after_the_other(
         for condition in &compiled.conditions {
             for (node, why) in nodes.iter().zip(&mut removed) {
                 // Each node is asked for the first time.
-                if why.is_none() && !condition.test.admits(node, &mut Answers::default()) {
+                if why.is_none() && !condition.test.admits(node, true, &mut Answers::default()) {
                     *why = Some((By::Filter(*filter), condition.reason.clone()));
                 }
             }
@@ -216,6 +216,35 @@ proptest! {
             };
             prop_assert_eq!(&found, expected, "{}", nodes[at].name);
         }
+    }
+
+    /// What is known of the beginnings of words saves looks and changes nothing.
+    #[test]
+    fn beginnings_of_words_change_nothing(
+        nodes in any_nodes(),
+        request in any_request(),
+        affinity in prop::sample::select(
+            &["container==c1*", "container!=c0-1", "container==/^c[01]-/", "container!=/-2$/"][..]
+        ),
+        link in prop::option::of(
+            prop::sample::select(&["c0-0", "c1", "n0/c0-1", "n1-id/c1-0"][..])
+        ),
+    ) {
+        let mut request = request;
+        request.affinities.push(affinity.to_owned());
+        request.links = link.into_iter().map(str::to_owned).collect();
+        let prepared = prepare(&request, &Options::default());
+        let given: Vec<&Node> = nodes.iter().collect();
+        let begins = |node: &Node, with: &[&[u8]]| {
+            let mut words = node.containers().iter().flat_map(Container::words);
+            words.any(|word| with.iter().any(|begin| word.as_bytes().starts_with(begin)))
+        };
+        let known = prepared.place_among(
+            &given,
+            |_| false,
+            |with| Some(nodes.iter().map(|node| begins(node, with)).collect()),
+        );
+        prop_assert_eq!(told(&nodes, &known), told(&nodes, &prepared.place(&given)));
     }
 
     /// Every node is either ranked or removed with a reason.

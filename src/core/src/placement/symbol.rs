@@ -60,12 +60,30 @@ impl Deref for Symbol {
 
 /// Answers to one question about symbols that stay in use meanwhile: each is asked about once.
 #[derive(Debug, Default)]
-pub(super) struct Answers(HashMap<*const u8, bool, BuildHasherDefault<AddressHasher>>);
+pub(super) struct Answers {
+    known: HashMap<*const u8, bool, BuildHasherDefault<AddressHasher>>,
+    /// Where the label that is asked about was found last.
+    place: usize,
+}
 
 impl Answers {
     /// The answer for a symbol; `find` gives it the first time.
     pub(super) fn get(&mut self, symbol: &Symbol, find: impl FnOnce(&str) -> bool) -> bool {
-        *self.0.entry(symbol.as_ptr()).or_insert_with(|| find(symbol))
+        *self.known.entry(symbol.as_ptr()).or_insert_with(|| find(symbol))
+    }
+
+    /// A label's value. Most nodes have the same labels in the same order, so it is looked for first
+    /// where the last node had it, and the others are not read.
+    pub(super) fn value<'a>(
+        &mut self,
+        labels: &'a [(Symbol, Symbol)],
+        key: &str,
+    ) -> Option<&'a Symbol> {
+        let is_at = |(known, _): &(Symbol, Symbol)| **known == *key;
+        if !labels.get(self.place).is_some_and(is_at) {
+            self.place = labels.iter().position(is_at)?;
+        }
+        Some(&labels[self.place].1)
     }
 }
 
@@ -101,6 +119,22 @@ mod tests {
         assert!(answers.get(&b, |_| unreachable!("asked again")));
         assert!(!answers.get(&other, |text| text == "symbol"));
         assert!(!answers.get(Symbol::empty(), |text| text == "symbol"));
+    }
+
+    #[test]
+    fn a_label_is_found_wherever_it_is() {
+        let labels = |of: &[&str]| -> Vec<(Symbol, Symbol)> {
+            of.iter()
+                .map(|key| (Symbol::of(key), Symbol::of(&format!("{key} of {of:?}"))))
+                .collect()
+        };
+        let mut answers = Answers::default();
+        for of in [&["zone"][..], &["disk", "zone"], &["disk", "zone"], &["disk"], &[], &["zone"]] {
+            let labels = labels(of);
+            let expected = of.contains(&"zone").then(|| format!("zone of {of:?}"));
+            let found = answers.value(&labels, "zone").map(|value| (**value).to_owned());
+            assert_eq!(found, expected, "{of:?}");
+        }
     }
 
     #[test]

@@ -13,9 +13,8 @@ use transship_host::ending::Ending;
 use transship_host::files;
 use transship_host::paths::MigrationDir;
 use transship_host::record::ContainerKind;
-use transship_runtime::container::Container;
 use transship_runtime::cri::Cri;
-use transship_runtime::{Layout, ending};
+use transship_runtime::ending;
 
 use crate::holder::Holder;
 use crate::hook;
@@ -174,24 +173,6 @@ impl Ender<'_> {
     }
 }
 
-/// Has runc forget what containerd has forgotten of ended containers and of a sandbox, their state and cgroups: the
-/// `delete` that came when a shim died was refused. Without consequences where that fails.
-pub async fn clear_leftovers(layout: &Layout, runc: &Path, pod: &Pod) {
-    let ended = pod.containers.iter().filter(|container| !container.is_alive(layout));
-    for id in ended.map(|container| &container.id).chain([&pod.sandbox_id]) {
-        // The bundle that runc names, and not where it usually is: the sandbox may be one that lives.
-        let Ok(left) = Container::find(layout, id) else { continue };
-        if left.bundle.try_exists().unwrap_or(true) {
-            continue;
-        }
-        match ending::delete(layout, runc, id).await {
-            Ok(true) => tracing::info!(id, "runc has forgotten it"),
-            Ok(false) => tracing::warn!(id, "runc does not forget it"),
-            Err(error) => tracing::warn!(id, "{error}"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -202,6 +183,7 @@ mod tests {
     use transship_host::HostRoot;
     use transship_host::hook::{Hook, HookAction};
     use transship_host::paths::Role;
+    use transship_runtime::Layout;
 
     /// In which order containers get their signal, those that end at once last: `sidecars` first.
     async fn order(sidecars: usize, count: usize) -> Vec<usize> {
@@ -223,38 +205,6 @@ mod tests {
         assert_eq!(order(0, 2).await, [0, 1]);
         assert_eq!(order(2, 4).await, [2, 3, 1, 0]);
         assert_eq!(order(1, 1).await, [0]);
-    }
-
-    #[tokio::test]
-    async fn what_containerd_has_forgotten_runc_forgets_too() {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout { runc_root: root.path().join("runc"), ..Layout::default() };
-        let bundle = root.path().join("bundle");
-        let asked = root.path().join("asked");
-        let runc = root.path().join("runc.sh");
-        let text = format!("#!/bin/sh\necho \"$@\" >> {}\n", asked.display());
-        std::fs::write(&runc, text).unwrap();
-        std::fs::set_permissions(&runc, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let mut pod = pod_of_self();
-        clear_leftovers(&layout, &runc, &pod).await;
-        let state = serde_json::json!({
-            "id": "c",
-            "init_process_pid": 1,
-            "init_process_start": 1,
-            "cgroup_paths": {"": "/nonexistent"},
-            "config": {"rootfs": "/nonexistent", "labels": [format!("bundle={}", bundle.display())]},
-        });
-        files::write_json(&layout.runc_root.join("c/state.json"), &state).unwrap();
-        clear_leftovers(&layout, &runc, &pod).await;
-        assert!(!asked.exists(), "it has no state, or lives");
-        pod.containers[0].start_time += 1;
-        std::fs::create_dir(&bundle).unwrap();
-        clear_leftovers(&layout, &runc, &pod).await;
-        assert!(!asked.exists(), "containerd will have it deleted");
-        std::fs::remove_dir(&bundle).unwrap();
-        clear_leftovers(&layout, &runc, &pod).await;
-        let asked = std::fs::read_to_string(asked).unwrap();
-        assert_eq!(asked, format!("--root {} delete --force c\n", layout.runc_root.display()));
     }
 
     #[tokio::test]

@@ -312,9 +312,6 @@ impl SourceHands {
                 }
                 record::write(&holder, state)
                     .map_err(|error| Failed::other("RecordNotWritten", error))?;
-                if state == RecordState::Open {
-                    self.clear_leftovers().await;
-                }
                 if state == RecordState::Moved
                     && let Some(pod) = &self.pod
                 {
@@ -393,7 +390,6 @@ impl SourceHands {
                     // Its peers are answered with resets while it is there, which is not for long.
                     tracing::warn!("{}", error.chain());
                 }
-                self.clear_leftovers().await;
                 Ok(())
             }
             Effect::Publish(word) => {
@@ -447,15 +443,6 @@ impl SourceHands {
         self.pod
             .as_ref()
             .ok_or_else(|| Failed::tasks_lost(anyhow::anyhow!("no pod was found to be {what}")))
-    }
-
-    /// Of containers that have ended, or lost their shim, while the runtime's calls were refused.
-    async fn clear_leftovers(&self) {
-        let holder = &self.holder;
-        if let Some(pod) = &self.pod {
-            let runc = runc_program(&holder.host.runc_path_file());
-            end::clear_leftovers(&holder.layout, &runc, pod).await;
-        }
     }
 
     async fn end(&mut self) -> Result<(), Failed> {

@@ -1,18 +1,14 @@
 //! Containers that must be on the node: those whose volumes or network are used, or that are linked
 //! to; and volumes that are in use there and can be mounted nowhere else.
 
-use regex::Regex;
-
 use super::{Compiled, Condition, Test};
 use crate::placement::model::{Network, Request};
 
 pub(super) fn compile(request: &Request) -> Compiled {
-    let mut wanted = Vec::new();
+    let mut tests = Vec::new();
     let mut listing = Vec::new();
     let mut depend = |option: &str, on: &str, text: &str| {
-        // Escaped, it is only ever too long.
-        let beginning = Regex::new(&format!("\n{}", regex::escape(on))).ok();
-        wanted.push((on.to_owned(), beginning));
+        tests.push(Test::Container(on.to_owned()));
         listing.push(format!("--{option}={text}"));
     };
     for volume in &request.volumes_from {
@@ -25,13 +21,12 @@ pub(super) fn compile(request: &Request) -> Compiled {
         depend("net", name, &format!("container:{name}"));
     }
     for claim in &request.claims {
+        tests.push(Test::Mounted(claim.clone()));
         listing.push(format!("--volumes-from={claim}"));
     }
     let reason =
         format!("Unable to find a node fulfilling all dependencies: {}", listing.join(" "));
-    let containers = (!wanted.is_empty()).then_some(Test::Containers(wanted));
-    let tests = containers.into_iter().chain(request.claims.iter().cloned().map(Test::Mounted));
-    let conditions = tests.map(|test| Condition::hard(test, reason.clone())).collect();
+    let conditions = tests.into_iter().map(|test| Condition::hard(test, reason.clone())).collect();
     Compiled { conditions, listing: Ok(listing) }
 }
 

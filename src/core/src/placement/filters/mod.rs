@@ -6,8 +6,6 @@ mod dependency;
 mod port;
 mod whitelist;
 
-use regex::Regex;
-
 use super::expression::{Expression, ExpressionError};
 use super::model::{Node, PortBinding, Request};
 use super::symbol::{Answers, Symbol};
@@ -144,8 +142,8 @@ pub(super) enum Test {
     PortUnbound(PortBinding),
     /// Nothing in the host's network exposes it.
     PortNotExposed(String),
-    /// All of these containers are on the node; with each, what finds words that begin like it.
-    Containers(Vec<(String, Option<Regex>)>),
+    /// This container is on the node.
+    Container(String),
     /// A container on the node mounts this volume; not asked where none does anywhere.
     Mounted(String),
     ContainerWords(Expression),
@@ -160,21 +158,30 @@ pub(super) enum Test {
 }
 
 impl Test {
-    /// `answers`: those that this test gave for other nodes.
-    pub(super) fn admits(&self, node: &Node, answers: &mut Answers) -> bool {
+    /// How words of containers begin that matter, one of these; none if any word may matter, or none
+    /// does.
+    pub(super) fn beginnings(&self) -> Option<Vec<&[u8]>> {
+        match self {
+            Self::Container(name) => Some(vec![name.as_bytes()]),
+            Self::ContainerWords(expression) => expression.beginnings(),
+            _ => None,
+        }
+    }
+
+    /// `begins`: whether a word on the node may begin so. `answers`: those that this test gave for other
+    /// nodes.
+    pub(super) fn admits(&self, node: &Node, begins: bool, answers: &mut Answers) -> bool {
         match self {
             Self::Healthy => node.health > 0,
             Self::FreeSlot => node.has_free_slot(),
             Self::PortUnbound(binding) => !node.binds(binding),
             Self::PortNotExposed(port) => !node.exposes(port),
-            Self::Containers(wanted) => wanted.iter().all(|(name, beginning)| {
-                let worth = |beginning| node.may_have_container(name, beginning);
-                beginning.as_ref().is_none_or(worth) && node.has_container(name)
-            }),
+            Self::Container(name) => (begins || node.may_hide(name)) && node.has_container(name),
             Self::Mounted(claim) => node.mounts(claim),
-            Self::ContainerWords(expression) => {
-                expression.holds_for_words(node.container_names(), node.container_hex())
-            }
+            Self::ContainerWords(expression) => match begins {
+                true => expression.holds_for_words(node.container_names(), node.container_hex()),
+                false => expression.holds([].into_iter()),
+            },
             Self::ImageWords(expression) => expression.holds_for_lists(node.images(), answers),
             Self::ContainerLabel(expression) => {
                 expression.holds_for_symbols(node.container_label(&expression.key), answers)
@@ -183,7 +190,7 @@ impl Test {
                 expression.holds([node.id.as_str(), node.name.as_str()].into_iter())
             }
             Self::NodeLabel(expression) => {
-                let value = node.label_symbol(&expression.key);
+                let value = answers.value(node.labels(), &expression.key);
                 // A label that is not there counts as empty.
                 let value = value.unwrap_or(Symbol::empty());
                 expression.holds_for_symbols([value].into_iter(), answers)

@@ -1,0 +1,91 @@
+//! What the runtime leaves of containers that lost their shim while its calls were refused: containerd forgets them,
+//! and asks runc to forget them at most once.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use transship_runtime::container::Container;
+use transship_runtime::{Layout, ending};
+
+use crate::pod::Pod;
+
+/// How long containerd may take to forget a container whose first process is gone.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How often is looked.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Has runc forget what containerd has forgotten of ended containers and of their sandbox, their state and cgroups.
+/// Waits, for `patience` at most, until that is known of the containers. Without consequences where it fails.
+pub async fn clear(layout: &Layout, runc: &Path, pod: &Pod, patience: Duration) {
+    let end = Instant::now() + patience;
+    for container in pod.containers.iter().filter(|container| !container.is_alive(layout)) {
+        while is_known(layout, &container.id) && Instant::now() < end {
+            tokio::time::sleep(LOOK).await;
+        }
+        forget(layout, runc, &container.id).await;
+    }
+    forget(layout, runc, &pod.sandbox_id).await;
+}
+
+/// Whether both runc and containerd know it. The bundle is the one that runc names, and not where it usually is.
+fn is_known(layout: &Layout, id: &str) -> bool {
+    Container::find(layout, id).is_ok_and(|found| found.bundle.try_exists().unwrap_or(true))
+}
+
+async fn forget(layout: &Layout, runc: &Path, id: &str) {
+    // The sandbox may be one that lives.
+    if Container::find(layout, id).is_err() || is_known(layout, id) {
+        return;
+    }
+    match ending::delete(layout, runc, id).await {
+        Ok(true) => tracing::info!(id, "runc has forgotten it"),
+        Ok(false) => tracing::warn!(id, "runc does not forget it"),
+        Err(error) => tracing::warn!(id, "{error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::pod::tests::pod_of_self;
+    use transship_host::files;
+
+    #[tokio::test]
+    async fn what_containerd_has_forgotten_runc_forgets_too() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout { runc_root: root.path().join("runc"), ..Layout::default() };
+        let bundle = root.path().join("bundle");
+        let asked = root.path().join("asked");
+        let runc = root.path().join("runc.sh");
+        let text = format!("#!/bin/sh\necho \"$@\" >> {}\n", asked.display());
+        std::fs::write(&runc, text).unwrap();
+        std::fs::set_permissions(&runc, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut pod = pod_of_self();
+        clear(&layout, &runc, &pod, PATIENCE).await;
+        let state = serde_json::json!({
+            "id": "c",
+            "init_process_pid": 1,
+            "init_process_start": 1,
+            "cgroup_paths": {"": "/nonexistent"},
+            "config": {"rootfs": "/nonexistent", "labels": [format!("bundle={}", bundle.display())]},
+        });
+        files::write_json(&layout.runc_root.join("c/state.json"), &state).unwrap();
+        clear(&layout, &runc, &pod, PATIENCE).await;
+        assert!(!asked.exists(), "it has no state, or lives");
+        pod.containers[0].start_time += 1;
+        std::fs::create_dir(&bundle).unwrap();
+        clear(&layout, &runc, &pod, Duration::ZERO).await;
+        assert!(!asked.exists(), "containerd will have it deleted");
+        let forgets = async {
+            // Not before it was looked for once.
+            tokio::time::sleep(LOOK / 2).await;
+            std::fs::remove_dir(&bundle).unwrap();
+        };
+        tokio::join!(clear(&layout, &runc, &pod, PATIENCE), forgets);
+        let asked = std::fs::read_to_string(asked).unwrap();
+        assert_eq!(asked, format!("--root {} delete --force c\n", layout.runc_root.display()));
+    }
+}
