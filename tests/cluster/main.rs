@@ -27,6 +27,7 @@ mod policies;
 mod preflight;
 mod preflight_manifests;
 mod preflight_nodes;
+mod preflight_volumes;
 mod redis;
 mod refusal;
 mod scarcity;

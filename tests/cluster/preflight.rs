@@ -11,7 +11,7 @@ use transship_tests::cluster::{Cluster, Pod, condition};
 
 use crate::{
     counter,
-    refusal::{Serving, refused, server},
+    refusal::{Serving, refused, refused_for, server},
     scarcity::{allow_pods, say_no_more},
 };
 
@@ -369,7 +369,11 @@ fn what_manifests_have_is_found_all_at_once_also_of_a_pod_that_cannot_start() ->
             "hostUsers": false, "shareProcessNamespace": true,
             "nodeSelector": {"no-such": "node"},
             "containers": [sleeper(&json!({"resources": {"limits": {"example.com/gpu": "1"}}}))],
-            "volumes": [{"name": "huge", "emptyDir": {"medium": "HugePages"}}],
+            "volumes": [
+                {"name": "huge", "emptyDir": {"medium": "HugePages"}},
+                {"name": "share", "nfs": {"server": "192.0.2.1", "path": "/"}},
+                {"name": "inline", "csi": {"driver": "csi.example.com"}},
+            ],
         }),
     ))?;
     let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
@@ -392,15 +396,31 @@ fn what_manifests_have_is_found_all_at_once_also_of_a_pod_that_cannot_start() ->
         Ok(cluster.pod("app=never").is_ok())
     })?;
     let never = cluster.pod("app=never")?;
+    // The scheduler has its own say in the status.
+    let stored = || -> Result<Value> {
+        let mut pod = cluster.get("pod", &never.name)?;
+        pod["metadata"]["resourceVersion"] = Value::Null;
+        let is_ours = pod["status"].to_string().contains("transship.dev");
+        Ok(json!([pod["metadata"], pod["spec"], is_ours]))
+    };
+    let before = stored()?;
     let answer = dry_run(&cluster, &never.name, None)?;
     ensure!(condition(&answer, "Succeeded").1 == "PodNotRunning", "{answer:#}");
     for check in ["UserNamespace", "SharedProcessNamespace", "Devices"] {
         ensure!(checks(&answer).contains(check), "{check}: {answer:#}");
     }
-    let huge = |(check, _, message): &(String, String, String)| {
-        check == "Volumes" && message.contains("volume huge is an emptyDir of huge pages")
-    };
-    ensure!(violations(&answer).iter().any(huge), "{answer:#}");
+    for words in [
+        "volume huge is an emptyDir of huge pages",
+        "volume share is an NFS mount",
+        "volume inline is an inline CSI volume",
+    ] {
+        let is_told = |(check, _, message): &(String, String, String)| {
+            check == "Volumes" && message.contains(words)
+        };
+        ensure!(violations(&answer).iter().any(is_told), "{words}: {answer:#}");
+    }
+    refused_for(&cluster, &never, "PodNotRunning", &["only a running pod can be moved"])?;
+    ensure!(stored()? == before, "the pod was touched: {before:#}\n{:#}", stored()?);
 
     // Its volume says that both nodes have it; else the other one would not fit, whatever the checks find.
     let mut local = Serving::of(&cluster, "app=local")?;

@@ -9,7 +9,7 @@ use transship_tests::cluster::Cluster;
 
 use crate::{
     preflight::{IMAGE, deployment, dry_run, violations},
-    refusal::{Serving, Undo, refused, refused_for, server},
+    refusal::{Serving, Undo, refused, server},
     scarcity::{allow_pods, say_no_more},
 };
 
@@ -108,15 +108,19 @@ fn what_the_manifest_takes_from_the_node_keeps_a_pod_where_it_is() -> Result<()>
             "volumeMounts": [{"name": "node", "mountPath": "/srv"}],
         }),
     );
-    let init = json!({
-        "name": "init", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["true"],
-        "securityContext": {"capabilities": {"add": ["NET_ADMIN"]}},
-    });
+    let init = |name: &str, context: Value| {
+        json!({"name": name, "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+            "command": ["true"], "securityContext": context})
+    };
+    let inits = [
+        init("network", json!({"capabilities": {"add": ["NET_ADMIN"]}})),
+        init("node", json!({"privileged": true})),
+    ];
     cluster.apply(&deployment(
         "web",
         &json!({
             "terminationGracePeriodSeconds": 0, "containers": [container],
-            "initContainers": [init],
+            "initContainers": inits,
             "volumes": [
                 {"name": "node", "hostPath": {"path": "/srv", "type": "DirectoryOrCreate"}},
                 {"name": "mine", "emptyDir": {}},
@@ -133,6 +137,7 @@ fn what_the_manifest_takes_from_the_node_keeps_a_pod_where_it_is() -> Result<()>
         ("Volumes", "volume node is a directory of the node (hostPath)"),
         ("Terminal", "a terminal of its node"),
         ("InitContainers", "it has NET_ADMIN"),
+        ("InitContainers", "it is privileged"),
         ("PostStartHook", "a postStart hook"),
     ];
     refused(&cluster, &web.pod, &Value::Null, &expected)?;
@@ -186,7 +191,9 @@ for file in range(4):
         "livenessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 2, "failureThreshold": 3},
     });
     cluster.apply(&bare("hasty", "OnFailure", &server("", &hasty)).to_string())?;
-    cluster.apply(&bare("wide", "Always", &server(MANY_NAMES, &Value::Null)).to_string())?;
+    // kubelet goes by the container's own policy, whatever the pod's.
+    let wide = server(MANY_NAMES, &json!({"restartPolicy": "Never"}));
+    cluster.apply(&bare("wide", "Always", &wide).to_string())?;
     for (name, timeout, expected) in [
         (
             "hasty",
@@ -197,7 +204,14 @@ for file in range(4):
                 ("PreStopHook", "liveness probe gives up after"),
             ][..],
         ),
-        ("wide", "10m", &[("RootFilesystem", "files outside of volumes")][..]),
+        (
+            "wide",
+            "10m",
+            &[
+                ("RestartPolicy", "a restart policy of its own"),
+                ("RootFilesystem", "files outside of volumes"),
+            ][..],
+        ),
     ] {
         let mut serving = Serving::of(&cluster, &format!("app={name}"))?;
         let wishes = json!({"mode": "Cold", "timeout": timeout});
@@ -227,129 +241,4 @@ fn a_pod_with_a_resource_claim_is_refused() -> Result<()> {
     let expected = [("Devices", "resource claims (device)")];
     refused(&cluster, &web.pod, &Value::Null, &expected)?;
     web.is_untouched(&cluster)
-}
-
-#[test]
-fn a_pod_with_a_block_device_is_refused() -> Result<()> {
-    const VOLUME: &str = "transship-test-block";
-    const FILE: &str = "/var/tmp/transship-test-block";
-    let cluster = Cluster::with_namespace("block-refusals")?;
-    let on_node = |script: &str| cluster.on_node("node-a", &["sh", "-c", script]);
-    let clean = || {
-        // kubelet lets go of the device before the pod is gone.
-        let all: [&[&str]; 3] =
-            [&["deployment", "block", "--cascade=foreground"], &["pvc", "block"], &["pv", VOLUME]];
-        for what in all {
-            let options = ["--ignore-not-found", "--timeout=60s"];
-            drop(cluster.kubectl(&[&["delete"], what, &options].concat()));
-        }
-        drop(on_node(&format!(
-            "for device in $(losetup --associated {FILE} --noheadings --output NAME); do \
-             losetup --detach $device; done; rm -f {FILE}"
-        )));
-    };
-    clean();
-    let _undo = Undo(clean);
-    let device = on_node(&format!("truncate --size=1M {FILE} && losetup --find --show {FILE}"))?;
-
-    let node = json!({"key": "kubernetes.io/hostname", "operator": "In",
-        "values": ["node-a", "node-b"]});
-    // That both nodes have the device is not true; else the volume alone would decide.
-    let terms = json!([{"matchExpressions": [node]}]);
-    let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": VOLUME},
-        "spec": {"capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"],
-            "volumeMode": "Block", "local": {"path": device.trim()},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": terms}}}});
-    cluster.apply(&volume.to_string())?;
-    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "block"}, "spec": {"accessModes": ["ReadWriteOnce"],
-            "volumeMode": "Block", "resources": {"requests": {"storage": "1Mi"}},
-            "storageClassName": "", "volumeName": VOLUME}});
-    cluster.apply(&claim.to_string())?;
-    let devices = json!({"volumeDevices": [{"name": "block", "devicePath": "/dev/xvda"}]});
-    cluster.apply(&deployment(
-        "block",
-        &json!({
-            "nodeName": "node-a", "terminationGracePeriodSeconds": 0,
-            "containers": [server("", &devices)],
-            "volumes": [{"name": "block", "persistentVolumeClaim": {"claimName": "block"}}],
-        }),
-    ))?;
-    let mut block = Serving::of(&cluster, "app=block")?;
-    let there =
-        cluster.kubectl(&["exec", &block.pod.name, "--", "stat", "-c", "%F", "/dev/xvda"])?;
-    ensure!(there.contains("block special"), "{there}");
-    let expected = [("Volumes", "a persistent volume"), ("BlockDevices", "/dev/xvda")];
-    refused(&cluster, &block.pod, &Value::Null, &expected)?;
-    block.is_untouched(&cluster)
-}
-
-/// A volume of so little, its claim, and a pod of its own name with that; all of them called `name`.
-fn with_a_volume(name: &str, volume: &Value) -> String {
-    let mut of = json!({"capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"]});
-    for (key, value) in volume.as_object().into_iter().flatten() {
-        of[key] = value.clone();
-    }
-    let claim = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "",
-        "resources": {"requests": {"storage": "1Mi"}}, "volumeName": volume_of(name)});
-    let mounts = json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]});
-    let items = [
-        json!({"apiVersion": "v1", "kind": "PersistentVolume",
-            "metadata": {"name": volume_of(name)}, "spec": of}),
-        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
-            "spec": claim}),
-        json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "labels": {"app": name}},
-            "spec": {"terminationGracePeriodSeconds": 0, "containers": [server("", &mounts)],
-                "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": name}}]}}),
-    ];
-    json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
-}
-
-fn volume_of(name: &str) -> String {
-    format!("transship-test-{name}")
-}
-
-#[test]
-fn a_pod_of_its_own_name_whose_volume_cannot_go_with_it_is_refused() -> Result<()> {
-    const NAMES: [&str; 2] = ["alone", "near"];
-    let cluster = Cluster::with_namespace("volume-refusals")?;
-    let clean = || {
-        let volumes = NAMES.map(volume_of);
-        let volumes = [volumes[0].as_str(), volumes[1].as_str()];
-        for (kind, names) in [("pod", NAMES), ("pvc", NAMES), ("pv", volumes)] {
-            let options = ["--ignore-not-found", "--timeout=60s"];
-            drop(cluster.kubectl(&[&["delete", kind], &names[..], &options].concat()));
-        }
-    };
-    clean();
-    let _undo = Undo(clean);
-    let any = json!({"hostPath": {"path": "/run/transship-test", "type": "DirectoryOrCreate"}});
-    cluster.apply(&with_a_volume("alone", &any))?;
-    let node = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-a"]});
-    let terms = json!([{"matchExpressions": [node]}]);
-    let local = json!({"local": {"path": "/var/tmp"},
-        "nodeAffinity": {"required": {"nodeSelectorTerms": terms}}});
-    cluster.apply(&with_a_volume("near", &local))?;
-
-    let mut alone = Serving::of(&cluster, "app=alone")?;
-    let mut is_refused = |words: &'static str| -> Result<()> {
-        let expected = [("PersistentVolumes", words)];
-        refused(&cluster, &alone.pod, &Value::Null, &expected).context(words)?;
-        alone.is_untouched(&cluster).context(words)
-    };
-    is_refused("a directory of one node (hostPath)")?;
-    // Nor does it move when its claim is to go with it, or has gone.
-    cluster.kubectl(&["delete", "pvc", "alone", "--wait=false"])?;
-    is_refused("claim alone of volume data is being deleted")?;
-    let release = r#"{"metadata":{"finalizers":null}}"#;
-    cluster.kubectl(&["patch", "pvc", "alone", "--type=merge", "-p", release])?;
-    is_refused("claim alone of volume data is not bound to a volume")?;
-
-    // Where the volume says who can reach it, no node but its own fits.
-    let mut near = Serving::of(&cluster, "app=near")?;
-    ensure!(near.pod.node == "node-a", "{:?}", near.pod);
-    let words = "node-b cannot reach the volume of the claim";
-    refused_for(&cluster, &near.pod, "NoNodeFits", &[words])?;
-    near.is_untouched(&cluster)
 }

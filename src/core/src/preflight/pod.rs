@@ -42,7 +42,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "Volumes",
-        finds: "volumes other than emptyDir, ConfigMap, Secret, projected and downward API: hostPath, local and other persistent volumes, inline CSI; an emptyDir of huge pages",
+        finds: "volumes other than emptyDir, ConfigMap, Secret, projected and downward API: hostPath, NFS, inline CSI, ephemeral and image volumes, persistent volumes of a pod without a name of its own; an emptyDir of huge pages",
         remedy: "use emptyDir without huge pages, ConfigMap, Secret or projected volumes",
         look: volumes,
     },
