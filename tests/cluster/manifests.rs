@@ -53,6 +53,14 @@ fn errors_in_manifests_say_what_to_write_instead() -> Result<()> {
         refused_by_condition(&cluster, name, &manifest, reason, word)?;
     }
 
+    // Admission does not see what comes with a pod's status: this passes, as when no operator answers.
+    let unread = r#"{"metadata":{"annotations":{"transship.dev/constraints":"region==us"}}}"#;
+    let patch = ["patch", "pod", &pod.name, "--subresource=status", "--type=merge", "-p", unread];
+    cluster.kubectl(&patch)?;
+    let manifest = migration("unread", &pod.name, pod.other_node());
+    let words = "write a JSON array of strings";
+    refused_by_condition(&cluster, "unread", &manifest, "InvalidSpec", words)?;
+
     // What the API server itself answers.
     for (field, words) in [
         ("timeout: soon", "10m"),
