@@ -9,7 +9,7 @@ use transship_tests::cluster::{Cluster, condition};
 
 use crate::{
     preflight::{IMAGE, deployment},
-    refusal::{Serving, Undo, server},
+    refusal::{Serving, Undo, refused, server},
 };
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -35,13 +35,22 @@ fn what_shows_only_when_a_move_is_tried_leaves_the_pod_as_it_was() -> Result<()>
     let named = format!("127.0.0.1:9/app@{}", digest.context("the image has no digest")?);
     ctr(&["tag", "--force", IMAGE, &named])?;
     let _undo = Undo(|| drop(ctr(&["rm", &named])));
-    let container = server("", &json!({"image": named}));
-    cluster.apply(&deployment(
-        "image",
-        &json!({"nodeName": "node-a", "terminationGracePeriodSeconds": 0, "containers": [container]}),
-    ))?;
+    for (name, policy) in [("image", "IfNotPresent"), ("never", "Never")] {
+        let container = server("", &json!({"image": named, "imagePullPolicy": policy}));
+        cluster.apply(&deployment(
+            name,
+            &json!({"nodeName": "node-a", "terminationGracePeriodSeconds": 0,
+                "containers": [container]}),
+        ))?;
+    }
     let mut confined = Serving::deploy(&cluster, CONFINED)?;
     let mut image = Serving::of(&cluster, "app=image")?;
+
+    // What kubelet would not pull is seen.
+    let mut never = Serving::of(&cluster, "app=never")?;
+    let words = format!("the target does not have {named}, and imagePullPolicy is Never");
+    refused(&cluster, &never.pod, &Value::Null, &[("Image", words.as_str())])?;
+    never.is_untouched(&cluster)?;
 
     // kubelet says only after a while that it cannot pull.
     let of_image = cluster.migrate(&image.pod.name, "node-b")?;
