@@ -20,7 +20,8 @@ use transship_tests::{
 use crate::{
     counter,
     faults::source_goes_on,
-    refusal::refused,
+    preflight::deployment,
+    refusal::{Serving, refused, server},
     sequential::{EMPTY_DIR, running, spec, stateful},
 };
 
@@ -30,6 +31,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LITTLE: u32 = 8 << 10;
 /// The same for an application of some MiB.
 const LESS: u32 = 1 << 10;
+/// An open file without a name, of more than that.
+const NAMELESS: &str = "
+import os
+nameless = os.open('/tmp/nameless', os.O_CREAT | os.O_RDWR)
+os.posix_fallocate(nameless, 0, 32 << 20)
+os.unlink('/tmp/nameless')
+";
 
 /// Allows a namespace so many pods, once the ones that are there are counted.
 pub fn allow_pods(cluster: &Cluster, quota: &str, count: usize) -> Result<()> {
@@ -130,13 +138,15 @@ fn a_disk_that_fills_up_at_the_target_rolls_back_and_one_that_is_full_is_found_b
     let placed = format!("{{nodeName: {}, ", pod.node);
     cluster.apply(&stateful(&spec(EMPTY_DIR, "", "").replacen('{', &placed, 1), ""))?;
     let sequential = running(&cluster, "web-0")?;
+    let mut leaving = Leaving::deploy(&cluster, node)?;
     disk::make_small(&cluster, node)?;
     let outcome = fills_up(&cluster, &sequential, LESS)
         .context("in the sequential order")
         .and_then(|()| disk::empty(&cluster, node))
         .and_then(|()| has_room_again(&cluster, &pod))
         .and_then(|()| fills_up(&cluster, &pod, LITTLE))
-        .and_then(|()| is_found(&cluster, &pod));
+        .and_then(|()| is_found(&cluster, &pod))
+        .and_then(|()| leaving.are_refused(&cluster).context("at the source"));
     // Whatever came of it: others need the node.
     let emptied = disk::empty(&cluster, node);
     let opened = Gate::open_all(&cluster);
@@ -184,4 +194,40 @@ fn is_found(cluster: &Cluster, pod: &Pod) -> Result<()> {
         refused(cluster, pod, &Value::Null, &expected).map(|()| true)
     })?;
     nothing_happened(cluster, pod, client)
+}
+
+/// Pods that would leave the node whose disk becomes full, in either order of handing over.
+struct Leaving {
+    overlap: Serving,
+    sequential: Serving,
+}
+
+impl Leaving {
+    fn deploy(cluster: &Cluster, node: &str) -> Result<Leaving> {
+        let containers = [server(NAMELESS, &Value::Null)];
+        let spec = json!({"nodeName": node, "terminationGracePeriodSeconds": 0,
+            "containers": containers});
+        let lone = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "lone", "labels": {"app": "lone"}}, "spec": spec});
+        cluster.apply(&deployment("nameless", &spec))?;
+        cluster.apply(&lone.to_string())?;
+        Ok(Leaving {
+            overlap: Serving::of(cluster, "app=nameless")?,
+            sequential: Serving::of(cluster, "app=lone")?,
+        })
+    }
+
+    /// What a move writes on their own node has no room there.
+    fn are_refused(&mut self, cluster: &Cluster) -> Result<()> {
+        let Leaving { overlap, sequential } = self;
+        let there = format!("{} has ", overlap.pod.node);
+        let saved = format!("are saved on the source first, and {there}");
+        refused(cluster, &overlap.pod, &Value::Null, &[("Space", saved.as_str())])?;
+        overlap.is_untouched(cluster)?;
+        let kept = format!("are kept on the source as well, and {there}");
+        refused(cluster, &sequential.pod, &Value::Null, &[("Space", kept.as_str())])?;
+        let cold = [("Space", "of files, for which the source needs")];
+        refused(cluster, &sequential.pod, &json!({"mode": "Cold"}), &cold)?;
+        sequential.is_untouched(cluster)
+    }
 }
