@@ -360,7 +360,7 @@ pub fn in_network(cluster: &Cluster, pod: &Pod, command: &[&str]) -> Result<()> 
 }
 
 #[test]
-fn what_manifests_have_is_found_all_at_once_also_of_a_pod_that_cannot_start() -> Result<()> {
+fn what_the_manifest_of_a_pod_that_cannot_start_has_is_found_all_at_once() -> Result<()> {
     let cluster = Cluster::with_namespace("manifest-checks")?;
     // Pods that can hardly start here are told all the same what is wrong with them.
     cluster.apply(&deployment(
@@ -376,22 +376,6 @@ fn what_manifests_have_is_found_all_at_once_also_of_a_pod_that_cannot_start() ->
             ],
         }),
     ))?;
-    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}},
-            "volumeName": "local-1", "storageClassName": ""}});
-    let local = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "local-1"},
-        "spec": {"capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"],
-            "local": {"path": "/var/tmp"}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
-                {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-a", "node-b"]}]}]}}}});
-    cluster.apply(&local.to_string())?;
-    cluster.apply(&claim.to_string())?;
-    cluster.apply(&deployment(
-        "local",
-        &json!({"terminationGracePeriodSeconds": 0,
-            "containers": [server("", &json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]}))],
-            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]}),
-    ))?;
-
     cluster.await_that("the pod that cannot start is there", PATIENCE, || {
         Ok(cluster.pod("app=never").is_ok())
     })?;
@@ -421,21 +405,6 @@ fn what_manifests_have_is_found_all_at_once_also_of_a_pod_that_cannot_start() ->
     }
     refused_for(&cluster, &never, "PodNotRunning", &["only a running pod can be moved"])?;
     ensure!(stored()? == before, "the pod was touched: {before:#}\n{:#}", stored()?);
-
-    // Its volume says that both nodes have it; else the other one would not fit, whatever the checks find.
-    let mut local = Serving::of(&cluster, "app=local")?;
-    let expected = [("Volumes", "volume data is a persistent volume")];
-    refused(&cluster, &local.pod, &Value::Null, &expected)?;
-    local.is_untouched(&cluster)?;
-    cluster.kubectl(&["delete", "deployment", "local", "--timeout=60s"])?;
-    cluster.kubectl(&[
-        "delete",
-        "pvc,pv",
-        "data",
-        "local-1",
-        "--ignore-not-found",
-        "--wait=false",
-    ])?;
     Ok(())
 }
 

@@ -20,10 +20,16 @@ fn volume_for(name: &str, volume: &Value) -> Value {
         "spec": of})
 }
 
-/// What its claim says.
-fn claim_of(name: &str) -> Value {
+/// What a claim to it says.
+fn asked(name: &str) -> Value {
     json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "",
         "resources": {"requests": {"storage": "1Mi"}}, "volumeName": volume_of(name)})
+}
+
+/// The claim itself, called `name`.
+fn claim_of(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+        "spec": asked(name)})
 }
 
 fn volume_of(name: &str) -> String {
@@ -44,42 +50,52 @@ fn delete(cluster: &Cluster, all: &[&[&str]]) {
 }
 
 #[test]
-fn a_pod_with_a_volume_of_its_own_or_one_that_is_an_image_is_refused() -> Result<()> {
-    const NAME: &str = "own";
-    const USES_BOTH: &str = "
+fn a_pod_that_others_can_stand_in_for_is_refused_with_volumes_that_do_not_move() -> Result<()> {
+    const CLAIMED: &str = "claimed";
+    const OWN: &str = "own";
+    const USES_ALL: &str = "
 import os
-open('/own/file', 'w').close()
+for volume in ['claimed', 'own']:
+    open(f'/{volume}/file', 'w').close()
 assert os.path.exists('/image/usr')
 ";
-    let cluster = Cluster::with_namespace("own-volume-refusals")?;
+    let cluster = Cluster::with_namespace("kind-refusals")?;
     let clean = || {
-        let volume = volume_of(NAME);
-        // The claim goes with the pod.
-        let pod = ["deployment", NAME, "--cascade=foreground"];
-        delete(&cluster, &[&pod, &["pvc", "--all"], &["pv", &volume]]);
+        let volumes = [CLAIMED, OWN].map(volume_of);
+        let pod = ["deployment", "web", "--cascade=foreground"];
+        delete(&cluster, &[&pod, &["pvc", "--all"], &["pv", &volumes[0], &volumes[1]]]);
     };
     clean();
     let _undo = Undo(clean);
-    cluster.apply(&volume_for(NAME, &directory()).to_string())?;
-    let mounts = json!({"volumeMounts": [
-        {"name": "own", "mountPath": "/own"}, {"name": "image", "mountPath": "/image"}]});
+    for object in [
+        volume_for(CLAIMED, &directory()),
+        claim_of(CLAIMED),
+        // Its claim is made with the pod.
+        volume_for(OWN, &directory()),
+    ] {
+        cluster.apply(&object.to_string())?;
+    }
+    let mount = |name: &str| json!({"name": name, "mountPath": format!("/{name}")});
+    let mounts = json!({"volumeMounts": [mount(CLAIMED), mount(OWN), mount("image")]});
     cluster.apply(&deployment(
-        NAME,
+        "web",
         &json!({
-            "terminationGracePeriodSeconds": 0, "containers": [server(USES_BOTH, &mounts)],
+            "terminationGracePeriodSeconds": 0, "containers": [server(USES_ALL, &mounts)],
             "volumes": [
-                {"name": "own", "ephemeral": {"volumeClaimTemplate": {"spec": claim_of(NAME)}}},
+                {"name": CLAIMED, "persistentVolumeClaim": {"claimName": CLAIMED}},
+                {"name": OWN, "ephemeral": {"volumeClaimTemplate": {"spec": asked(OWN)}}},
                 {"name": "image", "image": {"reference": IMAGE, "pullPolicy": "IfNotPresent"}},
             ],
         }),
     ))?;
-    let mut own = Serving::of(&cluster, "app=own")?;
+    let mut web = Serving::of(&cluster, "app=web")?;
     let expected = [
+        ("Volumes", "volume claimed is a persistent volume"),
         ("Volumes", "volume own is an ephemeral persistent volume, which belongs to this one pod"),
         ("Volumes", "volume image is of a kind that cannot be moved"),
     ];
-    refused(&cluster, &own.pod, &Value::Null, &expected)?;
-    own.is_untouched(&cluster)
+    refused(&cluster, &web.pod, &Value::Null, &expected)?;
+    web.is_untouched(&cluster)
 }
 
 #[test]
@@ -138,8 +154,7 @@ fn with_a_volume(name: &str, volume: &Value) -> String {
     let mounts = json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]});
     let items = [
         volume_for(name, volume),
-        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
-            "spec": claim_of(name)}),
+        claim_of(name),
         json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "labels": {"app": name}},
             "spec": {"terminationGracePeriodSeconds": 0, "containers": [server("", &mounts)],
