@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use transship_runtime::container::Container;
 use transship_runtime::{Layout, ending};
 
@@ -14,18 +14,29 @@ use crate::pod::Pod;
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long runc may take for one of them.
+const RUNC: Duration = Duration::from_secs(5);
 
 /// Has runc forget what containerd has forgotten of ended containers and of their sandbox, their state and cgroups.
 /// Waits, for `patience` at most, until that is known of the containers. Without consequences where it fails.
 pub async fn clear(layout: &Layout, runc: &Path, pod: &Pod, patience: Duration) {
     let end = Instant::now() + patience;
+    let mut has_forgotten = false;
     for container in pod.containers.iter().filter(|container| !container.is_alive(layout)) {
-        while is_known(layout, &container.id) && Instant::now() < end {
-            tokio::time::sleep(LOOK).await;
-        }
-        forget(layout, runc, &container.id).await;
+        until_forgotten(layout, &container.id, end).await;
+        has_forgotten |= forget(layout, runc, &container.id).await;
+    }
+    // One that lives is not waited for.
+    if has_forgotten {
+        until_forgotten(layout, &pod.sandbox_id, end).await;
     }
     forget(layout, runc, &pod.sandbox_id).await;
+}
+
+async fn until_forgotten(layout: &Layout, id: &str, end: Instant) {
+    while is_known(layout, id) && Instant::now() < end {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Whether both runc and containerd know it. The bundle is the one that runc names, and not where it usually is.
@@ -33,16 +44,21 @@ fn is_known(layout: &Layout, id: &str) -> bool {
     Container::find(layout, id).is_ok_and(|found| found.bundle.try_exists().unwrap_or(true))
 }
 
-async fn forget(layout: &Layout, runc: &Path, id: &str) {
-    // The sandbox may be one that lives.
+/// `true`: it was left, and is not any more.
+async fn forget(layout: &Layout, runc: &Path, id: &str) -> bool {
     if Container::find(layout, id).is_err() || is_known(layout, id) {
-        return;
+        return false;
     }
-    match ending::delete(layout, runc, id).await {
-        Ok(true) => tracing::info!(id, "runc has forgotten it"),
-        Ok(false) => tracing::warn!(id, "runc does not forget it"),
-        Err(error) => tracing::warn!(id, "{error}"),
+    match timeout(RUNC, ending::delete(layout, runc, id)).await {
+        Ok(Ok(true)) => {
+            tracing::info!(id, "runc has forgotten it");
+            return true;
+        }
+        Ok(Ok(false)) => tracing::warn!(id, "runc does not forget it"),
+        Ok(Err(error)) => tracing::warn!(id, "{error}"),
+        Err(_) => tracing::warn!(id, "runc hangs"),
     }
+    false
 }
 
 #[cfg(test)]

@@ -99,18 +99,23 @@ pub fn run(host: &HostRoot, path: &Path) -> Result<ExitCode> {
         return Ok(ExitCode::from(supervise::LOCKED));
     }
     clean(&holder);
-    let pod = Pod::load(&dir);
+    let pod = Pod::load(&dir).ok().flatten();
+    let clear = async |patience| {
+        if let Some(pod) = &pod {
+            let runc = runc_program(&host.runc_path_file());
+            leftovers::clear(&holder.layout, &runc, pod, patience).await;
+        }
+    };
+    // What is known already goes first: who dies after the mark does not come again.
+    runtime()?.block_on(clear(Duration::ZERO));
     dir.close()?;
     tracing::info!("closed");
-    if let Ok(Some(pod)) = pod {
-        let runc = runc_program(&host.runc_path_file());
-        runtime()?.block_on(async {
-            tokio::select! {
-                () = leftovers::clear(&holder.layout, &runc, &pod, leftovers::PATIENCE) => {}
-                () = opened_again(&dir) => {}
-            }
-        });
-    }
+    runtime()?.block_on(async {
+        tokio::select! {
+            () = clear(leftovers::PATIENCE) => {}
+            () = opened_again(&dir) => {}
+        }
+    });
     Ok(ExitCode::SUCCESS)
 }
 

@@ -40,6 +40,9 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long what CRIU has abandoned is killed before the wrapper looks at the rest again.
+const ABANDONED_LIMIT: Duration = Duration::from_secs(1);
+
 /// The part of CRIU's log that a failure marker carries, in bytes.
 const LOG_TAIL: u64 = 4096;
 
@@ -247,7 +250,7 @@ fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> 
         if progress::is_abandoned(&subject.bundle.dir) {
             // runc tries to remove the cgroups of these, and ends as soon as they are dead. What lives on all the
             // same is killed after that.
-            let _ = subject.bundle.freezer().and_then(|f| f.kill_all_frozen(KILL_LIMIT));
+            let _ = subject.bundle.freezer().and_then(|f| f.kill_all_frozen(ABANDONED_LIMIT));
         }
         if given_up(subject) {
             break format!("the restore of {container} was given up");
