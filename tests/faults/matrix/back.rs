@@ -4,19 +4,19 @@ use transship_api::Role::{Source, Target};
 use transship_tests::{
     faults::{
         fault::{
-            Fault::{Kill, KillOperators, PowerOff, User},
+            Fault::{Kill, KillOperators, PauseApi, PowerOff, User},
             Length::Briefly,
         },
         moment::Moment::{Aborting, SourceResuming},
-        outcome::Outcome::{Replaced, Restarted, Stayed, TargetLost},
-        user::Act::{DeleteMigration, DeleteSource},
+        outcome::Outcome::{Gone, Replaced, Restarted, Stayed, TargetLost},
+        user::Act::{DeleteMigration, DeleteSource, DeleteTarget, Roll, ScaleDown, StripFinalizer},
     },
     node::process::Victim::{Agent, Containerd, Holder, Kubelet, Shim},
 };
 
 use super::Group;
 
-/// The groups.
+/// All of them.
 pub const GROUPS: &[Group] = &[
     // The Abort is recorded, since somebody has deleted the target: the source is thawed and the target ends.
     (
@@ -37,10 +37,26 @@ pub const GROUPS: &[Group] = &[
     ),
     (&[Aborting], &[Kill(Source, Shim), PowerOff(Source, Briefly)], &[Restarted]),
     (&[Aborting], &[User(DeleteSource)], &[Replaced]),
-    // The target could not be confirmed and has frozen itself: the source goes on.
+    // The target could not be confirmed and has frozen itself: the source goes on, and the target never does,
+    // whatever becomes of it.
     (
         &[SourceResuming],
-        &[Kill(Source, Holder), Kill(Source, Agent), PowerOff(Source, Briefly)],
+        &[
+            Kill(Source, Holder),
+            Kill(Source, Agent),
+            Kill(Target, Holder),
+            Kill(Target, Shim),
+            KillOperators,
+            PauseApi(Briefly),
+            PowerOff(Source, Briefly),
+            PowerOff(Target, Briefly),
+            User(DeleteMigration),
+            User(DeleteTarget),
+            User(StripFinalizer),
+        ],
         &[TargetLost],
     ),
+    // It is an ordinary pod again.
+    (&[SourceResuming], &[User(DeleteSource), User(Roll)], &[Replaced]),
+    (&[SourceResuming], &[User(ScaleDown)], &[Gone]),
 ];

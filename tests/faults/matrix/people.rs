@@ -15,7 +15,7 @@ use transship_tests::faults::{
 
 use super::Group;
 
-/// The groups.
+/// All of them.
 pub const GROUPS: &[Group] = &[
     (&[Preflight, Prepared, TargetStarts, Dumping], &[User(DeleteMigration)], &[Stayed, Moved]),
     // Its moment lasts until it has vanished; but for one, at which it takes its course meanwhile.
