@@ -4,12 +4,15 @@ use transship_api::Role::{Source, Target};
 use transship_tests::{
     faults::{
         fault::{
-            Fault::{Kill, KillOperators, PauseApi, PowerOff, User},
-            Length::Briefly,
+            Fault::{Cut, Kill, KillLeader, KillOperators, PauseApi, PowerOff, Slow, User},
+            Length::{Briefly, Long},
         },
+        link::Link::{Api, Operators},
         moment::Moment::{Aborting, SourceResuming},
         outcome::Outcome::{Gone, Replaced, Restarted, Stayed, TargetLost},
-        user::Act::{DeleteMigration, DeleteSource, DeleteTarget, Roll, ScaleDown, StripFinalizer},
+        user::Act::{
+            DeleteMigration, DeleteSource, DeleteTarget, Drain, Roll, ScaleDown, StripFinalizer,
+        },
     },
     node::process::Victim::{Agent, Containerd, Holder, Kubelet, Shim},
 };
@@ -29,14 +32,22 @@ pub const GROUPS: &[Group] = &[
             Kill(Source, Kubelet),
             Kill(Source, Containerd),
             Kill(Target, Containerd),
+            Kill(Target, Kubelet),
+            KillLeader,
             KillOperators,
+            Cut(Api(Target), Long),
+            Cut(Operators, Long),
+            Slow(Api(Target)),
+            PauseApi(Long),
             PowerOff(Target, Briefly),
             User(DeleteMigration),
+            User(StripFinalizer),
         ],
         &[Stayed],
     ),
     (&[Aborting], &[Kill(Source, Shim), PowerOff(Source, Briefly)], &[Restarted]),
-    (&[Aborting], &[User(DeleteSource)], &[Replaced]),
+    (&[Aborting], &[User(DeleteSource), User(Roll), User(Drain)], &[Replaced]),
+    (&[Aborting], &[User(ScaleDown)], &[Gone]),
     // The target could not be confirmed and has frozen itself: the source goes on, and the target never does,
     // whatever becomes of it.
     (
