@@ -309,6 +309,7 @@ const GROUPS: &[Group] = &[
             Kill(Target, Agent),
             Kill(Target, Kubelet),
             KillOperators,
+            Cut(Operators, Long),
         ],
         &[Moved],
     ),
@@ -316,6 +317,7 @@ const GROUPS: &[Group] = &[
         &[HandingOver],
         &[
             Kill(Target, Containerd),
+            KillLeader,
             Cut(All(Target), Long),
             PauseApi(Long),
             PowerOff(Source, Briefly),
@@ -323,7 +325,8 @@ const GROUPS: &[Group] = &[
         &[Moved],
     ),
     (&[Releasing], &[Cut(Api(Source), Long), PauseApi(Briefly), PowerOff(Source, Long)], &[Moved]),
-    (&[HandingOver], &[KillContainer(Target)], &[RestartedThere]),
+    // kubelet starts afresh what ends, as of any pod.
+    (&[HandingOver, Releasing], &[KillContainer(Target), Kill(Target, Shim)], &[RestartedThere]),
     (&[Thawing, HandingOver], &[PowerOff(Target, Briefly)], &[TargetLost, RestartedThere]),
     (&[Releasing], &[PowerOff(Target, Briefly)], &[RestartedThere]),
     // Each leaves the chart as the next one needs it. It takes seconds, so that the steps between these,

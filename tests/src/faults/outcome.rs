@@ -19,7 +19,7 @@ pub enum Outcome {
     Stayed,
     /// It starts afresh where it was: its node went down, or its container was ended.
     Restarted,
-    /// It was moved, and started afresh there: the target's node went down when it was over.
+    /// It was moved, and started afresh there: that node went down, or its container was ended.
     RestartedThere,
     /// It goes on where it was, though it had been committed: the target was lost.
     TargetLost,
