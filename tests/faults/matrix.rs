@@ -164,7 +164,7 @@ const GROUPS: &[Group] = &[
     ),
     (&[Dumping], &[PowerOff(Target, Long)], &[Stayed]),
     // The sides vote meanwhile, and the target's dead-man ends it for good.
-    (&[TargetStarts, Dumping], &[Cut(Api(Target), Long)], &[Moved, Stayed, TargetLost]),
+    (&[TargetStarts, Dumping, Restoring], &[Cut(Api(Target), Long)], &[Moved, Stayed, TargetLost]),
     (&[Dumping], &[PauseApi(Long)], &[Moved, Stayed, TargetLost]),
     (&[Freezing], &[FillDisk(Source), FillDisk(Target)], &[Moved, Stayed]),
     (&[TargetStarts, Dumping], &[TakeMemory(Target)], &[Moved, Stayed]),
@@ -193,7 +193,10 @@ const GROUPS: &[Group] = &[
             Kill(Target, Agent),
             KillOperators,
             Cut(Nodes, Briefly),
+            // The target may take over meanwhile: the source waits, frozen, for that to be over.
+            Cut(Api(Source), Long),
             PauseApi(Briefly),
+            FillDisk(Target),
         ],
         &[Moved, Stayed],
     ),
@@ -281,6 +284,8 @@ const GROUPS: &[Group] = &[
             Cut(Api(Source), Briefly),
             Cut(Api(Target), Briefly),
             Cut(Operators, Briefly),
+            // Its node signs for it, whoever can or cannot confirm it.
+            Cut(Operators, Long),
             PauseApi(Briefly),
             PowerOff(Source, Briefly),
         ],

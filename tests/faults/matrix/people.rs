@@ -44,7 +44,11 @@ pub const GROUPS: &[Group] = &[
         &[User(DeleteDeployment)],
         &[Gone],
     ),
-    (&[Dumping, Voted, Thawed, HandingOver, Releasing], &[User(ScaleDown)], &[Gone]),
+    (
+        &[Preflight, Dumping, Restoring, Voted, Thawed, HandingOver, Releasing],
+        &[User(ScaleDown)],
+        &[Gone],
+    ),
     // After the commit it finishes first; one that has vanished is finished by its sides.
     (&[Thawed, HandingOver, Releasing], &[User(DeleteMigration), User(StripFinalizer)], &[Moved]),
     (&[HandingOver], &[User(DeleteSource), User(Drain)], &[Moved]),
