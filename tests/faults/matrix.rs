@@ -1,7 +1,11 @@
 //! The matrix: which faults, at which moments, and what is right then.
 //!
 //! A group crosses its faults with its moments; adding a fault or a moment adds tests. More than one
-//! outcome is right where the fault may come too late to matter, or may be survived.
+//! outcome is right where the fault may come too late to matter, or may be survived. Here are the faults
+//! of machines on the way to the end; what people do there is in [`people`], and the ways back in [`back`].
+
+mod back;
+mod people;
 
 use transship_api::Role::{Source, Target};
 use transship_tests::{
@@ -11,7 +15,7 @@ use transship_tests::{
         fault::{
             Fault::{
                 self, Chart, Cut, FillDisk, Kill, KillContainer, KillLeader, KillOperators,
-                PauseApi, PowerOff, Slow, TakeMemory, User,
+                PauseApi, PowerOff, Slow, TakeMemory,
             },
             Length::{Briefly, Long},
         },
@@ -20,17 +24,10 @@ use transship_tests::{
             Stream::{Corrupted, Truncated},
         },
         moment::Moment::{
-            self, Aborting, Decided, Dumping, Freezing, HandingOver, Preflight, Prepared, Reading,
-            Releasing, Restoring, SourceResuming, TargetIsMade, TargetStarts, Thawed, Thawing,
-            Voted,
+            self, Decided, Dumping, Freezing, HandingOver, Preflight, Prepared, Reading, Releasing,
+            Restoring, TargetIsMade, TargetStarts, Thawed, Thawing, Voted,
         },
-        outcome::Outcome::{
-            self, Gone, Moved, Replaced, Restarted, RestartedThere, Stayed, TargetLost,
-        },
-        user::Act::{
-            DeleteDeployment, DeleteMigration, DeleteSource, DeleteTarget, Drain, MigrateAgain,
-            Roll, ScaleDown, StripFinalizer,
-        },
+        outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
     },
     node::process::Victim::{
         Agent, Containerd, Criu, Holder, Kubelet, Runc, Script, Shim, Supervisor, Wrapper,
@@ -39,7 +36,7 @@ use transship_tests::{
 
 /// Every cell.
 pub fn all() -> Vec<Cell> {
-    let groups = GROUPS.iter();
+    let groups = [GROUPS, back::GROUPS, people::GROUPS].into_iter().flatten();
     groups.flat_map(|(moments, faults, outcomes)| cells(moments, faults, outcomes)).collect()
 }
 
@@ -167,7 +164,7 @@ const GROUPS: &[Group] = &[
     ),
     (&[Dumping], &[PowerOff(Target, Long)], &[Stayed]),
     // The sides vote meanwhile, and the target's dead-man ends it for good.
-    (&[TargetStarts, Dumping], &[Cut(Api(Target), Long)], &[Moved, Stayed, TargetLost]),
+    (&[TargetStarts, Dumping, Restoring], &[Cut(Api(Target), Long)], &[Moved, Stayed, TargetLost]),
     (&[Dumping], &[PauseApi(Long)], &[Moved, Stayed, TargetLost]),
     (&[Freezing], &[FillDisk(Source), FillDisk(Target)], &[Moved, Stayed]),
     (&[TargetStarts, Dumping], &[TakeMemory(Target)], &[Moved, Stayed]),
@@ -196,7 +193,10 @@ const GROUPS: &[Group] = &[
             Kill(Target, Agent),
             KillOperators,
             Cut(Nodes, Briefly),
+            // The target may take over meanwhile: the source waits, frozen, for that to be over.
+            Cut(Api(Source), Long),
             PauseApi(Briefly),
+            FillDisk(Target),
         ],
         &[Moved, Stayed],
     ),
@@ -252,25 +252,6 @@ const GROUPS: &[Group] = &[
     // refused until the decision is known. After an Abort its verdict may come true.
     (&[Voted], &[Cut(Api(Source), Long), PauseApi(Long)], &[Moved, Stayed, Restarted, TargetLost]),
     (&[Voted], &[PowerOff(Target, Briefly)], &[Stayed, TargetLost]),
-    // The Abort is recorded, since somebody has deleted the target: the source is thawed and the target ends.
-    (
-        &[Aborting],
-        &[
-            Kill(Source, Holder),
-            Kill(Target, Holder),
-            Kill(Source, Agent),
-            Kill(Target, Agent),
-            Kill(Source, Kubelet),
-            Kill(Source, Containerd),
-            Kill(Target, Containerd),
-            KillOperators,
-            PowerOff(Target, Briefly),
-            User(DeleteMigration),
-        ],
-        &[Stayed],
-    ),
-    (&[Aborting], &[Kill(Source, Shim), PowerOff(Source, Briefly)], &[Restarted]),
-    (&[Aborting], &[User(DeleteSource)], &[Replaced]),
     // The Commit is recorded. The next two are less than a millisecond apart: what comes from outside of the
     // node comes after both.
     (&[Decided, Thawing], &[Kill(Target, Holder), Kill(Target, Agent)], &[Moved]),
@@ -303,6 +284,8 @@ const GROUPS: &[Group] = &[
             Cut(Api(Source), Briefly),
             Cut(Api(Target), Briefly),
             Cut(Operators, Briefly),
+            // Its node signs for it, whoever can or cannot confirm it.
+            Cut(Operators, Long),
             PauseApi(Briefly),
             PowerOff(Source, Briefly),
         ],
@@ -319,12 +302,6 @@ const GROUPS: &[Group] = &[
         &[PowerOff(Target, Briefly), PowerOff(Target, Long)],
         &[TargetLost, RestartedThere],
     ),
-    // The target could not be confirmed and has frozen itself: the source goes on.
-    (
-        &[SourceResuming],
-        &[Kill(Source, Holder), Kill(Source, Agent), PowerOff(Source, Briefly)],
-        &[TargetLost],
-    ),
     // The target is the pod; the rest is tidying up.
     (
         &[HandingOver, Releasing],
@@ -337,6 +314,7 @@ const GROUPS: &[Group] = &[
             Kill(Target, Agent),
             Kill(Target, Kubelet),
             KillOperators,
+            Cut(Operators, Long),
         ],
         &[Moved],
     ),
@@ -344,6 +322,7 @@ const GROUPS: &[Group] = &[
         &[HandingOver],
         &[
             Kill(Target, Containerd),
+            KillLeader,
             Cut(All(Target), Long),
             PauseApi(Long),
             PowerOff(Source, Briefly),
@@ -351,7 +330,8 @@ const GROUPS: &[Group] = &[
         &[Moved],
     ),
     (&[Releasing], &[Cut(Api(Source), Long), PauseApi(Briefly), PowerOff(Source, Long)], &[Moved]),
-    (&[HandingOver], &[KillContainer(Target)], &[RestartedThere]),
+    // kubelet starts afresh what ends, as of any pod.
+    (&[HandingOver, Releasing], &[KillContainer(Target), Kill(Target, Shim)], &[RestartedThere]),
     (&[Thawing, HandingOver], &[PowerOff(Target, Briefly)], &[TargetLost, RestartedThere]),
     (&[Releasing], &[PowerOff(Target, Briefly)], &[RestartedThere]),
     // Each leaves the chart as the next one needs it. It takes seconds, so that the steps between these,
@@ -362,38 +342,4 @@ const GROUPS: &[Group] = &[
         &[Moved, Stayed],
     ),
     (&[Voted, Thawed, HandingOver, Releasing], &[Chart(Upgrade), Chart(Rollback)], &[Moved]),
-    // People.
-    (&[Preflight, Prepared, TargetStarts, Dumping], &[User(DeleteMigration)], &[Stayed, Moved]),
-    // Its moment lasts until it has vanished; but for one, at which it takes its course meanwhile.
-    (&[Preflight, Prepared, Dumping], &[User(StripFinalizer)], &[Stayed]),
-    (&[TargetStarts], &[User(StripFinalizer)], &[Stayed, Moved]),
-    (&[Restoring], &[User(DeleteMigration), User(StripFinalizer)], &[Stayed]),
-    (&[Voted], &[User(DeleteMigration), User(DeleteTarget), User(StripFinalizer)], &[Stayed]),
-    (&[TargetStarts, Dumping], &[User(DeleteTarget)], &[Stayed, Replaced]),
-    (&[TargetStarts, Dumping, Voted], &[User(DeleteSource)], &[Replaced, Moved]),
-    (&[Dumping, Voted], &[User(Roll)], &[Replaced, Moved]),
-    (
-        &[Preflight, TargetIsMade, Prepared, Freezing, Restoring],
-        &[User(DeleteSource)],
-        &[Replaced, Moved],
-    ),
-    (&[TargetIsMade, Prepared, Freezing, Restoring], &[User(DeleteTarget)], &[Stayed, Replaced]),
-    // The owner makes a fresh pod for the source that goes, and has one too many when it gets the target.
-    (&[Thawing, Thawed], &[User(DeleteSource)], &[Moved, Replaced]),
-    (&[Thawing, Thawed], &[User(DeleteTarget)], &[Replaced, TargetLost]),
-    (&[Releasing], &[User(DeleteSource)], &[Moved]),
-    (&[Releasing], &[User(DeleteTarget)], &[Replaced]),
-    (&[TargetStarts, Dumping, Voted, Thawed], &[User(Drain)], &[Moved, Replaced]),
-    (&[TargetStarts, Dumping, Voted, Thawed, HandingOver], &[User(MigrateAgain)], &[Moved]),
-    (
-        &[TargetStarts, Dumping, Voted, Thawed, HandingOver, Releasing],
-        &[User(DeleteDeployment)],
-        &[Gone],
-    ),
-    (&[Dumping, Voted, Thawed], &[User(ScaleDown)], &[Gone]),
-    // After the commit it finishes first; one that has vanished is finished by its sides.
-    (&[Thawed, HandingOver, Releasing], &[User(DeleteMigration), User(StripFinalizer)], &[Moved]),
-    (&[HandingOver], &[User(DeleteSource), User(Drain)], &[Moved]),
-    (&[HandingOver], &[User(DeleteTarget)], &[Replaced]),
-    (&[Thawed, HandingOver, Releasing], &[User(Roll)], &[Replaced]),
 ];

@@ -92,7 +92,8 @@ fn main() -> anyhow::Result<()> {
             done
         }
         Action::Kill { namespace, victim } => {
-            process::kill(victim, Side::find(&namespace).as_ref())
+            // A target is closed when it is the pod.
+            process::kill(victim, Side::find_any(&namespace).as_ref())
         }
         Action::Copies { namespace } => {
             std::thread::spawn(end_with_stdin);

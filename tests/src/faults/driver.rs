@@ -225,7 +225,8 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
         judge::it_is_told(cluster, &last)?;
     }
     // Elsewhere it may have come to its end before.
-    if vanishes && matches!(cell.moment, Moment::Voted | Moment::Thawed) {
+    let lasts = matches!(cell.moment, Moment::Voted | Moment::Thawed | Moment::SourceResuming);
+    if vanishes && lasts {
         judge::its_vanishing_is_told(cluster, &last)?;
     }
     watch.lap("judged");
@@ -338,8 +339,9 @@ fn settled(cell: &Cell, scene: &Scene, sentry: &Sentry, patience: Duration) -> R
         let (mut pods, migrations): (Vec<Value>, Vec<Value>) =
             all.into_iter().partition(|object| object["kind"] == "Pod");
         let ours = |migration: &Value| migration["metadata"]["name"] == scene.migration.as_str();
-        let migration = migrations.into_iter().find(ours).unwrap_or_default();
-        if migration.is_null() {
+        let migration = migrations.into_iter().find(ours);
+        let is_gone = migration.is_none();
+        if is_gone {
             // Whoever settles what it has left takes its marks away in the end.
             judge::no_pod_is_marked(&pods)?;
         }
@@ -350,7 +352,8 @@ fn settled(cell: &Cell, scene: &Scene, sentry: &Sentry, patience: Duration) -> R
         let target_uid = scene.target_uid();
         let source = &scene.source;
         let seen = Seen {
-            migration: &migration,
+            migration: migration.as_ref().unwrap_or(&latest),
+            is_gone,
             pods: &pods,
             source,
             target_uid: &target_uid,

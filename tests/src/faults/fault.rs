@@ -13,10 +13,12 @@ use super::{
     nodes,
     user::Act,
 };
-use crate::node::process::Victim;
+use crate::{cluster::Cluster, node::process::Victim};
 
 /// The machine of the API server.
 const CONTROL_PLANE: &str = "control-plane";
+/// An operator's own container in its pod.
+const OPERATOR: &str = "operator";
 /// What a full disk has left, in KiB: less than anything needs.
 const NOTHING: u32 = 16;
 
@@ -172,8 +174,19 @@ impl Fault {
         let cluster = scene.cluster;
         match self {
             Self::Kill(role, victim) => cluster.kill(scene.node(role), victim),
-            Self::KillContainer(role) => kill_container(scene, role),
-            Self::KillLeader => cluster.kill(&nodes::leader(cluster)?.node, Victim::Operator),
+            // Whether it is refused depends on the moment: what then runs is judged.
+            Self::KillContainer(role) => {
+                let pod = match role {
+                    Role::Source => scene.source.uid.clone(),
+                    Role::Target => scene.target_uid(),
+                };
+                kill_containers(cluster, scene.node(role), &pod, None)
+            }
+            Self::KillLeader => {
+                // The others may be on the same node.
+                let leader = nodes::leader(cluster)?;
+                kill_containers(cluster, &leader.node, &leader.uid, Some(OPERATOR))
+            }
             Self::KillOperators => {
                 let nodes = nodes::with_operators(cluster)?;
                 nodes.iter().try_for_each(|node| cluster.kill(node, Victim::Operator))
@@ -223,19 +236,16 @@ impl Fault {
     }
 }
 
-/// Whether it is refused depends on the moment: what then runs is judged.
-fn kill_container(scene: &Scene, role: Role) -> Result<()> {
-    let target = scene.target_uid();
-    let pod = match role {
-        Role::Source => &scene.source.uid,
-        Role::Target => &target,
-    };
+/// kill -9, through the runtime, of a pod's containers or of the one of this name.
+fn kill_containers(cluster: &Cluster, node: &str, pod: &str, name: Option<&str>) -> Result<()> {
+    let named = name.map(|name| format!(",labels.\"io.kubernetes.container.name\"=={name}"));
+    let named = named.unwrap_or_default();
     let script = format!(
-        "c=$(ctr -n k8s.io containers ls -q 'labels.\"io.kubernetes.pod.uid\"=={pod},labels.\"io.cri-containerd.kind\"==container'); \
+        "c=$(ctr -n k8s.io containers ls -q 'labels.\"io.kubernetes.pod.uid\"=={pod},labels.\"io.cri-containerd.kind\"==container{named}'); \
          test -n \"$c\" || {{ echo 'the pod has no container' >&2; exit 1; }}; \
          for c in $c; do ctr -n k8s.io tasks kill --signal SIGKILL $c; done; true"
     );
-    scene.cluster.on_node(scene.node(role), &["sh", "-c", &script]).map(drop)
+    cluster.on_node(node, &["sh", "-c", &script]).map(drop)
 }
 
 /// Limits all pods of a node together.

@@ -19,7 +19,7 @@ pub enum Outcome {
     Stayed,
     /// It starts afresh where it was: its node went down, or its container was ended.
     Restarted,
-    /// It was moved, and started afresh there: the target's node went down when it was over.
+    /// It was moved, and started afresh there: that node went down, or its container was ended.
     RestartedThere,
     /// It goes on where it was, though it had been committed: the target was lost.
     TargetLost,
@@ -58,8 +58,10 @@ impl fmt::Display for Outcome {
 /// What can be seen at one time.
 #[derive(Debug)]
 pub struct Seen<'a> {
-    /// The Migration; null when it is gone.
+    /// The Migration as it is; as it was seen last when it is gone.
     pub migration: &'a Value,
+    /// There is no such object any more.
+    pub is_gone: bool,
     /// Pods of the application that are not being deleted.
     pub pods: &'a [Value],
     /// The pod as it was before.
@@ -73,13 +75,13 @@ pub struct Seen<'a> {
 impl Seen<'_> {
     /// The outcome, or why it is not settled.
     pub fn outcome(&self) -> Result<Outcome> {
-        if self.migration.is_null() {
+        if self.is_gone {
             ensure!(self.may_be_gone, "the Migration is gone");
         } else {
             has_ended(self.migration)?;
         }
         let outcome = self.place()?;
-        if !self.migration.is_null() {
+        if !self.is_gone {
             tells(self.migration, outcome)?;
         }
         Ok(outcome)
@@ -201,9 +203,18 @@ mod tests {
         json!({"status": status})
     }
 
-    fn outcome(migration: &Value, pods: &[Value]) -> Result<Outcome> {
+    fn seen(
+        migration: &Value,
+        pods: &[Value],
+        may_be_gone: bool,
+        is_gone: bool,
+    ) -> Result<Outcome> {
         let source = Pod::of(&pod("s", 0));
-        Seen { migration, pods, source: &source, target_uid: "t", may_be_gone: false }.outcome()
+        Seen { migration, is_gone, pods, source: &source, target_uid: "t", may_be_gone }.outcome()
+    }
+
+    fn outcome(migration: &Value, pods: &[Value]) -> Result<Outcome> {
+        seen(migration, pods, false, false)
     }
 
     #[test]
@@ -214,7 +225,19 @@ mod tests {
         assert_eq!(outcome(&moved, &[pod("t", 1)]).unwrap(), Outcome::RestartedThere);
         outcome(&moved, &[pod("s", 0)]).unwrap_err();
         outcome(&moved, &[pod("s", 0), pod("t", 0)]).unwrap_err();
-        outcome(&Value::Null, &[pod("t", 0)]).unwrap_err();
+        seen(&moved, &[pod("t", 0)], false, true).unwrap_err();
+    }
+
+    #[test]
+    fn of_one_that_is_gone_what_it_said_last_tells_whether_the_target_was_lost() {
+        let gone = |more: Value| {
+            let last = migration("SourceResuming", "Unknown", more);
+            seen(&last, &[pod("s", 0)], true, true).unwrap()
+        };
+        let lost = json!({"decision": "Commit", "resolution": "SourceResumes"});
+        assert_eq!(gone(lost), Outcome::TargetLost);
+        assert_eq!(gone(json!({"decision": "Abort"})), Outcome::Stayed);
+        assert_eq!(seen(&Value::Null, &[pod("s", 0)], true, true).unwrap(), Outcome::Stayed);
     }
 
     #[test]

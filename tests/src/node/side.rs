@@ -9,7 +9,7 @@ use serde_json::Value;
 
 const MIGRATIONS: &str = "/var/lib/transship/migrations";
 
-/// The open migration of a namespace's pod.
+/// This node's part in the migration of a namespace's pod.
 #[derive(Debug, Clone)]
 pub struct Side {
     directory: PathBuf,
@@ -18,15 +18,23 @@ pub struct Side {
 }
 
 impl Side {
-    /// The one that this node has, if any.
+    /// The open one that this node has, if any.
     pub fn find(namespace: &str) -> Option<Side> {
-        fs::read_dir(MIGRATIONS).ok()?.flatten().find_map(|entry| {
+        Self::all(namespace).find(|side| !side.directory.join("closed").exists())
+    }
+
+    /// The same; where there is none, one that is closed and not forgotten yet.
+    pub fn find_any(namespace: &str) -> Option<Side> {
+        Self::find(namespace).or_else(|| Self::all(namespace).next())
+    }
+
+    fn all(namespace: &str) -> impl Iterator<Item = Side> {
+        let entries = fs::read_dir(MIGRATIONS).into_iter().flatten().flatten();
+        entries.filter_map(move |entry| {
             let directory = entry.path();
             let task: Value =
                 serde_json::from_slice(&fs::read(directory.join("task.json")).ok()?).ok()?;
-            let ours =
-                task["migration"]["namespace"] == namespace && !directory.join("closed").exists();
-            ours.then(|| Side {
+            (task["migration"]["namespace"] == namespace).then(|| Side {
                 pod_uid: task["pod"]["uid"].as_str().unwrap_or_default().to_owned(),
                 directory,
             })

@@ -278,7 +278,8 @@ fn is_possible(action: &Action) -> bool {
 pub fn told(observed: &Observed, fate: Option<Fate>) -> Note {
     let [source, target] = Role::BOTH.map(|role| observed.node(role));
     let what = match fate {
-        Some(Fate::Stays) if observed.source_pod.is_none() => "nothing of it is left".to_owned(),
+        // It was given back already and bears no mark any more, or is gone.
+        Some(Fate::Stays) if observed.source_pod.is_none() => "the pod was not moved".to_owned(),
         Some(Fate::Stays) => format!("the pod stays on {source}"),
         Some(Fate::Moved) => format!("the pod runs on {target}"),
         Some(Fate::Kept) => format!(

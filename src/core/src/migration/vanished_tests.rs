@@ -151,6 +151,20 @@ fn one_that_was_given_up_leaves_the_source_as_it_was() {
 }
 
 #[test]
+fn of_a_source_without_a_mark_it_is_told_only_that_it_was_not_moved() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.freeze);
+    name_pods(&mut world);
+    world.fail(Role::Source);
+    world.fail(Role::Target);
+    let message = |world: &World| told(&world.seen, fate(&world.seen)).message;
+    assert!(message(&world).ends_with("the pod stays on node-a"), "{}", message(&world));
+    // Given back before the target has gone, or deleted.
+    world.seen.source_pod = None;
+    assert!(message(&world).ends_with("the pod was not moved"), "{}", message(&world));
+}
+
+#[test]
 fn a_side_that_does_not_answer_is_waited_for_unless_its_word_is_known() {
     let mut world = World::admitted();
     run_until(&mut world, |w| w.freeze);
