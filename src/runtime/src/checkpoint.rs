@@ -7,16 +7,23 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use tokio::process::{Child, Command};
 use transship_criu::dump_socket::{CONFIG_ENV, DumpSocket};
 
+use crate::container::{children, is_zombie};
 use crate::{Error, Layout, Result};
 
 /// CRIU's settings that runc has no option for, as a CRIU configuration file. `network-lock skip`:
 /// the pod's devices are closed before; CRIU's own lock would cost time and leave rules behind
 /// when it dies. `ghost-limit`: unlinked files that are still open travel in the images.
 pub const CRIU_CONFIG: &str = "network-lock skip\nghost-limit 268435456\n";
+
+/// How long runc may take to notice the end of its CRIU.
+const NOTICE: Duration = Duration::from_secs(1);
+/// How often is looked.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// One dump of one container.
 #[derive(Debug)]
@@ -147,6 +154,25 @@ pub fn kill_group(group: i32) {
     }
 }
 
+/// Waits until the CRIU of a dump has ended and its runc (see [`Running::group`]) does not notice: as long as a child of
+/// that CRIU lives, one that tries what the kernel can do and waits for its parent, say, so does the connection to it.
+/// Does not return when runc ends.
+pub async fn lose_criu(layout: &Layout, runc: i32) {
+    let mut since = None;
+    loop {
+        let children = children(layout, runc).unwrap_or_default();
+        if !children.is_empty() && children.iter().all(|child| is_zombie(layout, *child)) {
+            let since = *since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= NOTICE {
+                return;
+            }
+        } else {
+            since = None;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// A dump that runs.
 #[derive(Debug)]
 pub struct Running {
@@ -212,6 +238,7 @@ const MEANINGS: [(&str, &str); 1] = [(
 mod tests {
     use super::*;
     use std::io::Read;
+    use std::os::unix::process::CommandExt;
     use transship_criu::dump_socket::dump_socket;
 
     #[test]
@@ -274,6 +301,23 @@ mod tests {
         let landlock = "(00.2) Error (compel/src/lib/infect.c:712): Unable to connect a transport \
                         socket: Operation not permitted\n";
         assert!(errors_of_criu(landlock).unwrap().contains("Landlock"));
+    }
+
+    #[tokio::test]
+    async fn a_criu_that_has_ended_is_missed_where_runc_waits_for_a_child_of_it() {
+        for (criu, is_lost) in [("true", true), ("sleep 60", false)] {
+            // What becomes of the shell waits for no child.
+            let mut runc = std::process::Command::new("sh")
+                .args(["-c", &format!("{criu} & exec sleep 60")])
+                .process_group(0)
+                .spawn()
+                .unwrap();
+            let layout = Layout::default();
+            let lose = lose_criu(&layout, runc.id().cast_signed());
+            assert_eq!(tokio::time::timeout(3 * NOTICE, lose).await.is_ok(), is_lost);
+            kill_group(runc.id().cast_signed());
+            runc.wait().unwrap();
+        }
     }
 
     #[tokio::test]

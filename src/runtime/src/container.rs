@@ -128,6 +128,18 @@ pub fn parent(layout: &Layout, pid: i32) -> Option<u32> {
     after_name(layout, pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
+/// What a process has started and not waited for yet, with all its threads.
+///
+/// Errors: it has ended, or one of its threads meanwhile, which hands its own on.
+pub fn children(layout: &Layout, pid: i32) -> std::io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for thread in std::fs::read_dir(layout.of_process(pid, "task"))? {
+        let children = std::fs::read_to_string(thread?.path().join("children"))?;
+        found.extend(children.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+    }
+    Ok(found)
+}
+
 /// Name of containerd's shims, as the kernel keeps it.
 pub const SHIM: &str = "containerd-shim";
 

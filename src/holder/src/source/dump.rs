@@ -20,7 +20,7 @@ use transship_host::freezer::FreezerState;
 use transship_host::paths::{HostRoot, MigrationDir};
 use transship_runtime::Layout;
 use transship_runtime::checkpoint::{
-    Checkpoint, Running, group_is_alive, kill, kill_group, processes_of,
+    Checkpoint, Running, group_is_alive, kill, kill_group, lose_criu, processes_of,
 };
 
 use crate::pod::{FREEZER_LIMIT, Pod, PodContainer};
@@ -94,6 +94,7 @@ impl Dumper {
         let outcome = tokio::select! {
             outcome = running.wait() => outcome.map_err(anyhow::Error::from),
             () = stop.cancelled() => Err(anyhow!("the dump was called off")),
+            () = lose_criu(&self.layout, group) => Err(anyhow!("CRIU has ended in the middle of it")),
         };
         if outcome.is_err() {
             // CRIU fails the dump and undoes it.
