@@ -23,10 +23,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use transship_host::bundle::Bundle;
 use transship_host::files;
 use transship_runtime::Layout;
-use transship_runtime::container::{is_shim, start_time};
+use transship_runtime::container::{children, is_shim, start_time};
 
 /// For how long a shim has to look forgotten. One that shuts down takes some seconds at most.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A process, and no later one of the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -147,7 +147,7 @@ fn is_forgotten(layout: &Layout, process: Process, known: &Known) -> bool {
     let has_bundle = layout.bundle(&known.id).try_exists().unwrap_or(true);
     !has_bundle
         && !has_bundle_of(&layout.tasks, &known.pod_uid)
-        && has_no_child(layout, process.pid).unwrap_or(false)
+        && children(layout, process.pid).is_ok_and(|children| children.is_empty())
 }
 
 /// Whether there may be a bundle of a container of this pod.
@@ -157,16 +157,6 @@ fn has_bundle_of(tasks: &Path, pod_uid: &str) -> bool {
         Ok(bundle) => bundle.pod_uid.as_deref() == Some(pod_uid),
         Err(_) => true,
     })
-}
-
-/// Every thread of a process has children of its own.
-fn has_no_child(layout: &Layout, pid: i32) -> std::io::Result<bool> {
-    for thread in fs::read_dir(layout.of_process(pid, "task"))? {
-        if !fs::read_to_string(thread?.path().join("children"))?.trim().is_empty() {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -117,14 +117,14 @@ fn a_shim_is_ended_only_when_it_has_looked_forgotten_for_a_while() {
     let start = Instant::now();
     let later = |seconds| start + Duration::from_secs(seconds);
     assert!(!node.shims.judge(shim, true, start));
-    assert!(!node.shims.judge(shim, true, later(59)));
-    assert!(!node.shims.judge(shim, false, later(60)), "the pod has a sandbox");
-    assert!(!node.shims.judge(shim, true, later(61)));
+    assert!(!node.shims.judge(shim, true, later(19)));
+    assert!(!node.shims.judge(shim, false, later(20)), "the pod has a sandbox");
+    assert!(!node.shims.judge(shim, true, later(21)));
     node.bundle("s-1", "p-1");
     node.look();
     node.forget();
-    assert!(!node.shims.judge(shim, true, later(121)), "it had its bundle meanwhile");
-    assert!(node.shims.judge(shim, true, later(181)));
+    assert!(!node.shims.judge(shim, true, later(41)), "it had its bundle meanwhile");
+    assert!(node.shims.judge(shim, true, later(61)));
 }
 
 #[test]
