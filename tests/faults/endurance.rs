@@ -21,7 +21,7 @@ use transship_tests::{
         fault::Fault::PowerOff,
         judge,
         locks::Locks,
-        nodes::{Pair, healthy, restarts},
+        nodes::{Pair, has_ended_once, healthy},
         outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
         probe::{Missed, Probe},
         sentry::Sentry,
@@ -229,7 +229,7 @@ fn in_pod(cluster: &Cluster, script: &str) -> Result<String> {
 
 /// What became of the pod, if the Migration says the same.
 fn outcome(scene: &Scene, migration: &Value, pod: &Value) -> Result<Outcome> {
-    let (now, afresh, status) = (Pod::of(pod), restarts(pod) > 0, &migration["status"]);
+    let (now, afresh, status) = (Pod::of(pod), has_ended_once(pod), &migration["status"]);
     let (succeeded, reason, message) = condition(migration, "Succeeded");
     let says = format!("{succeeded}, {reason}: {message}");
     let outcome = match (now.uid == scene.source.uid, now.node == scene.node(Target)) {

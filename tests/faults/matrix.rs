@@ -249,8 +249,12 @@ const GROUPS: &[Group] = &[
         &[Moved, Stayed, TargetLost],
     ),
     // Here the pod has a liveness probe: kubelet wants to kill the frozen container, the held one too, and is
-    // refused until the decision is known. After an Abort its verdict may come true.
-    (&[Voted], &[Cut(Api(Source), Long), PauseApi(Long)], &[Moved, Stayed, Restarted, TargetLost]),
+    // refused until the decision is known. Then its verdict may come true, of the one that goes on.
+    (
+        &[Voted],
+        &[Cut(Api(Source), Long), PauseApi(Long)],
+        &[Moved, RestartedThere, Stayed, Restarted, TargetLost],
+    ),
     (&[Voted], &[PowerOff(Target, Briefly)], &[Stayed, TargetLost]),
     // The Commit is recorded. The next two are less than a millisecond apart: what comes from outside of the
     // node comes after both.

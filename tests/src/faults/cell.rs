@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use transship_api::Role::Source;
+use transship_api::Role::{Source, Target};
 
 use super::{
     fault::{Fault, Length},
@@ -10,6 +10,7 @@ use super::{
     moment::Moment,
     outcome::Outcome,
 };
+use crate::node::process::Victim;
 
 /// How soon after a fault's end the object has to tell the truth.
 pub const TRUTH: Duration = Duration::from_secs(30);
@@ -47,6 +48,13 @@ impl Cell {
             Fault::Cut(Link::Api(Source), Length::Long) | Fault::PauseApi(Length::Long)
         );
         self.leaves_the_source_alone() || (self.moment == Moment::Voted && waits)
+    }
+
+    /// The shim dies of a pod that has been moved already. As of any pod whose shim dies, containerd leaves what runc
+    /// had of its containers until the pod goes.
+    pub fn strikes_an_ordinary_pod(&self) -> bool {
+        let is_over = matches!(self.moment, Moment::HandingOver | Moment::Releasing);
+        is_over && self.fault == Fault::Kill(Target, Victim::Shim)
     }
 
     /// How long after the fault's end the outcome must be there and told.

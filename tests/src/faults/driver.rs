@@ -151,6 +151,9 @@ fn attempt(stage: &Stage, cell: &Cell, locks: &Locks) -> Result<Row> {
     judge::no_node_tells_of_it(cluster)?;
     watch.lap("forgotten");
     let _going = held.over();
+    if cell.strikes_an_ordinary_pod() {
+        stage.clear()?;
+    }
     stage.nothing_is_left().with_context(|| {
         let became =
             outcome.as_ref().map_or_else(ToString::to_string, |row| row.outcome.to_string());

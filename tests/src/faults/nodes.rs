@@ -21,6 +21,8 @@ pub const FIRST: &str = "node-a";
 const OPERATORS: usize = 2;
 const SYSTEM: &str = "--namespace=transship-system";
 const PATIENCE: Duration = Duration::from_secs(120);
+/// containerd's reason for the end of a container that it could not start.
+const NEVER_STARTED: &str = "StartError";
 
 /// A node's address in the network of the nodes.
 pub fn address(cluster: &Cluster, node: &str) -> Result<String> {
@@ -122,6 +124,15 @@ fn is_of(pod: &Value, component: &str) -> bool {
 /// Whether an object's condition Ready is true and it stays.
 pub fn is_ready(object: &Value) -> bool {
     object["metadata"]["deletionTimestamp"].is_null() && condition(object, "Ready").0 == "True"
+}
+
+/// Whether a container of a pod has run and ended. kubelet counts also those that never started, as one whose restore
+/// was refused.
+pub fn has_ended_once(pod: &Value) -> bool {
+    let containers = pod["status"]["containerStatuses"].as_array();
+    let mut last =
+        containers.into_iter().flatten().map(|status| &status["lastState"]["terminated"]);
+    last.any(|last| last.is_object() && last["reason"] != NEVER_STARTED)
 }
 
 /// How often a pod's containers were started again.

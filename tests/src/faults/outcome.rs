@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use transship_api::{Step, conditions::reasons};
 
-use super::nodes::restarts;
+use super::nodes::has_ended_once;
 use crate::cluster::{Pod, condition};
 
 /// What became of the pod.
@@ -96,7 +96,7 @@ impl Seen<'_> {
         let now = Pod::of(pod);
         let ready = condition(pod, "Ready");
         ensure!(ready.0 == "True", "{} on {} is not Ready: {}", now.name, now.node, ready.2);
-        let afresh = restarts(pod) > 0;
+        let afresh = has_ended_once(pod);
         if now.uid == self.target_uid {
             // After a loss of power its node gives it another one, as it does any pod.
             ensure!(
@@ -188,8 +188,11 @@ mod tests {
     use super::*;
 
     fn pod(uid: &str, restarts: u64) -> Value {
+        let last =
+            if restarts == 0 { json!({}) } else { json!({"terminated": {"reason": "Error"}}) };
         json!({"metadata": {"name": "p", "uid": uid}, "spec": {"nodeName": "node-a"},
-            "status": {"podIP": "10.0.0.1", "containerStatuses": [{"restartCount": restarts}],
+            "status": {"podIP": "10.0.0.1",
+                "containerStatuses": [{"restartCount": restarts, "lastState": last}],
                 "conditions": [{"type": "Ready", "status": "True"}]}})
     }
 
@@ -223,6 +226,10 @@ mod tests {
         let moved = migration("Succeeded", "True", told);
         assert_eq!(outcome(&moved, &[pod("t", 0)]).unwrap(), Outcome::Moved);
         assert_eq!(outcome(&moved, &[pod("t", 1)]).unwrap(), Outcome::RestartedThere);
+        let mut tried_twice = pod("t", 1);
+        tried_twice["status"]["containerStatuses"][0]["lastState"]["terminated"]["reason"] =
+            json!("StartError");
+        assert_eq!(outcome(&moved, &[tried_twice]).unwrap(), Outcome::Moved);
         outcome(&moved, &[pod("s", 0)]).unwrap_err();
         outcome(&moved, &[pod("s", 0), pod("t", 0)]).unwrap_err();
         seen(&moved, &[pod("t", 0)], false, true).unwrap_err();

@@ -103,7 +103,7 @@ impl Stage {
     }
 
     /// Removes the application.
-    fn clear(&self) -> Result<()> {
+    pub fn clear(&self) -> Result<()> {
         let cluster = &self.cluster;
         cluster.kubectl(&["delete", "migrations", "--all", "--timeout=60s"])?;
         cluster.kubectl(&["delete", "deployment", NAME, "--ignore-not-found", "--timeout=60s"])?;

@@ -26,7 +26,7 @@ pub enum Moment {
     Criu,
     /// CRIU rebuilds tasks, and is stopped in the middle of it.
     Restore,
-    /// CRIU's script is called with every task restored and none running.
+    /// CRIU's script has frozen the tasks, of which none has run.
     Hold,
 }
 
@@ -75,7 +75,7 @@ impl Moment {
                     None => Is::Coming,
                 }
             }
-            Self::Hold if process::holding().is_some() => Is::Now,
+            Self::Hold if process::holding_frozen().is_some() => Is::Now,
             Self::Hold if journalled("voted") => Is::Over,
             _ => Is::Coming,
         }

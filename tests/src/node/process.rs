@@ -15,8 +15,14 @@ use super::side::Side;
 
 /// CRIU's action script, which holds a restored container.
 const SCRIPT: &str = "transship-hold";
-/// In its environment while every task is restored and none runs yet.
-const HOLDING: &[u8] = b"CRTOOLS_SCRIPT_ACTION=pre-resume";
+/// In its environment: what it is called for.
+const STAGE: &str = "CRTOOLS_SCRIPT_ACTION";
+/// While every task is restored and none runs yet.
+const HOLDING: &str = "pre-resume";
+/// Likewise: the container's first task.
+const FIRST_TASK: &str = "CRTOOLS_INIT_PID";
+/// Where freezers are.
+const FREEZER: &str = "/sys/fs/cgroup/freezer";
 /// Where containerd's shims keep their containers' bundles.
 const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
 
@@ -145,7 +151,7 @@ pub fn stop_criu() -> bool {
 
 /// Stops the script that holds, and with it CRIU, which waits for it; tells whether it does.
 pub fn stop_script() -> bool {
-    holding().is_some_and(stop)
+    holding_frozen().is_some_and(stop)
 }
 
 fn stop(pid: u32) -> bool {
@@ -174,10 +180,26 @@ pub fn go_on() {
 
 /// The script, in the moment in which every task is restored and none runs yet.
 pub fn holding() -> Option<u32> {
-    by_name(SCRIPT).into_iter().find(|pid| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == HOLDING)
+    by_name(SCRIPT).into_iter().find(|pid| variable(*pid, STAGE).as_deref() == Some(HOLDING))
+}
+
+/// The same once the tasks are frozen: before that whoever dies lets them go.
+pub fn holding_frozen() -> Option<u32> {
+    holding().filter(|script| {
+        let Some(first) = variable(*script, FIRST_TASK) else { return false };
+        let groups = fs::read_to_string(format!("/proc/{first}/cgroup")).unwrap_or_default();
+        let group = groups.lines().find_map(|line| Some(line.split_once(":freezer:/")?.1));
+        let state =
+            |group| fs::read_to_string(Path::new(FREEZER).join(group).join("freezer.state"));
+        group.is_some_and(|group| state(group).is_ok_and(|state| state.trim() == "FROZEN"))
     })
+}
+
+/// A variable of a process's environment.
+fn variable(pid: u32, name: &str) -> Option<String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let mut variables = environment.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    variables.find_map(|variable| Some(variable.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
 }
 
 /// A CRIU that runc has started to dump or to restore; holders ask one for its version, too.
