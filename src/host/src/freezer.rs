@@ -58,14 +58,15 @@ impl Freezer {
         Ok(Self { dir, version })
     }
 
-    /// Every cgroup has the file but the topmost.
+    /// Every cgroup has the file but the topmost of all. That of a cgroup namespace has it, as on a node that is a
+    /// container itself, and is what is told of a process that has died there.
     fn can_freeze(&self) -> bool {
-        self.dir
-            .join(match self.version {
-                CgroupVersion::V1 => "freezer.state",
-                CgroupVersion::V2 => "cgroup.freeze",
-            })
-            .exists()
+        let file = match self.version {
+            CgroupVersion::V1 => "freezer.state",
+            CgroupVersion::V2 => "cgroup.freeze",
+        };
+        let is_topmost = cgroup_at("freezer", "/").is_ok_and(|(top, _)| top == self.dir);
+        !is_topmost && self.dir.join(file).exists()
     }
 
     /// The freezer cgroup that runc makes for a bundle's `linux.cgroupsPath` (`/a/b` with the cgroupfs
@@ -82,8 +83,13 @@ impl Freezer {
 
     /// Asks for freezing and waits until every task has stopped.
     ///
-    /// On failure the request stands (the caller decides between thawing and killing).
+    /// On failure the request stands (the caller decides between thawing and killing). The topmost cgroup is refused,
+    /// as in [`Self::of`].
     pub fn freeze(&self, limit: Duration) -> Result<()> {
+        if !self.can_freeze() {
+            let source = std::io::ErrorKind::Unsupported.into();
+            return Err(Error::Io { action: "freeze", path: self.dir.clone(), source });
+        }
         self.reach(FreezerState::Frozen, limit)
     }
 

@@ -138,7 +138,7 @@ fn init_pid() -> Option<u32> {
 /// CRIU's end would let them run, so nothing else is left for that time.
 fn step_aside() -> Result<(), Box<dyn Error>> {
     let init = init_pid().ok_or("CRIU does not name the first task")?;
-    leave(&Freezer::of(init)?)
+    leave(&Freezer::of(init)?, criu().ok_or("CRIU has ended")?)
 }
 
 /// The pod and the container that this restore is for.
@@ -176,9 +176,11 @@ fn hold(freezer: &Freezer, init: u32) -> Result<(), Box<dyn Error>> {
 
 /// Freezes the tasks. Without an error none of them has run, and none does from here on, whoever dies.
 fn stop(freezer: &Freezer, init: u32) -> Result<(), Box<dyn Error>> {
-    leave(freezer)?;
-    freezer.freeze(FREEZE_LIMIT)?;
+    // Who has lost its parent has another one, which is not to be moved anywhere.
     let criu = criu().ok_or("CRIU has ended")?;
+    check_traced(init, criu, true)?;
+    leave(freezer, criu)?;
+    freezer.freeze(FREEZE_LIMIT)?;
     check_traced(init, criu, true)?;
     freezer.tasks()?.into_iter().try_for_each(|pid| check_traced(pid, criu, false))
 }
@@ -223,11 +225,10 @@ fn still_wanted(pod: &PodDir) -> Result<(), Box<dyn Error>> {
 
 /// Moves CRIU and this program out of the container's freezer, to where runc is: that cgroup holds processes
 /// already, so on cgroup v2 it takes more. Where CRIU has left, so has what it starts.
-fn leave(freezer: &Freezer) -> Result<(), Box<dyn Error>> {
+fn leave(freezer: &Freezer, criu: u32) -> Result<(), Box<dyn Error>> {
     if !Freezer::around(std::process::id())?.dir.starts_with(&freezer.dir) {
         return Ok(());
     }
-    let criu = criu().ok_or("CRIU has ended")?;
     let outside = match parent_of(criu).map(Freezer::around) {
         Some(Ok(outside)) if !outside.dir.starts_with(&freezer.dir) => outside,
         _ => freezer.outside()?,

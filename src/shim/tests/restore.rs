@@ -419,6 +419,18 @@ fn what_is_let_go_before_it_is_held_is_killed_and_told_of() {
     }
 }
 
+/// The kernel tells the topmost cgroup of it, in a node that is a container itself the node's own: whoever kills what is
+/// in there kills the node.
+#[test]
+fn a_task_that_has_ended_has_no_freezer() {
+    let mut child = Command::new("true").spawn().unwrap();
+    let stat = format!("/proc/{}/stat", child.id());
+    let is_zombie = || Ok(fs::read_to_string(&stat).unwrap().contains(") Z ").then_some(()));
+    assert!(wait_for(LIMIT, is_zombie).unwrap().is_some());
+    assert!(Freezer::of(child.id()).is_err());
+    child.wait().unwrap();
+}
+
 /// A CRIU that does not come to its last word has failed, though the tasks are held. One that was killed leaves them in
 /// their cgroups, which runc would give up to remove only after seconds, and say so.
 #[test]
