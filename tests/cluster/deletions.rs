@@ -52,7 +52,7 @@ enum Victim {
     /// The source after the commit, when its containers have ended and its pod is about to go.
     Ended,
     /// It was made again and waits behind its gate. The API server removes a pod without a node at once, so
-    /// nobody sees who meant it.
+    /// who meant it is hardly ever seen.
     Gated,
     /// It was made again and let go to its node, where it is restored. It may run by then.
     LetGo,

@@ -9,11 +9,16 @@ use transship_tests::{
     counter::Client,
     faults::{
         Gate,
+        driver::in_time,
         judge::no_record_is_left,
         nodes::{NODES, healthy, is_ready},
+        probe::Probe,
         sentry::Sentry,
     },
-    node::process::Victim::{self, Agent, Containerd, Holder, Kubelet, Shim, Supervisor},
+    node::{
+        moment::Moment,
+        process::Victim::{self, Agent, Containerd, Holder, Kubelet, Shim, Supervisor},
+    },
     prober::unix_ms,
 };
 
@@ -193,14 +198,17 @@ const STANDSTILL: Duration = Duration::from_secs(5);
 /// Kills one of those who hold the target's container, in that moment; whichever it is, nobody has voted yet,
 /// so the source goes on.
 fn a_kill_in_the_hold_is_rolled_back(victim: &str) -> Result<()> {
+    in_time(victim, || kill_in_the_hold(victim))
+}
+
+fn kill_in_the_hold(victim: &str) -> Result<()> {
     let cluster = Cluster::with_namespace(&format!("kill-{victim}"))?;
     let before = counter(&cluster)?;
     let client = Client::of(&before)?;
     let target = before.other_node();
-    let probe = ["transship-probe", "await", &cluster.namespace, "hold", "60", "--kill", victim];
-    let killer = cluster.on_node_command(target, &probe).stdin(Stdio::null()).spawn()?;
+    let killer = Probe::on_node(&cluster, target, Moment::Hold, Some(victim))?;
     let migration = cluster.migrate(&before.name, target)?;
-    ensure!(killer.wait_with_output()?.status.success(), "{victim} was not killed");
+    killer.sees().with_context(|| format!("{victim} was not killed"))?;
     cluster.ended(&migration, Duration::from_secs(90))?;
     let object = cluster.get("migration", &migration)?;
     ensure!(object["status"]["phase"] == "RolledBack", "{:#}", object["status"]);

@@ -369,6 +369,7 @@ mod tests {
         let host = HostRoot::at(root.path());
         let cgroup = root.path().join("cgroup");
         std::fs::create_dir(&cgroup).unwrap();
+        std::fs::write(root.path().join("cgroup.procs"), "").unwrap();
         let (state, mut pod) = (cgroup.join("freezer.state"), pod_of_self());
         pod.netns = "/nonexistent".into();
         pod.containers[0].freezer.dir = cgroup;

@@ -104,9 +104,11 @@ fn a_container_that_cannot_be_frozen_does_not_let_the_others_run() {
     let dir = tempfile::tempdir().unwrap();
     let mut pod = pod_of_self();
     let mut other = pod.containers[0].clone();
-    other.freezer.dir = dir.path().to_path_buf();
+    other.freezer.dir = dir.path().join("other");
+    let state = other.freezer.dir.join("freezer.state");
+    std::fs::create_dir(&other.freezer.dir).unwrap();
+    std::fs::write(dir.path().join("cgroup.procs"), "").unwrap();
     pod.containers.push(other);
-    let state = dir.path().join("freezer.state");
     std::fs::write(&state, "THAWED").unwrap();
     let error = format!("{:#}", pod.freeze().unwrap_err());
     assert!(error.contains("container web"), "{error}");

@@ -65,8 +65,7 @@ impl Freezer {
             CgroupVersion::V1 => "freezer.state",
             CgroupVersion::V2 => "cgroup.freeze",
         };
-        let is_topmost = cgroup_at("freezer", "/").is_ok_and(|(top, _)| top == self.dir);
-        !is_topmost && self.dir.join(file).exists()
+        self.dir.join(file).exists() && self.dir.parent().is_some_and(is_cgroup)
     }
 
     /// The freezer cgroup that runc makes for a bundle's `linux.cgroupsPath` (`/a/b` with the cgroupfs
@@ -217,16 +216,11 @@ impl Freezer {
         let dir = match self.version {
             CgroupVersion::V2 => self.dir.parent().map(Path::to_path_buf),
             CgroupVersion::V1 => {
-                // Only cgroups have this file; the mount point is the topmost directory with it.
-                self.dir
-                    .ancestors()
-                    .take_while(|dir| dir.join("cgroup.procs").exists())
-                    .last()
-                    .map(Path::to_path_buf)
+                self.dir.ancestors().take_while(|dir| is_cgroup(dir)).last().map(Path::to_path_buf)
             }
         };
         match dir {
-            Some(dir) if dir != self.dir && dir.join("cgroup.procs").exists() => {
+            Some(dir) if dir != self.dir && is_cgroup(&dir) => {
                 Ok(Self { dir, version: self.version })
             }
             _ => Err(Error::Io {
@@ -277,6 +271,11 @@ impl Freezer {
             pause = (pause * 2).min(Duration::from_millis(2));
         }
     }
+}
+
+/// Only cgroups have this file: the mount point is the topmost directory with it.
+fn is_cgroup(dir: &Path) -> bool {
+    dir.join("cgroup.procs").exists()
 }
 
 /// Whether an error on a cgroup file says that the cgroup was removed.

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use transship_tests::{
     node::{
         copies,
-        moment::{self, MISSED, Moment},
+        moment::{self, Moment},
         process::{self, Victim},
         side::Side,
     },
@@ -40,8 +40,7 @@ enum Action {
     },
     /// Await a moment of a namespace's migration: an entry in this node's journal, `criu` in the middle of a
     /// dump, `restore` in that of a restore, or the `hold` of a restored container. CRIU (in the hold its script)
-    /// stands still until the victim has been killed or, without one, until stdin ends; "now" is printed first. A
-    /// victim of the hold is killed without that.
+    /// stands still until the victim has been killed or, without one, until stdin ends; "now" is printed first.
     Await {
         /// The migration's namespace.
         namespace: String,
@@ -83,7 +82,11 @@ fn main() -> anyhow::Result<()> {
             let side = moment::wait(moment, &namespace, Duration::from_secs(seconds))?;
             let done = match kill {
                 Some(victim) => process::kill(victim, side.as_ref()),
-                None if moment.has_criu() => stand_still(moment),
+                None if moment.has_criu() => {
+                    println!("now");
+                    await_stdin();
+                    Ok(())
+                }
                 None => Ok(()),
             };
             if moment.has_criu() {
@@ -104,16 +107,6 @@ fn main() -> anyhow::Result<()> {
             })
         }
     }
-}
-
-/// Says that the moment has come, and waits until it may go on.
-fn stand_still(moment: Moment) -> anyhow::Result<()> {
-    // The others have been seen by stopping it.
-    let stands = moment != Moment::Hold || process::stop_script();
-    anyhow::ensure!(stands, "{moment} {MISSED}");
-    println!("now");
-    await_stdin();
-    Ok(())
 }
 
 /// Returns when stdin has ended.

@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Result, bail};
 
 use super::{driver::Scene, moment::Sign};
-use crate::node::moment::MISSED;
+use crate::{
+    cluster::Cluster,
+    node::moment::{MISSED, Moment},
+};
 
 /// How long a moment may take to come.
 pub const MOMENT: Duration = Duration::from_secs(60);
@@ -39,19 +42,28 @@ impl Probe {
     /// Starts it, if the sign is one in a node.
     pub fn start(scene: &Scene, sign: &Sign, kill: Option<&str>) -> Result<Option<Probe>> {
         let Sign::InNode(role, moment) = sign else { return Ok(None) };
+        Probe::on_node(scene.cluster, scene.node(*role), *moment, kill).map(Some)
+    }
+
+    /// Starts it for a moment of the namespace's migration.
+    pub fn on_node(
+        cluster: &Cluster,
+        node: &str,
+        moment: Moment,
+        kill: Option<&str>,
+    ) -> Result<Probe> {
         let stands = moment.has_criu() && kill.is_none();
         let (moment, seconds) = (moment.to_string(), MOMENT.as_secs().to_string());
-        let mut command =
-            vec!["transship-probe", "await", &scene.cluster.namespace, &moment, &seconds];
+        let mut command = vec!["transship-probe", "await", &cluster.namespace, &moment, &seconds];
         command.extend(kill.iter().flat_map(|victim| ["--kill", victim]));
-        let mut probe = scene.cluster.on_node_command(scene.node(*role), &command);
+        let mut probe = cluster.on_node_command(node, &command);
         probe.stdin(Stdio::null()).stderr(Stdio::piped());
         if stands {
             probe.stdin(Stdio::piped()).stdout(Stdio::piped());
         }
         let mut child = probe.spawn()?;
         let said = child.stdout.take();
-        Ok(Some(Probe { child, said }))
+        Ok(Probe { child, said })
     }
 
     /// Waits until it has seen its sign. Gives itself back if it keeps CRIU standing.

@@ -26,7 +26,7 @@ pub enum Moment {
     Criu,
     /// CRIU rebuilds tasks, and is stopped in the middle of it.
     Restore,
-    /// CRIU's script has frozen the tasks, of which none has run.
+    /// CRIU's script has frozen the tasks, of which none has run, and is stopped.
     Hold,
 }
 
@@ -60,23 +60,26 @@ impl Moment {
 
     fn look(self, side: Option<&Side>) -> Is {
         let journalled = |kind| side.is_some_and(|side| side.has_journalled(kind));
-        let stopped = || if process::stop_criu() { Is::Now } else { Is::Over };
+        let now_if = |stands: bool| if stands { Is::Now } else { Is::Over };
         match self {
             // An entry stays.
             Self::Journal(kind) if journalled(kind) => Is::Now,
             // CRIU makes its log when it begins to dump, and not when it is asked for its version.
-            Self::Criu if side.is_some_and(Side::has_begun_to_dump) => stopped(),
+            Self::Criu if side.is_some_and(Side::has_begun_to_dump) => now_if(process::stop_criu()),
             Self::Restore if journalled("voted") => Is::Over,
             // Not before that: all processes are looked through.
             Self::Restore if side.is_some_and(Side::has_begun_to_restore) => {
                 match process::holding() {
                     Some(_) => Is::Over,
-                    None if process::criu_rebuilds() => stopped(),
+                    None if process::criu_rebuilds() => now_if(process::stop_criu()),
                     None => Is::Coming,
                 }
             }
-            Self::Hold if process::holding_frozen().is_some() => Is::Now,
             Self::Hold if journalled("voted") => Is::Over,
+            Self::Hold => match process::holding_frozen() {
+                Some(script) => now_if(process::stop(script)),
+                None => Is::Coming,
+            },
             _ => Is::Coming,
         }
     }

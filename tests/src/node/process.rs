@@ -149,12 +149,8 @@ pub fn stop_criu() -> bool {
     criu().is_some_and(stop)
 }
 
-/// Stops the script that holds, and with it CRIU, which waits for it; tells whether it does.
-pub fn stop_script() -> bool {
-    holding_frozen().is_some_and(stop)
-}
-
-fn stop(pid: u32) -> bool {
+/// Stops a process, and whoever waits for it; tells whether it does.
+pub fn stop(pid: u32) -> bool {
     if signal(pid, Signal::STOP).is_err() {
         return false;
     }

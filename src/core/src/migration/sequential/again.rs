@@ -244,13 +244,16 @@ fn side_has_ended(observed: &Observed, report: Option<&Report>) -> bool {
 
 /// The pod that was made again goes, or has gone, before it ran. Somebody who deletes it means it; an
 /// eviction, a loss of power or a refusal by kubelet means the node, and leads to another try (`None`).
-/// Which one it is can be told only while the object is there, so it is noted then. `has_ended`: nothing of its side
-/// is at work.
+/// Which one it is can be told only while the object is there, so it is noted then. The API server removes one on no
+/// node at once, hardly ever seen; so that it does not go by luck, its deletion always leads to another try.
+/// `has_ended`: nothing of its side is at work.
 fn pod_goes(observed: &Observed, has_ended: bool) -> Option<Next> {
     let node = observed.node(Role::Target);
     let noted = deletion_is_noted(observed);
     let there = observed.target_pod.as_ref();
-    let meant = there.is_some_and(|pod| !is_disrupted(pod) && !is_left_over(observed, pod));
+    let meant = there.is_some_and(|pod| {
+        !is_disrupted(pod) && !is_left_over(observed, pod) && !voting::is_on_no_node(pod)
+    });
     if observed.target_seen() == PodSeen::Deleting && meant && !noted {
         return Some(Next::Unwanted);
     }

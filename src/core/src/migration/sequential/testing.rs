@@ -213,7 +213,8 @@ impl World {
                     assert!(self.seen.trial_pod.is_none(), "two sandboxes with one address");
                 }
                 let pod = self.seen.target_pod.as_mut().unwrap();
-                pod.spec.as_mut().unwrap().scheduling_gates = None;
+                let spec = pod.spec.as_mut().unwrap();
+                (spec.scheduling_gates, spec.node_name) = (None, Some("node-b".into()));
                 self.note("remove gate");
                 self.restore();
             }

@@ -253,6 +253,29 @@ fn a_pod_that_somebody_deletes_before_it_runs_is_not_made_again() {
 }
 
 #[test]
+fn a_pod_that_is_deleted_behind_its_gate_is_made_again_whether_that_is_seen_or_not() {
+    for is_seen in [true, false] {
+        let mut world = World::voted(&[Fate::Runs, Fate::Runs]);
+        world.until(|w| w.seen.status().target.is_some_and(|target| target.pod_uid == "uid-1"));
+        assert!(!world.is_let_go());
+        if is_seen {
+            let gone = Some(Time(world.now));
+            world.seen.target_pod.as_mut().unwrap().metadata.deletion_timestamp = gone.clone();
+            world.seen.again_pod.as_mut().unwrap().metadata.deletion_timestamp = gone;
+            for _ in 0..5 {
+                world.look();
+            }
+        }
+        world.seen.again_pod = None;
+        world.seen.target_pod = None;
+        world.run();
+        let ended = (world.made, world.succeeded().0);
+        assert_eq!(ended, (2, "True".to_owned()), "{is_seen}: {:?}", world.done);
+        assert_eq!(world.seen.status().failed_restores, Some(1), "one pod counts once");
+    }
+}
+
+#[test]
 fn a_pod_that_goes_with_its_node_or_unseen_is_made_again() {
     for fate in [Fate::Evicted, Fate::Vanishes] {
         let mut world = World::voted(&[fate, Fate::Runs]);
