@@ -1,11 +1,16 @@
-//! What the runtime leaves of containers that lost their shim while its calls were refused: containerd forgets them,
-//! and asks runc to forget them at most once.
+//! What the runtime leaves of containers that have ended:
+//!
+//! * runc, of those that lost their shim while its calls were refused: containerd forgets them, and asks runc to forget
+//!   them at most once;
+//! * containerd, of those in whose start kubelet died: their tasks, with which they cannot be removed
+//!   ([`transship_runtime::tasks`]).
 
 use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 use transship_runtime::container::Container;
+use transship_runtime::cri::Cri;
 use transship_runtime::{Layout, ending};
 
 use crate::pod::Pod;
@@ -59,6 +64,25 @@ async fn forget(layout: &Layout, runc: &Path, id: &str) -> bool {
         Err(_) => tracing::warn!(id, "runc hangs"),
     }
     false
+}
+
+/// Has containerd delete the tasks that it has left of a pod's ended containers. Without consequences where it fails;
+/// each call has a limit of its own.
+pub async fn delete_tasks(layout: &Layout, pod_uid: &str) {
+    let deleting = async {
+        let cri = Cri::connect(&layout.containerd_socket).await?;
+        for id in cri.ended(pod_uid).await? {
+            match cri.delete_task(&id).await {
+                Ok(true) => tracing::info!(id, "containerd had left its task"),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(id, "its task stays: {error}"),
+            }
+        }
+        anyhow::Ok(())
+    };
+    if let Err(error) = deleting.await {
+        tracing::warn!("whether containerd has left tasks is not known: {error:#}");
+    }
 }
 
 #[cfg(test)]

@@ -106,17 +106,21 @@ pub fn run(host: &HostRoot, path: &Path) -> Result<ExitCode> {
             leftovers::clear(&holder.layout, &runc, pod, patience).await;
         }
     };
-    // What is known already goes first: who dies after the mark does not come again.
-    runtime()?.block_on(clear(Duration::ZERO));
-    dir.close()?;
-    tracing::info!("closed");
     runtime()?.block_on(async {
+        // What is known already goes first: who dies after the mark does not come again.
+        clear(Duration::ZERO).await;
+        dir.close()?;
+        tracing::info!("closed");
+        let rest = async {
+            leftovers::delete_tasks(&holder.layout, &holder.task.pod.uid).await;
+            clear(leftovers::PATIENCE).await;
+        };
         tokio::select! {
-            () = clear(leftovers::PATIENCE) => {}
+            () = rest => {}
             () = opened_again(&dir) => {}
         }
-    });
-    Ok(ExitCode::SUCCESS)
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// Waits until the migration is not closed any more: the pod was made again, and its holder is started when this one

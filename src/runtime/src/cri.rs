@@ -74,6 +74,7 @@ pub enum Remains {
 /// A connection to containerd's CRI service. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Cri {
+    pub(crate) channel: Channel,
     pub(crate) client: RuntimeServiceClient<Channel>,
     pub(crate) images: ImageServiceClient<Channel>,
 }
@@ -96,8 +97,8 @@ impl Cri {
             .map_err(failed)?;
         // Verbose statuses carry the whole runtime spec; pods with many mounts make them long.
         let client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-        let images = ImageServiceClient::new(channel).max_decoding_message_size(64 << 20);
-        Ok(Cri { client, images })
+        let images = ImageServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        Ok(Cri { channel, client, images })
     }
 
     /// Ready sandboxes of a pod, the newest attempt first. More than one is possible for a moment
@@ -173,8 +174,17 @@ impl Cri {
 
     /// All containers of a sandbox, ended ones included.
     pub async fn containers(&self, sandbox_id: &str) -> Result<Vec<CriContainer>> {
-        let filter =
-            cri::ContainerFilter { pod_sandbox_id: sandbox_id.to_owned(), ..Default::default() };
+        let pod_sandbox_id = sandbox_id.to_owned();
+        self.list(cri::ContainerFilter { pod_sandbox_id, ..Default::default() }).await
+    }
+
+    /// All containers of a pod, whatever sandbox they were made in, ended ones included.
+    pub(crate) async fn containers_of_pod(&self, pod_uid: &str) -> Result<Vec<CriContainer>> {
+        let label_selector = [(POD_UID.to_owned(), pod_uid.to_owned())].into();
+        self.list(cri::ContainerFilter { label_selector, ..Default::default() }).await
+    }
+
+    async fn list(&self, filter: cri::ContainerFilter) -> Result<Vec<CriContainer>> {
         let request = cri::ListContainersRequest { filter: Some(filter) };
         let reply =
             self.client.clone().list_containers(request).await.map_err(call("ListContainers"))?;

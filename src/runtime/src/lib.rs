@@ -3,11 +3,13 @@
 //! how `runc checkpoint` is called.
 //!
 //! This crate looks and calls; it decides nothing, and changes nothing but the container that runc is asked to
-//! dump, to signal or to delete. Freezing, records and networks are `transship-host`.
+//! dump, to signal or to delete, and the task that containerd is asked to delete. Freezing, records and networks
+//! are `transship-host`.
 //!
 //! * [`cri`]: the pod as the CRI knows it (asynchronous, gRPC over containerd's socket);
 //! * [`container`]: a container as runc's `state.json` and its bundle describe it (synchronous);
 //! * [`ending`]: a container's stop signal, runc's `kill` and `delete` of it;
+//! * [`tasks`]: what containerd may have left of a container that has ended;
 //! * [`mounts`]: `mountinfo`, and the writable layer of an overlay;
 //! * [`node`]: the runtime as a whole: version, configuration, all sandboxes, images;
 //! * [`pod`]: the paths of a pod's volumes, its sandbox's `/dev/shm` and its network namespace;
@@ -21,6 +23,7 @@ pub mod layout;
 pub mod mounts;
 pub mod node;
 pub mod pod;
+pub mod tasks;
 
 use std::path::PathBuf;
 
@@ -58,7 +61,7 @@ pub enum Error {
     /// containerd refused a call.
     #[error("containerd answered {call} with an error: {}", source.message())]
     Call {
-        /// The CRI's name of the call.
+        /// The CRI's or containerd's own name of the call.
         call: &'static str,
         /// Its status.
         #[source]

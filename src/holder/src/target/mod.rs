@@ -34,7 +34,7 @@ use crate::holder::Holder;
 use crate::pod::Pod;
 use crate::reading::Reading;
 use crate::signing::{Contact, Signing};
-use crate::{connections, record, reserve, started, status};
+use crate::{connections, leftovers, record, reserve, started, status};
 
 /// How long verbs of the runtime that are at work may take to end.
 const QUIESCE: Duration = Duration::from_secs(10);
@@ -337,10 +337,17 @@ impl TargetHands {
                 record::announce(&holder, self.pod());
                 Ok(())
             }
-            Effect::KillTasksFrozen => holder
-                .blocking("kill", undo::kill_frozen)
-                .await
-                .map_err(|error| Failed::other("NotKilled", error)),
+            Effect::KillTasksFrozen => {
+                holder
+                    .blocking("kill", undo::kill_frozen)
+                    .await
+                    .map_err(|error| Failed::other("NotKilled", error))?;
+                // Before the pod is deleted: where kubelet fails to remove a container, it waits for a minute.
+                if self.ending {
+                    leftovers::delete_tasks(&holder.layout, &holder.task.pod.uid).await;
+                }
+                Ok(())
+            }
             Effect::VerifyNeverRan => match undo::may_have_run(&holder) {
                 Ok(None) => Ok(()),
                 Ok(Some(container)) => Err(may_have_run(&container)),
