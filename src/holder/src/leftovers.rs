@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 use transship_runtime::container::Container;
-use transship_runtime::cri::Cri;
+use transship_runtime::cri::{Cri, State};
 use transship_runtime::{Layout, ending};
 
 use crate::pod::Pod;
@@ -21,6 +21,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
 /// How long runc may take for one of them.
 const RUNC: Duration = Duration::from_secs(5);
+/// How long containerd may take for a task: its shim waits for up to 10 s for the task's output to end.
+const TASK: Duration = Duration::from_secs(30);
 
 /// Has runc forget what containerd has forgotten of ended containers and of their sandbox, their state and cgroups.
 /// Waits, for `patience` at most, until that is known of the containers. Without consequences where it fails.
@@ -66,23 +68,37 @@ async fn forget(layout: &Layout, runc: &Path, id: &str) -> bool {
     false
 }
 
-/// Has containerd delete the tasks that it has left of a pod's ended containers. Without consequences where it fails;
-/// each call has a limit of its own.
-pub async fn delete_tasks(layout: &Layout, pod_uid: &str) {
-    let deleting = async {
-        let cri = Cri::connect(&layout.containerd_socket).await?;
-        for id in cri.ended(pod_uid).await? {
-            match cri.delete_task(&id).await {
+/// Has containerd delete the tasks that it has left of a pod's ended containers. As long as a container may still be on
+/// its way to its end, or a task cannot be deleted, it looks again, for `patience` at most. Without consequences where
+/// it fails.
+pub async fn delete_tasks(layout: &Layout, pod_uid: &str, patience: Duration) {
+    let end = Instant::now() + patience;
+    while let Err(error) = try_delete_tasks(layout, pod_uid).await {
+        if Instant::now() >= end {
+            tracing::warn!("containerd may have left tasks: {error:#}");
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn try_delete_tasks(layout: &Layout, pod_uid: &str) -> anyhow::Result<()> {
+    let cri = Cri::connect_for(&layout.containerd_socket, TASK).await?;
+    let containers = cri.containers_of_pod(pod_uid).await?;
+    let mut left = Ok(());
+    for container in &containers {
+        match (container.state, container.id.as_str()) {
+            (State::Exited, id) => match cri.delete_task(id).await {
                 Ok(true) => tracing::info!(id, "containerd had left its task"),
                 Ok(false) => {}
-                Err(error) => tracing::warn!(id, "its task stays: {error}"),
-            }
+                Err(error) => left = Err(anyhow::Error::new(error).context(format!("task {id}"))),
+            },
+            // Its start, which was cancelled, is still being undone.
+            (State::Created, id) => left = Err(anyhow::anyhow!("container {id} has not ended")),
+            (State::Running | State::Unknown, _) => {}
         }
-        anyhow::Ok(())
-    };
-    if let Err(error) = deleting.await {
-        tracing::warn!("whether containerd has left tasks is not known: {error:#}");
     }
+    left
 }
 
 #[cfg(test)]

@@ -112,7 +112,8 @@ pub fn run(host: &HostRoot, path: &Path) -> Result<ExitCode> {
         dir.close()?;
         tracing::info!("closed");
         let rest = async {
-            leftovers::delete_tasks(&holder.layout, &holder.task.pod.uid).await;
+            let uid = &holder.task.pod.uid;
+            leftovers::delete_tasks(&holder.layout, uid, leftovers::PATIENCE).await;
             clear(leftovers::PATIENCE).await;
         };
         tokio::select! {

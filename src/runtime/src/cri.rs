@@ -179,7 +179,7 @@ impl Cri {
     }
 
     /// All containers of a pod, whatever sandbox they were made in, ended ones included.
-    pub(crate) async fn containers_of_pod(&self, pod_uid: &str) -> Result<Vec<CriContainer>> {
+    pub async fn containers_of_pod(&self, pod_uid: &str) -> Result<Vec<CriContainer>> {
         let label_selector = [(POD_UID.to_owned(), pod_uid.to_owned())].into();
         self.list(cri::ContainerFilter { label_selector, ..Default::default() }).await
     }

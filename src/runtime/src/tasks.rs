@@ -7,8 +7,9 @@
 //! stays until containerd restarts: its bundle, snapshot and mounts, and the shim of its sandbox. So the task is
 //! deleted by containerd's own API, at the same socket.
 //!
-//! Only that of a container which has ended by the CRI's word: it never goes back on that, and as a rule there is no
-//! task then. Until then a task may be one that is about to be started, and who asks for its deletion has it killed.
+//! Only that of a container which has ended by the CRI's word: such a one is never started again, and as a rule it has
+//! no task. Until then a task may be one that is about to be started, and whoever asks for its deletion closes its
+//! output and unmounts its root, even where the deletion is refused.
 
 use prost::Message;
 use tonic::client::Grpc;
@@ -18,7 +19,7 @@ use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
 use crate::Result;
-use crate::cri::{Cri, CriContainer, State, call};
+use crate::cri::{Cri, call};
 
 /// The method, as it is called.
 const DELETE: &str = "/containerd.services.tasks.v1.Tasks/Delete";
@@ -39,13 +40,8 @@ struct DeleteTaskRequest {
 struct DeleteResponse {}
 
 impl Cri {
-    /// Ids of a pod's containers that have ended.
-    pub async fn ended(&self, pod_uid: &str) -> Result<Vec<String>> {
-        Ok(ended(self.containers_of_pod(pod_uid).await?))
-    }
-
-    /// Has containerd delete the task of a container that has ended ([`Cri::ended`]). `false`: there is none. May be
-    /// done again, also where it broke off.
+    /// Has containerd delete the task of a container that has ended ([`crate::cri::State::Exited`]). `false`: there is
+    /// none. May be done again, also where it broke off.
     pub async fn delete_task(&self, container_id: &str) -> Result<bool> {
         let container_id = container_id.to_owned();
         let mut request = Request::new(DeleteTaskRequest { container_id });
@@ -62,13 +58,6 @@ impl Cri {
             Err(status) => Err(call("Tasks.Delete")(status)),
         }
     }
-}
-
-/// Those whose tasks may be deleted. One that is only created may be about to be started, of another state nothing is
-/// known.
-fn ended(known: Vec<CriContainer>) -> Vec<String> {
-    let ended = known.into_iter().filter(|container| container.state == State::Exited);
-    ended.map(|container| container.id).collect()
 }
 
 #[cfg(test)]
@@ -155,17 +144,5 @@ mod tests {
         assert!(!cri.delete_task("none").await.unwrap());
         let refused = cri.delete_task("runs").await.unwrap_err().to_string();
         assert!(refused.ends_with("cannot delete a running process"), "{refused}");
-    }
-
-    #[test]
-    fn only_of_what_has_ended_a_task_is_deleted() {
-        let known = [State::Created, State::Running, State::Exited, State::Unknown, State::Exited];
-        let known = known.into_iter().enumerate().map(|(number, state)| CriContainer {
-            id: number.to_string(),
-            name: "web".into(),
-            state,
-            attempt: 0,
-        });
-        assert_eq!(ended(known.collect()), ["2", "4"]);
     }
 }

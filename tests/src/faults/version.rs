@@ -9,16 +9,17 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// What a run writes itself.
-const WRITTEN: &str = ":(exclude)docs/faults.md";
+/// What changes nothing of either, as the document that a run writes itself.
+const DOCUMENTS: &str = ":(exclude,glob)**/*.md";
 /// As much of a hash as tells one from another.
 const LENGTH: usize = 12;
 
-/// The commit of a checkout and, if there is something that differs from it, a hash of that.
+/// The newest commit of a checkout that is about more than documents and, if there is something else that differs from
+/// it, a hash of that.
 pub fn of(checkout: &Path) -> Result<String> {
-    let commit = git(checkout, &["rev-parse", "HEAD"], b"")?;
-    let mut changes = git(checkout, &["diff", "HEAD", "--binary", "--", ".", WRITTEN], b"")?;
-    let untracked = ["ls-files", "--others", "--exclude-standard", "-z", "--", ".", WRITTEN];
+    let commit = git(checkout, &["log", "-1", "--format=%H", "--", ".", DOCUMENTS], b"")?;
+    let mut changes = git(checkout, &["diff", "HEAD", "--binary", "--", ".", DOCUMENTS], b"")?;
+    let untracked = ["ls-files", "--others", "--exclude-standard", "-z", "--", ".", DOCUMENTS];
     for path in git(checkout, &untracked, b"")?.split(|byte| *byte == 0) {
         if path.is_empty() {
             continue;
@@ -73,27 +74,33 @@ mod tests {
     }
 
     #[test]
-    fn every_change_makes_another_version_but_not_what_a_run_writes() {
+    fn every_change_makes_another_version_but_that_of_a_document() {
         let name = format!("transship-version-{}", std::process::id());
         let checkout = Checkout(std::env::temp_dir().join(name));
         let path = checkout.0.as_path();
         fs::create_dir_all(path.join("docs")).unwrap();
         fs::write(path.join("file"), "one").unwrap();
         fs::write(path.join("docs/faults.md"), "none").unwrap();
-        let commit = ["-c", "user.name=n", "-c", "user.email=e", "commit", "-q", "-m", "m"];
-        let steps: [&[&str]; 3] = [&["init", "-q"], &["add", "."], &commit];
-        for arguments in steps {
-            git(path, arguments, b"").unwrap();
-        }
+        git(path, &["init", "-q"], b"").unwrap();
+        let commit = || {
+            let commit = ["-c", "user.name=n", "-c", "user.email=e", "commit", "-q", "-m", "m"];
+            git(path, &["add", "."], b"").unwrap();
+            git(path, &commit, b"").unwrap();
+        };
+        commit();
 
         let clean = of(path).unwrap();
         assert_eq!(clean.len(), LENGTH, "{clean}");
         fs::write(path.join("docs/faults.md"), "some").unwrap();
+        assert_eq!(of(path).unwrap(), clean);
+        commit();
         assert_eq!(of(path).unwrap(), clean);
         fs::write(path.join("file"), "two").unwrap();
         let changed = of(path).unwrap();
         assert!(changed.starts_with(&format!("{clean}+")), "{changed}");
         fs::write(path.join("new"), "").unwrap();
         assert_ne!(of(path).unwrap(), changed);
+        commit();
+        assert_ne!(of(path).unwrap(), clean);
     }
 }

@@ -38,6 +38,8 @@ use crate::{connections, leftovers, record, reserve, started, status};
 
 /// How long verbs of the runtime that are at work may take to end.
 const QUIESCE: Duration = Duration::from_secs(10);
+/// How long an end may be held up for what containerd has left: a source may be waiting for it.
+const TASKS: Duration = Duration::from_secs(3);
 
 /// Runs the target's side of a migration to its end.
 pub async fn run(
@@ -342,9 +344,12 @@ impl TargetHands {
                     .blocking("kill", undo::kill_frozen)
                     .await
                     .map_err(|error| Failed::other("NotKilled", error))?;
-                // Before the pod is deleted: where kubelet fails to remove a container, it waits for a minute.
+                // Before the pod is deleted: where kubelet fails to remove a container, it waits for a minute. What
+                // this comes to is seen to again after the closing.
                 if self.ending {
-                    leftovers::delete_tasks(&holder.layout, &holder.task.pod.uid).await;
+                    let uid = &holder.task.pod.uid;
+                    let deleting = leftovers::delete_tasks(&holder.layout, uid, Duration::ZERO);
+                    let _ = tokio::time::timeout(TASKS, deleting).await;
                 }
                 Ok(())
             }
