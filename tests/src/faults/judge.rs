@@ -210,8 +210,9 @@ pub fn its_vanishing_is_told(cluster: &Cluster, migration: &Value) -> Result<()>
     })
 }
 
-fn events(cluster: &Cluster, selector: &str) -> Result<Vec<Value>> {
-    let list = cluster.kubectl(&["get", "events", "--field-selector", selector, "-o", "json"])?;
+/// The namespace's events with these fields.
+pub fn events(cluster: &Cluster, fields: &str) -> Result<Vec<Value>> {
+    let list = cluster.kubectl(&["get", "events", "--field-selector", fields, "-o", "json"])?;
     let list: Value = serde_json::from_str(&list)?;
     Ok(list["items"].as_array().cloned().unwrap_or_default())
 }
