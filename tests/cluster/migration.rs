@@ -8,13 +8,17 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use transship_api::duration;
 use transship_tests::{
     cluster::{Cluster, Pod, plugin},
     counter::Client,
     residue,
 };
 
-use crate::counter;
+use crate::{
+    counter,
+    preflight::{dry_run, forecast},
+};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -49,14 +53,27 @@ impl Watch {
     }
 }
 
-fn moved(cluster: &Cluster, before: &Pod) -> Result<Pod> {
+/// Moves the pod to the other node; gives it as it is there, and the status of its Migration.
+fn moved(cluster: &Cluster, before: &Pod) -> Result<(Pod, Value)> {
     let migration = cluster.migrate(&before.name, before.other_node())?;
     let object = cluster.succeeded(&migration, PATIENCE)?;
     let after = cluster.pod("app=counter")?;
     ensure!(after.node == before.other_node(), "still on {}", after.node);
     ensure!(after.ip == before.ip, "address changed from {} to {}", before.ip, after.ip);
-    eprintln!("{} → {}: stood still for {}", before.node, after.node, object["status"]["downtime"]);
-    Ok(after)
+    let status = &object["status"];
+    eprintln!("{} → {}: stood still for {}", before.node, after.node, status["downtime"]);
+    Ok((after, status.clone()))
+}
+
+/// As much was carried as was forecast, and the pod stood still for about as long: that depends on the machine and
+/// on what else it does.
+fn has_come_true((bytes, freeze): (u64, Duration), status: &Value) -> Result<()> {
+    let carried = status["bytesTotal"].as_u64().context("what was carried is not told")?;
+    ensure!(carried.abs_diff(bytes) <= bytes / 4, "{bytes} bytes were forecast: {status:#}");
+    let downtime = duration::parse(status["downtime"].as_str().context("no downtime")?)?;
+    let about = freeze / 5..=freeze * 5;
+    ensure!(about.contains(&downtime), "{freeze:?} were forecast: {status:#}");
+    Ok(())
 }
 
 #[test]
@@ -64,10 +81,12 @@ fn a_deployments_pod_moves_with_memory_and_connection_and_behaves_like_any_pod()
     let cluster = Cluster::with_namespace("move")?;
     let before = counter(&cluster)?;
     let client = Client::of(&before)?;
+    let expected = forecast(&dry_run(&cluster, &before.name, Some(before.other_node()))?)?;
     let deployments = Watch::start(&cluster, &["deployment", "counter"])?;
     let pods = Watch::start(&cluster, &["pods"])?;
 
-    let after = moved(&cluster, &before)?;
+    let (after, status) = moved(&cluster, &before)?;
+    has_come_true(expected, &status)?;
 
     let deployments = deployments.finish();
     ensure!(!deployments.is_empty(), "the watch saw no Deployment");
@@ -151,7 +170,7 @@ fn nothing_is_left_behind_by(moves: u32) -> Result<()> {
     let client = Client::of(&pod)?;
     let began = Instant::now();
     for _ in 0..moves {
-        pod = moved(&cluster, &pod)?;
+        (pod, _) = moved(&cluster, &pod)?;
     }
     eprintln!("{moves} moves took {:?}", began.elapsed());
     let report = client.stop();

@@ -168,7 +168,8 @@ pub fn refused_for(cluster: &Cluster, pod: &Pod, reason: &str, words: &[&str]) -
     no_pod_was_made(cluster)
 }
 
-fn no_pod_was_made(cluster: &Cluster) -> Result<()> {
+/// There is no pod that was made for a Migration.
+pub fn no_pod_was_made(cluster: &Cluster) -> Result<()> {
     let targets = cluster.list("pods", "transship.dev/migration")?;
     ensure!(targets.is_empty(), "pods were made for what was refused: {targets:#?}");
     Ok(())
