@@ -1,4 +1,5 @@
 //! Cold: the application ends gracefully, its files move, and it starts afresh with them under its own name.
+//! What its init container has made moves along.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -61,6 +62,8 @@ while True:
 
 /// In one line, as it stands in manifests of pods and of what makes pods.
 const SPEC: &str = "{terminationGracePeriodSeconds: 20, volumes: [{name: data, emptyDir: {}}], \
+    initContainers: [{name: first, image: 'localhost/transship-examples:1', imagePullPolicy: IfNotPresent, \
+    command: [sh, -c, 'echo x >> /data/first'], volumeMounts: [{name: data, mountPath: /data}]}], \
     containers: [{name: main, image: 'localhost/transship-examples:1', imagePullPolicy: IfNotPresent, \
     command: [python3, -u, -c, SCRIPT], volumeMounts: [{name: data, mountPath: /data}], \
     lifecycle: {preStop: {exec: {command: [sh, -c, 'echo x >> /data/stopping']}}, \
@@ -177,6 +180,8 @@ fn moved(cluster: &Cluster, before: &Pod, times: usize) -> Result<Pod> {
     files_say(cluster, &after.name, times + 1, times)?;
     let now = hooks(&after)?;
     ensure!(now == [stops + 1, starts + 1], "{stops} preStop, {starts} postStart became {now:?}");
+    let first = lines(cluster, &after.name, "/data/first")?;
+    ensure!(first == ["x"], "init containers ran {} times", first.len());
     ensure!(ask(cluster, &after)? == 1, "it remembers");
     let in_order = format!("{printed}ended\nstarted {}\n", times + 1);
     cluster.await_that("the log tells of both", SOON, || {

@@ -150,7 +150,7 @@ fn moves(name: &str, manifest: &str, workload: &str, order: &str, again: &str) -
 }
 
 /// How the postStart hooks have ended: one may outlast the move, and until then the pod is not let go.
-fn hooks_ended(cluster: &Cluster, migration: &str) -> Result<(String, String, String)> {
+pub fn hooks_ended(cluster: &Cluster, migration: &str) -> Result<(String, String, String)> {
     let mut told = Default::default();
     cluster.await_that("the pod can be moved again", Duration::from_secs(60), || {
         let object = cluster.get("migration", migration)?;
@@ -171,8 +171,9 @@ fn a_sidecar_of_a_stateful_set_moves_with_all_that_it_shares_and_the_hook_runs_a
     moves("sidecar-stateful", &of_a_stateful_set(), "statefulset/trio", "Sequential", "hook\n")
 }
 
-/// Both containers have a hook that runs again after a move. That of `main` notes each of its runs; that
-/// of `other` ends well at the start and fails whenever it finds that it has run before.
+/// Each container has a hook that runs again after a move. That of `main` notes each of its runs; that of `other`
+/// ends well at the start and fails whenever it finds that it has run before; that of `asker` is a request to `main`,
+/// which notes it; that of `sleeper` is a pause.
 const HOOKS: &str = r#"
 apiVersion: apps/v1
 kind: Deployment
@@ -189,14 +190,28 @@ spec:
         - name: main
           image: localhost/transship-examples:1
           imagePullPolicy: IfNotPresent
-          command: [sleep, "86400"]
+          command: [python3, -u, -c]
+          args:
+            - |
+              from http.server import BaseHTTPRequestHandler, HTTPServer
+              class Handler(BaseHTTPRequestHandler):
+                  def do_GET(self):
+                      with open("/data/runs", "a") as runs:
+                          print("asked for", self.path, file=runs)
+                      self.send_response(204)
+                      self.end_headers()
+              server = HTTPServer(("", 8080), Handler)
+              open("/data/listens", "w").close()
+              server.serve_forever()
           lifecycle:
             postStart:
               exec:
                 command:
                   - sh
                   - -c
-                  - if [ -e /data/runs ]; then word=after; else word=start; fi; echo $word >> /data/runs
+                  - |
+                    until [ -e /data/listens ]; do sleep 0.1; done
+                    if [ -e /data/runs ]; then word=after; else word=start; fi; echo $word >> /data/runs
           volumeMounts: [{name: data, mountPath: /data}]
         - name: other
           image: localhost/transship-examples:1
@@ -204,6 +219,16 @@ spec:
           command: [sleep, "86400"]
           lifecycle: {postStart: {exec: {command: [mkdir, /data/once]}}}
           volumeMounts: [{name: data, mountPath: /data}]
+        - name: asker
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [sleep, "86400"]
+          lifecycle: {postStart: {httpGet: {path: /hook, port: 8080}}}
+        - name: sleeper
+          image: localhost/transship-examples:1
+          imagePullPolicy: IfNotPresent
+          command: [sleep, "86400"]
+          lifecycle: {postStart: {sleep: {seconds: 1}}}
       volumes: [{name: data, emptyDir: {}}]
 "#;
 
@@ -215,7 +240,7 @@ fn hooks_run_again_once_a_pod_has_moved_and_their_failure_harms_nobody() -> Resu
     let mut pod = cluster.pod("app=hooked")?;
     let runs =
         |pod: &Pod| cluster.kubectl(&["exec", &pod.name, "-c", "main", "--", "cat", "/data/runs"]);
-    let mut wanted = "start\n".to_owned();
+    let mut wanted = "start\nasked for /hook\n".to_owned();
     ensure!(runs(&pod)? == wanted, "{}", runs(&pod)?);
     // The second time the manifest has lost them.
     for _ in 0..2 {
@@ -224,7 +249,7 @@ fn hooks_run_again_once_a_pod_has_moved_and_their_failure_harms_nobody() -> Resu
         let told = hooks_ended(&cluster, &migration)?;
         ensure!(told.0 == "False" && told.1 == "HookFailed", "{told:?}");
         ensure!(told.2.ends_with("failed there: container other: it exited with 1"), "{told:?}");
-        wanted.push_str("after\n");
+        wanted.push_str("after\nasked for /hook\n");
         pod = cluster.pod("app=hooked")?;
         ensure!(runs(&pod)? == wanted, "{}", runs(&pod)?);
         let object = cluster.get("pod", &pod.name)?;

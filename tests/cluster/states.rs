@@ -22,6 +22,7 @@ use transship_tests::{
 use crate::{
     jobs::cancelled,
     preflight::{deployment, sleeper},
+    sidecars::hooks_ended,
 };
 
 /// Two containers that share an emptyDir and a System V segment. `writer` counts requests on 8080
@@ -95,7 +96,7 @@ spec:
       volumes: [{name: data, emptyDir: {}}, {name: code, configMap: {name: two}}]
 "#;
 
-/// Counts calls of its preStop hook, and answers them with their number.
+/// Counts calls of its preStop hook, and answers them with their number; the other hook notes each of its runs.
 const HOOK: &str = r#"
 apiVersion: apps/v1
 kind: Deployment
@@ -103,7 +104,7 @@ metadata: {name: hook}
 spec:
   selector: {matchLabels: {app: hook}}
   template:
-    metadata: {labels: {app: hook}}
+    metadata: {labels: {app: hook}, annotations: {transship.dev/post-start: run}}
     spec:
       terminationGracePeriodSeconds: 5
       containers:
@@ -127,7 +128,9 @@ spec:
                       self.end_headers()
                       self.wfile.write(body)
               HTTPServer(("", 8080), Handler).serve_forever()
-          lifecycle: {preStop: {httpGet: {path: /stop, port: 8080}}}
+          lifecycle:
+            preStop: {httpGet: {path: /stop, port: 8080}}
+            postStart: {exec: {command: [sh, -c, echo run >> /tmp/runs]}}
           readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}
 "#;
 
@@ -249,7 +252,8 @@ fn large_files_without_a_name_move_with_their_content() -> Result<()> {
 }
 
 #[test]
-fn an_http_pre_stop_hook_does_not_reach_the_moved_application() -> Result<()> {
+fn an_http_pre_stop_hook_does_not_reach_the_moved_application_and_a_cancelled_move_runs_no_hook()
+-> Result<()> {
     let cluster = Cluster::with_namespace("hook")?;
     Gate::open_all(&cluster)?;
     cluster.apply(HOOK)?;
@@ -265,8 +269,12 @@ fn an_http_pre_stop_hook_does_not_reach_the_moved_application() -> Result<()> {
     ensure!(calls(&before)? == "0");
     let after = cluster.moved("app=hook", &before)?;
     ensure!(calls(&after)? == "0", "the hook of the pod that moved away reached the application");
+    let runs = |pod: &Pod| cluster.kubectl(&["exec", &pod.name, "--", "cat", "/tmp/runs"]);
+    let told = hooks_ended(&cluster, &format!("{}-to-{}", before.name, after.node))?;
+    ensure!(told.0 == "True" && runs(&after)? == "run\nrun\n", "{told:?}: {}", runs(&after)?);
 
-    // Nor does the hook of a target that is given up, as late as it can be, reach the source.
+    // Nor does the hook of a target that is given up, as late as it can be, reach the source; and its other hook is
+    // not run.
     let scene = Scene::new(&cluster, NODES, after, "hook");
     let outcome = cancelled(&scene);
     Gate::open_all(&cluster)?;
@@ -274,6 +282,7 @@ fn an_http_pre_stop_hook_does_not_reach_the_moved_application() -> Result<()> {
     let live = cluster.pod("app=hook")?;
     ensure!(live == scene.source, "{:?} became {live:?}", scene.source);
     ensure!(calls(&live)? == "0", "the hook of a cancelled target reached the application");
+    ensure!(runs(&live)? == "run\nrun\n", "a cancelled move ran a hook: {}", runs(&live)?);
     ensure!(condition(&cluster.get("pod", &live.name)?, "Ready").0 == "True");
     Ok(())
 }
