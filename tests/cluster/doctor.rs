@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use transship_tests::cluster::{Cluster, plugin};
+use transship_tests::{
+    cluster::{Cluster, plugin},
+    faults::Gate,
+};
 
 use crate::{
     counter,
@@ -33,6 +36,7 @@ pub fn is_told(cluster: &Cluster, subject: &str, words: &[&str]) -> Result<()> {
 #[test]
 fn the_doctor_answers_for_pod_node_and_cluster_and_authors_are_warned() -> Result<()> {
     let cluster = Cluster::with_namespace("doctor")?;
+    Gate::open_all(&cluster)?;
     let pod = counter(&cluster)?;
     let doctor = |args: &[&str]| doctor(&cluster, args);
     let (code, text) = doctor(&[])?;
@@ -56,21 +60,41 @@ fn the_doctor_answers_for_pod_node_and_cluster_and_authors_are_warned() -> Resul
     ensure!(code == 1 && text.contains("cordoned"), "{text}");
     let (code, text) = node?;
     ensure!(code == 1 && text.contains("cordoned"), "{text}");
+    // Nobody can answer while nothing is recorded.
+    Gate::Admission.close(&cluster)?;
+    let asked = doctor(&[&pod.name, "--timeout=1s"]);
+    Gate::Admission.open(&cluster)?;
+    let (code, text) = asked?;
+    ensure!(code == 124 && text.contains(" ? "), "{code}: {text}");
     ensure!(cluster.list("migrations", "")?.is_empty(), "the questions are left");
 
-    // At creation: a workload that asks, one that a policy selects, and one that does not ask.
     let spec = json!({"hostNetwork": true, "containers": [sleeper(&Value::Null)]});
+    who_asks_is_warned(&cluster, &spec)?;
+    every_kind_is_warned(&cluster, &spec)
+}
+
+/// When a workload is made or its template changed: one that asks, one that a policy selects, and none that does not
+/// ask or says that it need not move.
+fn who_asks_is_warned(cluster: &Cluster, spec: &Value) -> Result<()> {
     let apply = |name: &str, annotations: Value| -> Result<String> {
-        let mut object: Value = serde_json::from_str(&deployment(name, &spec))?;
+        let mut object: Value = serde_json::from_str(&deployment(name, spec))?;
         object["spec"]["replicas"] = json!(0);
         object["spec"]["template"]["metadata"]["annotations"] = annotations;
         let output = cluster.try_apply(&object.to_string())?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    let warned = apply("asks", json!({"transship.dev/movable": "true"}))?;
-    ensure!(warned.contains("Warning") && warned.contains("hostNetwork"), "{warned}");
-    ensure!(warned.contains("io_uring"), "{warned}");
+    for more in ["as it is made", "as it is changed"] {
+        let asks = json!({"transship.dev/movable": "true", "example.com/note": more});
+        let warned = apply("asks", asks)?;
+        for word in ["Warning", "hostNetwork", "io_uring"] {
+            ensure!(warned.contains(word), "{word}, {more}: {warned}");
+        }
+    }
+    let other =
+        cluster.try_kubectl(&["annotate", "deployment", "asks", "example.com/note=other"])?;
+    let warned = String::from_utf8_lossy(&other.stderr);
+    ensure!(other.status.success() && warned.is_empty(), "its template is what it was: {warned}");
     let policy = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "MigrationPolicy",
         "metadata": {"name": "selected"}, "spec": {"selector": {"matchLabels": {"app": "selected"}}}});
     cluster.apply(&policy.to_string())?;
@@ -78,7 +102,12 @@ fn the_doctor_answers_for_pod_node_and_cluster_and_authors_are_warned() -> Resul
     ensure!(warned.contains("hostNetwork"), "{warned}");
     let warned = apply("silent", Value::Null)?;
     ensure!(!warned.contains("Warning"), "{warned}");
-    every_kind_is_warned(&cluster, &spec)
+    for name in ["selected", "stays"] {
+        let stays = json!({"transship.dev/movable": "false", "transship.dev/post-start": "skip"});
+        let warned = apply(name, stays)?;
+        ensure!(!warned.contains("Warning"), "{name}: {warned}");
+    }
+    Ok(())
 }
 
 /// Whatever makes pods of a template that asks, and a pod itself: nothing is stored.

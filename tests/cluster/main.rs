@@ -1,6 +1,6 @@
 //! End-to-end tests on the sandbox cluster: real kubelets, containerd, runc and CRIU. Run them with
-//! `cargo xtask test`; they run one after another. What repeats for further cases what another test shows is
-//! ignored there, and run by `cargo xtask test --faults`.
+//! `cargo xtask test`; they run one after another. Those that take long for what they add to the others are
+//! ignored, each with its reason, and run by `cargo xtask test --faults`.
 
 mod afterwards;
 mod agentless;

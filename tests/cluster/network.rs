@@ -58,15 +58,19 @@ fn service(cluster: &Cluster, name: &str) -> Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// Deploys the talker as `name`, connected to each of the targets.
-fn deploy(cluster: &Cluster, name: &str, replicas: u8, targets: &[IpAddr]) -> Result<()> {
+/// The talker as `name`, connected to each of the targets.
+fn talker(name: &str, replicas: u8, targets: &[IpAddr]) -> String {
     let targets: Vec<String> = targets.iter().map(IpAddr::to_string).collect();
     let target = if targets.is_empty() { "none".to_owned() } else { targets.join(",") };
-    let manifest = include_str!("talker.yaml")
+    include_str!("talker.yaml")
         .replace("NAME", name)
         .replace("REPLICAS", &replicas.to_string())
-        .replace("\"TARGET\"}]", &format!("\"{target}\"}}]"));
-    cluster.apply(&manifest)?;
+        .replace("\"TARGET\"}]", &format!("\"{target}\"}}]"))
+}
+
+/// Deploys it.
+fn deploy(cluster: &Cluster, name: &str, replicas: u8, targets: &[IpAddr]) -> Result<()> {
+    cluster.apply(&talker(name, replicas, targets))?;
     cluster.rolled_out(name)
 }
 
@@ -170,15 +174,21 @@ fn a_pod_of_a_stateful_set_gets_a_new_address_of_each_family_and_keeps_its_state
     Ok(())
 }
 
+/// Its connections lead to several pods of the Service: else a translation made anew could be the right one by
+/// chance.
+fn talks_to_several(cluster: &Cluster, pod: &Pod) -> Result<()> {
+    let state = all_go_on(cluster, pod)?;
+    ensure!(state["backends"].as_u64() > Some(1), "all connections lead to one backend: {state}");
+    Ok(())
+}
+
 #[test]
 fn connections_to_a_service_go_on_with_the_pod() -> Result<()> {
     let cluster = Cluster::with_namespace("clusterip")?;
     deploy(&cluster, "backend", 3, &[])?;
     deploy(&cluster, "client", 1, &service(&cluster, "backend")?)?;
     let mut pod = cluster.pod("app=client")?;
-    let state = all_go_on(&cluster, &pod)?;
-    // Else a translation made anew could be the right one by chance.
-    ensure!(state["backends"].as_u64() > Some(1), "all connections lead to one backend: {state}");
+    talks_to_several(&cluster, &pod)?;
     for _ in 0..2 {
         let (_, after) = moved(&cluster, &pod, "client", "Preserve")?;
         ensure!(after.ip == pod.ip);
@@ -186,6 +196,23 @@ fn connections_to_a_service_go_on_with_the_pod() -> Result<()> {
         all_go_on(&cluster, &pod)?;
     }
     Ok(())
+}
+
+#[test]
+#[ignore = "what a node translates is kept alike in every order, and shown for a Deployment's pod above"]
+fn connections_to_a_service_go_on_with_a_pod_of_a_stateful_set() -> Result<()> {
+    let cluster = Cluster::with_namespace("clusterip-stateful")?;
+    deploy(&cluster, "backend", 3, &[])?;
+    let client = talker("client", 1, &service(&cluster, "backend")?)
+        .replace("kind: Deployment", "kind: StatefulSet")
+        .replace("spec:\n  replicas:", "spec:\n  serviceName: client\n  replicas:");
+    cluster.apply(&client)?;
+    let before = running(&cluster, "client-0")?;
+    talks_to_several(&cluster, &before)?;
+    let (migration, after) = moved(&cluster, &before, "client", "Preserve")?;
+    ensure!(migration["status"]["handOver"] == "Sequential", "{migration:#}");
+    ensure!(after.name == before.name && after.ips == before.ips, "{before:?} → {after:?}");
+    all_go_on(&cluster, &after).map(drop)
 }
 
 #[test]
