@@ -22,8 +22,8 @@ use crate::{
 
 use chosen::Chosen;
 
-/// What the names of the tests that need a third node begin with, and no others contain: they are the modules
-/// `placement` and `placement_nodes`. All others are written for two nodes.
+/// What the names of the tests that need a third node begin with, those of their modules, and no others contain.
+/// All others are written for two nodes.
 const PLACEMENT: &str = "placement";
 /// Chooses the cluster tests that are left to the run of the faults.
 const LEFT: [&str; 3] = ["--ignored", "--skip", PLACEMENT];
