@@ -22,6 +22,8 @@ mod newer;
 mod ordinals;
 mod owners;
 mod placement;
+mod placement_admission;
+mod placement_moves;
 mod placement_nodes;
 mod policies;
 mod preflight;

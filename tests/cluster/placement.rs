@@ -1,11 +1,11 @@
 //! Pods of the scheduler `transship` go where Docker Swarm would put them. On three nodes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use transship_tests::{
     cluster::{self, Cluster, Pod, condition},
@@ -101,7 +101,8 @@ pub fn template(app: &str, annotations: Value, cpu: i64) -> Value {
     })
 }
 
-fn deployment(app: &str, replicas: usize, template: &Value) -> String {
+/// So many pods of a template.
+pub fn deployment(app: &str, replicas: usize, template: &Value) -> String {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": app},
         "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": app}},
@@ -278,153 +279,64 @@ fn pods_follow_a_volume_that_one_node_alone_can_mount() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn malformed_annotations_are_refused_and_other_pods_never_looked_at() -> Result<()> {
-    let trial = Trial::new("placement-admission")?;
-    for (annotation, value, words) in [
-        ("constraints", r#"["region=us"]"#, "One of operator ==, != is expected"),
-        ("constraints", r#"["9==us"]"#, "Key '9' is invalid"),
-        ("affinities", r#"["image=="]"#, "Value '' is invalid"),
-        ("affinities", "web", "transship.dev/affinities"),
-        ("strategy", "fair", "spread, binpack or random"),
-    ] {
-        let annotations = json!({format!("transship.dev/{annotation}"): value});
-        let pod = pod("malformed", template("malformed", annotations, 10));
-        let output = trial.cluster.try_apply(&pod.to_string())?;
-        let answer = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(!output.status.success(), "{annotation}: {value} was accepted");
-        ensure!(answer.contains(words), "{annotation}: {value}: {answer}");
-    }
-    for (expression, words) in [
-        (
-            "region=us",
-            r#"spec.placement.constraints: One of operator ==, != is expected in "region=us""#,
-        ),
-        ("9==us", r#"Key '9' is invalid in "9==us""#),
-        ("region==/(/", r#""region==/(/" has a malformed pattern"#),
-    ] {
-        let placement = json!({"constraints": [expression]});
-        for (kind, spec) in [
-            ("Migration", json!({"podName": "web-0", "placement": placement})),
-            ("MigrationPolicy", json!({"selector": {}, "placement": placement})),
-        ] {
-            let object = json!({"apiVersion": "transship.dev/v1alpha1", "kind": kind,
-                "metadata": {"name": "malformed"}, "spec": spec});
-            let output = trial.cluster.try_apply(&object.to_string())?;
-            let answer = String::from_utf8_lossy(&output.stderr).into_owned();
-            ensure!(!output.status.success(), "{kind}: {expression} was accepted");
-            ensure!(answer.contains(words), "{kind}: {expression}: {answer}");
-        }
-    }
-    let annotations = json!({"example.com/constraints": "region=us"});
-    trial.cluster.apply(&pod("ordinary", template("ordinary", annotations, 10)).to_string())?;
-    trial.landed("app=ordinary", 1)?;
-    trial.cleared(&["pods", "--all", "--now"])
-}
-
-#[test]
-fn a_migration_without_a_target_goes_where_place_says() -> Result<()> {
-    let trial = Trial::new("placement-migration")?;
-    // It must be a pod that can move.
-    let template = "      labels: {app: counter}\n    spec:";
-    let manifest = include_str!("../../examples/counter.yaml")
-        .replace(template, &format!("{template}\n      schedulerName: transship"));
-    ensure!(manifest.contains("schedulerName"), "the example has changed");
-    trial.cluster.apply(&manifest)?;
-    trial.cluster.rolled_out("counter")?;
-    let before = trial.cluster.pod("app=counter")?;
-    // It requests nothing, so that the number of pods decides; the better node comes later by its name.
-    let others: Vec<&str> = NODES.into_iter().filter(|node| *node != before.node).collect();
-    let [worse, better] = others[..] else { bail!("it runs on {}", before.node) };
-    let pods = trial.cluster.kubectl(&[
-        "get",
-        "pods",
-        "--all-namespaces",
-        "-o",
-        "jsonpath={.items[*].spec.nodeName}",
-    ])?;
-    let on = |node: &str| pods.split_whitespace().filter(|name| *name == node).count();
-    let ballast = (on(better) + 1).saturating_sub(on(worse));
-    let annotations = json!({"transship.dev/constraints": list(&[&format!("node=={worse}")])});
-    let pinned = self::template("ballast", annotations, 1);
-    trial.cluster.apply(&deployment("ballast", ballast, &pinned))?;
-    trial.landed("app=ballast", ballast)?;
-    let ranked = place(&trial.cluster, &before)?;
-    ensure!(ranked == [better, worse], "place ranks {ranked:?}, but {better} has fewer pods");
-    let said = &ranked[0];
-    trial.cluster.apply(&format!(
-        "apiVersion: transship.dev/v1alpha1\nkind: Migration\nmetadata: {{name: anywhere}}\n\
-         spec: {{podName: {}}}\n",
-        before.name
-    ))?;
-    trial.cluster.succeeded("anywhere", Duration::from_secs(90))?;
-    let after = trial.cluster.pod("app=counter")?;
-    ensure!(after.node == *said, "went to {}, but place said {said}", after.node);
-    Ok(())
-}
-
-/// The nodes that `kubectl transship place POD` gives a rank, in its order.
-fn place(cluster: &Cluster, pod: &Pod) -> Result<Vec<String>> {
-    let (table, _) = plugin(&["place", &pod.name, "--namespace", &cluster.namespace])?;
-    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let ranked = rows.filter(|cells| cells.get(1).is_some_and(|rank| *rank != "-"));
-    Ok(ranked.map(|cells| cells[0].to_owned()).collect())
-}
-
 /// What `kubectl transship` prints, to its two outputs.
 pub fn plugin(args: &[&str]) -> Result<(String, String)> {
     let output = cluster::plugin()?.args(args).output()?;
     Ok((String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?))
 }
 
+/// Ends the two programs of one pod at once; the control plane has a kube-scheduler as well.
+const KILL: &str = "for p in $(pgrep -x 'kube-scheduler|transship-opera'); do \
+    grep -q podUID /proc/$p/cgroup && kill -KILL $p && echo $p; done; true";
+
 #[test]
 fn scheduling_goes_on_when_both_leaders_are_killed() -> Result<()> {
     let trial = Trial::new("placement-leader")?;
+    let system = Cluster::running("transship-system")?;
+    let are_two = || -> Result<()> {
+        system.rolled_out("transship-operator")?;
+        let status = system.get("deployment", "transship-operator")?["status"].clone();
+        ensure!(status["readyReplicas"] == 2, "{status}");
+        Ok(())
+    };
+    are_two()?;
     let holder = |lease: &str| -> Result<String> {
-        let path = "jsonpath={.spec.holderIdentity}";
-        let holder = trial.cluster.kubectl(&[
-            "get",
-            "lease",
-            lease,
-            "--namespace",
-            "transship-system",
-            "-o",
-            path,
-        ])?;
+        let lease = system.get("lease", lease)?;
+        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
         // kube-scheduler adds something random to the pod's name.
         Ok(holder.split('_').next().unwrap_or_default().to_owned())
     };
-    let scheduler = holder("transship-scheduler")?;
-    let operator = holder("transship-operator")?;
-    for name in std::collections::BTreeSet::from([&scheduler, &operator]) {
-        trial.cluster.kubectl(&[
-            "delete",
-            "pod",
-            name,
-            "--namespace",
-            "transship-system",
-            "--force",
-            "--grace-period=0",
-        ])?;
+    let leaders = || -> Result<[String; 2]> {
+        Ok([holder("transship-scheduler")?, holder("transship-operator")?])
+    };
+    let before = leaders()?;
+    for name in BTreeSet::from(before.each_ref()) {
+        let pod = Pod::of(&system.get("pod", name)?);
+        // kubelet asks what it deletes to end, and whoever is asked gives the lead away.
+        let killed = system.on_node(&pod.node, &["sh", "-c", &KILL.replace("UID", &pod.uid)])?;
+        ensure!(killed.lines().count() == 2, "killed {killed:?} of {name}");
+        system.kubectl(&["delete", "pod", name, "--force", "--grace-period=0"])?;
     }
     let began = Instant::now();
-    let template = template("after", json!({"transship.dev/strategy": "spread"}), 10);
-    trial.cluster.apply(&deployment("after", 6, &template))?;
-    trial.landed("app=after", 6)?;
-    eprintln!("scheduled {:.1} s after the kill", began.elapsed().as_secs_f64());
-    trial.cluster.await_that("somebody else leads", PATIENCE, || {
-        Ok(holder("transship-scheduler")? != scheduler)
+    trial.cluster.await_that("others lead", PATIENCE, || {
+        let now = leaders()?;
+        Ok(now.iter().zip(&before).all(|(now, before)| !now.is_empty() && now != before))
     })?;
+    eprintln!("others lead {:.1} s after the kill", began.elapsed().as_secs_f64());
+    // They count as well.
+    trial.cluster.await_that("two operators have a node", PATIENCE, || {
+        let pods = system.list("pods", "app.kubernetes.io/component=operator")?;
+        Ok(pods.len() == 2 && pods.iter().all(|pod| pod["spec"]["nodeName"].is_string()))
+    })?;
+    let template = template("after", json!({}), 10);
+    let request = json!({"cpus": 10, "memory": 8 << 20});
+    let labels = &template["metadata"]["labels"];
+    let expected = Simulation::of(&trial.cluster)?.spread(6, "spread", &request, labels)?;
+    trial.cluster.apply(&deployment("after", 6, &template))?;
+    let landed = trial.landed("app=after", 6)?;
+    ensure!(landed == expected, "landed on {landed:?}, simulated {expected:?}");
     trial.cleared(&["deployment", "after"])?;
-    trial.cluster.kubectl(&[
-        "rollout",
-        "status",
-        "deployment/transship-operator",
-        "--namespace",
-        "transship-system",
-        "--timeout=120s",
-    ])?;
-    Ok(())
+    are_two()
 }
 
 #[test]

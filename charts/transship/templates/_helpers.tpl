@@ -30,9 +30,10 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default $root.Chart.AppVersion $image.tag }}{{ end }}
 {{- end }}
 
-{{/* Reference of kube-scheduler's image. */}}
+{{/* Reference of kube-scheduler's image. The cluster's version may end in what its vendor has added. */}}
 {{- define "transship.schedulerImage" -}}
-{{- with .Values.scheduler.image }}{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}{{ end }}
+{{- $version := regexFind "^v[0-9]+[.][0-9]+[.][0-9]+(-(alpha|beta|rc)[.][0-9]+)?" .Capabilities.KubeVersion.Version }}
+{{- with .Values.scheduler.image }}{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ default $version .tag }}{{ end }}{{ end }}
 {{- end }}
 
 {{/* Where the operator answers the kube-scheduler beside it, on localhost. */}}

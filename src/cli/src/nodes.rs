@@ -33,7 +33,7 @@ pub async fn run(args: Args, client: Client) -> Result<Outcome> {
         return Ok(Outcome::Failed);
     }
     print!("{}", show(&nodes, Timestamp::now(), args.wide));
-    for line in differences(&nodes) {
+    for line in remarks(&nodes) {
         eprintln!("{line}");
     }
     Ok(Outcome::Done)
@@ -66,8 +66,8 @@ fn show(nodes: &[Node], now: Timestamp, wide: bool) -> String {
     text
 }
 
-/// How reality differs from the static list, a line each; nothing where there is no list.
-fn differences(nodes: &[Node]) -> Vec<String> {
+/// How reality differs from the static list, where there is one, and what is ignored; a line each.
+fn remarks(nodes: &[Node]) -> Vec<String> {
     let names = |differs: fn(&[Condition]) -> bool| -> Vec<String> {
         let conditions = |n: &Node| n.status.as_ref().map(|s| s.conditions.clone());
         nodes
@@ -78,11 +78,17 @@ fn differences(nodes: &[Node]) -> Vec<String> {
     };
     let missing = names(|c| conditions::is_true(c, conditions::LISTED) && never_joined(c));
     let surplus = names(|c| conditions::has_status(c, conditions::LISTED, ConditionStatus::False));
-    [("listed, but never joined", missing), ("joined, but not listed", surplus)]
-        .into_iter()
-        .filter(|(_, names)| !names.is_empty())
-        .map(|(what, names)| format!("{what}: {}", names.join(", ")))
-        .collect()
+    let labelled = nodes.iter().filter(|node| node.spec.labels.contains_key("node"));
+    let labelled = labelled.map(ResourceExt::name_any).collect();
+    [
+        ("listed, but never joined", missing),
+        ("joined, but not listed", surplus),
+        ("the label `node` is ignored, as the key is the node's name or UID", labelled),
+    ]
+    .into_iter()
+    .filter(|(_, names)| !names.is_empty())
+    .map(|(what, names)| format!("{what}: {}", names.join(", ")))
+    .collect()
 }
 
 fn never_joined(all: &[Condition]) -> bool {
@@ -237,10 +243,18 @@ mod tests {
             node("c", Some(false), "Available"),
             node("d", Some(true), "HeartbeatMissed"),
         ];
-        assert_eq!(
-            differences(&nodes),
-            ["listed, but never joined: b", "joined, but not listed: c"]
-        );
-        assert!(differences(&[node("a", None, "Available")]).is_empty());
+        assert_eq!(remarks(&nodes), ["listed, but never joined: b", "joined, but not listed: c"]);
+        assert!(remarks(&[node("a", None, "Available")]).is_empty());
+    }
+
+    #[test]
+    fn a_label_that_placement_never_looks_at_is_told() {
+        let node = |name: &str, label: &str| {
+            let labels = [(label.to_owned(), "x".to_owned())].into();
+            Node::new(name, NodeSpec { labels, ..NodeSpec::default() })
+        };
+        let nodes = [node("a", "node"), node("b", "nodes"), node("c", "node")];
+        let told = "the label `node` is ignored, as the key is the node's name or UID: a, c";
+        assert_eq!(remarks(&nodes), [told]);
     }
 }

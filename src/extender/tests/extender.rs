@@ -145,6 +145,28 @@ async fn each_node_is_refused_in_swarms_words() {
 }
 
 #[tokio::test]
+async fn the_whitelist_leaves_the_nodes_that_it_names_and_no_end_of_a_pod_helps_the_others() {
+    let extender = extender();
+    let filter = async |name: &str, whitelist: &str| {
+        let annotations = json!({"transship.dev/whitelist": whitelist});
+        ask(&extender, "filter", &pod(name, annotations, "1"), &NODES).await
+    };
+    let filtered = filter("p", r#"["node-b"]"#).await;
+    assert_eq!(filtered["NodeNames"], json!(["node-b"]));
+    let reason = "unable to find a node that satisfies the whitelist node==node-b";
+    assert_eq!(filtered["FailedNodes"], json!({}));
+    let others = json!({"node-a": reason, "node-c": reason});
+    assert_eq!(filtered["FailedAndUnresolvableNodes"], others);
+    let filtered = filter("q", r#"["node-x", "node-y"]"#).await;
+    let reason = format!(
+        "{SENTENCE}: unable to find a node that satisfies the whitelist node==node-x|node-y"
+    );
+    let all: BTreeMap<&str, &str> = NODES.iter().map(|node| (*node, reason.as_str())).collect();
+    assert_eq!(filtered["FailedAndUnresolvableNodes"], json!(all));
+    assert_eq!((&filtered["NodeNames"], &filtered["FailedNodes"]), (&json!([]), &json!({})));
+}
+
+#[tokio::test]
 async fn what_another_pods_end_may_help_is_told_from_what_it_may_not() {
     let extender = extender();
     let filtered = ask(&extender, "filter", &pod("p", json!({}), "5"), &NODES).await;

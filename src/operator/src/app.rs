@@ -198,6 +198,7 @@ impl Lead {
             events: Events::new(self.client.clone(), self.instance.clone()),
             metrics: self.metrics.clone(),
             overcommit_percent: self.overcommit_percent,
+            choosing: tokio::sync::Mutex::default(),
             memory: Memory::default(),
         });
         tokio::join!(

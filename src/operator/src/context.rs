@@ -10,6 +10,7 @@ use kube::Client;
 use kube::runtime::reflector::Store;
 use transship_api as api;
 use transship_core::facts::PodFacts;
+use transship_core::placement::Pending;
 use transship_protocol::Signatures;
 
 use crate::agents::Agents;
@@ -45,6 +46,8 @@ pub struct Context {
     /// Swarm's overcommit by which nodes are measured, in percent: 0, or negative to keep a part of each
     /// node free.
     pub overcommit_percent: i64,
+    /// Held while a node is chosen: one at a time, each knowing what the others have chosen.
+    pub choosing: tokio::sync::Mutex<()>,
     /// What is remembered by Migration UID; nothing here is needed to go on after a restart.
     pub memory: Memory,
 }
@@ -54,6 +57,8 @@ pub struct Context {
 pub struct Notes {
     /// Facts about the source pod, found at admission.
     pub facts: Option<Arc<PodFacts>>,
+    /// The pod where it is to go, from the choice of the node to the migration's end.
+    pub pending: Option<Pending>,
     /// A step failed for good.
     pub failure: Option<(&'static str, String)>,
     /// Errors in a row, for the pause before the next try.
@@ -100,6 +105,13 @@ impl Memory {
         change(notes.entry(uid.to_owned()).or_default())
     }
 
+    /// What all migrations but this one are to bring somewhere.
+    pub fn pending_of_others(&self, uid: &str) -> Vec<Pending> {
+        let notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = notes.iter().filter(|(other, _)| *other != uid);
+        others.filter_map(|(_, notes)| notes.pending.clone()).collect()
+    }
+
     /// Forgets a migration.
     pub fn forget(&self, uid: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
@@ -109,6 +121,20 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_are_to_bring_is_known_until_they_are_forgotten() {
+        let memory = Memory::default();
+        for uid in ["a", "b", "c"] {
+            let pending =
+                Pending { migration: uid.into(), node: "node-b".into(), pod: Arc::default() };
+            memory.note(uid, |notes| notes.pending = Some(pending));
+        }
+        memory.note("d", Notes::succeed);
+        memory.forget("c");
+        let others = memory.pending_of_others("a");
+        assert_eq!(others.iter().map(|p| p.migration.as_str()).collect::<Vec<_>>(), ["b"]);
+    }
 
     #[test]
     fn a_webhook_that_restarts_has_refused_nothing_until_that_lasts() {

@@ -338,9 +338,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_chart_names_the_kube_scheduler_that_is_built() {
-        let values = include_str!("../../../charts/transship/values.yaml");
-        let lines = format!("kube-scheduler\n    tag: {}\n", sandbox::KUBERNETES);
-        assert!(values.contains(&lines), "values.yaml names another version than {lines}");
+    fn the_sandbox_runs_the_kube_scheduler_that_is_built() {
+        let values = include_str!("../sandbox-assets/values.yaml");
+        let image = format!("{{repository: {SCHEDULER}, tag: {}}}\n", sandbox::KUBERNETES);
+        assert!(values.contains(&image), "values.yaml names another image than {image}");
     }
 }

@@ -22,8 +22,8 @@ use crate::{
 
 use chosen::Chosen;
 
-/// What the names of the tests that need a third node begin with, and no others contain: they are the modules
-/// `placement` and `placement_nodes`. All others are written for two nodes.
+/// What the names of the tests that need a third node begin with, those of their modules, and no others contain.
+/// All others are written for two nodes.
 const PLACEMENT: &str = "placement";
 /// Chooses the cluster tests that are left to the run of the faults.
 const LEFT: [&str; 3] = ["--ignored", "--skip", PLACEMENT];
@@ -276,8 +276,11 @@ fn copy_to_node(node: &str, program: &Path, directory: &str, name: &str) -> Resu
     status(command.stdin(file))
 }
 
-/// What Helm itself says of the chart, with the default values and the sandbox's.
+/// What Helm itself says of the chart, with the default values and the sandbox's, and what some values come to.
 fn lint_chart(root: &Path) -> Result<()> {
+    const LISTED: &str = r#"discovery.nodes=["worker-[01:20]"]"#;
+    const WORKERS: &str = "- \"--static-node=worker-[01:20]\"\n";
+    const SCHEDULER: &str = "image: registry.k8s.io/kube-scheduler:";
     let chart = root.join("charts/transship");
     let values = root.join("src/xtask/sandbox-assets/values.yaml");
     status(Command::new(layout::helm()).args(["lint", "--strict"]).arg(&chart))?;
@@ -286,7 +289,21 @@ fn lint_chart(root: &Path) -> Result<()> {
             .args(["lint", "--strict", "--values"])
             .arg(&values)
             .arg(&chart),
-    )
+    )?;
+    for (arguments, line) in [
+        (["--set-json", LISTED], WORKERS.to_owned()),
+        (["--kube-version", "v1.34.5+k3s1"], format!("{SCHEDULER}v1.34.5\n")),
+        (["--kube-version", "v1.34.5-eks-0a1b2c3"], format!("{SCHEDULER}v1.34.5\n")),
+        (["--set", "scheduler.image.tag=v1.35.0"], format!("{SCHEDULER}v1.35.0\n")),
+    ] {
+        let mut helm = Command::new(layout::helm());
+        helm.args(["template", "transship"]).arg(&chart).args(arguments).stderr(Stdio::inherit());
+        let rendered = helm.output().context("running helm")?;
+        if !String::from_utf8_lossy(&rendered.stdout).contains(&line) {
+            bail!("with {arguments:?} the chart has no line {line:?}");
+        }
+    }
+    Ok(())
 }
 
 /// What a test program on the cluster is told: its options, and more of its environment.

@@ -34,8 +34,8 @@ pub enum Screening {
 }
 
 /// Judges the request by what the API server knows. `active` counts the migrations under way by
-/// node, this one left out; `loads` are the nodes' loads, needed to choose a node and where
-/// [`looks_at_pods`]; `overcommit_percent` is 0, or negative to keep a part of each node free.
+/// node, this one left out; `loads` are the nodes' loads, pods that are to come included, needed to choose
+/// a node and where [`looks_at_pods`]; `overcommit_percent` is 0, or negative to keep a part of each node free.
 pub fn screen(
     input: &Input<'_>,
     active: &BTreeMap<String, usize>,

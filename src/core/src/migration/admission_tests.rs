@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -7,6 +8,7 @@ use transship_api::{self as api, Migration, MigrationSpec};
 
 use super::super::testing::{preserved, source_pod};
 use super::*;
+use crate::placement::Pending;
 use crate::placement::volumes::Volumes;
 
 fn now() -> Timestamp {
@@ -42,6 +44,16 @@ fn screen_with(
     nodes: &[NodeView],
     active: &[(&str, usize)],
 ) -> Screening {
+    screen_among(migration, pod, nodes, active, &BTreeMap::new())
+}
+
+fn screen_among(
+    migration: &Migration,
+    pod: &Pod,
+    nodes: &[NodeView],
+    active: &[(&str, usize)],
+    loads: &BTreeMap<String, Load>,
+) -> Screening {
     let owner = super::super::testing::owner();
     let input = Input {
         migration,
@@ -57,7 +69,7 @@ fn screen_with(
         answer: None,
     };
     let active = active.iter().map(|(n, count)| ((*n).to_owned(), *count)).collect();
-    screen(&input, &active, &BTreeMap::new(), 0)
+    screen(&input, &active, loads, 0)
 }
 
 fn nodes() -> Vec<NodeView> {
@@ -78,6 +90,21 @@ fn a_target_is_taken_or_chosen(
 ) {
     let screening = screen_with(&migration(wanted), &source_pod(), &nodes(), &[]);
     assert_eq!(screening, Screening::Ready { target: target.into(), given });
+}
+
+#[test]
+fn migrations_that_begin_together_go_where_they_would_have_gone_one_after_another() {
+    let (nodes, pod) = (nodes(), source_pod());
+    let mut loads = Load::by_node([&pod]);
+    let targets = ["uid-1", "uid-2", "uid-3"].map(|uid| {
+        let screening = screen_among(&migration(None), &pod, &nodes, &[], &loads);
+        let Screening::Ready { target, .. } = &screening else { panic!("{screening:?}") };
+        let pending =
+            Pending { migration: uid.into(), node: target.clone(), pod: Arc::new(pod.clone()) };
+        Load::add_pending(&mut loads, &pending, &nodes);
+        target.clone()
+    });
+    assert_eq!(targets, ["node-b", "node-c", "node-b"]);
 }
 
 #[test]

@@ -162,6 +162,7 @@ mod tests {
     #[case(names::WHITELIST, r#"["node==~node-a|node-b"]"#)]
     #[case(names::DEPENDS_ON, r#"["db", "cache-0"]"#)]
     #[case(names::STRATEGY, "binpack")]
+    #[case(names::STRATEGY, "binpacking")]
     #[case(names::RESCHEDULE, "on-node-failure")]
     #[case(names::RESCHEDULE, r#"["off"]"#)]
     #[case("example.com/constraints", "whatever")]

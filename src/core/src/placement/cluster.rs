@@ -1,104 +1,18 @@
 //! The target of a migration: what Kubernetes' own scheduler would check first (readiness,
 //! selector, affinity, taints, room, host ports, reach of volumes), then Swarm's filters and strategy.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::{
-    ContainerPort, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
+    NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
 };
 use transship_api::names;
 
 use super::kubernetes::{self, Asked};
+use super::load::{Load, host_ports};
 use super::resources::{Allocatable, requests};
-use super::{By, Container, Filter, Node, Request, Verdict, prepare};
+use super::{By, Filter, Node, Request, Verdict, prepare};
 use crate::migration::handover::Labels;
 use crate::preflight::NodeView;
 use crate::preflight::request_reasons::{not_ready, takes_no_pods};
-
-/// The pods of a node, and what they ask for together.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Pods that have not ended.
-    pub pods: usize,
-    /// Thousandths of a CPU.
-    pub cpu_millis: i64,
-    /// Bytes.
-    pub memory_bytes: i64,
-    /// Host ports in use.
-    pub ports: Vec<HostPort>,
-    /// Every pod, ended ones included, as the engine sees it.
-    pub containers: Vec<Container>,
-}
-
-/// The load of a node without pods.
-pub static NO_LOAD: Load =
-    Load { pods: 0, cpu_millis: 0, memory_bytes: 0, ports: Vec::new(), containers: Vec::new() };
-
-impl Load {
-    /// The load of each node, from pods that may or may not be bound.
-    pub fn by_node<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> BTreeMap<String, Self> {
-        let mut loads = BTreeMap::new();
-        Self::add_all(&mut loads, pods);
-        loads
-    }
-
-    /// Adds pods that may or may not be bound to the loads of their nodes.
-    pub fn add_all<'a>(
-        loads: &mut BTreeMap<String, Self>,
-        pods: impl IntoIterator<Item = &'a Pod>,
-    ) {
-        for pod in pods {
-            if let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) {
-                loads.entry(node.clone()).or_default().add(pod);
-            }
-        }
-    }
-
-    /// Adds a pod of the node.
-    pub fn add(&mut self, pod: &Pod) {
-        self.containers.push(kubernetes::container(pod));
-        if kubernetes::has_ended(pod) {
-            return;
-        }
-        let (cpu_millis, memory_bytes) = requests(pod);
-        self.pods += 1;
-        self.cpu_millis = self.cpu_millis.saturating_add(cpu_millis);
-        self.memory_bytes = self.memory_bytes.saturating_add(memory_bytes);
-        self.ports.extend(host_ports(pod));
-    }
-}
-
-/// A port of the host, as Kubernetes compares them: with its protocol.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    /// Address; empty or `0.0.0.0` for all.
-    ip: String,
-    /// Port and protocol.
-    port: (i32, String),
-}
-
-impl HostPort {
-    fn clashes(&self, other: &Self) -> bool {
-        let all = |ip: &str| ip.is_empty() || ip == "0.0.0.0";
-        self.port == other.port && (self.ip == other.ip || all(&self.ip) || all(&other.ip))
-    }
-}
-
-/// Those that a pod asks for; in the host's network every port of its containers is one.
-fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
-    let in_host_network = kubernetes::in_host_network(pod);
-    let host_port = move |port: &ContainerPort| {
-        let number = port.host_port.or(in_host_network.then_some(port.container_port));
-        Some(HostPort {
-            ip: port.host_ip.clone().unwrap_or_default(),
-            port: (
-                number.filter(|number| *number > 0)?,
-                port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
-            ),
-        })
-    };
-    kubernetes::container_ports(pod).filter_map(host_port)
-}
 
 /// A node and its load.
 #[derive(Clone, Copy, Debug)]

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1 as corev1;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::placement::NO_LOAD;
 use crate::placement::volumes::Volumes;
 
 fn node(name: &str, extra: Value) -> NodeView {

@@ -5,7 +5,7 @@
 //! | engine | cluster node with our `Node` |
 //! | container | pod bound to the node; one that has ended counts for slots and ties alone |
 //! | CPUs, memory | the pod's requests, in thousandths and bytes; the node's allocatable |
-//! | pending container | pod that is bound, or nominated by us, and not seen on the node yet |
+//! | pending container | pod whose node the extender or a Migration has chosen, until it is seen bound |
 //! | node id | UID of the cluster node |
 //! | container id and names | UID; name, `namespace/name`, ids of its containers |
 //! | engine labels | `spec.labels` of our `Node`, then the cluster node's labels, then its `nodeInfo` and the runtime's snapshotter |

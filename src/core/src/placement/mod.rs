@@ -28,6 +28,7 @@ mod expression;
 mod filters;
 pub mod kubernetes;
 mod lines;
+mod load;
 mod model;
 mod pattern;
 pub mod policy;
@@ -39,10 +40,11 @@ pub mod volumes;
 mod words;
 
 pub use annotations::{Malformed, validate_annotations, validate_placement};
-pub use cluster::{Candidate, Choice, Fate, Load, NO_LOAD, choose, looks_at_pods, objection};
+pub use cluster::{Candidate, Choice, Fate, choose, looks_at_pods, objection};
 pub use decision::{By, Decision, Prepared, Verdict, prepare};
 pub use expression::ExpressionError;
 pub use filters::Filter;
+pub use load::{HostPort, Load, NO_LOAD, Pending};
 pub use model::{
     Container, Image, Labels, Network, Node, PortBinding, Request, health_indicator,
     with_overcommit,

@@ -53,7 +53,9 @@ pub enum Network {
 /// A container on a node, running or not; in Kubernetes a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Container {
-    /// Its id, unique in the cluster; empty for one that is only planned (see [`Node::add_pending`]).
+    /// Its id, unique in the cluster; empty for one that is yet to come (see [`Load::add_pending`]).
+    ///
+    /// [`Load::add_pending`]: super::Load::add_pending
     pub id: String,
     /// Its name; empty if it has none, then no affinity to containers sees it.
     pub name: String,
@@ -228,14 +230,6 @@ impl Node {
             self.index(&container);
         }
         self.containers.push(container);
-    }
-
-    /// Adds a container that is planned and not created yet, without an id. As in Swarm, one that
-    /// would not even fit the empty node is left out.
-    pub fn add_pending(&mut self, container: Container) {
-        if self.total_memory >= container.memory && self.total_cpus >= container.cpus {
-            self.add(container);
-        }
     }
 
     /// Removes the container with this id and gives it back, if it is here.

@@ -9,6 +9,10 @@ use super::symbol::Answers;
 use super::tests::{by, decide, demand, node, reserved};
 use super::*;
 
+const PORTS: &[&str] = &["80/tcp", "53/udp"];
+/// By id, by the beginning of one, and with the node.
+const CONTAINERS: &[&str] = &["c0-0", "c1", "c1-0", "n0/c0-1", "n1-id/c1-0"];
+
 fn any_node(index: usize) -> impl Strategy<Value = Node> {
     let label = |values: &'static [&'static str]| prop::option::of(prop::sample::select(values));
     let containers = prop::collection::vec(
@@ -18,6 +22,7 @@ fn any_node(index: usize) -> impl Strategy<Value = Node> {
             0..2i64,
             any::<bool>(),
             prop::sample::select(&["", "80"][..]),
+            prop::option::of(prop::sample::select(PORTS)),
         ),
         0..5,
     );
@@ -27,20 +32,27 @@ fn any_node(index: usize) -> impl Strategy<Value = Node> {
         label(&["1", "3", "x"]),
         1..5i64,
         1..5i64,
+        prop::collection::vec(prop::sample::select(&["redis:7", "nginx:1"][..]), 0..3),
         containers,
     )
-        .prop_map(move |(health, region, slots, gib, cpus, containers)| {
+        .prop_map(move |(health, region, slots, gib, cpus, images, containers)| {
             let mut node = node(&format!("n{index}"), gib, cpus);
             node.health = health;
             let labels = [("region", region), ("containerslots", slots)];
             let labels =
                 labels.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned())));
             node.set_labels(labels);
-            for (at, (app, gib, cpus, host_network, port)) in containers.into_iter().enumerate() {
+            let image = |tag: &str| Image { id: format!("id-of-{tag}"), tags: vec![tag.into()] };
+            let images: Vec<Image> = images.into_iter().map(image).collect();
+            node.set_images(&images);
+            for (at, (app, gib, cpus, host_network, port, exposed)) in
+                containers.into_iter().enumerate()
+            {
                 node.add(Container {
                     labels: BTreeMap::from([("app".to_owned(), app.to_owned())]).into(),
                     host_network,
                     ports: vec![PortBinding { host_port: port.into(), ..PortBinding::default() }],
+                    exposed: exposed.into_iter().map(str::to_owned).collect(),
                     ..reserved(&format!("c{index}-{at}"), gib, cpus)
                 });
             }
@@ -52,27 +64,67 @@ fn any_nodes() -> impl Strategy<Value = Vec<Node>> {
     (1..6usize).prop_flat_map(|count| (0..count).map(any_node).collect::<Vec<_>>())
 }
 
+fn any_network() -> impl Strategy<Value = Network> {
+    prop_oneof![
+        4 => Just(Network::Bridge),
+        3 => Just(Network::Host),
+        1 => prop::sample::select(CONTAINERS).prop_map(|name| Network::Container(name.into())),
+    ]
+}
+
 fn any_request() -> impl Strategy<Value = Request> {
     let some = |texts: &'static [&'static str]| {
         prop::collection::vec(prop::sample::select(texts).prop_map(str::to_owned), 0..3)
     };
+    // Few nodes have it.
+    let dependency = |suffix: &'static str| {
+        let one = prop::sample::select(CONTAINERS).prop_map(move |name| format!("{name}{suffix}"));
+        prop::option::weighted(0.2, one)
+    };
     (
         some(&["region==us*", "region!=eu", "region==~eu", "node!=~n0", "node==/n[0-3]/", "x==y"]),
-        some(&["app==web", "app!=db", "app==~db", "container!=c0-*", "container==~c1-0"]),
+        some(&[
+            "app==web",
+            "app!=db",
+            "app==~db",
+            "container!=c0-*",
+            "container==~c1-0",
+            "image==redis",
+            "image!=nginx:1",
+            "image==~id-of-nginx*",
+        ]),
         some(&["node==n0|n1|n2", "node==~n1"]),
         (0..3i64, 0..3i64),
+        any_network(),
         prop::option::of(prop::sample::select(&["80", "443"][..])),
+        some(PORTS),
+        (dependency(":ro"), dependency(":alias")),
     )
-        .prop_map(|(constraints, affinities, whitelists, (gib, cpus), port)| Request {
-            constraints,
-            affinities,
-            whitelists,
-            ports: port
-                .map(|port| PortBinding { host_port: port.into(), ..PortBinding::default() })
-                .into_iter()
-                .collect(),
-            ..demand(gib, cpus)
-        })
+        .prop_map(
+            |(
+                constraints,
+                affinities,
+                whitelists,
+                (gib, cpus),
+                network,
+                port,
+                exposed,
+                (volumes_from, link),
+            )| Request {
+                constraints,
+                affinities,
+                whitelists,
+                network,
+                ports: port
+                    .map(|port| PortBinding { host_port: port.into(), ..PortBinding::default() })
+                    .into_iter()
+                    .collect(),
+                exposed,
+                volumes_from: volumes_from.into_iter().collect(),
+                links: link.into_iter().collect(),
+                ..demand(gib, cpus)
+            },
+        )
 }
 
 fn any_strategy() -> impl Strategy<Value = Ranking> {
@@ -226,13 +278,11 @@ proptest! {
         affinity in prop::sample::select(
             &["container==c1*", "container!=c0-1", "container==/^c[01]-/", "container!=/-2$/"][..]
         ),
-        link in prop::option::of(
-            prop::sample::select(&["c0-0", "c1", "n0/c0-1", "n1-id/c1-0"][..])
-        ),
+        link in prop::option::of(prop::sample::select(CONTAINERS)),
     ) {
         let mut request = request;
         request.affinities.push(affinity.to_owned());
-        request.links = link.into_iter().map(str::to_owned).collect();
+        request.links.extend(link.map(str::to_owned));
         let prepared = prepare(&request, &Options::default());
         let given: Vec<&Node> = nodes.iter().collect();
         let begins = |node: &Node, with: &[&[u8]]| {

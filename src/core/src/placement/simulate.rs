@@ -336,6 +336,34 @@ mod tests {
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"id":"a","order":[["n"]]}"#);
     }
 
+    #[test]
+    fn random_draws_the_same_from_the_same_seed_alone() {
+        let nodes: Vec<Value> = (0..20)
+            .map(|n| json!({"name": format!("n{n:02}"), "cpus": 1, "memory": 1, "health": 100}))
+            .collect();
+        let drawn = |seed: u64| {
+            let case = json!({"id": 1, "strategy": "random", "seed": seed, "nodes": nodes,
+                "request": {}});
+            answer(&case.to_string()).unwrap().outcome
+        };
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(1), drawn(2));
+    }
+
+    #[test]
+    fn overcommit_makes_room_by_whole_percents() {
+        let of = |memory: i64| {
+            let mut case = case();
+            case["overcommit"] = json!(0.05);
+            case["request"]["memory"] = memory.into();
+            answer(&case.to_string()).unwrap().outcome
+        };
+        // The node has 100.
+        assert_eq!(of(105), Outcome::Order(vec![vec!["n".into()]]));
+        let full = "no resources available to schedule container";
+        assert_eq!(of(106), Outcome::Error(full.into()));
+    }
+
     #[rstest]
     #[case("/strategy", json!("sprad"), r#"strategy: unknown strategy "sprad"; write spread, binpack or random"#)]
     #[case("/filters", json!(["health", "x"]), r#"filters[1]: unknown filter "x"; write some of health, port, containerslots, dependency, affinity, constraint, whitelist"#)]

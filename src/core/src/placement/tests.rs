@@ -159,6 +159,10 @@ fn constraints_leave_the_nodes_that_swarms_tests_expect() {
     for (constraint, wanted) in [("name==/abcdef/", 0), ("name==/(?i)abcdef/", 1)] {
         assert_eq!(left(&nodes(&[("name", "aBcDeF")]), constraint), wanted, "{constraint}");
     }
+    // A label of this name is never looked at.
+    for (constraint, wanted) in [("node==mars", 0), ("node!=mars", 4)] {
+        assert_eq!(left(&nodes(&[("node", "mars")]), constraint), wanted, "{constraint}");
+    }
 }
 
 #[test]
@@ -287,16 +291,6 @@ fn health_falls_with_each_failure() {
 fn a_few_cpus_gain_nothing_by_overcommit() {
     assert_eq!([4, 20, 40].map(|cpus| with_overcommit(cpus, 5)), [4, 21, 42]);
     assert_eq!(with_overcommit(1000, -10), 900);
-}
-
-#[test]
-fn what_would_not_fit_the_empty_node_is_not_pending_there() {
-    let mut node = node("n", 1, 1);
-    node.add_pending(reserved("", 2, 0));
-    assert_eq!(node.containers().len(), 0);
-    node.add_pending(reserved("", 1, 0));
-    node.add_pending(reserved("", 1, 0));
-    assert_eq!((node.containers().len(), node.used_memory()), (2, 2 * GIB));
 }
 
 #[test]

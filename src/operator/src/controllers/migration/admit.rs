@@ -17,7 +17,7 @@ use transship_core::migration::admission::{self, Admitted, Found, Screening};
 use transship_core::migration::owner::{Controller, Kind};
 use transship_core::migration::state::claimed_by;
 use transship_core::placement::volumes::Volumes;
-use transship_core::placement::{self, Load};
+use transship_core::placement::{self, Load, Pending};
 use transship_core::preflight::{Claim, Input, NodeView};
 use transship_core::sequential_pod::controller;
 use transship_core::witness::references;
@@ -76,8 +76,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         true => loads(context).await?,
         false => BTreeMap::new(),
     };
-    let (active, reserve) = (active(migration, context), context.overcommit_percent);
-    let (target, given) = match admission::screen(&input, &active, &loads, reserve) {
+    let (target, given) = match screen(&input, loads, context).await {
         Screening::Refused(refusal) => {
             // Who only asks wants to know everything at once.
             let facts = match migration.spec.dry_run {
@@ -142,6 +141,32 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     context.memory.note(&uid, |notes| notes.facts = Some(Arc::new(facts)));
     status::patch(&migration, &status, context).await?;
     Ok(Next::Now)
+}
+
+/// Judges the request and chooses the node, to which the pod is on its way from then on: migrations that
+/// begin together go where they would have gone one after another.
+async fn screen(
+    input: &Input<'_>,
+    mut loads: BTreeMap<String, Load>,
+    context: &Context,
+) -> Screening {
+    let migration = input.migration;
+    let uid = migration.uid().unwrap_or_default();
+    let _turn = context.choosing.lock().await;
+    for pending in context.memory.pending_of_others(&uid) {
+        Load::add_pending(&mut loads, &pending, input.nodes);
+    }
+    let active = active(migration, context);
+    let screening = admission::screen(input, &active, &loads, context.overcommit_percent);
+    let pending = match (&screening, input.pod) {
+        (Screening::Ready { target, .. }, Some(pod)) if !migration.spec.dry_run => {
+            let pod = Arc::new(pod.clone());
+            Some(Pending { migration: uid.clone(), node: target.clone(), pod })
+        }
+        _ => None,
+    };
+    context.memory.note(&uid, |notes| notes.pending = pending);
+    screening
 }
 
 /// What would move.

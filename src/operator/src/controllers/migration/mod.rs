@@ -29,7 +29,8 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 use transship_api::{Migration, Step, names};
-use transship_core::migration::{Observed, Plan, admission, plan};
+use transship_core::migration::{Observed, Plan, Role, admission, plan};
+use transship_core::placement::Pending;
 
 use crate::context::{Context, Notes};
 use crate::metrics::{Kind, KindReason};
@@ -127,6 +128,7 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
             let message = "it is paused; take the annotation transship.dev/paused off to go on";
             let waiting = admission::waiting(&migration, Step::Pending, message, Timestamp::now());
             status::patch(&migration, &waiting, context).await?;
+            context.memory.note(&uid, |notes| notes.pending = None);
             return Ok(Next::WhenChanged);
         }
         return admit::admit(&migration, context).await;
@@ -137,6 +139,7 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
         return Ok(Next::WhenChanged);
     }
     let observed = observe::observe(migration, context).await?;
+    expect_on_target(&observed, is_final, context);
     let now = Timestamp::now();
     let plan = plan(&observed, now);
     if plan.record.is_none() && plan.actions.is_empty() && is_being_moved(&observed, now) {
@@ -152,6 +155,21 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
         Some(pause) => Next::After(pause),
         None => Next::WhenChanged,
     })
+}
+
+/// Until the migration has ended its pod counts where it is to go, whichever operator has chosen that.
+fn expect_on_target(observed: &Observed, is_final: bool, context: &Context) {
+    context.memory.note(observed.uid(), |notes| match &observed.source_pod {
+        _ if is_final => notes.pending = None,
+        Some(pod) if notes.pending.is_none() => {
+            notes.pending = Some(Pending {
+                migration: observed.uid().to_owned(),
+                node: observed.node(Role::Target).to_owned(),
+                pod: Arc::new(pod.clone()),
+            });
+        }
+        _ => {}
+    });
 }
 
 /// The application stands still, and has not for long.
