@@ -25,10 +25,11 @@ use transship_tests::{
         outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
         probe::{Missed, Probe},
         sentry::Sentry,
-        stage::affinity,
+        stage::{affinity, counts},
         table::Row,
     },
     prober::unix_ms,
+    residue,
     stateful::{
         EMPTY_DIR, all_is_there, connect, goes_on, has_node, made_again, nothing_is_left, running,
         spec, stateful,
@@ -45,6 +46,8 @@ const POD: &str = "web-0";
 const PATIENCE: Duration = Duration::from_secs(240);
 /// kubelet tells of a start a moment later than the node's holder.
 const SOON: Duration = Duration::from_secs(30);
+/// How soon nothing is left of the pod as it was: kubelet takes its time.
+const TIDY: Duration = Duration::from_secs(60);
 /// How long the pod has to end, in its spec. Put before it: where it may run.
 const GRACE: &str = "terminationGracePeriodSeconds: 1";
 /// A Cold one takes all of it, since nothing handles its signal: what is done to it from outside when its end
@@ -108,6 +111,8 @@ fn attempt(pair: Pair, case: &Case, locks: &Locks) -> Result<Row> {
 fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     let cluster = scene.cluster;
     let before = State::of(case, scene)?;
+    let there = residue::on_all(cluster, &scene.nodes)?;
+    let there = residue::together(there.iter().filter(|thing| counts(thing, Some(&scene.source))));
     let sentry = Sentry::start(cluster, &scene.nodes)?;
 
     let (struck, since) = strike(case, scene)?;
@@ -152,6 +157,8 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
         judge::it_is_told(cluster, &migration)?;
     }
     nothing_is_left(cluster, &scene.nodes, NAME, POD)?;
+    let counts = |thing: &str| counts(thing, Some(&now));
+    residue::no_more_together(cluster, &scene.nodes, &there, TIDY, counts)?;
     let downtime = migration["status"]["downtime"].as_str();
     Ok(Row {
         name: case.name(),

@@ -1,4 +1,4 @@
-//! Faults at every step of a migration, on the sandbox cluster: one test for each cell of the
+//! Faults in the course of a migration, on the sandbox cluster: one test for each cell of the
 //! [`matrix`], and for each case of other orders ([`endurance`]). `cargo xtask test --faults` runs them.
 //!
 //! Each pair of nodes is a lane with a pod of its own; what happens to one lane does not concern the

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
     cluster::Cluster,
@@ -100,6 +100,32 @@ pub fn kinds<'a>(things: impl IntoIterator<Item = &'a String>) -> Kinds {
     counts
 }
 
+/// The same of several nodes together: what belongs to a pod goes with it from one to another.
+pub fn together<'a>(things: impl IntoIterator<Item = &'a String>) -> Kinds {
+    let mut counts = Kinds::new();
+    for kind in things.into_iter().filter_map(|thing| thing.split_whitespace().nth(1)) {
+        *counts.entry(kind.to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+/// Waits until there is no more of anything that `counts` on these nodes together than is allowed.
+pub fn no_more_together(
+    cluster: &Cluster,
+    nodes: &[&str],
+    allowed: &Kinds,
+    patience: Duration,
+    counts: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let mut there = BTreeSet::new();
+    let settled = cluster.await_that("nothing is left behind", patience, || {
+        there = on_all(cluster, nodes)?;
+        there.retain(|thing| counts(thing));
+        Ok(fits(&together(&there), allowed))
+    });
+    settled.with_context(|| format!("more than {allowed:?}: {there:#?}"))
+}
+
 /// Waits until there is no more of anything than `before`.
 pub fn nothing_new(cluster: &Cluster, before: &BTreeSet<String>) -> Result<()> {
     let allowed = kinds(before);
@@ -168,5 +194,9 @@ mod tests {
         assert!(fits(&kinds(&things(&["node-a: link p", "node-a: link q"])), &before));
         assert!(!fits(&kinds(&things(&["node-b: link p", "node-b: link q"])), &before));
         assert!(!fits(&kinds(&things(&["node-a: record u"])), &before));
+        let before = together(&things(&["node-a: link x", "node-b: link y"]));
+        assert!(fits(&together(&things(&["node-b: link p", "node-b: link q"])), &before));
+        let more = things(&["node-a: link x", "node-b: link y", "node-b: link z"]);
+        assert!(!fits(&together(&more), &before));
     }
 }

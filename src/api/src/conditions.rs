@@ -136,6 +136,9 @@ pub mod reasons {
     pub const CONTAINERS_HELD: &str = "ContainersHeld";
     /// The containers run on the target.
     pub const CONTAINERS_RESUMED: &str = "ContainersResumed";
+    /// The pod's memory is lost, on the source before it went on or on the target after the commit, and it starts
+    /// afresh there.
+    pub const MEMORY_LOST: &str = "MemoryLost";
 
     // --- HooksRun ---
 
@@ -176,7 +179,7 @@ pub mod reasons {
     pub const TARGET_UNREACHABLE: &str = "TargetUnreachable";
     /// The target was lost after the commit; the source went on from its state.
     pub const TARGET_LOST: &str = "TargetLost";
-    /// The source node restarted while frozen: its memory is lost.
+    /// The source node restarted before the source went on: its memory is lost.
     pub const SOURCE_REBOOTED: &str = "SourceRebooted";
 
     // --- Reconciling, Stalled ---

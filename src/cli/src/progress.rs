@@ -104,10 +104,13 @@ pub fn summary(name: &str, status: &MigrationStatus) -> String {
     let node = |side: &Option<transship_api::PodRef>| {
         side.as_ref().map_or_else(|| "?".to_owned(), |side| side.node.clone())
     };
-    let succeeded =
-        status.conditions.iter().find(|condition| condition.type_ == conditions::SUCCEEDED);
+    let of = |type_| conditions::find(&status.conditions, type_);
+    let succeeded = of(conditions::SUCCEEDED);
+    let restored = of(conditions::RESTORED);
+    let is_whole = restored.is_none_or(|it| it.reason != conditions::reasons::MEMORY_LOST);
+    let runs_there = status.target.is_some() && status.resumed_at.is_some();
     match status.step {
-        Some(Step::Succeeded) if status.target.is_some() && status.resumed_at.is_some() => {
+        Some(Step::Succeeded) if runs_there && is_whole => {
             let pod = status.target.as_ref().map(|side| side.pod_name.as_str()).unwrap_or_default();
             format!(
                 "{name}: {} → {}, now pod {pod}; stood still for {}",

@@ -196,15 +196,17 @@ impl Pod {
     }
 
     /// Kills, while they are frozen, the tasks of every container that the runtime has lost. It will start it
-    /// afresh as soon as it may; the lost one must not run beside.
-    pub fn kill_orphans(&self, layout: &Layout) -> Result<()> {
+    /// afresh as soon as it may; the lost one must not run beside. Gives how the first of them was lost.
+    pub fn kill_orphans(&self, layout: &Layout) -> Result<Option<String>> {
+        let mut first = None;
         for container in &self.containers {
             if let Some(orphaned) = container.orphaned(layout) {
                 tracing::error!("{orphaned}, so it is ended");
                 container.kill_frozen()?;
+                first.get_or_insert(orphaned);
             }
         }
-        Ok(())
+        Ok(first)
     }
 
     /// As [`Pod::verify_frozen`], and that the runtime has not lost it.

@@ -84,6 +84,7 @@ fn a_container_lives_only_with_the_very_process_that_was_found() {
     assert_eq!(pod.lost(&layout).unwrap(), "the first process of container web is gone");
     pod.containers[0].bundle = Some("/nonexistent".into());
     assert_eq!(pod.orphaned(&layout), None, "what is dead runs beside nobody");
+    assert_eq!(pod.kill_orphans(&layout).unwrap(), None);
     pod.containers.clear();
     assert!(!pod.is_alive(&layout), "a pod without containers has nothing that lives");
     assert!(pod.lost(&layout).is_some());

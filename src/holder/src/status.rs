@@ -93,6 +93,15 @@ impl Board {
         });
     }
 
+    /// Notes how the pod's memory was lost. It is lost once.
+    pub fn memory_lost(&self, how: &str) {
+        self.update(|status| {
+            if status.memory_lost.is_empty() {
+                how.clone_into(&mut status.memory_lost);
+            }
+        });
+    }
+
     /// Notes what does not succeed however often it is tried, or with an empty text that it did.
     pub fn stuck(&self, why: &str) {
         self.update(|status| why.clone_into(&mut status.stuck));

@@ -27,7 +27,8 @@ pub enum Effect<E, W> {
     Journal(E),
     /// Replace the pod's record: temporary file, fsync, rename, fsync of the directory. Before `open` every task
     /// whose shim has died is killed while it is frozen: the runtime has lost it, and kubelet will start its
-    /// container afresh.
+    /// container afresh. Source: [`Failure::TasksLost`], once, where that has come to pass, or where what was frozen
+    /// is not there any more.
     WriteRecord(RecordState),
     /// Wait until no verb that the wrapper let through for this pod under an older record is still
     /// at work. On a target that gives up, end restores that are under way instead of waiting.
@@ -70,7 +71,8 @@ pub enum Effect<E, W> {
     /// Tell the network where the address is (gratuitous ARP, unsolicited NA), through the pod's
     /// own device: a closed network silences it.
     Announce,
-    /// Thaw all containers together. Target: where a shim has died nothing is thawed; [`Failure::TasksLost`].
+    /// Thaw all containers together. Target: where a shim has died nothing is thawed; [`Failure::TasksLost`]. Source:
+    /// as before the record `open`.
     ThawTasks(Guard),
     /// SIGKILL every task while it is frozen (freezing first what runs), then thaw what is dead.
     /// No instruction runs. Includes tasks of a half-done restore (by cgroup), and whatever else that

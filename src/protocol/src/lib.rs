@@ -83,7 +83,7 @@
 //!     reach and has forgotten: the runtime does not know them any more, and kubelet starts their containers
 //!     afresh as soon as the record lets it. A target does not vote for them and never thaws them, and on both
 //!     sides they are killed before the record opens. A source that is frozen keeps them until then, since its
-//!     memory can still move.
+//!     memory can still move; where it does not, its last word says that it is lost.
 //!
 //! # What it takes for granted
 //!

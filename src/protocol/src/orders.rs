@@ -332,6 +332,54 @@ fn tasks_whose_shim_has_died_are_not_thawed_but_ended() {
 }
 
 #[test]
+fn a_source_whose_tasks_are_lost_on_its_way_back_goes_it_all_the_same_and_says_so() {
+    let back = "record:Open +OpenNetwork(None) +Announce +ThawTasks(None) Opened publish";
+    let gives_up = [SourceEvent::Begin, SourceEvent::FreezeNow, SourceEvent::DeadlinePassed];
+    let resolved = [SourceEvent::DecisionRead(RESOLVED), word(None)];
+    let found_at: [SourceEffect; 2] =
+        [Effect::WriteRecord(RecordState::Open), Effect::ThawTasks(Guard::None)];
+    for (driver, expected) in [
+        (source(&gives_up), back.to_owned()),
+        (source_voted(&[SourceEvent::DecisionRead(ABORT)]), back.to_owned()),
+        (source_voted(&resolved), format!("+DestroySockets {back}")),
+    ] {
+        for effect in found_at {
+            let mut driver = driver.clone();
+            while driver.next_effect() != Some(effect) {
+                driver.done();
+            }
+            assert!(driver.failed(Failure::TasksLost), "{effect:?}");
+            assert_eq!(names(&driver), expected, "{effect:?}");
+            assert_eq!(opened(&mut driver), Some(true), "{effect:?}");
+        }
+        assert_eq!(opened(&mut driver.clone()), Some(false));
+    }
+}
+
+#[test]
+fn a_reboot_takes_the_memory_also_of_a_source_that_was_not_touched_yet() {
+    for (same_boot, memory_lost) in [(true, false), (false, true)] {
+        // Its containers may have ended by themselves.
+        let facts = Facts { same_boot, tasks: false, lapsed: false };
+        let (machine, effects) = SourceMachine::recover(&[SourceEntry::Begun], facts);
+        assert_eq!(opened(&mut Driver::new(machine, effects)), Some(memory_lost));
+    }
+}
+
+/// Does all that is left, and gives what the last entry says of the memory.
+fn opened(driver: &mut Driver<SourceMachine>) -> Option<bool> {
+    let mut told = None;
+    while let Some(effect) = driver.next_effect() {
+        if let Effect::Journal(SourceEntry::Opened { memory_lost }) = effect {
+            told = Some(memory_lost);
+        }
+        driver.done();
+    }
+    assert_eq!(told, driver.machine().is_closed().then(|| driver.machine().has_lost_memory()));
+    told
+}
+
+#[test]
 fn an_unlawful_reading_moves_nobody() {
     let both = Recorded { resumed_at: true, ..RESOLVED };
     let lone = Recorded { decision: None, ..RESUMED };

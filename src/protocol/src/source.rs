@@ -84,7 +84,7 @@ pub enum SourceEvent {
     AllStarted,
     /// Cold: kubelet has removed the pod, so that nothing of it will be started again.
     PodGone,
-    /// The tasks are gone.
+    /// The tasks are gone, or were ended since the runtime had lost them.
     TasksLost,
     /// Somebody says there is news (RPC, whatever it claims): read for yourself.
     Poked,
@@ -259,15 +259,14 @@ impl SourceMachine {
         for entry in entries {
             machine.apply(*entry);
         }
-        let touched = !matches!(machine.phase, SourcePhase::Idle | SourcePhase::Begun);
-        // Of a cold one only files count, and those are kept from the vote on.
-        let lost = match part.is_cold() {
-            true => !facts.same_boot && !machine.voted,
-            false => !(facts.same_boot && facts.tasks),
+        machine.memory_lost |= match machine.phase {
+            SourcePhase::Idle => false,
+            // Nothing keeps an untouched one from ending by itself.
+            SourcePhase::Begun => !facts.same_boot,
+            // Of a cold one only files count, and those are kept from the vote on.
+            _ if part.is_cold() => !facts.same_boot && !machine.voted,
+            _ => !(facts.same_boot && facts.tasks),
         };
-        if touched && lost {
-            machine.memory_lost = true;
-        }
         let plan = Plan::of(&machine);
         let plan = match machine.phase {
             SourcePhase::Idle => plan,
@@ -305,6 +304,11 @@ impl SourceMachine {
         matches!(self.phase, SourcePhase::Idle | SourcePhase::Begun | SourcePhase::Freezing)
     }
 
+    /// What it had in memory is gone: if it goes on, it starts afresh.
+    pub fn has_lost_memory(&self) -> bool {
+        self.memory_lost
+    }
+
     fn word(&self) -> SourceWord {
         SourceWord {
             begun: self.phase != SourcePhase::Idle,
@@ -320,6 +324,11 @@ impl SourceMachine {
 
     fn give_up(&self) -> Plan {
         Plan::of(self).journal(SourceEntry::AbortedBeforeVote).resume(Sockets::Keep)
+    }
+
+    fn resume_without_memory(&mut self, sockets: Sockets) -> Plan {
+        self.memory_lost = true;
+        Plan::of(self).resume(sockets)
     }
 
     fn vote(&self) -> Plan {
@@ -482,6 +491,9 @@ impl Machine for SourceMachine {
                 self.memory_lost = true;
                 plan
             }
+            // Found when it was about to go on: the way back is the same, and its end says so.
+            (P::Aborting, E::TasksLost) => self.resume_without_memory(Sockets::Keep),
+            (P::Resuming(sockets), E::TasksLost) => self.resume_without_memory(sockets),
             (P::Starting, E::AllStarted) => plan.started(),
             (P::Starting, E::PodGone) if holds(Rule::StartEndsWithPod) => plan.started(),
             (P::Moved, E::ReleaseRequested | E::ObjectGone | E::TasksLost) => plan.release(),
@@ -520,8 +532,11 @@ impl Machine for SourceMachine {
     }
 
     fn failed(&self, failure: Failure) -> Option<SourceEvent> {
+        let goes_back = matches!(self.phase, SourcePhase::Aborting | SourcePhase::Resuming(_));
         match failure {
-            Failure::TasksLost if self.is_before_vote() => Some(SourceEvent::TasksLost),
+            Failure::TasksLost if self.is_before_vote() || goes_back => {
+                Some(SourceEvent::TasksLost)
+            }
             _ if self.is_before_vote() => Some(SourceEvent::LocalFailure),
             _ => None,
         }

@@ -45,7 +45,7 @@ pub struct SourceWord {
     /// Its vote is journalled.
     #[serde(default)]
     pub voted: bool,
-    /// Its tasks were gone when the outcome came (reboot): it starts fresh, its memory is lost.
+    /// Its tasks were gone when the outcome came (reboot, its shim has died): it starts fresh, its memory is lost.
     #[serde(default)]
     pub memory_lost: bool,
     /// Nothing is left to do.

@@ -50,6 +50,21 @@ impl Cell {
         self.leaves_the_source_alone() || (self.moment == Moment::Voted && waits)
     }
 
+    /// A pod that starts afresh has lost its memory before its migration was over, which has to be told. Later it may,
+    /// like any pod; so does one that kubelet ends as soon as it goes on, for a probe that has failed meanwhile.
+    pub fn loses_memory(&self, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Restarted => !self.is_impatient(),
+            // Nothing is confirmed before the fault is over, or so soon that a process could not be killed first.
+            Outcome::RestartedThere => match self.moment {
+                Moment::Thawed => true,
+                Moment::Decided | Moment::Thawing => matches!(self.fault, Fault::Kill(..)),
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// The shim dies of a pod that has been moved already. As of any pod whose shim dies, containerd leaves what runc
     /// had of its containers until the pod goes.
     pub fn strikes_an_ordinary_pod(&self) -> bool {

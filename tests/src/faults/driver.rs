@@ -19,7 +19,7 @@ use super::{
     locks::Locks,
     moment::{Moment, Sign},
     nodes::Pair,
-    outcome::{Outcome, Seen},
+    outcome::{Outcome, Seen, tells_of_loss},
     probe::{MOMENT, Missed, Probe},
     sentry::Sentry,
     stage::{IMPATIENCE, NAME, Stage},
@@ -179,10 +179,15 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     watch.lap("watched");
 
     let (struck, since) = strike(cell, scene)?;
+    // The sides of one that has vanished settle it between them.
+    let vanishes = cell.fault.strips_finalizer();
+    let leaves_marks = vanishes && judge::a_mark_is_left(cluster)?;
     watch.lap("struck");
     let end = Instant::now() + cell.fault.lasts();
     if cell.leaves_the_source_alone() {
         judge::it_goes_on_meanwhile(scene, &sentry, IMPATIENCE)?;
+        let left = end.saturating_duration_since(Instant::now());
+        judge::the_target_gives_up_meanwhile(scene, left)?;
     }
     // As long as it lasts, whatever the migration makes of it: it may do harm later.
     std::thread::sleep(end.saturating_duration_since(Instant::now()));
@@ -192,8 +197,10 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     if let Some(turn) = cell.moment.turn() {
         turn.end(scene).context("undoing what led there")?;
     }
-    // The sides of one that has vanished settle it between them.
-    let vanishes = cell.fault.strips_finalizer();
+    if cell.moment.gate().is_some() && matches!(cell.fault, Fault::Chart(_)) {
+        // It goes on by itself when it has begun, and takes longer than what is left of the migration.
+        cell.fault.end(scene).context("the chart's rollout")?;
+    }
     if cell.moment == Moment::Voted && !vanishes {
         judge::nobody_ran_undecided(scene, &sentry, since)?;
     }
@@ -217,6 +224,9 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
 
     ensure!(cell.outcomes.contains(&outcome), "{outcome} is not right here");
     let last = scene.latest()?;
+    if cell.loses_memory(outcome) {
+        tells_of_loss(&last)?;
+    }
     let downtime = last["status"]["downtime"].as_str();
     let report = judge::the_client_was_served(scene, client, outcome, downtime)?;
     let looks = sentry.stop(matches!(cell.fault, Fault::PowerOff(..)))?;
@@ -227,9 +237,7 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     if !cell.fault.concerns_all() {
         judge::it_is_told(cluster, &last)?;
     }
-    // Elsewhere it may have come to its end before.
-    let lasts = matches!(cell.moment, Moment::Voted | Moment::Thawed | Moment::SourceResuming);
-    if vanishes && lasts {
+    if leaves_marks && was_left_over(cell, scene) {
         judge::its_vanishing_is_told(cluster, &last)?;
     }
     watch.lap("judged");
@@ -243,6 +251,13 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
         standstill: Duration::from_millis(report.longest_gap_ms),
         says: condition(&last, "Succeeded").2,
     })
+}
+
+/// Something was frozen for a migration that has vanished, and it was not over.
+fn was_left_over(cell: &Cell, scene: &Scene) -> bool {
+    let was_frozen = !scene.history.latest()["status"]["frozenAt"].is_null();
+    let stood_still = was_frozen || cell.moment.latest() >= Step::Freezing;
+    stood_still && !scene.history.step().is_final()
 }
 
 fn orders_a_fresh_pod(fault: Fault) -> bool {

@@ -101,6 +101,18 @@ pub fn it_goes_on_meanwhile(scene: &Scene, sentry: &Sentry, patience: Duration) 
         .await_that("the source goes on by itself", patience, || Ok(sentry.sees(node, source)))
 }
 
+/// The target gives up before the fault ends, as nothing more comes to it. Who could be told so may have had it
+/// forgotten since.
+pub fn the_target_gives_up_meanwhile(scene: &Scene, patience: Duration) -> Result<()> {
+    let journal =
+        format!("/var/lib/transship/migrations/{}.target/journal", scene.migration_uid()?);
+    let gave_up = format!("[ ! -e {journal} ] || grep -q aborted_before_vote {journal}");
+    scene.cluster.await_that("the target gives up by itself", patience, || {
+        let asked = scene.cluster.try_on_node(scene.node(Role::Target), &["sh", "-c", &gave_up])?;
+        Ok(asked.status.success())
+    })
+}
+
 /// Soon after the fault's end, however much of its course is before it, the Migration says what is so.
 pub fn it_tells_what_runs(scene: &Scene, sentry: &Sentry, fault: Fault) -> Result<()> {
     let may_be_down = matches!(fault, Fault::PowerOff(Role::Source, _) | Fault::User(_));
@@ -239,6 +251,13 @@ const MARKED: &str = "migrations,pods,secrets";
 /// No object of the namespace, and not the namespace itself, bears a sign of a migration.
 pub fn no_mark_is_left(cluster: &Cluster) -> Result<()> {
     bears_no_mark(cluster, &cluster.list(MARKED, "")?)
+}
+
+/// Whether a pod that stays bears a sign of a migration.
+pub fn a_mark_is_left(cluster: &Cluster) -> Result<bool> {
+    let mut pods = cluster.list("pods", "")?;
+    pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    Ok(no_pod_is_marked(&pods).is_err())
 }
 
 /// No pod bears a sign of a migration.

@@ -1,4 +1,4 @@
-//! Faults at every step of a migration: what is done to the cluster, when, and the invariants that
+//! Faults in the course of a migration: what is done to the cluster, when, and the invariants that
 //! must hold whatever it was.
 //!
 //! A [`Cell`](cell::Cell) is one fault at one moment with the outcomes that are right for it; all of

@@ -181,6 +181,15 @@ fn tells(migration: &Value, outcome: Outcome) -> Result<()> {
     Ok(())
 }
 
+/// The object says that the pod's memory is lost, and of nothing that it goes on.
+pub fn tells_of_loss(migration: &Value) -> Result<()> {
+    let message = condition(migration, "Succeeded").2;
+    ensure!(message.contains("memory is lost"), "its memory is lost, which is not said: {message}");
+    let goes_on = ["go on", "goes on"].iter().any(|words| message.contains(words));
+    ensure!(!goes_on, "its memory is lost, and something goes on: {message}");
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -245,6 +254,18 @@ mod tests {
         assert_eq!(gone(lost), Outcome::TargetLost);
         assert_eq!(gone(json!({"decision": "Abort"})), Outcome::Stayed);
         assert_eq!(seen(&Value::Null, &[pod("s", 0)], true, true).unwrap(), Outcome::Stayed);
+    }
+
+    #[test]
+    fn of_memory_that_is_lost_nothing_else_is_said() {
+        let said = |message: &str| {
+            let told = json!({"type": "Succeeded", "status": "False", "message": message});
+            tells_of_loss(&json!({"status": {"conditions": [told]}}))
+        };
+        said("its shim has died on node-a, so the pod's memory is lost").unwrap();
+        said("froze 1 container for 90 ms; they go on on node-a").unwrap_err();
+        said("it goes on on node-a; the pod's memory is lost").unwrap_err();
+        said("it gave up").unwrap_err();
     }
 
     #[test]

@@ -175,8 +175,8 @@ fn present(cluster: &Cluster, nodes: &Pair, pod: Option<&Pod>) -> Result<Kinds> 
     Ok(residue::kinds(all.iter().filter(|thing| counts(thing, pod))))
 }
 
-/// Whether a thing counts between two cells.
-fn counts(thing: &str, pod: Option<&Pod>) -> bool {
+/// Whether a thing counts when nothing is to be left beside this pod.
+pub fn counts(thing: &str, pod: Option<&Pod>) -> bool {
     // kubelet's own to remove, in its own time; it keeps one of each container of a living pod.
     if thing.contains(": ended ") {
         return false;

@@ -34,6 +34,7 @@ pub fn between(before: Option<&MigrationStatus>, after: &MigrationStatus) -> Vec
                 || (*type_ == c::STALLED && new.status == "False");
             (!same && !untold).then(|| Note {
                 warning: *type_ == c::STALLED
+                    || new.reason == c::reasons::MEMORY_LOST
                     || ([c::SUCCEEDED, c::HOOKS_RUN].contains(type_) && new.status == "False"),
                 reason: new.reason.clone(),
                 message: new.message.clone(),
@@ -79,6 +80,10 @@ mod tests {
 
         let hook = status(&[(c::HOOKS_RUN, False, reasons::HOOK_FAILED, "it exited with 1")]);
         let notes = between(None, &hook);
+        assert!(notes.len() == 1 && notes[0].warning, "{notes:?}");
+
+        let lost = status(&[(c::RESTORED, False, reasons::MEMORY_LOST, "its memory is lost")]);
+        let notes = between(Some(&after), &lost);
         assert!(notes.len() == 1 && notes[0].warning, "{notes:?}");
 
         let stalled = |value| status(&[(c::STALLED, value, reasons::TARGET_POD_FAILED, "no")]);

@@ -3,7 +3,9 @@ use rstest::rstest;
 use serde_json::json;
 use transship_api::conditions::{self as c, reasons};
 use transship_api::{self as api, Step, names};
-use transship_protocol::{Decision, Resolution, TargetOutcome, TargetProof, TargetWord};
+use transship_protocol::{
+    Decision, Resolution, SourceOutcome, SourceWord, TargetOutcome, TargetProof, TargetWord,
+};
 
 use super::plan::{Action, Record};
 use super::state::{Owner, Role, Stage, any_container_runs};
@@ -324,6 +326,8 @@ fn a_source_that_goes_on_after_the_commit_is_free_while_the_targets_node_is_off(
     r.reason = "SourceRebooted".into();
     r.closed = true;
 }), reasons::SOURCE_REBOOTED, "memory is lost")]
+#[case(|w: &mut World| lose_memory(w, "the shim of container web has died"), reasons::MEMORY_LOST,
+    "the shim of container web has died on node-a, so the pod's memory is lost")]
 fn a_source_that_does_not_simply_go_on_is_not_said_to(
     #[case] wrong: fn(&mut World),
     #[case] wanted: &str,
@@ -339,6 +343,58 @@ fn a_source_that_does_not_simply_go_on_is_not_said_to(
     let frozen = c::find(&conditions, c::FROZEN).unwrap();
     assert_eq!((frozen.status.as_str(), frozen.reason.as_str()), ("False", wanted));
     assert!(message(&world).contains(words), "{}", message(&world));
+}
+
+/// The source has given up and starts afresh; how its memory was lost is empty if its node restarted.
+fn lose_memory(world: &mut World, how: &str) {
+    let outcome = Some(SourceOutcome::Opened);
+    world.set(Role::Source, |r| {
+        r.source_word = Some(SourceWord { begun: true, voted: false, memory_lost: true, outcome });
+        r.memory_lost = how.into();
+        r.closed = true;
+    });
+}
+
+#[test]
+fn a_pod_that_loses_its_memory_before_the_freeze_is_not_said_to_be_as_it_was() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.source.report().is_some_and(|r| r.stage == Stage::Connected));
+    lose_memory(&mut world, "");
+    world.settle();
+    assert_eq!(world.step(), Step::RolledBack);
+    let words = "node-a restarted meanwhile, so the pod's memory is lost and it starts afresh";
+    assert!(message(&world).ends_with(words), "{}", message(&world));
+}
+
+#[rstest]
+#[case("the shim of container web has died", false)]
+#[case("its node restarted", true)]
+fn memory_that_is_lost_after_the_commit_is_told(#[case] how: &str, #[case] rebooted: bool) {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.seen.recorded().resumed_at);
+    let word = TargetWord {
+        lost: rebooted,
+        outcome: Some(TargetOutcome::Resumed),
+        closed: true,
+        ..world.seen.target_word()
+    };
+    world.set(Role::Target, |r| {
+        r.target_word = Some(word);
+        if !rebooted {
+            r.memory_lost = how.into();
+        }
+    });
+    world.settle();
+    assert_eq!((world.step(), reason(&world)), (Step::Succeeded, reasons::MIGRATED.to_owned()));
+    let told = message(&world);
+    assert!(told.contains(&format!("memory is lost, since {how} after the commit")), "{told}");
+    assert!(!told.contains("stood still"), "it has begun anew: {told}");
+    let conditions = world.seen.status().conditions;
+    let restored = c::find(&conditions, c::RESTORED).unwrap();
+    assert_eq!(
+        (restored.status.as_str(), restored.reason.as_str()),
+        ("False", reasons::MEMORY_LOST)
+    );
 }
 
 /// A cold one that has ended its source's containers and is given up.

@@ -184,13 +184,16 @@ fn goes_on(observed: &Observed, draft: &mut Draft, message: &str) -> String {
     let deleted = observed.source_seen() != PodSeen::Alive;
     let (reason, still) = if observed.source_node_gone {
         (reasons::SOURCE_GONE, format!("{node} has left the cluster, and the pod with it"))
-    } else if observed.source_word().memory_lost {
+    } else if observed.source_word().memory_lost && !deleted {
         let lost = match (observed.is_cold(), lost_files(observed)) {
             (true, Some(lost)) => format!("and {lost}"),
             (true, None) => "so changes outside of the pod's volumes may be lost".to_owned(),
             (false, _) => "so the pod's memory is lost and it starts afresh".to_owned(),
         };
-        (reasons::SOURCE_REBOOTED, format!("{node} restarted meanwhile, {lost}"))
+        match report.map_or("", |report| report.memory_lost.as_str()) {
+            "" => (reasons::SOURCE_REBOOTED, format!("{node} restarted meanwhile, {lost}")),
+            how => (reasons::MEMORY_LOST, format!("{how} on {node}, {lost}")),
+        }
     } else if !frozen {
         return message;
     } else {

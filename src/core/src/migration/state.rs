@@ -95,6 +95,8 @@ pub struct Report {
     pub files_lost: Vec<String>,
     /// What does not succeed there however often it is tried, and why; empty while nothing is.
     pub stuck: String,
+    /// How the memory that the pod had there was lost, where that was not with the node's power; empty if it was not.
+    pub memory_lost: String,
     /// When the source was frozen, by its node's clock.
     pub frozen_at: Option<Timestamp>,
     /// When the application ran again, by that node's clock.

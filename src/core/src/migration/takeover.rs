@@ -317,16 +317,33 @@ pub(super) fn images_left(observed: &Observed) -> String {
     })
 }
 
+/// How the memory that has come to the target was lost there, if it was before its side closed: what comes later may
+/// befall any pod.
+fn memory_lost(observed: &Observed) -> Option<String> {
+    match observed.target.report()?.memory_lost.as_str() {
+        "" => observed.target_word().lost.then(|| "its node restarted".to_owned()),
+        how => Some(how.to_owned()),
+    }
+}
+
 fn succeeded(observed: &Observed, mut draft: Draft, actions: Vec<Action>) -> Plan {
     let status = observed.status();
     let node = observed.node(Role::Target).to_owned();
     let name = status.target.as_ref().map_or("", |t| t.pod_name.as_str());
     let resumed = status.resumed_at.as_ref().map(|t| t.0);
-    let still = match draft.downtime(resumed) {
-        Some(time) => format!("; the application stood still for {time}"),
-        None => String::new(),
-    };
     let alive = observed.target_seen() == PodSeen::Alive;
+    let lost = memory_lost(observed).filter(|_| alive);
+    let still = match (draft.downtime(resumed), lost) {
+        (_, Some(how)) => {
+            let lost = format!(
+                "the pod's memory is lost, since {how} after the commit, and it starts afresh"
+            );
+            draft.set(c::RESTORED, ConditionStatus::False, reasons::MEMORY_LOST, &lost);
+            format!("; {lost}")
+        }
+        (Some(time), None) => format!("; the application stood still for {time}"),
+        (None, None) => String::new(),
+    };
     let message = match (&observed.owner, alive) {
         (Owner::Gone, false) => {
             format!("the pod's owner was deleted meanwhile, and so was {name} on {node}{still}")

@@ -72,6 +72,13 @@ pub async fn run(
     };
     let (machine, effects) = SourceMachine::recover_as(holder.task.part, &entries, facts);
     tracing::info!(phase = ?machine.phase(), ?facts, "source");
+    // What has gone with the node's power needs no other reason.
+    if machine.has_lost_memory()
+        && facts.same_boot
+        && let Some(how) = pod.as_ref().and_then(|pod| pod.lost(&holder.layout))
+    {
+        holder.board.memory_lost(&how);
+    }
     let fresh = machine.phase() == SourcePhase::Idle;
     if !fresh {
         // Before the vote everything is undone, after it everything has been sent: images are
@@ -91,6 +98,7 @@ pub async fn run(
         failing_since: None,
         closed_at: None,
         freeze_began: None,
+        has_lost_memory: machine.has_lost_memory(),
         events: events.clone(),
         holder: Arc::clone(&holder),
     };
@@ -232,6 +240,8 @@ struct SourceHands {
     /// When the network began to close, from which on clients notice: Unix time in microseconds.
     closed_at: Option<i64>,
     freeze_began: Option<Instant>,
+    /// The machine knows that what the pod had in memory is gone.
+    has_lost_memory: bool,
     events: mpsc::Sender<SourceEvent>,
 }
 
@@ -298,11 +308,8 @@ impl SourceHands {
             // Written by the caller, which stops at an error.
             Effect::Journal(_) => Ok(()),
             Effect::WriteRecord(state) => {
-                if state == RecordState::Open
-                    && let Some(pod) = &self.pod
-                {
-                    pod.kill_orphans(&holder.layout)
-                        .map_err(|error| Failed::other("NotKilled", error))?;
+                if state == RecordState::Open {
+                    self.end_lost()?;
                 }
                 if state == RecordState::Starting {
                     // Perhaps by a holder that has come after a loss of power.
@@ -367,13 +374,14 @@ impl SourceHands {
             }
             Effect::ThawTasks(_) => {
                 self.end_transfer().await;
-                let Some(pod) = &self.pod else { return Ok(()) };
-                crate::names::take_back(&holder, pod);
+                if let Some(pod) = &self.pod {
+                    crate::names::take_back(&holder, pod);
+                }
                 // Of a shim that died when the record opened: its `delete` may have come too early.
-                pod.kill_orphans(&holder.layout)
-                    .map_err(|error| Failed::other("NotKilled", error))?;
+                self.end_lost()?;
+                let Some(pod) = &self.pod else { return Ok(()) };
                 pod.thaw().map_err(|error| Failed::other("NotThawed", error))?;
-                if self.freeze_began.is_some() || holder.board.was_frozen() {
+                if self.was_frozen() {
                     holder
                         .board
                         .update(|status| status.thawed_at_unix_micros = status::now_micros());
@@ -437,6 +445,25 @@ impl SourceHands {
             | Effect::DisarmDeadman
             | Effect::VerifyNeverRan => Ok(()),
         }
+    }
+
+    /// Whether the tasks were frozen at some time, by this or an earlier holder. Of a cold one: ended.
+    fn was_frozen(&self) -> bool {
+        self.freeze_began.is_some() || self.holder.board.was_frozen()
+    }
+
+    /// Ends what the runtime has lost, on the way back. Tells once that the pod's memory has gone with that, or with
+    /// what was frozen: before the freeze a container may end by itself, and a cold one has ended.
+    fn end_lost(&mut self) -> Result<(), Failed> {
+        let Some(pod) = &self.pod else { return Ok(()) };
+        let layout = &self.holder.layout;
+        let ended = pod.kill_orphans(layout).map_err(|error| Failed::other("NotKilled", error))?;
+        let stood_still = self.was_frozen() && !self.holder.task.part.is_cold();
+        let lost = ended.or_else(|| pod.lost(layout).filter(|_| stood_still));
+        let Some(how) = lost.filter(|_| !self.has_lost_memory) else { return Ok(()) };
+        self.has_lost_memory = true;
+        self.holder.board.memory_lost(&how);
+        Err(Failed::tasks_lost(anyhow::anyhow!(how)))
     }
 
     fn pod(&self, what: &str) -> Result<&Pod, Failed> {
@@ -512,7 +539,75 @@ impl SourceHands {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use transship_host::HostRoot;
+    use transship_host::paths::Role;
+    use transship_host::task::Part;
+    use transship_protocol::Failure;
+    use transship_runtime::Layout;
+
     use super::*;
+    use crate::areas::tests::task;
+    use crate::pod::tests::pod_of_self;
+
+    fn hands(root: &Path, pod: Pod, part: Part) -> SourceHands {
+        let (host, mut task) = (HostRoot::at(root), task());
+        (task.role, task.part) = (Role::Source, part);
+        let dir = host.migration(&task.migration.uid, task.role).unwrap();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        SourceHands {
+            journal: Journal::open(&dir.journal()).unwrap().0,
+            holder: Arc::new(Holder::new(host, Layout::default(), dir, task)),
+            pod: Some(pod),
+            dumper: None,
+            connected: Arc::default(),
+            transfer: None,
+            watching: false,
+            failing_since: None,
+            closed_at: None,
+            freeze_began: None,
+            has_lost_memory: false,
+            events: mpsc::channel(1).0,
+        }
+    }
+
+    fn told(hands: &SourceHands) -> String {
+        hands.holder.board.subscribe().borrow().memory_lost.clone()
+    }
+
+    #[test]
+    fn what_was_frozen_and_is_gone_is_told_once() {
+        let root = tempfile::tempdir().unwrap();
+        let mut hands = hands(root.path(), pod_of_self(), Part::Overlap);
+        hands.freeze_began = Some(Instant::now());
+        hands.end_lost().unwrap();
+        hands.pod.as_mut().unwrap().containers[0].start_time += 1;
+        assert_eq!(hands.end_lost().unwrap_err().kind, Failure::TasksLost);
+        assert_eq!(told(&hands), "the first process of container web is gone");
+        hands.end_lost().unwrap();
+    }
+
+    #[test]
+    fn what_has_ended_before_the_freeze_or_was_ended_for_it_is_not_lost() {
+        for (part, freeze_began) in [(Part::Overlap, None), (Part::Cold, Some(Instant::now()))] {
+            let root = tempfile::tempdir().unwrap();
+            let mut hands = hands(root.path(), pod_of_self(), part);
+            hands.pod.as_mut().unwrap().containers[0].start_time += 1;
+            hands.freeze_began = freeze_began;
+            hands.end_lost().unwrap();
+            assert_eq!(told(&hands), "", "{part:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_runtime_has_lost_is_ended_and_its_memory_with_it_frozen_or_not() {
+        let root = tempfile::tempdir().unwrap();
+        let mut hands = hands(root.path(), pod_of_self(), Part::Overlap);
+        hands.pod.as_mut().unwrap().containers[0].bundle = Some("/nonexistent".into());
+        assert_eq!(hands.end_lost().unwrap_err().kind, Failure::TasksLost);
+        assert_eq!(told(&hands), "containerd has forgotten container web");
+    }
 
     #[test]
     fn crius_version_is_read() {

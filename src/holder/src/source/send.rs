@@ -148,8 +148,8 @@ impl Transfer {
         self.course.stop.cancel();
         if !self.course.failed.load(Ordering::SeqCst) {
             if !self.task.is_finished() {
-                let _ =
-                    give_up(&self.peer.sender, "SourceAborted", "the source goes on".into()).await;
+                let why = "the source has given up".into();
+                let _ = give_up(&self.peer.sender, "SourceAborted", why).await;
             }
             // A thread that is blocked in a write or waits for an answer comes back now.
             (self.peer.closer)();

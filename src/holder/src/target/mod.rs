@@ -391,6 +391,7 @@ impl TargetHands {
         let deadman = self.deadman.clone();
         let Some(pod) = self.pod() else { return Ok(()) };
         if let Some(orphaned) = pod.orphaned(&holder.layout) {
+            holder.board.memory_lost(&orphaned);
             return Err(Failed::tasks_lost(anyhow::anyhow!(orphaned)));
         }
         let began = Instant::now();
@@ -414,7 +415,11 @@ impl TargetHands {
     fn kill_orphans(&mut self) -> Result<(), Failed> {
         let holder = Arc::clone(&self.holder);
         let Some(pod) = self.pod() else { return Ok(()) };
-        pod.kill_orphans(&holder.layout).map_err(|error| Failed::other("NotKilled", error))
+        let ended = pod.kill_orphans(&holder.layout);
+        if let Some(how) = ended.map_err(|error| Failed::other("NotKilled", error))? {
+            holder.board.memory_lost(&how);
+        }
+        Ok(())
     }
 
     /// An address whose home is this node belongs to the pod's sandbox again, so that its DEL
@@ -451,6 +456,8 @@ impl TargetHands {
                     // After the thaw an application may end as it likes; the machine knows.
                     if !holder.board.was_thawed() {
                         holder.board.failed("TasksLost", &lost);
+                    } else if let Some(orphaned) = pod.orphaned(&holder.layout) {
+                        holder.board.memory_lost(&orphaned);
                     }
                     let _ = events.send(TargetEvent::TasksLost).await;
                     return;

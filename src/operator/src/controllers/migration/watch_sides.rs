@@ -317,6 +317,7 @@ fn report(status: &rpc::SideStatus) -> Report {
         message: text(&status.message),
         files_lost: status.files_lost.clone(),
         stuck: text(&status.stuck),
+        memory_lost: text(&status.memory_lost),
         frozen_at: at(status.frozen_at_unix_micros),
         thawed_at: at(status.thawed_at_unix_micros),
         bytes_total: status.bytes_total,
