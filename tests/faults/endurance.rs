@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use transship_api::{Role::Target, Step, duration};
 use transship_tests::{
@@ -18,9 +18,10 @@ use transship_tests::{
     faults::{
         Gate,
         driver::{Scene, begin, explained, in_time},
-        fault::Fault::PowerOff,
+        fault::Fault::{Kill, PowerOff},
         judge,
         locks::Locks,
+        moment::Sign,
         nodes::{Pair, has_ended_once, healthy},
         outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
         probe::{Missed, Probe},
@@ -28,11 +29,12 @@ use transship_tests::{
         stage::{affinity, counts},
         table::Row,
     },
+    node::{moment::Moment::Hold, process::Victim},
     prober::unix_ms,
     residue,
     stateful::{
-        EMPTY_DIR, all_is_there, connect, goes_on, has_node, made_again, nothing_is_left, running,
-        spec, stateful,
+        EMPTY_DIR, all_is_there, begins_anew, connect, goes_on, has_node, made_again,
+        nothing_is_left, running, spec, stateful,
     },
 };
 
@@ -132,8 +134,11 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
     if !case.fault.goes_on() {
         judge::it_tells_what_runs(scene, &sentry, case.fault)?;
     }
-    scene.history.await_end(PATIENCE);
-    cluster.ended(NAME, PATIENCE.saturating_sub(over.elapsed()))?;
+    // Of one that has vanished its pod alone tells.
+    if !case.fault.strips_finalizer() {
+        scene.history.await_end(PATIENCE);
+        cluster.ended(NAME, PATIENCE.saturating_sub(over.elapsed()))?;
+    }
     let now = running(cluster, POD)?;
     let settled = over.elapsed();
     if case.fault.goes_on() {
@@ -174,9 +179,17 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
 fn strike(case: &Case, scene: &Scene) -> Result<(Step, u64)> {
     let moment = case.moment();
     let standing = begin(scene, moment, None)?;
-    if case.when == When::LetGo {
-        Gate::Decision.open(scene.cluster)?;
-        made_again(scene, has_node)?;
+    match case.when {
+        When::Leaving | When::OnTrial | When::Voted => {}
+        When::LetGo => {
+            Gate::Decision.open(scene.cluster)?;
+            made_again(scene, has_node)?;
+        }
+        When::Held => {
+            let Kill(Target, victim) = case.fault else { bail!("it would come too late") };
+            kill_in_the_hold(scene, victim)?;
+            return Ok((scene.history.step(), unix_ms()));
+        }
     }
     let (struck, since) = (scene.history.step(), unix_ms());
     let begun: Result<()> = match case.when {
@@ -187,6 +200,19 @@ fn strike(case: &Case, scene: &Scene) -> Result<(Step, u64)> {
     };
     let goes_on = standing.map_or(Ok(()), Probe::go_on);
     begun.and(goes_on).map(|()| (struck, since))
+}
+
+/// Of a migration that both have voted for: the pod is made again, and the victim is killed when that is held.
+fn kill_in_the_hold(scene: &Scene, victim: Victim) -> Result<()> {
+    let cluster = scene.cluster;
+    Gate::LetGo.close(cluster)?;
+    Gate::Decision.open(cluster)?;
+    let pod = made_again(scene, |_| true)?;
+    begins_anew(scene, &pod)?;
+    let sign = Sign::InNode(Target, Hold);
+    let killer = Probe::start(scene, &sign, Some(victim.as_str()))?.context("no probe")?;
+    Gate::LetGo.open(cluster)?;
+    killer.sees().map(drop)
 }
 
 /// What has to be there afterwards.
@@ -252,7 +278,8 @@ fn outcome(scene: &Scene, migration: &Value, pod: &Value) -> Result<Outcome> {
     let is_target = status["target"]["podUID"] == now.uid.as_str();
     ensure!(is_target || !committed, "somebody else has made {now:?}: {status:#}");
     let has_moved = matches!(outcome, Moved | RestartedThere);
-    ensure!((succeeded == "True") == has_moved, "{outcome}, but {says}");
+    let has_ended = matches!(succeeded.as_str(), "True" | "False");
+    ensure!(!has_ended || (succeeded == "True") == has_moved, "{outcome}, but {says}");
     if status["chosenMode"] == "Cold" && !committed {
         let again = message.contains("they were started again on");
         ensure!(again == afresh, "{outcome}, but {says}");

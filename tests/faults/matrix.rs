@@ -15,9 +15,9 @@ use transship_tests::{
         fault::{
             Fault::{
                 self, Chart, Cut, FillDisk, Kill, KillContainer, KillLeader, KillOperators,
-                PauseApi, PowerOff, Slow, TakeMemory,
+                PauseApi, PowerOff, Slow, StopApi, TakeMemory,
             },
-            Length::{Briefly, Long},
+            Length::{Briefly, ForGood, Long},
         },
         link::{
             Link::{All, Api, Nodes, Operators},
@@ -27,7 +27,7 @@ use transship_tests::{
             self, Decided, Dumping, Freezing, HandingOver, Preflight, Prepared, Reading, Releasing,
             Restoring, TargetIsMade, TargetStarts, Thawed, Thawing, Voted,
         },
-        outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
+        outcome::Outcome::{self, Moved, Replaced, Restarted, RestartedThere, Stayed, TargetLost},
     },
     node::process::Victim::{
         Agent, Containerd, Criu, Holder, Kubelet, Runc, Script, Shim, Supervisor, Wrapper,
@@ -69,7 +69,6 @@ const GROUPS: &[Group] = &[
             Kill(Target, Containerd),
             Kill(Source, Kubelet),
             Kill(Target, Kubelet),
-            KillLeader,
             KillOperators,
             PauseApi(Briefly),
             PowerOff(Target, Briefly),
@@ -106,6 +105,7 @@ const GROUPS: &[Group] = &[
             KillOperators,
             Cut(Nodes, Long),
             Cut(Api(Source), Long),
+            Cut(Operators, Long),
             PauseApi(Long),
             PowerOff(Target, Briefly),
         ],
@@ -120,7 +120,10 @@ const GROUPS: &[Group] = &[
         &[Slow(Nodes), Slow(Api(Source)), Slow(Api(Target)), Slow(Operators)],
         &[Moved, Stayed],
     ),
-    (&[Prepared, TargetStarts, Dumping], &[PowerOff(Source, Briefly)], &[Restarted]),
+    (&[Prepared, TargetStarts], &[PowerOff(Source, Briefly)], &[Restarted]),
+    (&[Dumping], &[PowerOff(Source, Long)], &[Restarted]),
+    // Kubernetes ends the pods of a node that has left, and the owner makes another one.
+    (&[Dumping], &[PowerOff(Source, ForGood)], &[Replaced]),
     // The source is frozen and nobody has voted.
     (&[Freezing, Dumping], &[Kill(Source, Holder)], &[Stayed]),
     (
@@ -135,7 +138,7 @@ const GROUPS: &[Group] = &[
     ),
     (&[Dumping], &[Kill(Source, Criu), Kill(Source, Runc)], &[Stayed]),
     // The application's own shim: kubelet starts a container whose shim has died afresh.
-    (&[Dumping], &[Kill(Source, Shim)], &[Stayed, Restarted, Moved]),
+    (&[Freezing, Dumping], &[Kill(Source, Shim)], &[Stayed, Restarted, Moved]),
     // The source goes on while that lasts, before kubelet could kill it for its probe, whoever is cut off.
     (&[Dumping], &[Cut(All(Source), Long), Cut(All(Target), Long), Cut(Nodes, Long)], &[Stayed]),
     (
@@ -157,17 +160,18 @@ const GROUPS: &[Group] = &[
             Cut(Nodes, Briefly),
             Cut(Api(Source), Long),
             Cut(Operators, Long),
-            PauseApi(Briefly),
             PowerOff(Target, Briefly),
         ],
         &[Moved, Stayed],
     ),
-    (&[Dumping], &[PowerOff(Target, Long)], &[Stayed]),
+    (&[Dumping], &[PowerOff(Target, Long), PowerOff(Target, ForGood)], &[Stayed]),
     // The sides vote meanwhile, and the target's dead-man ends it for good.
     (&[TargetStarts, Dumping, Restoring], &[Cut(Api(Target), Long)], &[Moved, Stayed, TargetLost]),
-    (&[Dumping], &[PauseApi(Long)], &[Moved, Stayed, TargetLost]),
+    (&[Dumping, Restoring], &[PauseApi(Long)], &[Moved, Stayed, TargetLost]),
+    (&[Dumping], &[StopApi], &[Moved, Stayed, TargetLost]),
+    (&[Restoring], &[Cut(All(Target), Long)], &[Moved, Stayed, TargetLost]),
     (&[Freezing], &[FillDisk(Source), FillDisk(Target)], &[Moved, Stayed]),
-    (&[TargetStarts, Dumping], &[TakeMemory(Target)], &[Moved, Stayed]),
+    (&[TargetStarts, Dumping, Restoring], &[TakeMemory(Target)], &[Moved, Stayed]),
     (&[Dumping], &[TakeMemory(Source)], &[Moved, Stayed]),
     // CRIU rebuilds the target's tasks, and after that they are held in its hands and its callers'.
     (
@@ -181,21 +185,36 @@ const GROUPS: &[Group] = &[
         ],
         &[Stayed],
     ),
-    (&[Reading, Restoring], &[Kill(Target, Kubelet), Kill(Target, Containerd)], &[Moved, Stayed]),
-    (&[Restoring], &[Kill(Target, Script), PowerOff(Target, Briefly)], &[Stayed]),
+    (
+        &[Reading, Restoring],
+        &[
+            Kill(Target, Kubelet),
+            Kill(Target, Containerd),
+            Kill(Target, Agent),
+            Kill(Source, Agent),
+            KillOperators,
+        ],
+        &[Moved, Stayed],
+    ),
+    // The target comes back and gives up, or is not waited for.
+    (
+        &[Restoring],
+        &[Kill(Target, Script), PowerOff(Target, Briefly), PowerOff(Target, Long)],
+        &[Stayed],
+    ),
     (
         &[Restoring],
         &[
             Kill(Source, Holder),
-            Kill(Source, Agent),
             Kill(Source, Kubelet),
             Kill(Source, Containerd),
-            Kill(Target, Agent),
-            KillOperators,
-            Cut(Nodes, Briefly),
+            Kill(Target, Supervisor),
+            KillLeader,
+            Cut(Nodes, Long),
             // The target may take over meanwhile: the source waits, frozen, for that to be over.
             Cut(Api(Source), Long),
-            PauseApi(Briefly),
+            // Nobody decides meanwhile, and both have voted or do.
+            Cut(Operators, Long),
             FillDisk(Target),
         ],
         &[Moved, Stayed],
@@ -228,7 +247,10 @@ const GROUPS: &[Group] = &[
             PauseApi(Briefly),
             FillDisk(Source),
             FillDisk(Target),
+            TakeMemory(Source),
             TakeMemory(Target),
+            // The pod's state is on the other node.
+            PowerOff(Source, ForGood),
         ],
         &[Moved],
     ),
@@ -255,7 +277,9 @@ const GROUPS: &[Group] = &[
         &[Cut(Api(Source), Long), PauseApi(Long)],
         &[Moved, RestartedThere, Stayed, Restarted, TargetLost],
     ),
-    (&[Voted], &[PowerOff(Target, Briefly)], &[Stayed, TargetLost]),
+    (&[Voted], &[PowerOff(Target, Briefly), PowerOff(Target, ForGood)], &[Stayed, TargetLost]),
+    // The target's dead-man has ended it for good before anybody could decide.
+    (&[Voted], &[StopApi], &[Stayed, TargetLost]),
     // The Commit is recorded. The next two are less than a millisecond apart: what comes from outside of the
     // node comes after both.
     (&[Decided, Thawing], &[Kill(Target, Holder), Kill(Target, Agent)], &[Moved]),
@@ -284,20 +308,20 @@ const GROUPS: &[Group] = &[
             Kill(Target, Kubelet),
             Kill(Target, Containerd),
             KillContainer(Target),
+            KillLeader,
             KillOperators,
             Cut(Api(Source), Briefly),
             Cut(Api(Target), Briefly),
             Cut(Operators, Briefly),
             // Its node signs for it, whoever can or cannot confirm it.
             Cut(Operators, Long),
-            PauseApi(Briefly),
-            PowerOff(Source, Briefly),
+            PowerOff(Source, Long),
         ],
         &[Moved],
     ),
     (
         &[Thawed],
-        &[Cut(Api(Target), Long), Cut(All(Target), Long), PauseApi(Long)],
+        &[Cut(Api(Target), Long), Cut(All(Target), Long), PauseApi(Long), StopApi],
         &[Moved, TargetLost],
     ),
     // Whether it had said that it runs before it was lost decides.
@@ -306,6 +330,7 @@ const GROUPS: &[Group] = &[
         &[PowerOff(Target, Briefly), PowerOff(Target, Long)],
         &[TargetLost, RestartedThere],
     ),
+    (&[Thawed], &[PowerOff(Target, ForGood)], &[TargetLost, Replaced]),
     // The target is the pod; the rest is tidying up.
     (
         &[HandingOver, Releasing],
@@ -327,17 +352,22 @@ const GROUPS: &[Group] = &[
         &[
             Kill(Target, Containerd),
             KillLeader,
+            Cut(Nodes, Long),
             Cut(All(Target), Long),
             PauseApi(Long),
+            StopApi,
             PowerOff(Source, Briefly),
         ],
         &[Moved],
     ),
-    (&[Releasing], &[Cut(Api(Source), Long), PauseApi(Briefly), PowerOff(Source, Long)], &[Moved]),
+    (&[Releasing], &[Cut(Api(Source), Long), PauseApi(Long), PowerOff(Source, Long)], &[Moved]),
     // kubelet starts afresh what ends, as of any pod.
     (&[HandingOver, Releasing], &[KillContainer(Target), Kill(Target, Shim)], &[RestartedThere]),
-    (&[Thawing, HandingOver], &[PowerOff(Target, Briefly)], &[TargetLost, RestartedThere]),
+    (&[Thawing], &[PowerOff(Target, Briefly)], &[TargetLost, RestartedThere]),
+    (&[HandingOver], &[PowerOff(Target, Long)], &[RestartedThere]),
     (&[Releasing], &[PowerOff(Target, Briefly)], &[RestartedThere]),
+    // It is lost with its node, as any pod is.
+    (&[Releasing], &[PowerOff(Target, ForGood)], &[Replaced]),
     // Each leaves the chart as the next one needs it. It takes seconds, so that the steps between these,
     // which take less, are met by the one before.
     (

@@ -7,6 +7,7 @@ use transship_tests::{
         fault::{
             Fault::{
                 self, Chart, Cut, FillDisk, Kill, KillOperators, PauseApi, PowerOff, Slow, Stream,
+                User,
             },
             Length::{Briefly, Long},
         },
@@ -16,8 +17,9 @@ use transship_tests::{
         },
         moment::Moment,
         outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
+        user::Act::StripFinalizer,
     },
-    node::process::Victim::{Agent, Containerd, Holder, Kubelet},
+    node::process::Victim::{Agent, Containerd, Criu, Holder, Kubelet, Script, Shim, Wrapper},
 };
 
 /// In which order.
@@ -34,10 +36,14 @@ pub enum Order {
 pub enum When {
     /// The source is frozen and being dumped, or is ending: what it leaves is not with the target yet.
     Leaving,
+    /// Every task is restored on trial and held; nobody has voted for it.
+    OnTrial,
     /// Both sides have voted; the decision is held back until the fault is over.
     Voted,
     /// The pod was made again and let go to its node, where it is restored or started.
     LetGo,
+    /// Every task of that pod is restored and held: only a kill on its node comes in time.
+    Held,
 }
 
 /// A fault at a moment, and what is right for it.
@@ -62,9 +68,11 @@ const fn cold(when: When, fault: Fault, outcomes: &'static [Outcome]) -> Case {
 }
 
 /// Every case. The charts come last: each leaves the release as the next one needs it.
-pub const ALL: [Case; 29] = [
+pub const ALL: [Case; 39] = [
     // What dies.
     sequential(When::Leaving, Kill(Source, Agent), &[Stayed]),
+    sequential(When::OnTrial, Kill(Target, Criu), &[Stayed]),
+    sequential(When::OnTrial, Kill(Target, Holder), &[Stayed]),
     sequential(When::Voted, Kill(Source, Holder), &[Moved]),
     sequential(When::Voted, Kill(Target, Holder), &[Moved]),
     // The restore on trial is gone; its images are on the disk.
@@ -72,6 +80,17 @@ pub const ALL: [Case; 29] = [
     sequential(When::LetGo, Kill(Source, Agent), &[Moved]),
     sequential(When::LetGo, Kill(Target, Agent), &[Moved]),
     sequential(When::LetGo, Kill(Target, Containerd), &[Moved, TargetLost]),
+    sequential(When::LetGo, Kill(Target, Kubelet), &[Moved]),
+    // The state is on the target's disk: what is lost is a try.
+    sequential(When::LetGo, Kill(Target, Wrapper), &[Moved]),
+    sequential(When::Held, Kill(Target, Criu), &[Moved]),
+    sequential(When::Held, Kill(Target, Script), &[Moved]),
+    sequential(When::Held, Kill(Target, Shim), &[Moved, TargetLost]),
+    sequential(When::Held, Kill(Target, Holder), &[Moved]),
+    // The source has ended.
+    sequential(When::LetGo, PowerOff(Source, Briefly), &[Moved]),
+    // The pod that was made again is the pod, whoever knows of it.
+    sequential(When::LetGo, User(StripFinalizer), &[Moved]),
     sequential(When::LetGo, KillOperators, &[Moved]),
     sequential(When::LetGo, PauseApi(Briefly), &[Moved]),
     // Whether it had been confirmed before it was lost decides.
@@ -118,8 +137,10 @@ impl Case {
         };
         let when = match self.when {
             When::Leaving => "while_the_source_leaves",
+            When::OnTrial => "on_trial",
             When::Voted => "when_both_have_voted",
             When::LetGo => "while_the_pod_is_made_again",
+            When::Held => "when_it_is_held_again",
         };
         format!("{order}_{}_{when}", self.fault.name())
     }
@@ -130,7 +151,8 @@ impl Case {
             (When::Leaving, Order::Sequential) => Moment::Dumping,
             // CRIU has no part in it; the end takes as long as the grace period.
             (When::Leaving, Order::Cold) => Moment::Freezing,
-            (When::Voted | When::LetGo, _) => Moment::Voted,
+            (When::OnTrial, _) => Moment::Restoring,
+            (When::Voted | When::LetGo | When::Held, _) => Moment::Voted,
         }
     }
 

@@ -3,15 +3,20 @@
 use transship_api::Role::{Source, Target};
 use transship_tests::{
     faults::{
+        chart::Chart::{Rollback, Upgrade},
         fault::{
-            Fault::{Cut, Kill, KillLeader, KillOperators, PauseApi, PowerOff, Slow, User},
+            Fault::{
+                Chart, Cut, FillDisk, Kill, KillContainer, KillLeader, KillOperators, PauseApi,
+                PowerOff, Slow, StopApi, User,
+            },
             Length::{Briefly, Long},
         },
         link::Link::{Api, Operators},
-        moment::Moment::{Aborting, SourceResuming},
+        moment::Moment::{AbortUnread, Aborting, SourceResuming},
         outcome::Outcome::{Gone, Replaced, Restarted, Stayed, TargetLost},
         user::Act::{
-            DeleteMigration, DeleteSource, DeleteTarget, Drain, Roll, ScaleDown, StripFinalizer,
+            DeleteMigration, DeleteSource, DeleteTarget, Drain, MigrateAgain, Roll, ScaleDown,
+            StripFinalizer,
         },
     },
     node::process::Victim::{Agent, Containerd, Holder, Kubelet, Shim},
@@ -21,6 +26,20 @@ use super::Group;
 
 /// All of them.
 pub const GROUPS: &[Group] = &[
+    // The Abort is recorded, and the source, which has voted, waits until it can read it. Then it goes on, whoever
+    // dies meanwhile.
+    (
+        &[AbortUnread],
+        &[
+            Cut(Api(Source), Long),
+            Kill(Source, Holder),
+            KillContainer(Source),
+            FillDisk(Source),
+            User(StripFinalizer),
+        ],
+        &[Stayed],
+    ),
+    (&[AbortUnread], &[Kill(Source, Shim), PowerOff(Source, Briefly)], &[Restarted]),
     // The Abort is recorded, since somebody has deleted the target: the source is thawed and the target ends.
     (
         &[Aborting],
@@ -39,15 +58,21 @@ pub const GROUPS: &[Group] = &[
             Cut(Operators, Long),
             Slow(Api(Target)),
             PauseApi(Long),
+            StopApi,
             PowerOff(Target, Briefly),
+            FillDisk(Target),
             User(DeleteMigration),
             User(StripFinalizer),
+            Chart(Upgrade),
+            Chart(Rollback),
         ],
         &[Stayed],
     ),
-    (&[Aborting], &[Kill(Source, Shim), PowerOff(Source, Briefly)], &[Restarted]),
-    (&[Aborting], &[User(DeleteSource), User(Roll), User(Drain)], &[Replaced]),
+    (&[Aborting], &[Kill(Source, Shim)], &[Restarted]),
+    (&[Aborting], &[User(DeleteSource), User(Roll), User(Drain(Source))], &[Replaced]),
     (&[Aborting], &[User(ScaleDown)], &[Gone]),
+    // The pod is free when the first one has given it back: then the second one moves it.
+    (&[Aborting], &[User(MigrateAgain)], &[Stayed, Replaced]),
     // The target could not be confirmed and has frozen itself: the source goes on, and the target never does,
     // whatever becomes of it.
     (
@@ -55,15 +80,22 @@ pub const GROUPS: &[Group] = &[
         &[
             Kill(Source, Holder),
             Kill(Source, Agent),
+            // Its memory goes with its tasks, which is another matter.
+            Kill(Source, Shim),
             Kill(Target, Holder),
+            Kill(Target, Agent),
             Kill(Target, Shim),
+            KillLeader,
             KillOperators,
-            PauseApi(Briefly),
+            PauseApi(Long),
             PowerOff(Source, Briefly),
             PowerOff(Target, Briefly),
+            FillDisk(Target),
             User(DeleteMigration),
             User(DeleteTarget),
             User(StripFinalizer),
+            Chart(Upgrade),
+            Chart(Rollback),
         ],
         &[TargetLost],
     ),

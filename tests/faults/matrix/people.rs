@@ -1,5 +1,6 @@
 //! What people do on the way to the end.
 
+use transship_api::Role::{Source, Target};
 use transship_tests::faults::{
     fault::Fault::User,
     moment::Moment::{
@@ -20,12 +21,12 @@ pub const GROUPS: &[Group] = &[
     (&[Preflight, Prepared, TargetStarts, Dumping], &[User(DeleteMigration)], &[Stayed, Moved]),
     // Its moment lasts until it has vanished; but for one, at which it takes its course meanwhile.
     (&[Preflight, Prepared, Dumping], &[User(StripFinalizer)], &[Stayed]),
-    (&[TargetStarts], &[User(StripFinalizer)], &[Stayed, Moved]),
+    (&[TargetStarts, Freezing], &[User(StripFinalizer)], &[Stayed, Moved]),
     (&[Restoring], &[User(DeleteMigration), User(StripFinalizer)], &[Stayed]),
     (&[Voted], &[User(DeleteMigration), User(DeleteTarget), User(StripFinalizer)], &[Stayed]),
     (&[TargetStarts, Dumping], &[User(DeleteTarget)], &[Stayed, Replaced]),
     (&[TargetStarts, Dumping, Voted], &[User(DeleteSource)], &[Replaced, Moved]),
-    (&[Dumping, Voted], &[User(Roll)], &[Replaced, Moved]),
+    (&[Prepared, Dumping, Restoring, Voted], &[User(Roll)], &[Replaced, Moved]),
     (
         &[Preflight, TargetIsMade, Prepared, Freezing, Restoring],
         &[User(DeleteSource)],
@@ -37,10 +38,23 @@ pub const GROUPS: &[Group] = &[
     (&[Thawing, Thawed], &[User(DeleteTarget)], &[Replaced, TargetLost]),
     (&[Releasing], &[User(DeleteSource)], &[Moved]),
     (&[Releasing], &[User(DeleteTarget)], &[Replaced]),
-    (&[TargetStarts, Dumping, Voted, Thawed], &[User(Drain)], &[Moved, Replaced]),
-    (&[TargetStarts, Dumping, Voted, Thawed, HandingOver], &[User(MigrateAgain)], &[Moved]),
     (
-        &[TargetStarts, Dumping, Voted, Thawed, HandingOver, Releasing],
+        &[Preflight, TargetStarts, Dumping, Restoring, Voted, Thawed],
+        &[User(Drain(Source))],
+        &[Moved, Replaced],
+    ),
+    // The target goes from its node as if somebody deleted it.
+    (&[Voted], &[User(Drain(Target))], &[Stayed]),
+    (&[Thawed], &[User(Drain(Target))], &[Replaced, TargetLost]),
+    // One of the two has the pod; while the checks run it may be either.
+    (&[Preflight], &[User(MigrateAgain)], &[Moved, Stayed, Replaced]),
+    (
+        &[TargetStarts, Dumping, Restoring, Voted, Thawed, HandingOver, Releasing],
+        &[User(MigrateAgain)],
+        &[Moved],
+    ),
+    (
+        &[TargetStarts, Dumping, Restoring, Voted, Thawed, HandingOver, Releasing],
         &[User(DeleteDeployment)],
         &[Gone],
     ),
@@ -51,7 +65,7 @@ pub const GROUPS: &[Group] = &[
     ),
     // After the commit it finishes first; one that has vanished is finished by its sides.
     (&[Thawed, HandingOver, Releasing], &[User(DeleteMigration), User(StripFinalizer)], &[Moved]),
-    (&[HandingOver], &[User(DeleteSource), User(Drain)], &[Moved]),
+    (&[HandingOver], &[User(DeleteSource), User(Drain(Source))], &[Moved]),
     (&[HandingOver], &[User(DeleteTarget)], &[Replaced]),
     (&[Thawed, HandingOver, Releasing], &[User(Roll)], &[Replaced]),
 ];

@@ -15,8 +15,12 @@ use crate::node::process::Victim;
 /// How soon after a fault's end the object has to tell the truth.
 pub const TRUTH: Duration = Duration::from_secs(30);
 /// As [`TRUTH`], where the migration may survive the fault with most of its course still to run, or
-/// where the fault goes on.
+/// where the fault goes on, or the API server was stopped: who was turned away by it tries again after pauses that have
+/// become longer each time.
 const COURSE: Duration = Duration::from_secs(90);
+/// As [`COURSE`], where a node has left the cluster: Kubernetes gives it more than a minute before it ends its pods for
+/// that.
+const LEAVING: Duration = Duration::from_secs(180);
 
 /// A row of the matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +84,12 @@ impl Cell {
         );
         // Of one that has vanished nothing tells any more, and its pods are settled by what its sides say.
         let vanishes = self.fault.strips_finalizer();
-        if early || vanishes || self.fault.goes_on() { COURSE } else { TRUTH }
+        match self.fault {
+            Fault::PowerOff(_, Length::ForGood) => LEAVING,
+            Fault::StopApi => COURSE,
+            fault if early || vanishes || fault.goes_on() => COURSE,
+            _ => TRUTH,
+        }
     }
 }
 

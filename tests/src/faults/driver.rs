@@ -191,6 +191,9 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     }
     // As long as it lasts, whatever the migration makes of it: it may do harm later.
     std::thread::sleep(end.saturating_duration_since(Instant::now()));
+    if cell.moment == Moment::AbortUnread {
+        judge::the_source_waits(scene, &sentry, since)?;
+    }
     if !cell.fault.goes_on() {
         cell.fault.end(scene).context("undoing the fault")?;
     }
@@ -239,6 +242,9 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     }
     if leaves_marks && was_left_over(cell, scene) {
         judge::its_vanishing_is_told(cluster, &last)?;
+    }
+    if cell.moment == Moment::Voted && cell.is_impatient() {
+        judge::kubelet_wanted_to_kill_the_target(scene)?;
     }
     watch.lap("judged");
     judge::nothing_is_left_beside_the_pod(cluster, &scene.nodes)?;

@@ -21,6 +21,10 @@ const CONTROL_PLANE: &str = "control-plane";
 const OPERATOR: &str = "operator";
 /// What a full disk has left, in KiB: less than anything needs.
 const NOTHING: u32 = 16;
+/// On the API server's machine, for as long as it is to stay stopped.
+const STOPPED: &str = "/run/api-server-stopped";
+/// How long the API server may take to serve again.
+const SERVES: Duration = Duration::from_secs(90);
 
 /// How long something is out of order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +34,8 @@ pub enum Length {
     /// Longer than a target may run unconfirmed, and than it takes to prove that it has stopped, where
     /// anybody can.
     Long,
+    /// Until the migration is over. A node without power is taken out of the cluster, too.
+    ForGood,
 }
 
 /// The shorter one.
@@ -45,6 +51,7 @@ impl Length {
         match self {
             Self::Briefly => "briefly",
             Self::Long => "for_long",
+            Self::ForGood => "for_good",
         }
     }
 }
@@ -69,6 +76,9 @@ pub enum Fault {
     Stream(Stream),
     /// The API server stands still: its connections stay open and nobody answers.
     PauseApi(Length),
+    /// kill -9 of the API server, which is kept from being started again for long: its connections end and
+    /// nobody listens.
+    StopApi,
     /// A side's disk becomes full, until the migration is over.
     FillDisk(Role),
     /// Pods on a side's node get no more memory than they have, until the migration is over.
@@ -77,6 +87,9 @@ pub enum Fault {
     PowerOff(Role, Length),
     /// Somebody does something.
     User(Act),
+    /// The source's node does not reach the API server, and the target pod is deleted: the source cannot read
+    /// what is decided then.
+    AbortUnread,
     /// Operators and agents are replaced by those of another revision, and every program that these have put on the
     /// nodes.
     Chart(Chart),
@@ -101,25 +114,28 @@ impl Fault {
             Self::Slow(link) => format!("slow_{}", link.name()),
             Self::Stream(stream) => stream.name().into(),
             Self::PauseApi(length) => format!("pause_api_{}", length.name()),
+            Self::StopApi => "stop_api".into(),
             Self::FillDisk(role) => format!("fill_disk_of_{}", side(role)),
             Self::TakeMemory(role) => format!("take_memory_of_{}", side(role)),
             Self::PowerOff(role, length) => format!("power_off_{}_{}", side(role), length.name()),
             Self::User(act) => act.name().into(),
+            Self::AbortUnread => "abort_unread".into(),
             Self::Chart(chart) => chart.name().into(),
         }
     }
 
     /// How long it goes on before it is undone.
     pub fn lasts(self) -> Duration {
-        match self {
-            Self::Cut(_, length) | Self::PauseApi(length) | Self::PowerOff(_, length) => {
-                match length {
-                    Length::Briefly => BRIEFLY,
-                    Length::Long if self.concerns_all() => LONG_UNPROVEN,
-                    Length::Long => LONG,
-                }
-            }
-            _ => Duration::ZERO,
+        let length = match self {
+            Self::Cut(_, length) | Self::PauseApi(length) | Self::PowerOff(_, length) => length,
+            Self::StopApi => Length::Long,
+            _ => return Duration::ZERO,
+        };
+        match length {
+            Length::Briefly => BRIEFLY,
+            Length::Long if self.concerns_all() => LONG_UNPROVEN,
+            Length::Long => LONG,
+            Length::ForGood => Duration::ZERO,
         }
     }
 
@@ -133,13 +149,14 @@ impl Fault {
                 | Self::Cut(Link::Operators, _)
                 | Self::Slow(Link::Operators)
                 | Self::PauseApi(_)
+                | Self::StopApi
                 | Self::Chart(_)
         )
     }
 
     /// Agents end, or cannot ask what is still needed: what a cell has left on the nodes stays there meanwhile.
     pub fn stops_agents(self) -> bool {
-        matches!(self, Self::PauseApi(_) | Self::Chart(_))
+        matches!(self, Self::PauseApi(_) | Self::StopApi | Self::Chart(_))
     }
 
     /// The Migration vanishes, whatever is left of it.
@@ -155,7 +172,8 @@ impl Fault {
                 | Self::Stream(_)
                 | Self::FillDisk(_)
                 | Self::TakeMemory(_)
-                | Self::User(Act::Drain)
+                | Self::PowerOff(_, Length::ForGood)
+                | Self::User(Act::Drain(_))
                 | Self::Chart(_)
         )
     }
@@ -195,14 +213,28 @@ impl Fault {
             Self::Slow(link) => link.slow_down(scene),
             Self::Stream(stream) => stream.disturb(scene),
             Self::PauseApi(_) => pause_api(scene, "-STOP"),
+            Self::StopApi => stop_api(cluster),
             Self::FillDisk(role) => disk::fill(cluster, scene.node(role), NOTHING),
             Self::TakeMemory(role) => {
                 // Little more: what is not touched is given up first.
                 let limit = "echo $(($(cat memory.usage_in_bytes) + (32 << 20)))";
                 limit_memory(scene, role, limit)
             }
-            Self::PowerOff(role, _) => cluster.sandbox(&["kill", scene.node(role)]).map(drop),
+            Self::PowerOff(role, length) => {
+                let node = scene.node(role);
+                cluster.sandbox(&["kill", node])?;
+                match length {
+                    Length::ForGood => {
+                        cluster.kubectl(&["delete", "node", node, "--timeout=60s"]).map(drop)
+                    }
+                    Length::Briefly | Length::Long => Ok(()),
+                }
+            }
             Self::User(act) => act.act(scene),
+            Self::AbortUnread => {
+                Link::Api(Role::Source).cut(scene)?;
+                Act::DeleteTarget.act(scene)
+            }
             Self::Chart(chart) => chart.apply(cluster),
         }
     }
@@ -217,14 +249,22 @@ impl Fault {
             Self::Cut(Link::Operators, _) | Self::Slow(Link::Operators) => {
                 nodes::names(cluster)?.iter().try_for_each(|node| link::mend(cluster, node))
             }
-            Self::Cut(..) | Self::Slow(_) | Self::Stream(_) => {
+            Self::Cut(..) | Self::Slow(_) | Self::Stream(_) | Self::AbortUnread => {
                 scene.nodes.iter().try_for_each(|node| link::mend(cluster, node))
             }
             Self::PauseApi(_) => pause_api(scene, "-CONT"),
+            Self::StopApi => start_api(cluster),
             Self::FillDisk(role) => disk::empty(cluster, scene.node(role)),
             Self::TakeMemory(role) => limit_memory(scene, role, "echo -1"),
             Self::Chart(_) => Chart::settled(cluster),
-            Self::PowerOff(role, _) => cluster.sandbox(&["start", scene.node(role)]).map(drop),
+            Self::PowerOff(role, length) => {
+                cluster.sandbox(&["start", scene.node(role)])?;
+                match length {
+                    // kubelet makes a new node of it, to which another agent comes.
+                    Length::ForGood => nodes::healthy(cluster, &scene.nodes),
+                    Length::Briefly | Length::Long => Ok(()),
+                }
+            }
             Self::User(act) => act.undo(scene),
         }
     }
@@ -257,4 +297,24 @@ fn limit_memory(scene: &Scene, role: Role, limit: &str) -> Result<()> {
 fn pause_api(scene: &Scene, signal: &str) -> Result<()> {
     let command = ["pkill", signal, "-x", "kube-apiserver"];
     scene.cluster.on_node(CONTROL_PLANE, &command).map(drop)
+}
+
+/// Kills it whenever it is there: its machine starts it again at once. Ends by itself, should nobody start it.
+fn stop_api(cluster: &Cluster) -> Result<()> {
+    let stay = format!(
+        "for i in $(seq 600); do [ -e {STOPPED} ] || exit; pkill -KILL -x kube-apiserver; sleep 0.1; done; \
+         rm -f {STOPPED}"
+    );
+    let script =
+        format!("touch {STOPPED} && {{ setsid sh -c '{stay}' </dev/null >/dev/null 2>&1 & }}");
+    cluster.on_node(CONTROL_PLANE, &["sh", "-c", &script]).map(drop)
+}
+
+/// Returns when it serves: everybody else may find out later, at a pace of his own.
+fn start_api(cluster: &Cluster) -> Result<()> {
+    cluster.on_node(CONTROL_PLANE, &["rm", "-f", STOPPED])?;
+    cluster.await_that("the API server serves again", SERVES, || {
+        let asked = ["get", "--raw=/readyz", "--request-timeout=2s"];
+        Ok(cluster.try_kubectl(&asked)?.status.success())
+    })
 }

@@ -15,6 +15,7 @@ use super::{
     sentry::{Looks, Sentry, doubles, ran, turns},
     stage::NAME,
     truth::{self, Running},
+    user::AGAIN,
 };
 use crate::{
     cluster::{Cluster, Pod, condition, of_kind},
@@ -29,6 +30,8 @@ const CLOCKS: u64 = 300;
 const NOTED: u64 = 2_000;
 /// How soon everybody has to have taken away what he put somewhere.
 const TIDY: Duration = Duration::from_secs(60);
+/// How soon a connection goes on: TCP tries again when it has waited for twice as long as before.
+const RETRANSMISSION: Duration = Duration::from_secs(60);
 /// How soon what a status says is told as an event.
 const TOLD: Duration = Duration::from_secs(30);
 /// Label of endpoints with their Service's name.
@@ -91,6 +94,24 @@ pub fn nobody_ran_undecided(scene: &Scene, sentry: &Sentry, since: u64) -> Resul
         ensure!(!sentry.ran_since(pod, since), "{pod} ran before anything was decided");
     }
     Ok(())
+}
+
+/// The source has voted and reaches no API server: whatever was decided, it stands still.
+pub fn the_source_waits(scene: &Scene, sentry: &Sentry, since: u64) -> Result<()> {
+    let source = &scene.source.uid;
+    ensure!(!sentry.ran_since(source, since), "{source} ran before it could read the Abort");
+    Ok(())
+}
+
+/// The target stood still for longer than its liveness probe allows, and kubelet has not overlooked it.
+pub fn kubelet_wanted_to_kill_the_target(scene: &Scene) -> Result<()> {
+    let killing = format!("involvedObject.uid={},reason=Killing", scene.target_uid());
+    scene.cluster.await_that("kubelet has wanted to kill the target", TOLD, || {
+        let for_its_probe = |event: &Value| {
+            event["message"].as_str().is_some_and(|said| said.contains("failed liveness probe"))
+        };
+        Ok(events(scene.cluster, &killing)?.iter().any(for_its_probe))
+    })
 }
 
 /// The source runs again before the fault ends. A client may find out later, at TCP's own pace.
@@ -156,7 +177,7 @@ pub fn the_client_was_served(
     downtime: Option<&str>,
 ) -> Result<Report> {
     if outcome.is_whole() {
-        client.goes_on(scene.cluster, Duration::from_secs(30))?;
+        client.goes_on(scene.cluster, RETRANSMISSION)?;
     }
     let report = client.stop();
     ensure!(report.jumps.is_empty(), "numbers were lost or repeated: {report:?}");
@@ -238,11 +259,29 @@ pub fn nothing_is_left_beside_the_pod(cluster: &Cluster, nodes: &Pair) -> Result
             let name = &migration["metadata"]["name"];
             ensure!(matches!(succeeded.as_str(), "True" | "False"), "{name} goes on: {message}");
         }
+        one_alone_has_moved_it(&all)?;
         bears_no_mark(cluster, &all)?;
         the_service_leads_to_the_pod(&all)?;
         Ok(true)
     })?;
     nodes.iter().try_for_each(|node| no_record_is_left(cluster, node))
+}
+
+/// Why a second Migration is refused while the first one has the pod, or has done with it.
+const REFUSED: [&str; 3] = [reasons::POD_CLAIMED, reasons::POD_NOT_RUNNING, reasons::POD_NOT_FOUND];
+
+/// A second Migration of the pod, if there is one, was refused for the first one's sake, or has had a course of its
+/// own; one of the two has moved the pod at most.
+fn one_alone_has_moved_it(all: &[Value]) -> Result<()> {
+    let is_second = |migration: &&Value| migration["metadata"]["name"] == AGAIN;
+    let Some(second) = of_kind(all, "Migration").find(is_second) else { return Ok(()) };
+    let (admitted, reason, message) = condition(second, "Admitted");
+    let is_refused = REFUSED.contains(&reason.as_str());
+    ensure!(admitted == "True" || is_refused, "{admitted}, {reason}: {message}");
+    let has_moved = |migration: &&Value| condition(migration, "Succeeded").0 == "True";
+    let moved = of_kind(all, "Migration").filter(has_moved).count();
+    ensure!(moved <= 1, "both have moved the pod: {:#}", second["status"]);
+    Ok(())
 }
 
 /// Kinds of objects that may bear a sign of a migration.

@@ -42,6 +42,9 @@ pub enum Moment {
     HandingOver,
     /// The source goes.
     Releasing,
+    /// After both have voted the target pod was deleted: the Abort is recorded, and the source's node does not
+    /// reach the API server until the fault is over.
+    AbortUnread,
     /// After both have voted the target pod was deleted: the source has read the Abort.
     Aborting,
     /// The target runs and reaches no API server until it has frozen itself: the source has read that it is
@@ -60,7 +63,7 @@ pub enum Sign {
 
 impl Moment {
     /// All, in their order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Preflight,
         Self::TargetIsMade,
         Self::Prepared,
@@ -75,6 +78,7 @@ impl Moment {
         Self::Thawed,
         Self::HandingOver,
         Self::Releasing,
+        Self::AbortUnread,
         Self::Aborting,
         Self::SourceResuming,
     ];
@@ -96,6 +100,7 @@ impl Moment {
             Self::Thawed => "unconfirmed",
             Self::HandingOver => "handing over",
             Self::Releasing => "releasing",
+            Self::AbortUnread => "abort unread",
             Self::Aborting => "aborting",
             Self::SourceResuming => "source resuming",
         }
@@ -118,6 +123,7 @@ impl Moment {
             Self::Thawed => "before_the_confirmation",
             Self::HandingOver => "while_handing_over",
             Self::Releasing => "while_releasing",
+            Self::AbortUnread => "while_the_abort_is_unread",
             Self::Aborting => "while_aborting",
             Self::SourceResuming => "while_the_source_resumes",
         }
@@ -147,6 +153,11 @@ impl Moment {
             Self::Thawed => &[Sign::InNode(Target, Journal("thawed"))],
             Self::HandingOver => &[Sign::Step(Step::HandingOver)],
             Self::Releasing => &[Sign::Step(Step::Releasing)],
+            Self::AbortUnread => &[
+                Sign::InNode(Target, Journal("voted")),
+                Sign::InNode(Source, Journal("voted")),
+                Sign::Step(Step::Aborting),
+            ],
             Self::Aborting => &[
                 Sign::InNode(Target, Journal("voted")),
                 Sign::InNode(Source, Journal("voted")),
@@ -162,6 +173,7 @@ impl Moment {
     /// What has to happen first, before the last of its signs, for a migration to get there.
     pub fn turn(self) -> Option<Fault> {
         match self {
+            Self::AbortUnread => Some(Fault::AbortUnread),
             Self::Aborting => Some(Fault::User(Act::DeleteTarget)),
             Self::SourceResuming => Some(Fault::Cut(Link::Api(Role::Target), Length::Long)),
             _ => None,
@@ -179,7 +191,7 @@ impl Moment {
             Self::Decided | Self::Thawing | Self::Thawed => Step::Committed,
             Self::HandingOver => Step::HandingOver,
             Self::Releasing => Step::Releasing,
-            Self::Aborting => Step::Aborting,
+            Self::AbortUnread | Self::Aborting => Step::Aborting,
             Self::SourceResuming => Step::SourceResuming,
         }
     }
@@ -189,7 +201,7 @@ impl Moment {
         match self {
             Self::Preflight => Some(Gate::Admission),
             Self::Prepared => Some(Gate::LetGo),
-            Self::Voted | Self::Aborting => Some(Gate::Decision),
+            Self::Voted | Self::AbortUnread | Self::Aborting => Some(Gate::Decision),
             Self::Thawed | Self::SourceResuming => Some(Gate::ResumedAt),
             _ => None,
         }

@@ -147,7 +147,8 @@ const HEADING: &str = include_str!("heading.md");
 const OTHERS: &str = "\n\n## The orders in which the source ends first\n
 A pod with a name or a volume of its own, and a Cold one, end before they are made again. *Target lost* means \
 here that it was made again where it was, *restarted* of a Cold one that it was started again there, with its \
-files. *While the source leaves*: it is frozen and dumped, or ends, and the target has nothing of it yet.\n
+files. *While the source leaves*: it is frozen and dumped, or ends, and the target has nothing of it yet. *On trial* \
+and *held again*: every task is restored on the target and held, before the votes and after the commit.\n
 | order, fault and moment | outcome |\n| --- | --- |\n";
 
 /// The document: rows are faults, columns moments; and a list of the faults in other orders, by name.

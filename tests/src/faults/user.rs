@@ -7,11 +7,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use transship_api::Role;
+use transship_api::{Role, names};
 
 use super::driver::Scene;
 use crate::cluster::{Cluster, migration};
 
+/// The second Migration that is asked for.
+pub const AGAIN: &str = "again";
 /// Keeps people from removing our finalizer.
 const GUARD: &str = "transship-kinds";
 const GUARD_KIND: &str = "validatingadmissionpolicybinding";
@@ -31,8 +33,8 @@ pub enum Act {
     ScaleDown,
     /// Restarts the Deployment.
     Roll,
-    /// Drains the source's node.
-    Drain,
+    /// Drains a side's node.
+    Drain(Role),
     /// Asks for a second Migration of the pod.
     MigrateAgain,
     /// Takes the Migration's finalizer off and deletes it.
@@ -49,7 +51,8 @@ impl Act {
             Self::DeleteDeployment => "delete_deployment",
             Self::ScaleDown => "scale_to_nothing",
             Self::Roll => "roll",
-            Self::Drain => "drain",
+            Self::Drain(Role::Source) => "drain",
+            Self::Drain(Role::Target) => "drain_target",
             Self::MigrateAgain => "migrate_again",
             Self::StripFinalizer => "strip_finalizer",
         }
@@ -62,7 +65,7 @@ impl Act {
 
     /// The owner may start a fresh pod while an old one still ends.
     pub fn orders_a_fresh_pod(self) -> bool {
-        matches!(self, Self::DeleteSource | Self::DeleteTarget | Self::Roll | Self::Drain)
+        matches!(self, Self::DeleteSource | Self::DeleteTarget | Self::Roll | Self::Drain(_))
     }
 
     /// Does it.
@@ -80,10 +83,10 @@ impl Act {
                 cluster.kubectl(&["scale", "deployment", "counter", "--replicas=0"]).map(drop)
             }
             Self::Roll => cluster.kubectl(&["rollout", "restart", "deployment/counter"]).map(drop),
-            Self::Drain => drain(scene),
+            Self::Drain(role) => drain(scene, role),
             Self::MigrateAgain => {
                 let target = scene.node(Role::Target);
-                cluster.apply(&migration("again", &scene.source.name, target)).map(drop)
+                cluster.apply(&migration(AGAIN, &scene.source.name, target)).map(drop)
             }
             Self::StripFinalizer => strip(cluster, &scene.migration),
         }
@@ -92,10 +95,10 @@ impl Act {
     /// Takes back what would disturb others.
     pub fn undo(self, scene: &Scene) -> Result<()> {
         match self {
-            Self::Drain => {
+            Self::Drain(role) => {
                 let drains = std::mem::take(&mut *scene.background.borrow_mut());
                 drains.into_iter().for_each(|drain| drop(drain.join()));
-                scene.cluster.kubectl(&["uncordon", scene.node(Role::Source)]).map(drop)
+                scene.cluster.kubectl(&["uncordon", scene.node(role)]).map(drop)
             }
             _ => Ok(()),
         }
@@ -115,12 +118,18 @@ fn target(scene: &Scene) -> Result<String> {
 
 /// Begins it, and returns when it has got to the pod. It ends when the pod is gone, or gives up: either is
 /// judged by what is there then.
-fn drain(scene: &Scene) -> Result<()> {
+fn drain(scene: &Scene, role: Role) -> Result<()> {
+    // The target has none of the application's labels before it is the pod, and no owner.
+    let pods = match role {
+        Role::Source => "app=counter",
+        Role::Target => names::MIGRATION_LABEL,
+    };
     let mut drain = scene.cluster.spawn_kubectl(&[
         "drain",
-        scene.node(Role::Source),
-        "--pod-selector=app=counter",
+        scene.node(role),
+        &format!("--pod-selector={pods}"),
         "--ignore-daemonsets",
+        "--force",
         "--timeout=30s",
     ])?;
     let said = BufReader::new(drain.stdout.take().context("no stdout")?);
