@@ -51,6 +51,8 @@ pub struct Host<M: Machine> {
     pub beside: bool,
     /// Nothing has been heard of it for long.
     pub silent: bool,
+    /// None of our objects was there when somebody looked at its node: that registers anew.
+    pub anew: bool,
     /// The API server cannot be reached.
     pub cut: bool,
     /// It could be reached since everything arrived.
@@ -90,6 +92,7 @@ impl<M: Machine<Word: Default>> Host<M> {
             orphan: false,
             beside: false,
             silent: false,
+            anew: false,
             cut: false,
             heard: false,
             unfilled: part.is_cold() && part.is_again(),

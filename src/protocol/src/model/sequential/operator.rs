@@ -92,7 +92,9 @@ pub fn operator(world: &World, moves: &mut Moves) {
 
 /// Whether a pod that was made again is taken for gone.
 fn is_gone(again: &Host<TargetMachine>) -> bool {
-    again.dead || (again.silent && !holds(Rule::SilenceIsNoProof))
+    again.dead
+        || (again.silent && !holds(Rule::SilenceIsNoProof))
+        || (again.anew && !holds(Rule::AnewIsNotGone))
 }
 
 /// Somebody is asked, and answers.

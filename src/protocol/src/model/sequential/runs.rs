@@ -35,7 +35,8 @@ fn the_sequential_order_is_safe_when_somebody_makes_a_pod_of_the_state() {
 /// A kind of fault.
 type Kind = fn(&mut Bounds) -> &mut u8;
 
-/// What goes wrong in either order. A second holder and a second Migration begin only where their rule is broken.
+/// What goes wrong in either order. A second holder, a second Migration and a node that registers anew come to
+/// something only where their rule is broken.
 const FAULTS: [(&str, Kind); 12] = [
     ("crashes", |bounds| &mut bounds.crashes),
     ("reboots", |bounds| &mut bounds.reboots),
@@ -183,6 +184,8 @@ each_rule_of_the_order_matters! {
         OnlyTheAskedGiveUp Bounds { let_go: 1, cancels: 1, ..NOTHING };
     what_a_dead_restore_let_go_and_nobody_kills: KillsByCgroup Bounds { let_go: 1, ..NOTHING };
     a_silent_pod_that_is_made_again: SilenceIsNoProof Bounds { silences: 1, ..NOTHING };
+    a_pod_that_is_made_again_as_its_node_registers_anew:
+        AnewIsNotGone Bounds { anew: 1, ..NOTHING };
     a_deleted_migration_that_leaves_the_pod_unmade:
         DeletedFinishesFirst Bounds { cancels: 1, ..NOTHING };
     two_holders_of_a_side: OneHolder Bounds { seconds: 1, ..NOTHING };

@@ -37,7 +37,12 @@ pub fn sources(world: &World, moves: &mut Moves) {
         moves.sure("S learns that T's node is gone", source(world, SourceEvent::PeerNodeGone));
     }
     if s.tasks == Tasks::Absent && holds(Rule::TasksAreWatched) {
-        moves.sure("S notices its end", source(world, SourceEvent::TasksLost));
+        let notices = source(world, SourceEvent::TasksLost);
+        // Before the vote at the latest as its freeze or its dump fails.
+        match s.holder.as_ref().is_some_and(|driver| driver.machine().is_before_vote()) {
+            true => moves.sure("S notices its end", notices),
+            false => moves.may("S notices its end late", notices),
+        }
     }
     let recovered = || {
         let (machine, effects) =
@@ -236,6 +241,11 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
             host.silent = true;
         }
         moves.fault("nothing is heard of T for long", |left| &mut left.silences, Some(silent));
+    }
+    // Others take no notice of it.
+    if !holds(Rule::AnewIsNotGone) && !host.anew && !host.word.closed {
+        let anew = Host { anew: true, ..host.clone() };
+        moves.fault("T's node registers anew", |left| &mut left.anew, with(Some(anew)));
     }
     if !host.rebooted {
         let mut reboots = Host { rebooted: true, ..host.clone() };

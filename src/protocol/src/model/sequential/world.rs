@@ -83,6 +83,8 @@ pub struct Bounds {
     pub ends: u8,
     /// Nothing is heard of a target for long.
     pub silences: u8,
+    /// A target's node registers anew.
+    pub anew: u8,
     /// The Migration is deleted.
     pub cancels: u8,
     /// A second holder is started beside the first.
@@ -109,6 +111,7 @@ pub const NOTHING: Bounds = Bounds {
     shims: 0,
     ends: 0,
     silences: 0,
+    anew: 0,
     cancels: 0,
     seconds: 0,
     others: 0,
@@ -134,6 +137,7 @@ pub const fn any(total: u8) -> Bounds {
         shims: 1,
         ends: total,
         silences: 1,
+        anew: 1,
         cancels: 1,
         seconds: 1,
         others: 1,
