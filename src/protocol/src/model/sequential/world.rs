@@ -31,6 +31,8 @@ pub struct World {
     pub wanted: bool,
     /// Somebody has wanted that at some time.
     pub risked: bool,
+    /// The operator has seen that somebody deleted the pod that was made again, and it was meant.
+    pub unwanted: bool,
     /// Somebody was asked what is to become of the memory.
     pub asked: bool,
     /// The Migration had been deleted before that.
@@ -67,7 +69,7 @@ pub struct Bounds {
     pub forged: u8,
     /// kubelet wants to kill a container.
     pub kills: u8,
-    /// Somebody deletes S, or the trial's pod.
+    /// Somebody deletes S, the trial's pod, or the one that was made again.
     pub deletes: u8,
     /// The trial's node loses the API server before its vote.
     pub cuts: u8,
@@ -175,6 +177,7 @@ impl World {
             resumed: false,
             wanted: false,
             risked: false,
+            unwanted: false,
             asked: false,
             unasked: false,
             answered: false,
