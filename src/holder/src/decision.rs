@@ -8,14 +8,14 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use k8s_openapi::api::core::v1::{self as corev1, Pod};
 use kube::config::AuthInfo;
 use kube::{Api, Client, Config};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use transship_api::{Decision, HolderState, Migration, Resolution, Role};
-use transship_protocol::{TargetOutcome, TargetWord};
+use transship_protocol::{NodeSeen, TargetOutcome, TargetWord, judge_node};
 
 use crate::reading::Reading;
 
@@ -88,15 +88,20 @@ impl Reader {
             let client = self.client().await?;
             let api: Api<transship_api::Node> = Api::all(client.clone());
             let found = api.get_opt(node).await.context("cannot read the target's Node")?;
-            if let Some(node) = found {
-                return Ok(Reading::Peer(published(&node.status.unwrap_or_default(), &self.uid)));
+            let word = found.map(|node| published(&node.status.unwrap_or_default(), &self.uid));
+            let is_in_cluster = match word {
+                Some(_) => true,
+                None => {
+                    let api: Api<corev1::Node> = Api::all(client);
+                    let found = api.get_metadata_opt(node).await;
+                    found.context("cannot read the target's node")?.is_some()
+                }
+            };
+            match judge_node(word, is_in_cluster) {
+                NodeSeen::Tells(word) => Ok(Reading::Peer(word)),
+                NodeSeen::Anew => Err(anyhow!("{node} has not told anything yet")),
+                NodeSeen::Left => Ok(Reading::PeerNodeGone),
             }
-            // A node that registers anew is without ours for a moment, and runs.
-            let api: Api<corev1::Node> = Api::all(client);
-            let found =
-                api.get_metadata_opt(node).await.context("cannot read the target's node")?;
-            ensure!(found.is_none(), "{node} has not told anything yet");
-            Ok(Reading::PeerNodeGone)
         })
         .await
         .unwrap_or_else(|_| Err(anyhow!("the API server did not answer in {READ_TIMEOUT:?}")));

@@ -5,7 +5,7 @@
 //! * [`SourceMachine`], [`TargetMachine`], run by a [`Driver`]: event in, ordered effects out. The
 //!   state is the journal; `recover` rebuilds it after a crash or reboot.
 //! * [`decide`] and the `may_…` functions: the operator.
-//! * [`judge_read`]: what a quorum read of the Migration means to a holder.
+//! * [`judge_read`]: what a quorum read of the Migration means to a holder; [`judge_node`]: one of the target's node.
 //! * [`may_give_back`]: when an address that a pod took along is free again.
 //! * [`Part`], [`may_yield`], [`may_make_again`], [`may_return`], [`must_be_asked_for`], [`gives_up_memory`]: the
 //!   sequential order, for pods whose name or volume is exclusive; and the cold one, in which only files move.
@@ -84,6 +84,11 @@
 //!     afresh as soon as the record lets it. A target does not vote for them and never thaws them, and on both
 //!     sides they are killed before the record opens. A source that is frozen keeps them until then, since its
 //!     memory can still move; where it does not, its last word says that it is lost.
+//! 16. **A node has left when the cluster has no object of it.** Where only ours is missing it registers anew, and
+//!     what it has goes on there. And it does not leave while a Commit stands open for a target of it: with it would
+//!     go the Lease by which its silence is counted.
+//! 17. **A last word stays until it was heard.** Where the Migration has vanished the source has nothing else to go
+//!     by.
 //!
 //! # What it takes for granted
 //!
@@ -92,6 +97,10 @@
 //! an fsynced entry stays. A source whose node is declared dead for fail-over without being off
 //! (a lease-based proof) needs a mark of its own before a version is restored elsewhere: that
 //! belongs to fail-over of protected pods and is not part of this protocol.
+//!
+//! Whoever deletes the cluster's object of a node vouches that it does not run. Where it does, no second copy comes of
+//! it in the overlapping order as long as the Migration exists. But when that has vanished the source goes on, and in
+//! the sequential order the pod is made again elsewhere, as Kubernetes' own controllers do with theirs.
 
 mod cold;
 mod effect;
@@ -115,7 +124,7 @@ pub use effect::{Driver, Effect, Facts, Failure, Guard, Machine};
 pub use lease::{PATIENCE, PROOF, RENEWAL, Signatures};
 pub use lent::{SandboxSeen, UserSeen, may_give_back};
 pub use operator::{
-    DecisionInput, PodSeen, TargetProof, decide, may_record_resumed, may_release_source,
+    DecisionInput, PodSeen, TargetProof, decide, may_leave, may_record_resumed, may_release_source,
     may_remove_finalizer, may_resolve_source_resumes, may_restore_version,
 };
 pub use record::{RecordState, Verb, Verdict, sandbox_verdict, wrapper_verdict};
@@ -127,4 +136,7 @@ pub use source::{
     Sockets, SourceEffect, SourceEntry, SourceEvent, SourceMachine, SourcePhase, may_begin,
 };
 pub use target::{TargetEffect, TargetEntry, TargetEvent, TargetMachine, TargetPhase};
-pub use word::{MAX_MESSAGE, MAX_REASON, SourceOutcome, SourceWord, TargetOutcome, TargetWord};
+pub use word::{
+    MAX_MESSAGE, MAX_REASON, NodeSeen, SourceOutcome, SourceWord, TargetOutcome, TargetWord,
+    judge_node,
+};

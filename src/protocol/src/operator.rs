@@ -129,6 +129,12 @@ pub fn may_remove_finalizer(
     settled && source_done && target_done
 }
 
+/// As far as a Migration is concerned whose target is there, a node that the cluster has no more may leave: its word and
+/// the Lease with its signatures go. While the Commit stands open the target's silence is counted by that Lease.
+pub fn may_leave(recorded: Recorded) -> bool {
+    !recorded.is_open_commit() || !holds(Rule::LeavesOnlyWhenSettled)
+}
+
 /// Fail-over may restore a stored version of the pod elsewhere: the decision is written and
 /// neither side can run. The node proofs are those of §8 for *protected* pods or real fencing.
 pub fn may_restore_version(
@@ -239,5 +245,6 @@ mod tests {
         assert!(!may_resolve_source_resumes(resumed, thawed, TargetProof::NodeDead));
         assert!(!may_record_resumed(resolved, thawed, false));
         assert!(may_release_source(resumed) && !may_release_source(resolved));
+        assert!(!may_leave(commit) && may_leave(resumed) && may_leave(resolved));
     }
 }

@@ -42,6 +42,12 @@ pub(crate) enum Rule {
     VanishedIsNotAbort,
     /// When the Migration has vanished, only the target's final word counts.
     OnlyTheLastWordCounts,
+    /// When the Migration has vanished, a final word stays until the other side has heard it.
+    WordsStayUntilHeard,
+    /// A node that has nothing published while the cluster has it registers anew, and has not left.
+    AnewIsNotGone,
+    /// A node does not leave, and its targets' signatures with it, while a Commit of theirs stands open.
+    LeavesOnlyWhenSettled,
     /// The source is killed only after `resumedAt`.
     KilledOnlyAfterResumed,
     /// The source is killed only after the target's last word `resumed`.
@@ -212,6 +218,9 @@ impl Rule {
         Rule::SourceQuiesces,
         Rule::VanishedIsNotAbort,
         Rule::OnlyTheLastWordCounts,
+        Rule::WordsStayUntilHeard,
+        Rule::AnewIsNotGone,
+        Rule::LeavesOnlyWhenSettled,
         Rule::KilledOnlyAfterResumed,
         Rule::KilledOnlyAfterLastWord,
         Rule::UnknownDestroysSockets,

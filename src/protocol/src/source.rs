@@ -84,7 +84,8 @@ pub enum SourceEvent {
     AllStarted,
     /// Cold: kubelet has removed the pod, so that nothing of it will be started again.
     PodGone,
-    /// The tasks are gone, or were ended since the runtime had lost them.
+    /// The tasks are gone, or were ended since the runtime had lost them. After the vote that may come late or never:
+    /// nothing depends on it but what the word says of the memory.
     TasksLost,
     /// Somebody says there is news (RPC, whatever it claims): read for yourself.
     Poked,

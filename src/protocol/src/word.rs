@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::rules::{Rule, holds};
+
 /// Longest name that a side gives to its failure, in characters: it may become the reason of a condition.
 pub const MAX_REASON: usize = 64;
 /// Longest sentence that a side says to people, in characters.
@@ -76,4 +78,39 @@ pub struct TargetWord {
     /// Nothing is left to do.
     #[serde(default)]
     pub closed: bool,
+}
+
+/// What quorum reads say of a node, made by [`judge_node`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeSeen<T> {
+    /// It has published this.
+    Tells(T),
+    /// It has published nothing, but the cluster has it: it registers anew, and what it says is still to come.
+    Anew,
+    /// The cluster has no such node any more.
+    Left,
+}
+
+/// Judges successful quorum reads, in this order: of what the node has `published` (our Node), and, where that is not
+/// there, of whether the cluster's own object of the node is. Ours alone proves nothing: it is made again by a node that
+/// lives.
+pub fn judge_node<T>(published: Option<T>, is_in_cluster: bool) -> NodeSeen<T> {
+    match published {
+        Some(published) => NodeSeen::Tells(published),
+        None if is_in_cluster && holds(Rule::AnewIsNotGone) => NodeSeen::Anew,
+        None => NodeSeen::Left,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_left_only_when_the_cluster_has_none_of_its_name() {
+        assert_eq!(judge_node(Some("word"), true), NodeSeen::Tells("word"));
+        assert_eq!(judge_node(Some("word"), false), NodeSeen::Tells("word"), "ours goes later");
+        assert_eq!(judge_node::<&str>(None, true), NodeSeen::Anew);
+        assert_eq!(judge_node::<&str>(None, false), NodeSeen::Left);
+    }
 }

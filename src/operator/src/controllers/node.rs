@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 use transship_api::conditions::{self as c, ConditionStatus, reasons};
 use transship_api::{self as api, Role, names};
 use transship_core::liveness;
+use transship_core::migration::state::recorded;
+use transship_protocol::may_leave;
 
 use super::migration::Error;
 use crate::context::Context;
@@ -171,7 +173,9 @@ async fn look(
     let gone = listed != Some(true) && super::migration::node_gone(&name, context).await?;
     if !gone {
         entry.gone_since = None;
-    } else if entry.gone_since.get_or_insert_with(Instant::now).elapsed() >= LEAVE_AFTER {
+    } else if entry.gone_since.get_or_insert_with(Instant::now).elapsed() >= LEAVE_AFTER
+        && !is_awaited(&name, &context.migrations.state())
+    {
         return leave(node, context).await;
     }
     match judge(node, silence, ttl, listed, Timestamp::now()) {
@@ -301,6 +305,15 @@ pub async fn remove_lease(client: &Client, namespace: &str, node: &str) -> kube:
         Err(kube::Error::Api(answer)) if answer.is_not_found() => Ok(()),
         other => other.map(drop),
     }
+}
+
+/// Whether a target on this node is still waited for. In the sequential order nothing follows from its silence.
+fn is_awaited(name: &str, migrations: &[Arc<api::Migration>]) -> bool {
+    migrations.iter().any(|migration| {
+        let Some(status) = &migration.status else { return false };
+        let is_there = status.target.as_ref().is_some_and(|target| target.node == name);
+        is_there && !status.is_sequential() && !may_leave(recorded(migration))
+    })
 }
 
 async fn leave(node: &api::Node, context: &Context) -> Result<(), Error> {
@@ -434,6 +447,32 @@ mod tests {
         node.status = Some(status);
         let status = judged(&node, after(0), None).unwrap();
         assert_eq!(c::find(&status.conditions, c::LISTED), None);
+    }
+
+    #[test]
+    fn a_node_does_not_leave_while_the_silence_of_a_target_there_is_counted() {
+        let migration = |change: fn(&mut api::MigrationStatus)| {
+            let mut migration = api::Migration::new("m", api::MigrationSpec::for_pod("p"));
+            let mut status = api::MigrationStatus {
+                target: Some(api::PodRef { node: "node-b".into(), ..Default::default() }),
+                decision: Some(api::Decision::Commit),
+                ..Default::default()
+            };
+            change(&mut status);
+            migration.status = Some(status);
+            [Arc::new(migration)]
+        };
+        let open = migration(|_| {});
+        assert!(is_awaited("node-b", &open) && !is_awaited("node-a", &open));
+        let settled: [fn(&mut api::MigrationStatus); 4] = [
+            |status| status.decision = Some(api::Decision::Abort),
+            |status| status.resumed_at = Some(MicroTime(Timestamp::UNIX_EPOCH)),
+            |status| status.resolution = Some(api::Resolution::SourceResumes),
+            |status| status.hand_over = Some(api::HandOver::Sequential),
+        ];
+        for (nth, change) in settled.into_iter().enumerate() {
+            assert!(!is_awaited("node-b", &migration(change)), "{nth}");
+        }
     }
 
     #[test]

@@ -10,8 +10,9 @@ use crate::rules::{Rule, holds};
 use crate::source::SourceEvent;
 use crate::target::TargetEvent;
 use crate::{
-    Decision, Driver, Read, RecordState, Recorded, SourceMachine, SourcePhase, TargetMachine,
-    TargetPhase, Verb, Verdict, judge_read, may_begin, wrapper_verdict,
+    Decision, Driver, NodeSeen, Read, RecordState, Recorded, SourceMachine, SourcePhase,
+    TargetMachine, TargetPhase, TargetWord, Verb, Verdict, judge_node, judge_read, may_begin,
+    wrapper_verdict,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +32,12 @@ pub enum Action {
     Deadline(Side, Which),
     ReadMigration(Side, Which),
     ReadPeer,
-    PeerNodeGone,
+    ReadThatPeerHasLeft,
+    /// T's node forgets its last word before S has heard it (only where that rule is broken).
+    ForgetWord,
     NoticeTasksLost(Side),
+    /// A source may notice it late, or never, once it has voted.
+    LearnTasksLost,
     NoticeRestoreDied,
     LinkIsBack,
     NoticeLapse,
@@ -50,6 +55,8 @@ pub enum Action {
     OperatorGivesUp,
     OperatorWrites(Intent),
     OperatorFindsSilence,
+    /// T's node, which is gone from the cluster, leaves our list.
+    NodeLeaves,
     RemoveFinalizer,
     RestoreVersion,
     Fault(Fault, Side),
@@ -67,6 +74,7 @@ impl Action {
                 | Action::StartHolder(_, Which::Second)
                 | Action::Deadline(..)
                 | Action::OperatorGivesUp
+                | Action::LearnTasksLost
                 | Action::Forget(_)
                 | Action::KubeletAsks(_, Verb::Delete)
         )
@@ -129,8 +137,14 @@ fn holder<R: Role>(world: &World, out: &mut Steps<World>) {
     let orphaned = is_lost_with_its_shim(world, R::SIDE);
     let ended = (host.env.tasks == Tasks::Absent || orphaned) && !host.journal.is_empty();
     if ended && holds(Rule::TasksAreWatched) {
-        let event = R::tasks_lost();
-        push(out, Action::NoticeTasksLost(R::SIDE), feed::<R>(world, Which::First, event));
+        let driver = host.holder.as_ref();
+        let before_vote = driver.is_some_and(|driver| driver.machine().is_before_vote());
+        // A source's before the vote at the latest as its freeze or its dump fails.
+        let action = match R::SIDE == Side::T || before_vote {
+            true => Action::NoticeTasksLost(R::SIDE),
+            false => Action::LearnTasksLost,
+        };
+        push(out, action, feed::<R>(world, Which::First, R::tasks_lost()));
     }
 }
 
@@ -170,7 +184,14 @@ fn source_events(world: &World, out: &mut Steps<World>) {
     }
     push(out, Action::FreezeNow, first(SourceEvent::FreezeNow));
     push(out, Action::AskRelease, first(SourceEvent::ReleaseRequested));
-    push(out, Action::ReadPeer, first(SourceEvent::PeerRead(world.t.word)));
+    push(out, Action::ReadPeer, read_node(world, NodeSeen::Tells(world.t.word)));
+    let heard = world.api.exists || world.s.word.outcome.is_some();
+    // What everybody has heard may be forgotten, and makes no difference.
+    if world.t.word.closed && !heard && !holds(Rule::WordsStayUntilHeard) {
+        let mut next = world.clone();
+        next.t.word = TargetWord { closed: true, ..TargetWord::default() };
+        out.push((Action::ForgetWord, Ok(next)));
+    }
     if world.s.env.dumping && !is_freezing(world) {
         let mut next = world.clone();
         let env = &mut next.s.env;
@@ -180,9 +201,19 @@ fn source_events(world: &World, out: &mut Steps<World>) {
         }
         out.push((Action::DumpEnds, Ok(next)));
     }
-    if world.t.env.dead {
-        push(out, Action::PeerNodeGone, first(SourceEvent::PeerNodeGone));
+    if world.t.env.left {
+        push(out, Action::ReadThatPeerHasLeft, read_node(world, judge_node(None, false)));
     }
+}
+
+/// S's holder has read this of T's node.
+pub(super) fn read_node(world: &World, seen: NodeSeen<TargetWord>) -> Option<World> {
+    let event = match seen {
+        NodeSeen::Tells(word) => SourceEvent::PeerRead(word),
+        NodeSeen::Anew => return None,
+        NodeSeen::Left => SourceEvent::PeerNodeGone,
+    };
+    feed::<SourceMachine>(world, Which::First, event)
 }
 
 fn is_freezing(world: &World) -> bool {

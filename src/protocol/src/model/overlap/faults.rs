@@ -1,7 +1,7 @@
 //! What goes wrong: one action per fault that the bounds still allow.
 
 use super::super::search::Steps;
-use super::actors::{Action, ask, push};
+use super::actors::{Action, ask, push, read_node};
 use super::host::{Which, fail_effect, feed, start_holder};
 use super::operators::bump;
 use super::role::Role;
@@ -9,7 +9,7 @@ use super::world::{CONTAINERS, FAULTS, Fault, Inflight, Shim, Side, Tasks, World
 use crate::rules::{Rule, holds};
 use crate::{
     Decision, Driver, Read, RecordState, Recorded, SourceEntry, SourceMachine, TargetMachine,
-    TargetPhase, Verb, may_begin,
+    TargetPhase, TargetWord, Verb, judge_node, may_begin,
 };
 
 pub(super) fn spend(world: &mut World, fault: Fault) {
@@ -60,9 +60,14 @@ pub(super) fn faults(world: &World, out: &mut Steps<World>) {
             });
         }
         if has(Fault::DeletePod) && !world.pod_deleting(side) {
-            happens(Fault::DeletePod, &|next| match side {
-                Side::S => next.api.s_deleting = true,
-                Side::T => next.api.t_deleting = true,
+            happens(Fault::DeletePod, &|next| next.delete_pod(side));
+        }
+        // Where the Migration has vanished, the source goes by the word of whoever does this. So it does not vanish
+        // afterwards either.
+        if has(Fault::NodeDeleted) && world.api.exists && !world.env(side).deleted {
+            happens(Fault::NodeDeleted, &|next| {
+                next.env_mut(side).deleted = true;
+                next.delete_pod(side);
             });
         }
         if has(Fault::TasksDie) && world.env(side).tasks != Tasks::Absent {
@@ -94,7 +99,7 @@ pub(super) fn faults(world: &World, out: &mut Steps<World>) {
             bump(next);
         });
     }
-    if has(Fault::Strip) && world.api.exists {
+    if has(Fault::Strip) && world.api.exists && !world.t.env.deleted {
         happens(Fault::Strip, Side::S, &|next| {
             next.api.exists = false;
             next.ops = [None; 2];
@@ -109,7 +114,8 @@ pub(super) fn faults(world: &World, out: &mut Steps<World>) {
     let s_voted = world.s.journal.contains(&SourceEntry::Voted);
     let t_begun = world.t_phase() == TargetPhase::Begun;
     let undecided = world.api.exists && world.api.recorded.decision.is_none();
-    if has(Fault::ForgedCommit) && s_voted && t_begun && undecided {
+    // The silence of a target that has not voted and whose node has left is never a proof, nor need it be.
+    if has(Fault::ForgedCommit) && s_voted && t_begun && undecided && !world.t.env.left {
         happens(Fault::ForgedCommit, Side::T, &|next| {
             next.api.recorded.decision = Some(Decision::Commit);
             bump(next);
@@ -210,6 +216,13 @@ pub(super) fn faults(world: &World, out: &mut Steps<World>) {
     }
     if has(Fault::ForgedHint) {
         forged_hints(world, out);
+    }
+    if has(Fault::NodeAnew) && !world.t.env.dead {
+        let seen = judge_node::<TargetWord>(None, true);
+        if let Some(mut next) = read_node(world, seen) {
+            spend(&mut next, Fault::NodeAnew);
+            out.push((Action::Fault(Fault::NodeAnew, Side::T), Ok(next)));
+        }
     }
     if has(Fault::LateBegin) {
         late_begins(world, out);

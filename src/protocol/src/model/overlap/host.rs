@@ -224,7 +224,10 @@ fn kill_frozen(world: &mut World, side: Side) -> Result<(), Broken> {
     if world.env(side).tasks != Tasks::Absent {
         match side {
             Side::S => {
+                // The pod is lost with a node that has left, or goes on there.
+                let has_left = world.t.env.left && world.api.recorded.resumed_at;
                 let confirmed = world.t.env.dead
+                    || has_left
                     || world.t_phase() == TargetPhase::Closed(TargetOutcome::Resumed);
                 if !confirmed {
                     return Err("the source was killed before the target was confirmed");

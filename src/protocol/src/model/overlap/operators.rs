@@ -5,8 +5,8 @@ use super::actors::Action;
 use super::world::{Intent, World};
 use crate::rules::{Rule, holds};
 use crate::{
-    Decision, DecisionInput, PodSeen, Resolution, TargetProof, decide, may_record_resumed,
-    may_remove_finalizer, may_resolve_source_resumes, may_restore_version,
+    Decision, DecisionInput, PodSeen, Resolution, TargetProof, decide, may_leave,
+    may_record_resumed, may_remove_finalizer, may_resolve_source_resumes, may_restore_version,
 };
 
 fn observe(world: &World, give_up: bool) -> DecisionInput {
@@ -71,8 +71,8 @@ pub(super) fn operators(world: &World, out: &mut Steps<World>) {
             recorded,
             world.s.word,
             world.t.word,
-            world.s.env.dead,
-            world.t.env.dead,
+            world.s.env.is_gone(),
+            world.t.env.is_gone(),
         );
         if done {
             let mut next = world.clone();
@@ -87,13 +87,24 @@ pub(super) fn operators(world: &World, out: &mut Steps<World>) {
             out.push((Action::RestoreVersion, Ok(next)));
         }
     }
+    if world.t.env.is_gone() && !world.t.env.left && no_commit_waits(world) {
+        let mut next = world.clone();
+        next.t.env.left = true;
+        out.push((Action::NodeLeaves, Ok(next)));
+    }
 }
 
-/// Whether T's signature may have been found unchanged for T₂.
+/// Whether T's node may leave our list. It has been gone for long then: longer than it takes to write a decision.
+fn no_commit_waits(world: &World) -> bool {
+    let is_being_written = world.ops.contains(&Some(Intent::Commit));
+    !world.api.exists || (may_leave(world.api.recorded) && !is_being_written)
+}
+
+/// Whether T's signature may have been found unchanged for T₂. Where there is no Lease there is none.
 fn silent_for_long(world: &World) -> bool {
     let env = &world.t.env;
     if holds(Rule::ProofFollowsCommit) {
-        world.api.recorded.is_open_commit() && (env.dead || env.lapsed)
+        world.api.recorded.is_open_commit() && (env.dead || env.lapsed) && !env.left
     } else {
         // Before its vote a target may be silent for as long as it likes.
         env.dead || env.lapsed || !env.armed

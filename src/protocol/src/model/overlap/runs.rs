@@ -16,7 +16,7 @@ fn fails(rule: Rule, bounds: &[(Fault, u8)]) {
     search::fails(rule, (0..=most).map(|total| World::new(bounds, total)));
 }
 
-const ALL: [(Fault, u8); 22] = [
+const ALL: [(Fault, u8); 24] = [
     (Fault::Crash, 3),
     (Fault::Reboot, 2),
     (Fault::Die, 2),
@@ -39,6 +39,8 @@ const ALL: [(Fault, u8); 22] = [
     (Fault::RestoreLetsGo, 1),
     (Fault::CutOff, 1),
     (Fault::ShimDies, 2),
+    (Fault::NodeDeleted, 1),
+    (Fault::NodeAnew, 1),
 ];
 
 #[test]
@@ -106,7 +108,10 @@ fn a_target_whose_shim_dies_starts_afresh_where_it_is_or_its_source_goes_on() {
 fn every_fault_happens() {
     for (fault, _) in ALL {
         // These come to something only where their rule is broken.
-        if matches!(fault, Fault::SecondMigration | Fault::SecondHolder | Fault::ForgedHint) {
+        if matches!(
+            fault,
+            Fault::SecondMigration | Fault::SecondHolder | Fault::ForgedHint | Fault::NodeAnew
+        ) {
             continue;
         }
         let start = World::new(&[(fault, 1), (Fault::Strip, 1)], 3);
@@ -168,6 +173,11 @@ each_rule_matters! {
         OnlyTheLastWordCounts [(Fault::Reboot, 1), (Fault::Strip, 1)];
     killing_the_source_before_resumed_at_fails: KilledOnlyAfterResumed [];
     killing_the_source_before_the_last_word_fails: KilledOnlyAfterLastWord [];
+    forgetting_a_last_word_that_nobody_has_heard_fails:
+        WordsStayUntilHeard [(Fault::Strip, 1)];
+    taking_a_node_that_registers_anew_for_one_that_has_left_fails:
+        AnewIsNotGone [(Fault::Strip, 1), (Fault::NodeAnew, 1)];
+    letting_a_node_leave_whose_silence_is_counted_fails: LeavesOnlyWhenSettled [(Fault::Die, 1)];
     keeping_connections_that_were_served_elsewhere_fails:
         UnknownDestroysSockets [(Fault::Lapse, 1)];
     voting_before_the_record_is_held_fails: TargetHoldsBeforeVote [(Fault::KubeletKill, 1)];

@@ -101,9 +101,13 @@ pub enum Fault {
     CutOff,
     /// The pod's shim dies; the tasks live on.
     ShimDies,
+    /// Somebody deletes the cluster's object of a node that lives. The objects of its pods go with it.
+    NodeDeleted,
+    /// S's holder looks at T's node just when that has none of our objects: it lives and registers anew.
+    NodeAnew,
 }
 
-pub const FAULTS: usize = 22;
+pub const FAULTS: usize = 24;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Api {
@@ -138,6 +142,10 @@ pub struct Env {
     /// Since the first journal entry.
     pub rebooted: bool,
     pub dead: bool,
+    /// The node lives, but the cluster has no object of it any more.
+    pub deleted: bool,
+    /// T: nor is ours there, with its word, nor its Lease.
+    pub left: bool,
     pub armed: bool,
     /// Somebody looks whether the armed dead-man expires.
     pub watched: bool,
@@ -203,6 +211,8 @@ impl Env {
             inflight: None,
             rebooted: false,
             dead: false,
+            deleted: false,
+            left: false,
             armed: false,
             watched: false,
             lapsed: false,
@@ -231,6 +241,11 @@ impl Env {
 
     pub fn runs(&self) -> bool {
         self.tasks == Tasks::Running && !self.dead
+    }
+
+    /// The cluster has no object of the node, or may have none: that of a node that is down for ever goes, too.
+    pub fn is_gone(&self) -> bool {
+        self.dead || self.deleted
     }
 
     /// The tasks live without their shim.
@@ -297,6 +312,13 @@ impl World {
         match side {
             Side::S => self.api.s_deleting,
             Side::T => self.api.t_deleting,
+        }
+    }
+
+    pub fn delete_pod(&mut self, side: Side) {
+        match side {
+            Side::S => self.api.s_deleting = true,
+            Side::T => self.api.t_deleting = true,
         }
     }
 

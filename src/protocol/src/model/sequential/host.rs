@@ -2,7 +2,7 @@
 
 use crate::effect::{Effect, Facts, Failure, Machine};
 use crate::rules::{Rule, holds};
-use crate::{Driver, Part, RecordState};
+use crate::{Driver, Part, PodSeen, RecordState};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tasks {
@@ -31,6 +31,8 @@ pub struct Host<M: Machine> {
     pub cold: bool,
     /// A pod made again, on the source's node.
     pub at_source: bool,
+    /// A pod made again: its object.
+    pub pod: PodSeen,
     /// Its one restore has been made.
     pub restored: bool,
     /// CRIU dumps it.
@@ -51,6 +53,8 @@ pub struct Host<M: Machine> {
     pub beside: bool,
     /// Nothing has been heard of it for long.
     pub silent: bool,
+    /// None of our objects was there when somebody looked at its node: that registers anew.
+    pub anew: bool,
     /// The API server cannot be reached.
     pub cut: bool,
     /// It could be reached since everything arrived.
@@ -80,6 +84,7 @@ impl<M: Machine<Word: Default>> Host<M> {
             word: M::Word::default(),
             cold: part.is_cold(),
             at_source: part.is_at_source(),
+            pod: PodSeen::Alive,
             restored: false,
             dumping: false,
             torn: false,
@@ -90,6 +95,7 @@ impl<M: Machine<Word: Default>> Host<M> {
             orphan: false,
             beside: false,
             silent: false,
+            anew: false,
             cut: false,
             heard: false,
             unfilled: part.is_cold() && part.is_again(),

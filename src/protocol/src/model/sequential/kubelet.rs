@@ -5,7 +5,9 @@ use super::host::{Host, Tasks};
 use super::world::{Moves, Place, TARGETS, World, source, target};
 use crate::effect::Machine;
 use crate::rules::{Rule, holds};
-use crate::{RecordState, SourceEvent, TargetEvent, TargetMachine, Verb, Verdict, wrapper_verdict};
+use crate::{
+    PodSeen, RecordState, SourceEvent, TargetEvent, TargetMachine, Verb, Verdict, wrapper_verdict,
+};
 
 fn verdict<M: Machine>(host: &Host<M>, verb: Verb) -> Verdict {
     wrapper_verdict(host.record, verb, host.unfilled)
@@ -79,6 +81,22 @@ fn delete(host: &Host<TargetMachine>) -> Option<(Host<TargetMachine>, bool)> {
     Some((next, through))
 }
 
+/// Somebody deletes a pod that was made again. Behind its gate no kubelet has it, and it is gone at once; the gate opens
+/// when the record is there. What has come to its end is a pod like any other.
+fn somebody_deletes(host: &Host<TargetMachine>) -> Option<Host<TargetMachine>> {
+    let pod = if host.record.is_none() { PodSeen::Gone } else { PodSeen::Deleting };
+    let may = host.pod == PodSeen::Alive && !host.dead && !host.word.closed;
+    may.then(|| Host { pod, ..host.clone() })
+}
+
+/// kubelet gives a deleted pod's object up when nothing of it is left.
+fn goes(host: &Host<TargetMachine>) -> Option<Host<TargetMachine>> {
+    let may_delete = verdict(host, Verb::Delete) != Verdict::Refuse;
+    let is_over = host.dead || (host.tasks == Tasks::Absent && may_delete);
+    let may = host.pod == PodSeen::Deleting && is_over;
+    may.then(|| Host { pod: PodSeen::Gone, ..host.clone() })
+}
+
 /// Whether every container was started with its files.
 fn all_started<M: Machine>(host: &Host<M>) -> bool {
     host.record == Some(RecordState::Starting) && host.tasks == Tasks::Running && !host.unfilled
@@ -141,8 +159,17 @@ pub fn target_pods(world: &World, moves: &mut Moves) {
             moves
                 .sure("T's containers were started", target(world, place, TargetEvent::AllStarted));
         }
+        if place == Place::Again {
+            let deleted = with(somebody_deletes(host), world.afresh);
+            moves.fault("somebody deletes T", |left| &mut left.deletes, deleted);
+        }
+        if host.pod == PodSeen::Deleting {
+            moves.sure("kubelet kills T, which is deleted", with(kill(host), world.afresh));
+            moves.sure("T is gone", with(goes(host), world.afresh));
+        }
         // Before its record is there the scheduling gate keeps kubelet from it.
-        if place != Place::Trial && host.record.is_some() {
+        let is_kubelets = host.record.is_some() && host.pod == PodSeen::Alive;
+        if place != Place::Trial && is_kubelets {
             let mut afresh = world.afresh;
             let started = create(host, &mut afresh);
             moves.sure("kubelet starts T", with(started, afresh));

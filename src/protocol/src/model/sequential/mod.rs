@@ -9,6 +9,11 @@
 //! and what a try wrote to them that was let go, or thawed and lost, stays written: it is restored once more only
 //! when somebody wants it, or its node is gone for good; else the Migration waits, which is an end here.
 //!
+//! A pod that was made again is made once more when it is deleted before its node has it, or unseen; once that has been
+//! seen on its node, whoever did it means the pod, and that it runs nowhere is an end. (What else tells the one from the
+//! other, and who deletes the source, is the sequential plan's business.) A node's object that goes is taken for its
+//! node's end, which it is for all of Kubernetes: here only `deaths` takes one away.
+//!
 //! A pod that was made again and whose tasks end after the last look at them and before the thaw counts as one
 //! that ended right after it: kubelet starts it afresh.
 

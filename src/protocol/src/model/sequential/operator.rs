@@ -52,7 +52,8 @@ pub fn operator(world: &World, moves: &mut Moves) {
         });
         moves.sure("the operator records resumedAt", resumed);
     }
-    let tried = (world.tries > 0 || world.trial.dead) && !is_asked_for(world);
+    let waits = is_asked_for(world) || world.unwanted;
+    let tried = (world.tries > 0 || world.trial.dead) && !waits;
     if released && tried && !world.s.dead && may_return(world.recorded, word, gone) {
         let resolved =
             world.with(|next| next.recorded.resolution = Some(Resolution::SourceResumes));
@@ -60,6 +61,12 @@ pub fn operator(world: &World, moves: &mut Moves) {
     }
     if ended && world.s_object {
         moves.sure("S's object goes", world.with(|next| next.s_object = false));
+    }
+    // As long as the object is there, and unless the pod runs already.
+    let goes = |host: &Host<TargetMachine>| host.pod == PodSeen::Deleting && !host.word.thawed;
+    if world.again.as_ref().is_some_and(goes) && !world.unwanted {
+        let sees = world.with(|next| next.unwanted = true);
+        moves.sure("the operator sees that the pod is not wanted", sees);
     }
     make(world, moves);
     ask(world, moves);
@@ -92,7 +99,20 @@ pub fn operator(world: &World, moves: &mut Moves) {
 
 /// Whether a pod that was made again is taken for gone.
 fn is_gone(again: &Host<TargetMachine>) -> bool {
-    again.dead || (again.silent && !holds(Rule::SilenceIsNoProof))
+    again.dead
+        || (again.silent && !holds(Rule::SilenceIsNoProof))
+        || (again.anew && !holds(Rule::AnewIsNotGone))
+}
+
+/// Whether the pod that was made again went before it ran, and nothing of its side is at work.
+fn went(again: &Host<TargetMachine>) -> bool {
+    let has_ended = again.dead || again.journal.is_empty() || again.word.closed;
+    again.pod == PodSeen::Gone && has_ended && again.word.outcome != Some(TargetOutcome::Resumed)
+}
+
+/// Whether somebody has deleted the pod, and meant it: it is not made once more.
+pub fn is_unwanted(world: &World) -> bool {
+    world.unwanted && world.again.as_ref().is_some_and(went)
 }
 
 /// Somebody is asked, and answers.
@@ -127,7 +147,7 @@ pub fn is_asked_for(world: &World) -> bool {
         let left = is_gone(host) && host.record.is_some();
         must_be_asked_for(host.word, left, world.cold, true)
     };
-    !world.wanted && world.again.as_ref().is_some_and(must)
+    !world.wanted && !world.unwanted && world.again.as_ref().is_some_and(must)
 }
 
 /// Whether the memory is given up: somebody was asked and has said so, and it may be older than its volumes, or it was
@@ -152,7 +172,7 @@ fn may_go(world: &World) -> bool {
     over && (is_finished(world) || is_given_up(world) || !holds(Rule::DeletedFinishesFirst))
 }
 
-/// The pod runs, where it was or again, or nobody has its state any more.
+/// The pod runs, where it was or again, or nobody wants it, or nobody has its state any more.
 fn is_finished(world: &World) -> bool {
     let runs = |host: &Host<TargetMachine>| {
         host.word.outcome == Some(TargetOutcome::Resumed) && host.word.closed
@@ -162,6 +182,7 @@ fn is_finished(world: &World) -> bool {
     world.recorded.decision != Some(Decision::Commit)
         || again.is_some_and(|host| runs(host) || (world.resumed && host.dead))
         || nowhere
+        || is_unwanted(world)
 }
 
 /// Somebody starts a pod of the state that has arrived, though nobody has decided anything.
@@ -187,12 +208,15 @@ fn make(world: &World, moves: &mut Moves) {
     };
     let free = match &world.again {
         None => true,
-        Some(host) => has_failed(host.word, is_gone(host)) && world.former.is_none(),
+        Some(host) => {
+            let is_over = has_failed(host.word, is_gone(host)) || went(host);
+            is_over && world.former.is_none()
+        }
     };
     let at_source = world.recorded.resolution.is_some();
     let node_gone = if at_source { world.s.dead } else { world.trial.dead };
     let allowed = may_make_again(world.recorded, world.s.word, world.s.dead, seen);
-    let waits = is_asked_for(world) || is_given_up(world);
+    let waits = is_asked_for(world) || is_given_up(world) || world.unwanted;
     if !free || node_gone || world.tries >= TRIES || !allowed || waits {
         return;
     }
@@ -202,7 +226,8 @@ fn make(world: &World, moves: &mut Moves) {
         next.wanted = false;
         // The former one stays in sight, in case that it lives against its word.
         let lives = |host: &Host<TargetMachine>| {
-            !host.dead && (host.tasks != Tasks::Absent || !host.word.closed)
+            let has_begun = !host.journal.is_empty();
+            has_begun && !host.dead && (host.tasks != Tasks::Absent || !host.word.closed)
         };
         if let Some(former) = next.again.take().filter(lives) {
             next.former = Some(former);

@@ -1,10 +1,10 @@
 //! The runs of the sequential order.
 
 use super::super::search;
-use super::operator::is_asked_for;
+use super::operator::{is_asked_for, is_unwanted};
 use super::world::{Bounds, NOTHING, World, any};
 use crate::rules::Rule;
-use crate::{SourceEntry, SourceWord, TargetEntry, TargetOutcome};
+use crate::{PodSeen, SourceEntry, SourceWord, TargetEntry, TargetOutcome};
 
 fn passes(name: &str, bounds: Bounds) {
     search::passes(name, &World::new(bounds, false));
@@ -35,7 +35,8 @@ fn the_sequential_order_is_safe_when_somebody_makes_a_pod_of_the_state() {
 /// A kind of fault.
 type Kind = fn(&mut Bounds) -> &mut u8;
 
-/// What goes wrong in either order. A second holder and a second Migration begin only where their rule is broken.
+/// What goes wrong in either order. A second holder, a second Migration and a node that registers anew come to
+/// something only where their rule is broken.
 const FAULTS: [(&str, Kind); 12] = [
     ("crashes", |bounds| &mut bounds.crashes),
     ("reboots", |bounds| &mut bounds.reboots),
@@ -95,6 +96,29 @@ fn the_pod_is_restored_again_when_its_shim_dies_before_it_runs() {
     search::reaches("restored again with another shim", &start, |world| {
         world.resumed && world.tries == 2 && world.left.shims == 0
     });
+}
+
+/// And not given up for that: no such end is taken for one in the runs above.
+#[test]
+fn a_pod_that_is_deleted_behind_its_gate_is_made_again() {
+    let start = World::new(Bounds { deletes: 1, ..NOTHING }, false);
+    search::reaches("deleted behind its gate", &start, |world| {
+        let gone = world.again.as_ref().filter(|again| again.pod == PodSeen::Gone);
+        gone.is_some_and(|again| again.record.is_none()) && !world.unwanted
+    });
+    search::reaches("made again", &start, |world| {
+        world.resumed && world.tries == 2 && world.left.deletes == 0
+    });
+}
+
+#[test]
+fn a_pod_that_is_deleted_on_its_node_is_not_made_again_where_that_was_seen() {
+    for cold in [false, true] {
+        let start = World::new(Bounds { deletes: 1, ..NOTHING }, cold);
+        search::reaches("not wanted any more", &start, |world| {
+            is_unwanted(world) && world.tries == 1 && !world.resumed
+        });
+    }
 }
 
 #[test]
@@ -183,6 +207,8 @@ each_rule_of_the_order_matters! {
         OnlyTheAskedGiveUp Bounds { let_go: 1, cancels: 1, ..NOTHING };
     what_a_dead_restore_let_go_and_nobody_kills: KillsByCgroup Bounds { let_go: 1, ..NOTHING };
     a_silent_pod_that_is_made_again: SilenceIsNoProof Bounds { silences: 1, ..NOTHING };
+    a_pod_that_is_made_again_as_its_node_registers_anew:
+        AnewIsNotGone Bounds { anew: 1, ..NOTHING };
     a_deleted_migration_that_leaves_the_pod_unmade:
         DeletedFinishesFirst Bounds { cancels: 1, ..NOTHING };
     two_holders_of_a_side: OneHolder Bounds { seconds: 1, ..NOTHING };

@@ -4,8 +4,8 @@ use super::host::{Host, Tasks};
 use super::world::{Moves, Place, World, source, target};
 use crate::rules::{Rule, holds};
 use crate::{
-    Driver, RecordState, SourceEvent, SourceMachine, SourcePhase, TargetEvent, TargetMachine,
-    may_begin,
+    Driver, PodSeen, RecordState, SourceEvent, SourceMachine, SourcePhase, TargetEvent,
+    TargetMachine, may_begin,
 };
 
 pub fn sources(world: &World, moves: &mut Moves) {
@@ -37,7 +37,12 @@ pub fn sources(world: &World, moves: &mut Moves) {
         moves.sure("S learns that T's node is gone", source(world, SourceEvent::PeerNodeGone));
     }
     if s.tasks == Tasks::Absent && holds(Rule::TasksAreWatched) {
-        moves.sure("S notices its end", source(world, SourceEvent::TasksLost));
+        let notices = source(world, SourceEvent::TasksLost);
+        // Before the vote at the latest as its freeze or its dump fails.
+        match s.holder.as_ref().is_some_and(|driver| driver.machine().is_before_vote()) {
+            true => moves.sure("S notices its end", notices),
+            false => moves.may("S notices its end late", notices),
+        }
     }
     let recovered = || {
         let (machine, effects) =
@@ -158,13 +163,20 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
     let failed = with(host.fail()).or_else(|| target(world, place, TargetEvent::LocalFailure));
     moves.fault("T fails", |left| &mut left.failures, failed);
     if host.journal.is_empty() {
-        if world.exists || place != Place::Trial {
+        if (world.exists || place != Place::Trial) && host.pod != PodSeen::Gone {
             moves.sure("T begins", target(world, place, TargetEvent::Begin));
         }
         return;
     }
+    // By the operator; the holder of a cold one looks for itself.
+    if host.pod != PodSeen::Alive && (world.exists || host.cold) {
+        let told = target(world, place, TargetEvent::LocalFailure);
+        moves.sure("T is told that its pod goes", told);
+    }
     moves.may("T loses patience", target(world, place, TargetEvent::DeadlinePassed));
-    let restores = host.record == Some(RecordState::Restore) && host.tasks == Tasks::Absent;
+    let restores = host.record == Some(RecordState::Restore)
+        && host.tasks == Tasks::Absent
+        && host.pod == PodSeen::Alive;
     if restores && host.stored && !host.rebooted && !host.restored {
         let next = Host {
             tasks: Tasks::Frozen,
@@ -236,6 +248,11 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
             host.silent = true;
         }
         moves.fault("nothing is heard of T for long", |left| &mut left.silences, Some(silent));
+    }
+    // Others take no notice of it.
+    if !holds(Rule::AnewIsNotGone) && !host.anew && !host.word.closed {
+        let anew = Host { anew: true, ..host.clone() };
+        moves.fault("T's node registers anew", |left| &mut left.anew, with(Some(anew)));
     }
     if !host.rebooted {
         let mut reboots = Host { rebooted: true, ..host.clone() };

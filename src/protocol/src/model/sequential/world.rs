@@ -31,6 +31,8 @@ pub struct World {
     pub wanted: bool,
     /// Somebody has wanted that at some time.
     pub risked: bool,
+    /// The operator has seen that somebody deleted the pod that was made again, and it was meant.
+    pub unwanted: bool,
     /// Somebody was asked what is to become of the memory.
     pub asked: bool,
     /// The Migration had been deleted before that.
@@ -67,7 +69,7 @@ pub struct Bounds {
     pub forged: u8,
     /// kubelet wants to kill a container.
     pub kills: u8,
-    /// Somebody deletes S, or the trial's pod.
+    /// Somebody deletes S, the trial's pod, or the one that was made again.
     pub deletes: u8,
     /// The trial's node loses the API server before its vote.
     pub cuts: u8,
@@ -83,6 +85,8 @@ pub struct Bounds {
     pub ends: u8,
     /// Nothing is heard of a target for long.
     pub silences: u8,
+    /// A target's node registers anew.
+    pub anew: u8,
     /// The Migration is deleted.
     pub cancels: u8,
     /// A second holder is started beside the first.
@@ -109,6 +113,7 @@ pub const NOTHING: Bounds = Bounds {
     shims: 0,
     ends: 0,
     silences: 0,
+    anew: 0,
     cancels: 0,
     seconds: 0,
     others: 0,
@@ -134,6 +139,7 @@ pub const fn any(total: u8) -> Bounds {
         shims: 1,
         ends: total,
         silences: 1,
+        anew: 1,
         cancels: 1,
         seconds: 1,
         others: 1,
@@ -171,6 +177,7 @@ impl World {
             resumed: false,
             wanted: false,
             risked: false,
+            unwanted: false,
             asked: false,
             unasked: false,
             answered: false,
