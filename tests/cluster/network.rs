@@ -228,6 +228,10 @@ fn connections_with_the_nodes_own_address_are_listed_or_ended() -> Result<()> {
     deploy(&cluster, "loop", 1, &addresses)?;
     let before = cluster.pod("app=loop")?;
     all_go_on(&cluster, &before)?;
+    let count = |state: &Value, key: &str| state[key].as_array().map_or(0, Vec::len);
+    cluster.await_that("it is answered by UDP, too", PATIENCE, || {
+        Ok(count(&ask(&before)?, "asked") == addresses.len())
+    })?;
 
     let name = apply(&cluster, &before, "Preserve")?;
     cluster.ended(&name, PATIENCE)?;
@@ -240,21 +244,28 @@ fn connections_with_the_nodes_own_address_are_listed_or_ended() -> Result<()> {
         ensure!(message.contains(words), "{message}");
     }
     for peer in &peers {
-        ensure!(message.contains(&format!("{peer} (4)")), "{peer}: {message}");
+        for connections in [format!("{peer} (4)"), format!("{peer}/UDP")] {
+            ensure!(message.contains(&connections), "{connections}: {message}");
+        }
     }
     all_go_on(&cluster, &before)?;
 
     let (migration, after) = moved(&cluster, &before, "loop", "Auto")?;
     let (network, message) = choice(&migration);
-    let all = peers.iter().all(|peer| message.contains(peer));
+    let all = peers.iter().all(|peer| {
+        message.contains(&format!("{peer} (4)")) && message.contains(&format!("{peer}/UDP"))
+    });
     ensure!(network == "Preserve" && all, "{network}: {message}");
     ensure!(after.ip == before.ip);
+    // What was named, and all of it.
     cluster.await_that("the application knows", Duration::from_secs(20), || {
         let state = ask(&after)?;
-        let broken = state["broken"].as_array().context("no list")?;
         let aborted = |error: &Value| error.to_string().contains("ConnectionAborted");
-        ensure!(broken.iter().all(aborted), "{state}");
-        Ok(broken.len() == 8)
+        for key in ["broken", "ended"] {
+            let errors = state[key].as_array().context("no list")?;
+            ensure!(errors.iter().all(aborted), "{state}");
+        }
+        Ok(count(&state, "broken") == 8 && count(&state, "ended") == addresses.len())
     })
 }
 

@@ -72,6 +72,25 @@ fn what_was_done_to_a_pod_from_its_node_is_found() -> Result<()> {
 }
 
 #[test]
+fn a_pod_of_which_the_agent_cannot_see_everything_is_refused() -> Result<()> {
+    const NFT: &str = "/opt/transship/bin/nft";
+    const ASIDE: &str = "/opt/transship/bin/nft.aside";
+    let cluster = Cluster::with_namespace("unseen-refusals")?;
+    let mut web = Serving::deploy(&cluster, "")?;
+    let node = web.pod.node.clone();
+    // The rules in the pod's network could be any.
+    let restore = Undo(|| drop(cluster.on_node(&node, &["mv", "-f", ASIDE, NFT])));
+    cluster.on_node(&node, &["mv", NFT, ASIDE])?;
+    let expected = [("NotInspected", "the rules in the pod's network cannot be read: ")];
+    refused(&cluster, &web.pod, &Value::Null, &expected)?;
+    web.is_untouched(&cluster)?;
+    drop(restore);
+    let answer = dry_run(&cluster, &web.pod.name, Some(web.pod.other_node()))?;
+    ensure!(condition(&answer, "Succeeded").1 == "DryRun", "{answer:#}");
+    Ok(())
+}
+
+#[test]
 fn a_pod_that_is_too_large_for_the_target_is_refused() -> Result<()> {
     let cluster = Cluster::with_namespace("size-refusals")?;
     // A System V segment of which no page is there yet: larger than any node, and it costs none anything.

@@ -243,8 +243,8 @@ pub mod reasons {
     pub const NOT_FENCED: &str = "NotFenced";
 }
 
-/// Longest message written; longer ones are cut at a character and end in `…`.
-pub const MAX_MESSAGE: usize = 4096;
+/// Longest message written, as long as Kubernetes lets one be; longer ones are cut at a character and end in `…`.
+pub const MAX_MESSAGE: usize = 32768;
 
 /// The three values of a condition's status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

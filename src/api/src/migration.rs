@@ -306,7 +306,7 @@ pub struct Violation {
     #[schemars(length(max = 63))]
     pub container: String,
     /// What was found.
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = 8192))]
     pub message: String,
     /// What to do about it.
     #[schemars(length(max = 1024))]
@@ -385,7 +385,7 @@ pub struct MigrationStatus {
     pub deleted_unasked: Option<bool>,
     /// Why mode and network were chosen, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = 16384))]
     pub choice_message: Option<String>,
     /// The pod's address, where it moves with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -438,7 +438,9 @@ pub struct MigrationStatus {
 /// The most rounds a status holds.
 pub const MAX_ROUNDS: usize = 64;
 /// The longest `choiceMessage`, in characters.
-pub const MAX_CHOICE_MESSAGE: usize = 1024;
+pub const MAX_CHOICE_MESSAGE: usize = 16384;
+/// The longest `message` of a violation, in characters.
+pub const MAX_VIOLATION_MESSAGE: usize = 8192;
 /// The most violations a status holds.
 pub const MAX_VIOLATIONS: usize = 32;
 

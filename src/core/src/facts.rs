@@ -4,7 +4,7 @@
 //! Nothing here judges: whether a fact forbids a move is decided by the table of checks. Every
 //! field has a default and unknown fields are ignored, so that an operator and agents of
 //! neighbouring versions understand each other; a list that could not be found out is empty and
-//! the reason stands in [`PodFacts::incomplete`].
+//! the reason stands in [`PodFacts::unseen`].
 
 use serde::{Deserialize, Serialize};
 
@@ -36,8 +36,35 @@ pub struct PodFacts {
     pub ipc: IpcFacts,
     /// Resident memory of all processes in bytes, shared pages counted once per process.
     pub rss_bytes: u64,
-    /// What could not be found out, one sentence each.
+    /// What could not be counted to its end, one sentence each: sizes are too low.
     pub incomplete: Vec<String>,
+    /// What could not be looked at, and may hide what cannot be moved.
+    pub unseen: Vec<Unseen>,
+}
+
+/// Something that could not be looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Unseen {
+    /// Container it concerns; empty for the whole pod, or its node.
+    pub container: String,
+    /// What it belongs to.
+    pub part: Part,
+    /// What could not be looked at, and why.
+    pub message: String,
+}
+
+/// What something belongs to that could not be looked at; not every move minds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// Processes: they matter where they move.
+    Processes,
+    /// What the node does to the pod's connections: it matters where those are to go on.
+    Connections,
+    /// Anything else: it matters to every move.
+    #[default]
+    #[serde(other)]
+    Rest,
 }
 
 /// A cluster node, as far as restored programs depend on it.
@@ -107,10 +134,8 @@ pub struct ContainerFacts {
     pub rootfs_changed_files: u64,
     /// Mounts in the container's mount namespace, the root left out.
     pub mounts: Vec<MountFacts>,
-    /// Its processes; at most [`MAX_PROCESSES`].
+    /// Its processes; where there are more than [`MAX_PROCESSES`], those in which a check finds something come first.
     pub processes: Vec<ProcessFacts>,
-    /// How many processes it has in all.
-    pub process_count: u64,
     /// Resident memory in bytes, shared pages counted once per process.
     pub rss_bytes: u64,
     /// Memory of its own, which a dump carries: resident anonymous pages of each process.
@@ -333,9 +358,15 @@ pub struct NetworkFacts {
     pub cni: CniFacts,
     /// Established connections by peer; at most [`MAX_PEERS`].
     pub peers: Vec<PeerFacts>,
-    /// Established connections that leave with the node's own address, by peer with its port; at
-    /// most [`MAX_PEERS`].
+    /// Connections that leave with the node's own address, by peer with its port (of UDP with `/UDP`); at most
+    /// [`MAX_PEERS`].
     pub translated: Vec<PeerFacts>,
+    /// How many more of those peers there are.
+    pub translated_more: u64,
+    /// Connections to virtual services of the node's IPVS, by peer as those; at most [`MAX_PEERS`].
+    pub balanced: Vec<PeerFacts>,
+    /// How many more of those peers there are.
+    pub balanced_more: u64,
     /// Established connections in all, those within the pod left out.
     pub connections: u64,
     /// Ports on which TCP listens.
@@ -376,7 +407,7 @@ pub struct CniFacts {
 pub struct PeerFacts {
     /// Address of the other side.
     pub address: String,
-    /// Established connections with it.
+    /// Connections with it.
     pub connections: u64,
     /// Ports of this side, the first 8.
     pub local_ports: Vec<u16>,
@@ -426,6 +457,18 @@ pub struct IpcFacts {
     pub sysv_queues: u64,
     /// POSIX message queues.
     pub posix_queues: u64,
+}
+
+impl Unseen {
+    /// Of the whole pod, or of its node.
+    pub fn of_pod(part: Part, message: impl Into<String>) -> Self {
+        Self { container: String::new(), part, message: message.into() }
+    }
+
+    /// Of one container.
+    pub fn of_container(name: &str, part: Part, message: impl Into<String>) -> Self {
+        Self { container: name.to_owned(), ..Self::of_pod(part, message) }
+    }
 }
 
 impl NetworkFacts {
@@ -506,9 +549,10 @@ mod tests {
     fn facts_of_another_version_are_understood() {
         let facts = PodFacts::from_json(
             r#"{"podUID":"u1","future":1,"containers":[{"name":"a","processes":[
-                {"resources":[{"kind":"QuantumLink","fd":3}]}]}]}"#,
+                {"resources":[{"kind":"QuantumLink","fd":3}]}]}],"unseen":[{"part":"Entanglement"}]}"#,
         )
         .unwrap();
+        assert_eq!(facts.unseen, [Unseen::of_pod(Part::Rest, "")]);
         assert_eq!(facts.containers[0].processes[0].resources[0].kind, ResourceKind::Unknown);
         assert_eq!(PodFacts::from_json("{}").unwrap(), PodFacts::default());
     }

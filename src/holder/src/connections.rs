@@ -9,14 +9,15 @@
 //! * With a new address ([`NetworkMode::Close`]) all are ended. The target's side is ended while it is held; the
 //!   peers get their reset from the source, which alone has the address that they know.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use transship_host::files;
-use transship_host::network::Socket;
 use transship_host::network::conntrack::{self, Tracked};
+use transship_host::network::{End, Socket};
 use transship_host::paths::MigrationDir;
 use transship_host::record::{NetworkMode, RecordNetwork};
 
@@ -68,7 +69,8 @@ pub fn end(holder: &Holder, pod: &Pod) -> Result<()> {
         NetworkMode::Preserve => {
             let mut lost = noted(&holder.dir, network)?;
             lost.retain(Tracked::changes_source);
-            Box::new(move |socket| is_among(socket, &lost))
+            let lost: HashSet<End> = lost.iter().flat_map(Tracked::ends).collect();
+            Box::new(move |socket: &Socket| socket.end().is_some_and(|end| lost.contains(&end)))
         }
     };
     // Looked at before: a connection that was ended still passes for a socket that is bound.
@@ -160,17 +162,6 @@ fn is_sound(tracked: &Tracked, own: &[IpAddr]) -> bool {
     let is_of_its_family = |a: &SocketAddr| a.is_ipv4() == original.from.is_ipv4();
     own.contains(&original.from.ip())
         && [original.to, reply.from, reply.to].iter().all(is_of_its_family)
-}
-
-/// The pod may be at both ends, when it reaches itself through a Service.
-fn is_among(socket: &Socket, connections: &[Tracked]) -> bool {
-    let Some(peer) = socket.peer else { return false };
-    connections.iter().any(|tracked| {
-        socket.protocol == tracked.protocol
-            && [tracked.original, tracked.reply]
-                .iter()
-                .any(|way| (way.from, way.to) == (socket.local, peer))
-    })
 }
 
 /// Connections whose peer is not the pod itself.

@@ -280,7 +280,10 @@ fn what_leaves_with_the_nodes_address_is_told_apart() {
     assert_eq!(found.len(), 3, "{found:?}");
     for (port, target, source) in [(80, true, false), (8082, false, false), (8081, false, true)] {
         let tracked = of(port);
-        assert!(tracked.is_established());
+        // The opener's end is the pod's own.
+        let open = pod.sockets().unwrap();
+        let opener = open.iter().find(|socket| socket.end() == Some(tracked.ends()[0]));
+        assert!(opener.is_some_and(|socket| socket.is_held), "{tracked:?}: {open:?}");
         assert_eq!(
             (tracked.changes_target(), tracked.changes_source()),
             (target, source),

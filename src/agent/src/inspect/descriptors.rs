@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use transship_core::facts::{REMOVED_NAME, Resource, ResourceKind};
@@ -52,6 +53,19 @@ pub struct Seen {
     pub controlling: Option<i32>,
     /// Descriptors for processes: descriptor, process (-1 for one that has ended).
     pub processes: Vec<(i32, i32)>,
+    /// What could not be looked at first, and why.
+    pub denied: Option<String>,
+}
+
+impl Seen {
+    /// Notes what could not be looked at, but for what was there no longer.
+    fn deny(&mut self, what: &str, error: &std::io::Error) {
+        // Of the last: its descriptor stands for something else now.
+        const GONE: [Errno; 4] = [Errno::NOENT, Errno::SRCH, Errno::BADF, Errno::NOTSOCK];
+        if !GONE.iter().any(|gone| Some(gone.raw_os_error()) == error.raw_os_error()) {
+            self.denied.get_or_insert_with(|| format!("{what} cannot be looked at: {error}"));
+        }
+    }
 }
 
 /// A pseudo terminal: the file system that it belongs to, and its number there.
@@ -76,21 +90,34 @@ pub fn of_process(proc: &Path, pid: i32, around: &Surroundings) -> Seen {
     let dir = proc.join(pid.to_string());
     let mut seen = Seen::default();
     let pidfd = Pid::from_raw(pid)
-        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
-    for entry in std::fs::read_dir(dir.join("fd")).into_iter().flatten().flatten() {
+        .ok_or(Errno::SRCH)
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()));
+    let descriptors = std::fs::read_dir(dir.join("fd"));
+    if let Err(error) = &descriptors {
+        seen.deny("its descriptors", error);
+    }
+    for entry in descriptors.into_iter().flatten().flatten() {
         let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         seen.count += 1;
-        let Ok(link) = std::fs::read_link(entry.path()) else { continue };
+        let link = match std::fs::read_link(entry.path()) {
+            Ok(link) => link,
+            Err(error) => {
+                seen.deny("a descriptor", &error);
+                continue;
+            }
+        };
         let link = link.to_string_lossy();
         if let Some(inode) = socket_inode(&link) {
-            match pidfd.as_ref().and_then(|pidfd| socket(pidfd.as_fd(), fd)) {
-                Some(Socket::Unix) => seen.sockets.push((fd, inode)),
-                Some(Socket::Other(kind, detail)) => {
+            let pidfd = pidfd.as_ref().map_err(|error| *error);
+            match pidfd.and_then(|pidfd| socket(pidfd.as_fd(), fd)) {
+                Ok(Socket::Unix) => seen.sockets.push((fd, inode)),
+                Ok(Socket::Other(kind, detail)) => {
                     seen.resources.push(Resource { kind, fd, detail, bytes: 0 });
                 }
-                Some(Socket::Plain) | None => {}
+                Ok(Socket::Plain) => {}
+                Err(error) => seen.deny("a socket", &error.into()),
             }
             continue;
         }
@@ -130,7 +157,14 @@ pub fn of_process(proc: &Path, pid: i32, around: &Surroundings) -> Seen {
         }
     }
     seen.resources.extend(directories(&dir, around));
-    seen.resources.extend(mappings(&dir, around));
+    match super::read(&dir.join("maps")) {
+        Ok(maps) => {
+            let mappings = proc::mappings(&maps);
+            let mapped = mappings.iter().filter_map(|mapping| mapped(&dir, mapping, around));
+            seen.resources.extend(mapped);
+        }
+        Err(error) => seen.deny("its mappings", &error),
+    }
     seen
 }
 
@@ -335,12 +369,6 @@ fn directories(dir: &Path, around: &Surroundings) -> Option<Resource> {
 }
 
 /// What is mapped and matters.
-fn mappings(dir: &Path, around: &Surroundings) -> Vec<Resource> {
-    let Ok(maps) = std::fs::read_to_string(dir.join("maps")) else { return Vec::new() };
-    let mappings = proc::mappings(&maps);
-    mappings.iter().filter_map(|mapping| mapped(dir, mapping, around)).collect()
-}
-
 fn mapped(dir: &Path, mapping: &Mapping, around: &Surroundings) -> Option<Resource> {
     /// Memory that only looks like a file.
     const MEMORY: [&str; 6] = ["/dev/zero", "/SYSV", "/memfd:", "/dev/shm/", "/[aio]", "/drm"];
@@ -395,12 +423,12 @@ enum Socket {
 }
 
 /// Looks at a socket through a duplicate of the descriptor, which is closed at once.
-fn socket(pidfd: std::os::fd::BorrowedFd<'_>, fd: i32) -> Option<Socket> {
-    let copy = rustix::process::pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).ok()?;
-    let family = sockopt::socket_domain(&copy).ok()?;
-    let kind = sockopt::socket_type(&copy).ok()?;
-    let protocol = sockopt::socket_protocol(&copy).ok()?;
-    Some(judge_socket(family, kind, protocol.map_or(0, |p| p.as_raw().get())))
+fn socket(pidfd: std::os::fd::BorrowedFd<'_>, fd: i32) -> rustix::io::Result<Socket> {
+    let copy = rustix::process::pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty())?;
+    let family = sockopt::socket_domain(&copy)?;
+    let kind = sockopt::socket_type(&copy)?;
+    let protocol = sockopt::socket_protocol(&copy)?;
+    Ok(judge_socket(family, kind, protocol.map_or(0, |p| p.as_raw().get())))
 }
 
 fn judge_socket(family: AddressFamily, kind: SocketType, protocol: u32) -> Socket {

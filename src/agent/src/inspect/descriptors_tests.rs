@@ -125,4 +125,29 @@ fn this_process_own_descriptors_are_found() {
     assert_eq!(of(listener.as_raw_fd()), None);
     let sockets: Vec<i32> = seen.sockets.iter().map(|(fd, _)| *fd).collect();
     assert!(sockets.contains(&one.as_raw_fd()) && sockets.contains(&other.as_raw_fd()));
+    assert_eq!(seen.denied, None);
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_told_and_what_is_gone_is_not() {
+    let mut seen = Seen::default();
+    for gone in [Errno::NOENT, Errno::SRCH, Errno::BADF, Errno::NOTSOCK] {
+        seen.deny("a descriptor", &gone.into());
+    }
+    assert_eq!(seen, Seen::default());
+    seen.deny("a socket", &Errno::PERM.into());
+    seen.deny("its mappings", &Errno::ACCESS.into());
+    let denied = seen.denied.unwrap();
+    assert!(
+        denied.starts_with("a socket cannot be looked at: Operation not permitted"),
+        "{denied}"
+    );
+
+    // A process without a directory has ended.
+    let proc = tempfile::tempdir().unwrap();
+    assert_eq!(of_process(proc.path(), 7, &Surroundings::default()), Seen::default());
+    std::fs::create_dir(proc.path().join("7")).unwrap();
+    std::fs::write(proc.path().join("7/fd"), "").unwrap();
+    let denied = of_process(proc.path(), 7, &Surroundings::default()).denied;
+    assert!(denied.unwrap().starts_with("its descriptors cannot be looked at: Not a directory"));
 }

@@ -1,6 +1,7 @@
 //! Facts about a running pod, for the checks before a migration. Only looks; judges nothing and
 //! changes nothing. What cannot be found out is named, and the rest is told all the same.
 
+mod container;
 mod descriptors;
 mod ends;
 mod mounts;
@@ -18,23 +19,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use transship_core::facts::{
-    ContainerFacts, EmptyDirFacts, ImageFacts, IpcFacts, MAX_PROCESSES, MountOrigin, NetworkFacts,
-    NodeFacts, PodFacts, ProcessFacts, Resource, ResourceKind,
+    EmptyDirFacts, ImageFacts, IpcFacts, NetworkFacts, NodeFacts, Part, PodFacts, Unseen,
 };
 use transship_host::HostRoot;
 use transship_host::bundle::calls_wrapper;
-use transship_host::freezer::{CgroupVersion, Freezer, FreezerState};
+use transship_host::error::chain;
 use transship_runtime::container::Container;
 use transship_runtime::cri::{CriContainer, Sandbox, State};
-use transship_runtime::mounts::{Mount, parse, upper_dir};
+use transship_runtime::mounts::{Mount, parse};
 use transship_runtime::node::{ContainerImage, NodeImage};
 
 use crate::hostns::HostNs;
 use crate::runtime::Runtime;
-use descriptors::{Seen, Surroundings};
 use netlink::UnixSocket;
-use proc::Status;
-use projected::Projected;
 
 /// How long a helper program may take.
 const HELPER_LIMIT: Duration = Duration::from_secs(5);
@@ -76,7 +73,10 @@ impl Inspector {
                 let fact = |image: NodeImage| ImageFacts { id: image.id, names: image.names };
                 facts.node.images = images.into_iter().map(fact).collect();
             }
-            Err(error) => facts.incomplete.push(format!("the node's images: {error}")),
+            Err(error) => {
+                let message = format!("the node's images cannot be listed: {}", chain(&error));
+                facts.unseen.push(Unseen::of_pod(Part::Rest, message));
+            }
         }
         self.look_at_cni(&mut facts);
         facts
@@ -98,8 +98,12 @@ impl Inspector {
         }
         let mut found = Vec::new();
         for container in newest(cri.containers(&sandbox.id).await?) {
+            let mut unseen = |what: &str, error: &transship_runtime::Error| {
+                let message = format!("{what}: {}", chain(error));
+                facts.unseen.push(Unseen::of_container(&container.name, Part::Rest, message));
+            };
             let image = cri.image(&container.id).await.unwrap_or_else(|error| {
-                facts.incomplete.push(format!("the image of {}: {error}", container.name));
+                unseen("its image is not known", &error);
                 ContainerImage { image: String::new(), digest: String::new(), id: String::new() }
             });
             let running = container.state == State::Running;
@@ -107,7 +111,7 @@ impl Inspector {
                 match Container::find(&self.runtime.layout, &container.id) {
                     Ok(known) => Some(known),
                     Err(error) => {
-                        facts.incomplete.push(format!("container {}: {error}", container.name));
+                        unseen("its processes cannot be found", &error);
                         None
                     }
                 }
@@ -129,20 +133,27 @@ impl Inspector {
             facts
         });
         let mut facts = looking.await.unwrap_or_else(|error| PodFacts {
-            incomplete: vec![format!("looking at the pod failed: {error}")],
+            unseen: vec![Unseen::of_pod(Part::Rest, format!("looking at the pod failed: {error}"))],
             ..PodFacts::default()
         });
         match rules {
             Ok(tables) => facts.network.rule_tables.extend(tables),
-            Err(error) => facts.incomplete.push(format!("rules in the pod's network: {error}")),
+            Err(error) => {
+                let message = format!("the rules in the pod's network cannot be read: {error}");
+                facts.unseen.push(Unseen::of_pod(Part::Rest, message));
+            }
         }
         facts.network.rule_tables.sort();
         Ok(facts)
     }
 
     fn look(&self, facts: &mut PodFacts, uid: &str, sandbox: &Sandbox, found: Vec<Found>) {
-        let host_mounts =
-            parse(&std::fs::read_to_string(self.proc().join("1/mountinfo")).unwrap_or_default());
+        let host_mounts = read(&self.proc().join("1/mountinfo")).unwrap_or_else(|error| {
+            let message = format!("the node's mounts cannot be read: {error}");
+            facts.unseen.push(Unseen::of_pod(Part::Rest, message));
+            String::new()
+        });
+        let host_mounts = parse(&host_mounts);
         let pod_dir = self.kubelet_root.join("pods").join(uid);
         let place =
             mounts::Node { mounts: &host_mounts, pod_dir: &pod_dir, sandbox_id: &sandbox.id };
@@ -152,24 +163,22 @@ impl Inspector {
         let pid = found.iter().find_map(|f| f.container.as_ref()).map(|container| container.pid);
         let mut seen = Vec::new();
         for one in found {
-            let (container, processes) = self.container(one, place, &mut facts.incomplete);
+            let (container, processes) = self.container(one, place, facts);
             facts.containers.push(container);
             seen.push(processes);
         }
         facts.rss_bytes = facts.containers.iter().map(|container| container.rss_bytes).sum();
         facts.empty_dirs = self.empty_dirs(&pod_dir, &host_mounts, &mut facts.incomplete);
-        match pid {
+        // Of a pod without a container that runs there is nothing more to be seen.
+        if let Some(pid) = pid {
             // After the descriptors: a socket that is in use is then listed.
-            Some(pid) => {
-                let unix = self.shared(facts, pid, &sandbox.id);
-                for (container, seen) in facts.containers.iter_mut().zip(&seen) {
-                    ends::judge(self.proc(), container, seen, unix.as_ref());
-                }
+            let unix = self.shared(facts, pid, &sandbox.id);
+            for (container, seen) in facts.containers.iter_mut().zip(&seen) {
+                ends::judge(self.proc(), container, seen, unix.as_ref());
             }
-            None => facts.incomplete.push("no container of the pod runs".into()),
         }
         for container in &mut facts.containers {
-            container.processes.truncate(MAX_PROCESSES);
+            facts.incomplete.extend(container::bound(container));
         }
         self.look_at_cni(facts);
     }
@@ -181,145 +190,11 @@ impl Inspector {
     fn look_at_cni(&self, facts: &mut PodFacts) {
         match network::cni(&self.host.join(&self.cni_conf_dir)) {
             Ok(cni) => facts.network.cni = cni,
-            Err(error) => facts.incomplete.push(format!("CNI configuration: {error}")),
-        }
-    }
-
-    fn container(
-        &self,
-        found: Found,
-        place: mounts::Node<'_>,
-        incomplete: &mut Vec<String>,
-    ) -> (ContainerFacts, Vec<Seen>) {
-        let mut facts = ContainerFacts {
-            name: found.cri.name,
-            id: found.cri.id,
-            running: found.cri.state == State::Running,
-            attempt: found.cri.attempt,
-            image: found.image.image,
-            image_digest: found.image.digest,
-            image_id: found.image.id,
-            ..ContainerFacts::default()
-        };
-        let Some(container) = found.container else { return (facts, Vec::new()) };
-        facts.pid = container.pid;
-        facts.criu_config.clone_from(&container.criu_config);
-        let dir = self.proc().join(container.pid.to_string());
-        let own_mounts = parse(&std::fs::read_to_string(dir.join("mountinfo")).unwrap_or_default());
-        facts.mounts = mounts::classify(&own_mounts, place);
-        let root = own_mounts.iter().rev().find(|mount| mount.point == Path::new("/"));
-        if let Some(root) = root {
-            facts.rootfs_type = root.fs_type.clone();
-            if let Some(upper) = upper_dir(&root.super_options) {
-                let size = sizes::of(&self.host.join(upper));
-                facts.rootfs_changed_bytes = size.bytes;
-                facts.rootfs_changed_files = size.entries;
-                if size.cut {
-                    incomplete.push(format!(
-                        "container {} has changed more than {} files; their size is too low",
-                        facts.name,
-                        sizes::MAX_ENTRIES
-                    ));
-                }
+            Err(error) => {
+                let message = format!("the node's CNI configuration cannot be read: {error}");
+                facts.unseen.push(Unseen::of_pod(Part::Rest, message));
             }
         }
-        facts.user_namespace = self.differs(container.pid, 1, "user");
-        let freezer = Freezer {
-            dir: self.host.join(&container.freezer),
-            version: if container.cgroup_version == 1 {
-                CgroupVersion::V1
-            } else {
-                CgroupVersion::V2
-            },
-        };
-        facts.frozen = freezer.state().is_ok_and(|state| state != FreezerState::Thawed);
-        let volumes = facts.mounts.iter().filter(|m| m.origin == MountOrigin::Projected);
-        let volumes = volumes.map(|mount| mount.path.clone()).collect();
-        let around = Surroundings {
-            rootfs_device: root.and_then(|mount| proc::packed_device(&mount.device)),
-            mount_ids: mount_ids(&dir),
-            projected: Projected::look(&dir.join("root"), volumes),
-            remade: mounts::remade(&own_mounts, place),
-        };
-        let pids = freezer.tasks().unwrap_or_else(|error| {
-            incomplete.push(format!("processes of {}: {}", facts.name, error.chain()));
-            Vec::new()
-        });
-        facts.process_count = pids.len() as u64;
-        let pids = pids.into_iter().filter_map(|pid| i32::try_from(pid).ok());
-        let statuses: BTreeMap<i32, Status> =
-            pids.filter_map(|pid| Some((pid, self.status(pid)?))).collect();
-        let mut all = Vec::new();
-        for (pid, status) in &statuses {
-            let (mut process, seen) = self.process(*pid, status, container.pid, &around);
-            process.outside = !descends(*pid, container.pid, &statuses);
-            facts.rss_bytes += process.rss_bytes;
-            if !process.outside {
-                facts.anonymous_bytes += status.anonymous_bytes;
-                let rollup = self.proc().join(format!("{pid}/smaps_rollup"));
-                let rollup = std::fs::read_to_string(rollup).unwrap_or_default();
-                facts.shared_bytes += proc::shared_bytes(&rollup);
-            }
-            facts.processes.push(process);
-            all.push(seen);
-        }
-        (facts, all)
-    }
-
-    fn status(&self, pid: i32) -> Option<Status> {
-        let path = self.proc().join(format!("{pid}/status"));
-        Some(proc::status(&std::fs::read_to_string(path).ok()?))
-    }
-
-    fn process(
-        &self,
-        pid: i32,
-        status: &Status,
-        init: i32,
-        around: &Surroundings,
-    ) -> (ProcessFacts, Seen) {
-        let own_namespaces: Vec<String> =
-            ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"]
-                .into_iter()
-                .filter(|kind| self.differs(pid, init, kind))
-                .map(str::to_owned)
-                .collect();
-        let own_mounts = own_namespaces.iter().any(|kind| kind == "mnt").then(|| {
-            let mount_ids = mount_ids(&self.proc().join(pid.to_string()));
-            Surroundings { mount_ids, ..around.clone() }
-        });
-        let around = own_mounts.as_ref().unwrap_or(around);
-        let mut seen = descriptors::of_process(self.proc(), pid, around);
-        let mut resources = std::mem::take(&mut seen.resources);
-        if status.huge_bytes > 0 && !resources.iter().any(|r| r.kind == ResourceKind::HugePages) {
-            resources.push(Resource {
-                kind: ResourceKind::HugePages,
-                fd: -1,
-                detail: "huge pages".into(),
-                bytes: status.huge_bytes,
-            });
-        }
-        let facts = ProcessFacts {
-            pid,
-            container_pid: status.container_pid,
-            name: status.name.clone(),
-            state: status.state,
-            uid: status.uid,
-            threads: status.threads,
-            rss_bytes: status.rss_bytes,
-            outside: false,
-            tracer_pid: status.tracer_pid,
-            own_namespaces,
-            resources,
-            descriptors: seen.count,
-        };
-        (facts, seen)
-    }
-
-    /// Whether two processes are in different namespaces of a kind; `false` when it cannot be told.
-    fn differs(&self, one: i32, other: i32, kind: &str) -> bool {
-        let of = |pid: i32| std::fs::read_link(self.proc().join(format!("{pid}/ns/{kind}"))).ok();
-        matches!((of(one), of(other)), (Some(a), Some(b)) if a != b)
     }
 
     fn empty_dirs(
@@ -335,7 +210,8 @@ impl Inspector {
             let point = volumes.join(&name);
             let size = sizes::of(&entry.path());
             if size.cut {
-                incomplete.push(format!("emptyDir {name} has too many files to count its size"));
+                incomplete
+                    .push(format!("emptyDir {name} has more than {} files", sizes::MAX_ENTRIES));
             }
             found.push(EmptyDirFacts {
                 memory: host_mounts.iter().any(|m| m.point == point && m.fs_type == "tmpfs"),
@@ -377,14 +253,18 @@ impl Inspector {
             }
             Err(error) => {
                 facts.network = NetworkFacts::default();
-                facts.incomplete.push(format!("the pod's namespaces: {error}"));
+                let message = format!("the pod's namespaces cannot be entered: {error}");
+                facts.unseen.push(Unseen::of_pod(Part::Rest, message));
             }
         }
         facts.network.cni = cni;
         facts.network.host_network = !self.differs(pid, 1, "net");
-        match network::translated(&facts.network) {
-            Ok(peers) => facts.network.translated = peers,
-            Err(error) => facts.incomplete.push(format!("tracked connections: {error}")),
+        let network = &mut facts.network;
+        if let Err(error) = network::look_at_connections(self.proc(), pid, network) {
+            let message = format!(
+                "which of its connections cannot go on from another node is not known: {error}"
+            );
+            facts.unseen.push(Unseen::of_pod(Part::Connections, message));
         }
         let lines = |text: &str| text.lines().skip(1).count() as u64;
         facts.network.unsupported_sockets =
@@ -398,6 +278,9 @@ impl Inspector {
         }
         let queues = std::fs::read_dir(dir.join("root/dev/mqueue")).into_iter().flatten().count();
         let shm = sizes::of(&self.runtime.layout.sandbox_shm(sandbox_id));
+        if shm.cut {
+            facts.incomplete.push(format!("/dev/shm has more than {} files", sizes::MAX_ENTRIES));
+        }
         facts.ipc = IpcFacts {
             host_ipc: !self.differs(pid, 1, "ipc"),
             posix_shm_bytes: shm.bytes,
@@ -424,19 +307,9 @@ impl Inspector {
     }
 }
 
-/// Whether a process descends from `init`, by the parents of all that are in the cgroup.
-fn descends(mut pid: i32, init: i32, all: &BTreeMap<i32, Status>) -> bool {
-    // A parent that has ended meanwhile has left its children to init.
-    for _ in 0..=all.len() {
-        if pid == init {
-            return true;
-        }
-        match all.get(&pid) {
-            Some(status) => pid = status.parent,
-            None => return false,
-        }
-    }
-    false
+/// A text of `/proc`, in which names may be of any bytes.
+fn read(path: &Path) -> std::io::Result<String> {
+    Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
 }
 
 /// The last attempt of each container, in the order of their names.
@@ -448,12 +321,6 @@ fn newest(mut containers: Vec<CriContainer>) -> Vec<CriContainer> {
     });
     containers.dedup_by(|a, b| a.name == b.name);
     containers
-}
-
-/// Ids of the mounts in the mount namespace of a process.
-fn mount_ids(dir: &Path) -> Vec<u64> {
-    let text = std::fs::read_to_string(dir.join("mountinfo")).unwrap_or_default();
-    text.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -475,22 +342,6 @@ mod tests {
         ]);
         let ids: Vec<_> = found.iter().map(|c| c.id.as_str()).collect();
         assert_eq!(ids, ["init1", "web2"]);
-    }
-
-    #[test]
-    fn what_came_from_outside_is_no_descendant_of_the_first_process() {
-        let parent = |parent| Status { parent, ..Status::default() };
-        let all = [
-            (10, parent(1)),
-            (11, parent(10)),
-            (12, parent(11)),
-            (20, parent(1)),
-            (21, parent(20)),
-        ];
-        let all = BTreeMap::from(all);
-        for (pid, inside) in [(10, true), (12, true), (20, false), (21, false), (99, false)] {
-            assert_eq!(descends(pid, 10, &all), inside, "{pid}");
-        }
     }
 
     /// What is refused is what the holder's CRIU would refuse.

@@ -1,13 +1,18 @@
 //! The tables of `/proc/PID/net`, parsed: connections, routes and addresses of a network namespace. Pure; lines
 //! that are strange are left out.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use transship_core::facts::{ListenFacts, MAX_PEERS, PeerFacts};
 
 /// Flag of linux/route.h, for both families.
 const UP: u32 = 1;
+const IPPROTO_TCP: u8 = 6;
+pub const IPPROTO_UDP: u8 = 17;
+
+/// A virtual service of IPVS: protocol and address.
+pub type VirtualService = (u8, SocketAddr);
 
 /// Connections and listeners of one or two tables (`tcp`, `tcp6`).
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -152,6 +157,27 @@ pub fn learned_addresses(table: &str) -> Vec<IpAddr> {
         .collect()
 }
 
+/// Reads `/proc/net/ip_vs`. Services by packet mark are left out: they have no address.
+pub fn virtual_services(table: &str) -> HashSet<VirtualService> {
+    table
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            let protocol = match fields.next()? {
+                "TCP" => IPPROTO_TCP,
+                "UDP" => IPPROTO_UDP,
+                _ => return None,
+            };
+            let (ip, port) = fields.next()?.rsplit_once(':')?;
+            let ip = match ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')) {
+                Some(v6) => IpAddr::V6(v6.parse().ok()?),
+                None => IpAddr::V4(u32::from_str_radix(ip, 16).ok()?.into()),
+            };
+            Some((protocol, SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?)))
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,6 +267,31 @@ mod tests {
             told,
             ["fd00::/64 None eth0", "fd09::/48 Some(fd00::9) eth0", "fd07::/16 None lo"]
         );
+    }
+
+    #[test]
+    fn virtual_services_are_read_with_protocol_and_address() {
+        let table = "\
+IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
+TCP  0A600001:01BB rr
+  -> 0AF40105:192B      Masq    1      1          0
+UDP  0A60000A:0035 rr ops
+TCP  [fd96:0000:0000:0000:0000:0000:0000:0007]:0050 rr
+FWM  00000001 rr
+broken
+";
+        let service = |protocol: u8, address: &str| -> VirtualService {
+            (protocol, address.parse().unwrap())
+        };
+        let wanted = [
+            service(IPPROTO_TCP, "10.96.0.1:443"),
+            service(IPPROTO_UDP, "10.96.0.10:53"),
+            service(IPPROTO_TCP, "[fd96::7]:80"),
+        ];
+        assert_eq!(virtual_services(table), HashSet::from(wanted));
+        assert!(virtual_services("").is_empty());
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! The network of a pod, seen from within its namespace, and the node's CNI configuration.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use transship_core::facts::{CniFacts, MAX_PEERS, NetworkFacts, PeerFacts};
 use transship_host::network::conntrack::{self, Tracked};
+use transship_host::network::{End, NetNs};
 
-use super::net_tables::{self, Route};
+use super::net_tables::{self, IPPROTO_UDP, Route, VirtualService};
 use super::netlink::{self, UnixSocket};
 
 /// One interface with its addresses.
@@ -162,15 +163,52 @@ pub fn facts(
     facts
 }
 
-/// Peers of established TCP connections that were opened from one of the pod's addresses and leave with the
-/// node's own. The agent is in the node's network namespace.
-pub fn translated(network: &NetworkFacts) -> Result<Vec<PeerFacts>, String> {
+/// Adds with whom the pod has connections that another node cannot go on with: of what the holder would end, those that
+/// leave with the node's own address, and those that its IPVS leads. `pid` is in the pod's network namespace; the agent
+/// is in the node's.
+pub fn look_at_connections(
+    proc: &Path,
+    pid: i32,
+    network: &mut NetworkFacts,
+) -> Result<(), String> {
     let ips = addresses(network);
     if ips.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
-    let tracked = conntrack::opened_from(&ips).map_err(|error| error.chain())?;
-    Ok(by_peer(&tracked))
+    let namespace = NetNs::at(proc.join(format!("{pid}/ns/net")));
+    let sockets = namespace.sockets().map_err(|error| error.chain())?;
+    let held = sockets.iter().filter(|socket| socket.is_held);
+    let open: HashSet<End> = held.filter_map(|socket| socket.end()).collect();
+    let services = std::fs::read_to_string(proc.join("net/ip_vs")).unwrap_or_default();
+    let services = net_tables::virtual_services(&services);
+    let tracked = match conntrack::opened_from(&ips) {
+        // A kernel that tracks nothing translates nothing.
+        Err(_) if !proc.join("sys/net/netfilter/nf_conntrack_count").exists() => Vec::new(),
+        tracked => tracked.map_err(|error| error.chain())?,
+    };
+    let translated = translated(&tracked, &open);
+    let balanced = balanced(&open, &services, &translated);
+    let openers = translated.iter().map(|tracked| tracked.ends()[0]);
+    (network.translated, network.translated_more) = by_peer(openers);
+    (network.balanced, network.balanced_more) = by_peer(balanced);
+    Ok(())
+}
+
+/// What leaves with the node's own address, of connections that are open at the end that the pod has.
+fn translated<'a>(tracked: &'a [Tracked], open: &HashSet<End>) -> Vec<&'a Tracked> {
+    let is_open = |tracked: &Tracked| tracked.ends().iter().any(|end| open.contains(end));
+    tracked.iter().filter(|tracked| tracked.changes_source() && is_open(tracked)).collect()
+}
+
+/// The other open connections that lead to a virtual service.
+fn balanced(
+    open: &HashSet<End>,
+    services: &HashSet<VirtualService>,
+    translated: &[&Tracked],
+) -> Vec<End> {
+    let ended: HashSet<End> = translated.iter().flat_map(|tracked| tracked.ends()).collect();
+    let is_led = |(protocol, _, to): &End| services.contains(&(*protocol, *to));
+    open.iter().filter(|end| is_led(end) && !ended.contains(*end)).copied().collect()
 }
 
 /// All addresses of the pod. None where they are the node's: of those there may be thousands, each of which
@@ -183,21 +221,21 @@ fn addresses(network: &NetworkFacts) -> Vec<IpAddr> {
     texts.filter_map(|text| text.parse().ok()).collect()
 }
 
-fn by_peer(tracked: &[Tracked]) -> Vec<PeerFacts> {
-    let mut peers: BTreeMap<String, PeerFacts> = BTreeMap::new();
-    for tracked in tracked.iter().filter(|t| t.changes_source() && t.is_established()) {
-        let address = tracked.original.to.to_string();
-        if peers.len() >= MAX_PEERS && !peers.contains_key(&address) {
-            continue;
-        }
-        let peer = peers.entry(address.clone()).or_default();
-        peer.address = address;
+/// The first peers, and how many more there are.
+fn by_peer(connections: impl IntoIterator<Item = End>) -> (Vec<PeerFacts>, u64) {
+    let mut peers: BTreeMap<(SocketAddr, u8), PeerFacts> = BTreeMap::new();
+    for (protocol, from, to) in connections {
+        let peer = peers.entry((to, protocol)).or_insert_with(|| PeerFacts {
+            address: if protocol == IPPROTO_UDP { format!("{to}/UDP") } else { to.to_string() },
+            ..PeerFacts::default()
+        });
         peer.connections += 1;
         if peer.local_ports.len() < 8 {
-            peer.local_ports.push(tracked.original.from.port());
+            peer.local_ports.push(from.port());
         }
     }
-    peers.into_values().collect()
+    let more = peers.len().saturating_sub(MAX_PEERS) as u64;
+    (peers.into_values().take(MAX_PEERS).collect(), more)
 }
 
 /// Whether a route says nothing that the target's plugin and kernel do not say by themselves: the kernel makes

@@ -145,39 +145,84 @@ fn an_address_is_in_its_network(
     assert_eq!(found.as_deref(), network);
 }
 
-#[test]
-fn peers_that_see_the_nodes_address_are_counted() {
-    let tracked = |port: u16, reply_to: &str, state: u8| -> Tracked {
-        serde_json::from_value(serde_json::json!({
-            "protocol": 6,
-            "original": {"from": format!("10.244.1.5:{port}"), "to": "203.0.113.9:443"},
-            "reply": {"from": "203.0.113.9:443", "to": reply_to},
-            "timeout": 9, "status": 14, "tcpState": state
-        }))
-        .unwrap()
-    };
-    let found = by_peer(&[
-        tracked(4000, "192.0.2.1:4000", 3),
-        tracked(4001, "192.0.2.1:61000", 3),
-        tracked(4002, "192.0.2.1:4002", 7),
-        tracked(4003, "10.244.1.5:4003", 3),
-        serde_json::from_value(serde_json::json!({
-            "protocol": 6,
-            "original": {"from": "[fd00::5]:4004", "to": "[2001:db8::9]:443"},
-            "reply": {"from": "[2001:db8::9]:443", "to": "[2001:db8::1]:4004"},
-            "timeout": 9, "status": 14, "tcpState": 3
-        }))
-        .unwrap(),
-    ]);
-    let peer = |address: &str, local_ports: Vec<u16>| PeerFacts {
+fn tracked(protocol: u8, original: [&str; 2], reply: [&str; 2]) -> Tracked {
+    let [from, to] = original;
+    let [reply_from, reply_to] = reply;
+    serde_json::from_value(serde_json::json!({
+        "protocol": protocol, "timeout": 9, "status": 14,
+        "original": {"from": from, "to": to},
+        "reply": {"from": reply_from, "to": reply_to},
+    }))
+    .unwrap()
+}
+
+/// A connection to the outside, which the node gives its own address where `masked`.
+fn outgoing(protocol: u8, from: &str, to: &str, masked: bool) -> Tracked {
+    tracked(protocol, [from, to], [to, if masked { "192.0.2.1:61000" } else { from }])
+}
+
+fn peer(address: &str, local_ports: &[u16]) -> PeerFacts {
+    PeerFacts {
         address: address.into(),
         connections: local_ports.len() as u64,
-        local_ports,
-    };
+        local_ports: local_ports.to_vec(),
+    }
+}
+
+#[test]
+fn open_connections_that_leave_with_the_nodes_address_are_told_by_peer_whatever_their_protocol() {
+    let (web, dns) = ("203.0.113.9:443", "203.0.113.53:53");
+    // A pod that reaches itself through its Service: of the first it has the opener's end, of the second the other's.
+    let own = ["10.96.0.7:80", "10.244.1.5:8080"];
+    let through_itself = |from| tracked(6, [from, own[0]], [own[1], "10.244.1.1:61001"]);
+    let all = [
+        outgoing(6, "10.244.1.5:4000", web, true),
+        outgoing(6, "10.244.1.5:4001", web, true),
+        outgoing(6, "10.244.1.5:4002", web, false),
+        outgoing(6, "10.244.1.5:4003", web, true),
+        outgoing(17, "10.244.1.5:4004", dns, true),
+        tracked(
+            6,
+            ["[fd00::5]:4005", "[2001:db8::9]:443"],
+            ["[2001:db8::9]:443", "[2001:db8::1]:4005"],
+        ),
+        through_itself("10.244.1.5:4006"),
+        through_itself("10.244.1.5:4007"),
+    ];
+    // All but that of port 4003, which was closed a moment ago.
+    let mut open: HashSet<End> = all.iter().map(|tracked| tracked.ends()[0]).collect();
+    open.remove(&all[3].ends()[0]);
+    open.remove(&all[7].ends()[0]);
+    open.insert(all[7].ends()[1]);
+    let translated = translated(&all, &open);
+    let (found, more) = by_peer(translated.iter().map(|tracked| tracked.ends()[0]));
     assert_eq!(
         found,
-        [peer("203.0.113.9:443", vec![4000, 4001]), peer("[2001:db8::9]:443", vec![4004])]
+        [
+            peer("10.96.0.7:80", &[4006, 4007]),
+            peer("203.0.113.9:443", &[4000, 4001]),
+            peer("203.0.113.53:53/UDP", &[4004]),
+            peer("[2001:db8::9]:443", &[4005]),
+        ]
     );
+    assert_eq!(more, 0);
+
+    // Of the virtual services of IPVS, those that are not among them already.
+    let services = [(6, own[0]), (6, web), (17, web), (6, dns)];
+    let services = services.map(|(protocol, to)| (protocol, to.parse().unwrap()));
+    let (found, _) = by_peer(balanced(&open, &HashSet::from(services), &translated));
+    assert_eq!(found, [peer(web, &[4002])]);
+}
+
+#[test]
+fn peers_beyond_the_most_that_are_told_are_counted() {
+    let connections = (0..300_u16).map(|n| -> End {
+        let to = SocketAddr::from(([198, 51, (n / 256) as u8, n as u8], 443));
+        (6, SocketAddr::from(([10, 244, 1, 5], 4000 + n)), to)
+    });
+    let (found, more) = by_peer(connections.clone().chain(connections));
+    assert_eq!((found.len(), more), (MAX_PEERS, 300 - MAX_PEERS as u64));
+    assert!(found.iter().all(|peer| peer.connections == 2));
 }
 
 #[test]

@@ -251,6 +251,8 @@ pub struct Admitted<'a> {
     pub network: &'a NetworkChoice,
     /// Why the API server cannot say whether it would take the pod that is made again after the commit.
     pub unknown: Option<&'a str>,
+    /// What could not be counted, so that more than those bytes may move.
+    pub incomplete: &'a [String],
 }
 
 /// The pod's address, and its further ones.
@@ -263,7 +265,7 @@ fn addresses(pod: &Pod) -> (Option<String>, Vec<String>) {
 
 /// Status of a Migration whose checks have passed, or with `dryRun` its end.
 pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) -> MigrationStatus {
-    let Admitted { pod, target, given, bytes, network, unknown } = *admitted;
+    let Admitted { pod, target, given, bytes, network, unknown, incomplete } = *admitted;
     let source_node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
     let forecast = forecast(migration, bytes);
     let text = duration::parse(&forecast.freeze).map(for_people).unwrap_or_default();
@@ -279,11 +281,15 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
             "all checks passed but one: whether the API server takes the pod when it is made again after the commit is not known ({why})"
         ),
     };
+    let doubt = match incomplete {
+        [] => String::new(),
+        _ => format!("; the forecast may be too low: {}", incomplete.join(", ")),
+    };
     let uid = migration.metadata.uid.as_deref().unwrap_or_default();
     let cold = migration.spec.mode == Mode::Cold;
     let mut draft = started(migration, now);
     draft
-        .set(c::ADMITTED, ConditionStatus::True, reasons::CHECKS_PASSED, passed)
+        .set(c::ADMITTED, ConditionStatus::True, reasons::CHECKS_PASSED, passed + &doubt)
         .set(c::SCHEDULED, ConditionStatus::True, why.0, why.1)
         .with(|status| {
             status.source = Some(PodRef {
@@ -324,9 +330,11 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
         });
     if migration.spec.dry_run {
         let message = match cold {
-            true => format!("every check passed; the pod would end, and start afresh on {target}"),
+            true => format!(
+                "every check passed; the pod would end, and start afresh on {target}{doubt}"
+            ),
             false => format!(
-                "every check passed; moving to {target} would freeze the pod for about {text}"
+                "every check passed; moving to {target} would freeze the pod for about {text}{doubt}"
             ),
         };
         draft.end(Step::Succeeded, true, reasons::DRY_RUN, message).with(|status| {

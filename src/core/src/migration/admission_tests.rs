@@ -258,6 +258,7 @@ fn an_admitted_migration_names_both_sides_and_what_comes_next() {
         bytes: 300 << 20,
         network: &network,
         unknown: None,
+        incomplete: &[],
     };
     let status = admitted(&migration(None), &decided, now());
     let (source, target) = (status.source.as_ref().unwrap(), status.target.as_ref().unwrap());
@@ -269,7 +270,7 @@ fn an_admitted_migration_names_both_sides_and_what_comes_next() {
     assert_eq!(condition(&status, c::SUCCEEDED).status, "Unknown");
     assert_eq!(status.forecast.as_ref().unwrap().freeze, "1.15s");
 
-    network = NetworkChoice { network: Network::Close, why: "x".repeat(2000) };
+    network = NetworkChoice { network: Network::Close, why: "x".repeat(MAX_CHOICE_MESSAGE) };
     let decided = Admitted {
         pod: &pod,
         target: "node-b",
@@ -277,10 +278,12 @@ fn an_admitted_migration_names_both_sides_and_what_comes_next() {
         bytes: 0,
         network: &network,
         unknown: Some("no endpoints"),
+        incomplete: &["emptyDir data has too many files".into()],
     };
     let status = admitted(&migration(None), &decided, now());
     let told = &condition(&status, c::ADMITTED).message;
     assert!(told.contains("made again") && told.contains("not known (no endpoints)"), "{told}");
+    assert!(told.ends_with("; the forecast may be too low: emptyDir data has too many files"));
     assert_eq!((status.chosen_network, status.address), (Some(Network::Close), None));
     assert_eq!(status.choice_message.unwrap().len(), MAX_CHOICE_MESSAGE);
 }
@@ -297,11 +300,12 @@ fn a_dry_run_ends_with_the_forecast() {
         bytes: 0,
         network: &preserved(),
         unknown: None,
+        incomplete: &["container web has too many files".into()],
     };
     let status = admitted(&migration, &decided, now());
     let succeeded = condition(&status, c::SUCCEEDED);
     assert_eq!((succeeded.status.as_str(), succeeded.reason.as_str()), ("True", reasons::DRY_RUN));
-    assert!(succeeded.message.contains("150 ms"), "{}", succeeded.message);
+    assert!(succeeded.message.contains("150 ms; the forecast may be too low: container web"));
     assert_eq!(status.step, Some(Step::Succeeded));
     assert!(status.target.unwrap().pod_name.is_empty(), "no pod was made");
 }

@@ -93,6 +93,7 @@ impl World {
             bytes: 1 << 20,
             network: &preserved(),
             unknown: None,
+            incomplete: &[],
         };
         migration.status = Some(admission::admitted(&migration, &decided, now));
         let mut seen = Observed::of(migration);

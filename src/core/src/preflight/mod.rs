@@ -17,6 +17,7 @@ mod nodes;
 mod pod;
 mod process;
 mod request;
+mod unseen;
 mod warnings;
 
 /// Why nodes cannot take part: shared with `placement`.
@@ -28,6 +29,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use transship_api as api;
+use transship_api::migration::MAX_VIOLATION_MESSAGE;
 
 use crate::facts::PodFacts;
 use crate::migration::owner::Controller;
@@ -35,7 +37,7 @@ use crate::placement::volumes::Volumes;
 
 pub use claims::Claim;
 pub use network::{NetworkChoice, choose as choose_network};
-pub use process::GHOST_LIMIT;
+pub use process::{GHOST_LIMIT, stands_in_the_way};
 pub use request::{CHECKS as REQUEST_CHECKS, asked};
 pub use warnings::{asks_to_be_movable, warnings};
 
@@ -124,7 +126,24 @@ impl TargetAnswer {
     }
 }
 
-impl Input<'_> {
+impl<'a> Input<'a> {
+    /// Of a Migration of which nothing else is known.
+    fn of(migration: &'a api::Migration, volumes: &'a Volumes) -> Self {
+        Self {
+            migration,
+            pod: None,
+            owner: None,
+            claims: &[],
+            policy: None,
+            volumes,
+            nodes: &[],
+            target: None,
+            facts: None,
+            target_facts: None,
+            answer: None,
+        }
+    }
+
     /// The node that the pod runs on.
     pub fn source(&self) -> Option<&NodeView> {
         let name = self.pod?.spec.as_ref()?.node_name.as_deref()?;
@@ -181,7 +200,7 @@ impl Violation {
         api::Violation {
             check: self.check.to_owned(),
             container: self.container.clone(),
-            message: self.found().chars().take(1000).collect(),
+            message: self.found().chars().take(MAX_VIOLATION_MESSAGE).collect(),
             remedy: self.remedy.chars().take(1000).collect(),
         }
     }
@@ -238,18 +257,12 @@ pub fn between(source: &NodeView, target: &NodeView) -> Vec<Violation> {
     let migration = api::Migration::new("", api::MigrationSpec::for_pod(""));
     let spec = PodSpec { node_name: Some(source.name.clone()), ..PodSpec::default() };
     let pod = Pod { spec: Some(spec), ..Pod::default() };
+    let volumes = Volumes::default();
     let input = Input {
-        migration: &migration,
         pod: Some(&pod),
-        owner: None,
-        policy: None,
-        claims: &[],
-        volumes: &Volumes::default(),
         nodes: std::slice::from_ref(source),
         target: Some(target),
-        facts: None,
-        target_facts: None,
-        answer: None,
+        ..Input::of(&migration, &volumes)
     };
     nodes::CHECKS.iter().flat_map(|check| check.run(&input)).collect()
 }
@@ -296,9 +309,13 @@ pub(crate) fn name_some<'a>(names: impl Iterator<Item = &'a str>) -> String {
 
 /// The first few in their order, and how many more there are.
 fn list_some(names: Vec<&str>) -> String {
-    const SHOWN: usize = 5;
-    let more = names.len().saturating_sub(SHOWN);
-    let mut text = names.into_iter().take(SHOWN).collect::<Vec<_>>().join(", ");
+    list_up_to(5, names, 0)
+}
+
+/// The first `shown` in their order, and how many more there are: the rest, and `others` that have no name.
+fn list_up_to(shown: usize, names: Vec<&str>, others: u64) -> String {
+    let more = names.len().saturating_sub(shown) as u64 + others;
+    let mut text = names.into_iter().take(shown).collect::<Vec<_>>().join(", ");
     if more > 0 {
         text.push_str(&format!(" and {more} more"));
     }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use transship_api::Network;
 
-use super::{Check, Input, Violation, name_some};
-use crate::facts::{CniFacts, ListenFacts, NetworkFacts, PeerFacts, PodFacts};
+use super::{Check, Input, Violation, list_up_to, name_some};
+use crate::facts::{CniFacts, ListenFacts, NetworkFacts, Part, PeerFacts, PodFacts};
 
 /// The checks of the network.
 pub(super) const CHECKS: &[Check] = &[
@@ -35,9 +35,9 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "TranslatedConnections",
-        finds: "with `network: Preserve`, connections that leave with the node's own address",
+        finds: "with `network: Preserve`, connections that leave with the node's own address, or that the node's IPVS leads to a Service",
         remedy: "write network: Auto, with which they are closed for the application, or end them first",
-        look: |input| connections_can_be_kept(input).into_iter().collect(),
+        look: connections_can_be_kept,
     },
 ];
 
@@ -46,6 +46,8 @@ pub(super) const CHECKS: &[Check] = &[
 const FLAT_PLUGINS: [&str; 2] = ["bridge", "macvlan"];
 /// Our plugin.
 const OURS: &str = "transship-cni";
+/// How many peers are named whose connections are lost: a violation and the choice's message have room for these.
+const PEERS_SHOWN: usize = 100;
 
 /// What was chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,13 +78,17 @@ pub fn choose(input: &Input<'_>) -> Option<NetworkChoice> {
             ),
         },
     };
-    let cost = match network {
+    let costs: Vec<String> = match network {
         // What starts afresh has none to lose.
-        _ if super::cold::is_cold(input) => None,
-        Network::Close => bound_sockets(facts),
-        _ => translated(&facts.network.translated),
+        _ if super::cold::is_cold(input) => Vec::new(),
+        Network::Close => bound_sockets(facts).into_iter().collect(),
+        _ => {
+            let found =
+                [translated(&facts.network), balanced(&facts.network)].into_iter().flatten();
+            found.chain(unseen(facts)).collect()
+        }
     };
-    if let Some(cost) = cost {
+    for cost in costs {
         why.push_str("; ");
         why.push_str(&cost);
     }
@@ -203,29 +209,52 @@ fn network_can_be_closed(input: &Input<'_>) -> Option<Violation> {
 }
 
 /// With `Preserve` written down, no connection may be lost.
-fn connections_can_be_kept(input: &Input<'_>) -> Option<Violation> {
-    if input.migration.spec.network != Network::Preserve {
-        return None;
-    }
-    translated(&input.facts?.network.translated).map(Violation::of_pod)
+fn connections_can_be_kept(input: &Input<'_>) -> Vec<Violation> {
+    let Some(facts) = input.facts.filter(|_| input.migration.spec.network == Network::Preserve)
+    else {
+        return Vec::new();
+    };
+    let balanced = balanced(&facts.network).map(|found| Violation {
+        // Nobody closes them.
+        remedy: "write network: Auto, with which the pod moves all the same, or end them first"
+            .into(),
+        ..Violation::of_pod(found)
+    });
+    translated(&facts.network).map(Violation::of_pod).into_iter().chain(balanced).collect()
 }
 
 /// Connections that another node cannot go on with.
-fn translated(peers: &[PeerFacts]) -> Option<String> {
-    if peers.is_empty() {
-        return None;
-    }
-    let peers: Vec<String> = peers
-        .iter()
-        .map(|peer| match peer.connections {
-            1 => peer.address.clone(),
-            many => format!("{} ({many})", peer.address),
-        })
-        .collect();
+fn translated(network: &NetworkFacts) -> Option<String> {
+    let peers = peers(&network.translated, network.translated_more)?;
     Some(format!(
-        "connections to {} leave with the node's own address, and cannot go on from another node",
-        name_some(peers.iter().map(String::as_str))
+        "connections to {peers} leave with the node's own address, and cannot go on from another node"
     ))
+}
+
+/// Connections of which only the source's IPVS knows where they lead.
+fn balanced(network: &NetworkFacts) -> Option<String> {
+    let peers = peers(&network.balanced, network.balanced_more)?;
+    Some(format!(
+        "connections to {peers} are led by the node's IPVS, and are not known to go on from another node"
+    ))
+}
+
+/// The names of peers, each with how many connections there are; `more` are not among them.
+fn peers(peers: &[PeerFacts], more: u64) -> Option<String> {
+    let name = |peer: &PeerFacts| match peer.connections {
+        1 => peer.address.clone(),
+        many => format!("{} ({many})", peer.address),
+    };
+    let mut names: Vec<String> = peers.iter().map(name).collect();
+    names.sort_unstable();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    (!names.is_empty()).then(|| list_up_to(PEERS_SHOWN, names, more))
+}
+
+/// Why it is not known which connections are lost.
+fn unseen(facts: &PodFacts) -> impl Iterator<Item = String> {
+    let of_connections = facts.unseen.iter().filter(|unseen| unseen.part == Part::Connections);
+    of_connections.map(|unseen| unseen.message.clone())
 }
 
 /// Sockets that stay where nobody but the pod itself reaches them.

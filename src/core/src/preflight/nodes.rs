@@ -59,6 +59,7 @@ pub(super) const CHECKS: &[Check] = &[
         remedy: "make room on the target or choose another",
         look: memory,
     },
+    super::unseen::CHECK,
 ];
 
 fn both<'a, T>(

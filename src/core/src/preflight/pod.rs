@@ -119,6 +119,11 @@ pub(super) fn moved(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.containers.iter().chain(sidecars)
 }
 
+/// Whether a container of this name is moved; of a pod that is not known, each.
+pub(super) fn moves(input: &Input<'_>, name: &str) -> bool {
+    spec(input).is_none_or(|spec| moved(spec).any(|container| container.name == name))
+}
+
 /// What `what` says of the pod's manifest.
 fn in_spec(input: &Input<'_>, what: impl FnOnce(&PodSpec) -> Option<String>) -> Vec<Violation> {
     spec(input).and_then(what).map(Violation::of_pod).into_iter().collect()
@@ -345,7 +350,14 @@ fn all_containers_run(input: &Input<'_>) -> Vec<Violation> {
             .flatten()
             .any(|s| s.name == name && s.state.as_ref().is_some_and(|s| s.running.is_some()))
     };
-    in_containers(input, |c| (!runs(&c.name)).then(|| "the container does not run".into()))
+    // kubelet tells it a while later.
+    let has_ended = |name: &str| {
+        let found = input.facts.into_iter().flat_map(|facts| &facts.containers);
+        found.filter(|container| container.name == name).any(|container| !container.running)
+    };
+    in_containers(input, |c| {
+        (!runs(&c.name) || has_ended(&c.name)).then(|| "the container does not run".into())
+    })
 }
 
 fn target_pod_is_taken(input: &Input<'_>) -> Vec<Violation> {

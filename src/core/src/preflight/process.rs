@@ -7,12 +7,13 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::VolumeProjection;
 use transship_api as api;
 
-use super::pod::moved;
+use super::pod::{moved, moves};
 use super::{Check, Input, Violation, list_some};
 use crate::facts::{
     ContainerFacts, MountOrigin, PodFacts, ProcessFacts, ProcessState, REMOVED_NAME, REMOVED_ROOT,
     Resource, ResourceKind,
 };
+use crate::placement::volumes::Volumes;
 
 /// The largest unlinked file that moves: the `ghost-limit` that the holder gives CRIU.
 pub const GHOST_LIMIT: u64 = 256 << 20;
@@ -241,12 +242,21 @@ pub(super) const CHECKS: &[Check] = &[
     },
 ];
 
+/// Whether a check finds something in a process, whatever the pod.
+pub fn stands_in_the_way(process: &ProcessFacts) -> bool {
+    let processes = vec![process.clone()];
+    let container = ContainerFacts { running: true, processes, ..ContainerFacts::default() };
+    let facts = PodFacts { containers: vec![container], ..PodFacts::default() };
+    let migration = api::Migration::new("", api::MigrationSpec::for_pod(""));
+    let volumes = Volumes::default();
+    let input = Input { facts: Some(&facts), ..Input::of(&migration, &volumes) };
+    CHECKS.iter().any(|check| !(check.look)(&input).is_empty())
+}
+
 /// The containers that are moved, as they were found running.
 fn containers<'a>(input: &Input<'a>) -> impl Iterator<Item = &'a ContainerFacts> {
-    let spec = input.pod.and_then(|pod| pod.spec.as_ref());
-    let moves = move |name: &str| spec.is_none_or(|spec| moved(spec).any(|c| c.name == name));
     let found = input.facts.into_iter().flat_map(|facts| &facts.containers);
-    found.filter(move |c| c.running && moves(&c.name))
+    found.filter(move |c| c.running && moves(input, &c.name))
 }
 
 fn in_containers(

@@ -269,6 +269,10 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| { w.migration.spec.network = Network::Preserve; w.target_facts["network"]["cni"]["name"] = json!("other"); }, "Address", "other")]
 #[case(|w: &mut World| { w.migration.spec.network = Network::Preserve; w.target_facts["network"]["cni"]["subnets"] = json!(["10.245.0.0/16"]); }, "Address", "10.245.0.0/16")]
 #[case(|w: &mut World| w.target_facts["node"]["freeBytes"] = json!(1999), "Space", "node-b has 1.95 KiB free for receiving it in /var/lib/transship")]
+#[case(|w: &mut World| w.facts["containers"][0]["running"] = json!(false), "ContainerNotRunning", "does not run")]
+#[case(|w: &mut World| w.facts["unseen"] = json!([{"message": "the rules cannot be read: no nft"}]), "NotInspected", "no nft")]
+#[case(|w: &mut World| w.facts["unseen"] = json!([{"container": "web", "part": "Processes", "message": "they cannot be listed"}]), "NotInspected", "they cannot be listed")]
+#[case(|w: &mut World| w.target_facts["unseen"] = json!([{"part": "Rest", "message": "its images cannot be listed"}]), "NotInspected", "node-b: its images cannot be listed")]
 fn what_cannot_be_moved_is_found_and_remedied(
     #[case] change: fn(&mut World),
     #[case] check: &str,
@@ -473,9 +477,65 @@ fn what_an_agent_could_not_say_is_not_held_against_the_pod() {
     world.target_facts = json!({});
     world.nodes[1]["agent"]["status"]["cpu"] = Value::Null;
     assert_eq!(world.look(violations), []);
+    world.facts["incomplete"] = json!(["emptyDir data has too many files"]);
+    assert_eq!(world.look(violations), [], "only its size is not known");
     world.facts["containers"][0]["running"] = json!(false);
     world.process()["resources"] = json!([{"kind": "IoUring"}]);
-    assert_eq!(world.look(violations), [], "an ended container does not move");
+    let found = world.look(violations);
+    let checks: Vec<&str> = found.iter().map(|v| v.check).collect();
+    assert_eq!(checks, ["ContainerNotRunning"], "an ended container does not move");
+}
+
+#[rstest]
+#[case("Processes", "web", Mode::StopAndCopy, Network::Auto, true)]
+#[case("Processes", "web", Mode::Cold, Network::Auto, false)]
+#[case("Processes", "debugger", Mode::StopAndCopy, Network::Auto, false)]
+#[case("Connections", "", Mode::StopAndCopy, Network::Preserve, true)]
+#[case("Connections", "", Mode::StopAndCopy, Network::Auto, false)]
+#[case("Connections", "", Mode::Cold, Network::Preserve, false)]
+#[case("Rest", "web", Mode::Cold, Network::Close, true)]
+#[case("Rest", "", Mode::StopAndCopy, Network::Close, true)]
+#[case("OfALaterVersion", "", Mode::StopAndCopy, Network::Auto, true)]
+fn what_was_not_looked_at_is_held_against_a_move_that_needs_it(
+    #[case] part: &str,
+    #[case] container: &str,
+    #[case] mode: Mode,
+    #[case] network: Network,
+    #[case] refused: bool,
+) {
+    let mut world = cold();
+    world.migration.spec.mode = mode;
+    world.migration.spec.network = network;
+    world.facts["unseen"] = json!([{"container": container, "part": part, "message": "denied"}]);
+    let found = world.look(violations);
+    assert_eq!(found.len(), usize::from(refused), "{found:?}");
+    assert!(found.iter().all(|v| v.check == "NotInspected" && v.container == container));
+}
+
+#[test]
+fn a_process_in_which_a_check_finds_something_stands_in_the_way() {
+    let process =
+        |process: Value| -> crate::facts::ProcessFacts { serde_json::from_value(process).unwrap() };
+    for obstacle in [
+        json!({"state": "Stopped"}),
+        json!({"state": "Stopped", "outside": true}),
+        json!({"state": "Zombie", "threads": 2}),
+        json!({"tracerPid": 3}),
+        json!({"ownNamespaces": ["net"]}),
+        json!({"resources": [{"kind": "IoUring"}]}),
+        json!({"resources": [{"kind": "RemadeFile", "detail": "/labels"}]}),
+        json!({"resources": [{"kind": "UnlinkedFile", "bytes": (256 << 20) + 4096}]}),
+    ] {
+        assert!(stands_in_the_way(&process(obstacle.clone())), "{obstacle}");
+    }
+    for plain in [
+        json!({"threads": 9}),
+        json!({"ownNamespaces": ["mnt"]}),
+        json!({"resources": [{"kind": "FileLock"}, {"kind": "UnlinkedFile", "bytes": 4096}]}),
+        json!({"resources": [{"kind": "IoUring"}], "outside": true}),
+    ] {
+        assert!(!stands_in_the_way(&process(plain.clone())), "{plain}");
+    }
 }
 
 /// docs/preflight.md has the tables of the checks as they stand here; with the environment variable

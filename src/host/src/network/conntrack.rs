@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+use super::End;
 use super::netlink::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, Netlink, attribute, family, find, ip_of,
     nested, octets,
@@ -51,8 +52,6 @@ const CTA_PROTONAT_PORTS: [u16; 2] = [1, 2];
 const TCP_BE_LIBERAL: u8 = 8;
 /// Seen in both directions, worth keeping, and complete. What the kernel finds out by itself is left out.
 const STATUS_MASK: u32 = 2 | 4 | 8;
-/// `TCP_CONNTRACK_ESTABLISHED`.
-const TCP_ESTABLISHED: u8 = 3;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 
@@ -99,14 +98,15 @@ impl Tracked {
         self.reply.from != self.original.to
     }
 
-    /// Whether it is a connection of TCP that is established.
-    pub fn is_established(&self) -> bool {
-        self.tcp_state == Some(TCP_ESTABLISHED)
-    }
-
     /// Whether its packets leave with another address than the opener's own: the node's.
     pub fn changes_source(&self) -> bool {
         self.reply.to.ip() != self.original.from.ip()
+    }
+
+    /// The connection as its opener and as whoever answers sees it. A pod may be both, when it reaches itself through
+    /// a Service.
+    pub fn ends(&self) -> [End; 2] {
+        [self.original, self.reply].map(|way| (self.protocol, way.from, way.to))
     }
 }
 
@@ -346,6 +346,9 @@ mod tests {
         assert!(!outside.changes_target() && outside.changes_source());
         let direct = Tracked { reply: service.original.reversed(), ..service };
         assert!(!direct.changes_target() && !direct.changes_source());
+        let [opener, other] = direct.ends();
+        assert_eq!(opener, (IPPROTO_TCP, direct.original.from, direct.original.to));
+        assert_eq!((other.1, other.2), (opener.2, opener.1));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 pub use announce::ANNOUNCEMENTS;
 pub use filter::{TABLE, nft_program};
 pub use link::{Address, Interface};
-pub use sockets::Socket;
+pub use sockets::{End, Socket};
 
 use crate::error::{Error, Result};
 

@@ -22,6 +22,11 @@ const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
 /// Length of `inet_diag_sockid`; in a message it follows four bytes.
 const SOCKET_ID: usize = 48;
+/// Where a message has the inode: after the id, a time, two queues and a user.
+const INODE: std::ops::Range<usize> = 4 + SOCKET_ID + 16..4 + SOCKET_ID + 20;
+
+/// A connection as one of its ends sees it: protocol, own address, the other's.
+pub type End = (u8, SocketAddr, SocketAddr);
 
 /// A TCP or UDP socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,9 +37,18 @@ pub struct Socket {
     pub local: SocketAddr,
     /// The other side, of a socket that has one.
     pub peer: Option<SocketAddr>,
+    /// Some process has it. The kernel keeps others a while, which wait for the last packets of what was closed.
+    pub is_held: bool,
     family: u8,
     /// As the kernel names it.
     id: [u8; SOCKET_ID],
+}
+
+impl Socket {
+    /// The connection that it is an end of.
+    pub fn end(&self) -> Option<End> {
+        Some((self.protocol, self.local, self.peer?))
+    }
 }
 
 impl NetNs {
@@ -109,6 +123,7 @@ fn parse(body: &[u8], protocol: u8) -> Option<Socket> {
         protocol,
         local: address(0, 4)?,
         peer: if connected { Some(address(2, 20)?) } else { None },
+        is_held: body.get(INODE).is_some_and(|inode| inode.iter().any(|byte| *byte != 0)),
         family,
         id,
     })
@@ -150,9 +165,14 @@ mod tests {
             assert_eq!(found.local, local.parse().unwrap());
             assert_eq!(found.peer, connected.then(|| peer.parse().unwrap()));
         }
-        let mapped = message(AF_INET6, 1, "10.0.0.5:1", "10.0.0.9:2");
+        let mut mapped = message(AF_INET6, 1, "10.0.0.5:1", "10.0.0.9:2");
         let found = parse(&mapped, IPPROTO_TCP).unwrap();
         assert_eq!(found.local, "10.0.0.5:1".parse().unwrap(), "IPv4 behind an IPv6 socket");
+        let end: End = (IPPROTO_TCP, "10.0.0.5:1".parse().unwrap(), "10.0.0.9:2".parse().unwrap());
+        assert_eq!(found.end(), Some(end));
+        assert!(!found.is_held, "it has no inode");
+        mapped[INODE.start] = 7;
+        assert!(parse(&mapped, IPPROTO_TCP).unwrap().is_held);
         assert_eq!(parse(&mapped[..20], IPPROTO_TCP), None);
     }
 

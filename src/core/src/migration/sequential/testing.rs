@@ -80,6 +80,7 @@ impl World {
             bytes: 1 << 20,
             network: &crate::migration::testing::preserved(),
             unknown: None,
+            incomplete: &[],
         };
         migration.status = Some(admission::admitted(&migration, &decided, now));
         let mut seen = Observed::of(migration);

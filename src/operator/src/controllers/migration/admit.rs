@@ -24,6 +24,7 @@ use transship_core::witness::references;
 
 use super::owner::Owners;
 use super::{Error, Next, apply, ask, claims, status};
+use crate::agents;
 use crate::context::Context;
 
 /// How soon a Migration that waits for its turn is looked at again.
@@ -107,16 +108,8 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     );
     let facts = match facts {
         Ok(facts) => facts,
-        Err(error) => {
-            let message = format!("the pod is to be inspected: {error}");
-            let status = admission::waiting(migration, Step::Preflight, &message, now);
-            status::patch(migration, &status, context).await?;
-            return Ok(Next::After(ASK_AGAIN));
-        }
+        Err(error) => return unanswered(migration, "the pod", &error, now, context).await,
     };
-    let target_facts = target_facts.inspect_err(|error| {
-        tracing::info!(target, %error, "the target node could not be inspected");
-    });
     input.target = nodes.iter().find(|node| node.name == target);
     input.facts = Some(&facts);
     input.target_facts = target_facts.as_ref().ok();
@@ -127,10 +120,21 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
         let status = admission::violated(migration, &target, found, now);
         return end(migration, Some(pod), &status, context).await;
     }
+    // After what stands in the way whatever it says.
+    let target_facts = match &target_facts {
+        Ok(target_facts) => target_facts,
+        Err(error) => return unanswered(migration, "the target node", error, now, context).await,
+    };
     let Some(network) = admission::network(&input) else { return Ok(Next::After(ASK_AGAIN)) };
-    let bytes = bytes_of(migration, &facts);
-    let unknown = answer.unknown.as_deref();
-    let decided = Admitted { pod, target: &target, given, bytes, network: &network, unknown };
+    let decided = Admitted {
+        pod,
+        target: &target,
+        given,
+        bytes: bytes_of(migration, &facts),
+        network: &network,
+        unknown: answer.unknown.as_deref(),
+        incomplete: &[&facts.incomplete[..], &target_facts.incomplete[..]].concat(),
+    };
     let status = admission::admitted(migration, &decided, now);
     if migration.spec.dry_run {
         return end(migration, Some(pod), &status, context).await;
@@ -167,6 +171,20 @@ async fn screen(
     };
     context.memory.note(&uid, |notes| notes.pending = pending);
     screening
+}
+
+/// An agent that does not answer is asked again, for as long as the Migration may take to begin.
+async fn unanswered(
+    migration: &Migration,
+    what: &str,
+    error: &agents::Error,
+    now: Timestamp,
+    context: &Context,
+) -> Result<Next, Error> {
+    let message = format!("{what} is to be inspected: {error}");
+    let status = admission::waiting(migration, Step::Preflight, &message, now);
+    status::patch(migration, &status, context).await?;
+    Ok(Next::After(ASK_AGAIN))
 }
 
 /// What would move.
