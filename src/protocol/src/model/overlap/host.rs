@@ -193,10 +193,12 @@ pub fn is_lost_with_its_shim(world: &World, side: Side) -> bool {
 fn source_may_go_on(world: &World) -> Result<(), Broken> {
     let recorded = world.api.recorded;
     let voted = world.s.journal.contains(&SourceEntry::Voted);
+    // Of what has vanished undecided nobody can read a Commit any more, on a node that has left or elsewhere.
+    let is_out = world.target_is_out() || (world.t.env.left && recorded.decision.is_none());
     let allowed = !voted
         || recorded.decision == Some(Decision::Abort)
         || recorded.resolution.is_some()
-        || (!world.api.exists && world.target_is_out());
+        || (!world.api.exists && is_out);
     if allowed { Ok(()) } else { Err("a voted source goes on without a decision") }
 }
 
