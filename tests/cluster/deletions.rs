@@ -309,8 +309,6 @@ fn play_all(name: &str, owner: Owner, mode: &'static str, victims: &[Victim]) ->
 #[test]
 fn the_source_the_pod_on_trial_or_the_one_made_again_is_deleted() -> Result<()> {
     let victims = [
-        Victim::Source(Moment::Prepared),
-        Victim::Trial(Moment::TargetStarts),
         Victim::Source(Moment::Dumping),
         Victim::Trial(Moment::Restoring),
         Victim::Gated,
@@ -325,8 +323,10 @@ fn the_source_the_pod_on_trial_or_the_one_made_again_is_deleted_at_the_other_ste
     let victims = [
         Victim::Source(Moment::TargetIsMade),
         Victim::Trial(Moment::TargetIsMade),
+        Victim::Source(Moment::Prepared),
         Victim::Trial(Moment::Prepared),
         Victim::Source(Moment::TargetStarts),
+        Victim::Trial(Moment::TargetStarts),
         Victim::Source(Moment::Freezing),
         Victim::Trial(Moment::Freezing),
         Victim::Trial(Moment::Dumping),

@@ -221,21 +221,31 @@ fn is_as_wished(scene: &Scene, act: Act, fate: Fate) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_stateful_set_is_scaled_and_rolled_and_its_pod_deleted_during_a_move() -> Result<()> {
+fn play_all(cases: &[(When, Act, Fate)]) -> Result<()> {
     let cluster = Cluster::with_namespace("stateful-owner")?;
     Gate::open_all(&cluster)?;
     cluster.apply(&stateful(&spec(EMPTY_DIR, "", ""), ""))?;
-    let cases = [
+    cases.iter().try_for_each(|case| play(&cluster, *case))
+}
+
+#[test]
+fn a_stateful_set_is_scaled_and_rolled_and_its_pod_deleted_during_a_move() -> Result<()> {
+    play_all(&[
         (When::Prepared, Act::Scale(2), Fate::Moved),
-        (When::MadeAgain, Act::Scale(2), Fate::Moved),
-        (When::Prepared, Act::Scale(0), Fate::Gone),
         (When::Voted, Act::DeletePod, Fate::Replaced),
-        (When::Prepared, Act::Roll, Fate::Replaced),
         (When::MadeAgain, Act::Roll, Fate::MovedAndReplaced),
         (When::MadeAgain, Act::Scale(0), Fate::Gone),
-    ];
-    cases.iter().try_for_each(|case| play(&cluster, *case))
+    ])
+}
+
+#[test]
+#[ignore = "it is scaled and rolled at another moment above"]
+fn a_stateful_set_is_scaled_and_rolled_at_the_other_moments() -> Result<()> {
+    play_all(&[
+        (When::MadeAgain, Act::Scale(2), Fate::Moved),
+        (When::Prepared, Act::Scale(0), Fate::Gone),
+        (When::Prepared, Act::Roll, Fate::Replaced),
+    ])
 }
 
 /// The StatefulSet is deleted with this `--cascade`, when its pod is not there.
@@ -316,9 +326,20 @@ fn goes_along(scene: &Scene) -> Result<()> {
     cluster.await_that("no pod is left", SOON, || Ok(cluster.list("pods", "")?.is_empty()))
 }
 
-#[test]
-fn a_stateful_set_that_is_deleted_takes_along_the_state_of_its_pod_or_lets_it_go() -> Result<()> {
+fn delete_all(cascades: &[&str]) -> Result<()> {
     let cluster = Cluster::with_namespace("stateful-deleted")?;
     Gate::open_all(&cluster)?;
-    ["background", "foreground", "orphan"].iter().try_for_each(|cascade| delete(&cluster, cascade))
+    cascades.iter().try_for_each(|cascade| delete(&cluster, cascade))
+}
+
+#[test]
+fn a_stateful_set_that_is_deleted_takes_along_the_state_of_its_pod_or_lets_it_go() -> Result<()> {
+    delete_all(&["background", "orphan"])
+}
+
+#[test]
+#[ignore = "it takes it along in the background, too"]
+fn a_stateful_set_that_is_deleted_in_the_foreground_takes_along_the_state_of_its_pod() -> Result<()>
+{
+    delete_all(&["foreground"])
 }
