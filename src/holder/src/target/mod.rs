@@ -95,11 +95,15 @@ pub async fn run(
         watching: false,
         opened: false,
         resumed: false,
+        signs_off: true,
         events,
     };
     let driver = Driver::new(machine, effects);
     drive(driver, &mut hands, &mut received).await?;
-    signing.end().await;
+    match hands.signs_off {
+        true => signing.end().await,
+        false => signing.fall_silent(),
+    }
     if hands.resumed {
         // The last word is spoken and the record open: the pod is one like any other, and nothing of the
         // protocol waits for its hooks. Whoever still has news for the machine is not to be held up.
@@ -196,6 +200,8 @@ struct TargetHands {
     opened: bool,
     /// The pod runs, for good.
     resumed: bool,
+    /// Nothing is to follow from its silence.
+    signs_off: bool,
     events: mpsc::Sender<TargetEvent>,
 }
 
@@ -232,6 +238,7 @@ impl Hands for TargetHands {
             started::watch(Arc::clone(&self.holder), self.events.clone(), all, gone);
         }
         self.resumed = phase == TargetPhase::Closed(TargetOutcome::Resumed);
+        self.signs_off = machine.signs_off();
         self.holder.board.target(machine, self.resumed && hooks::are_left(&self.holder));
         self.holder.asker.voted(!machine.is_before_vote() && !machine.is_closed());
         self.holder.set_frozen(matches!(

@@ -307,6 +307,22 @@ pub async fn remove_lease(client: &Client, namespace: &str, node: &str) -> kube:
     }
 }
 
+/// Takes off what the target of a Migration may have left of its signature when it ended: it counts no more.
+pub async fn remove_signature(
+    client: &Client,
+    namespace: &str,
+    node: &str,
+    migration_uid: &str,
+) -> kube::Result<()> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let patch = json!({"metadata": {"annotations": {names::signature(migration_uid): null}}});
+    let name = names::node_lease(node);
+    match leases.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Err(kube::Error::Api(answer)) if answer.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// Whether a target on this node is still waited for. In the sequential order nothing follows from its silence.
 fn is_awaited(name: &str, migrations: &[Arc<api::Migration>]) -> bool {
     migrations.iter().any(|migration| {
