@@ -399,6 +399,23 @@ fn a_reboot_takes_the_memory_also_of_a_source_that_was_not_touched_yet() {
     }
 }
 
+#[test]
+fn what_befalls_a_pod_that_has_gone_on_is_no_loss_of_its_migration() {
+    let facts = Facts { same_boot: false, tasks: false, lapsed: false };
+    for memory_lost in [false, true] {
+        let journal = [
+            SourceEntry::Begun,
+            SourceEntry::Freezing,
+            SourceEntry::AbortedBeforeVote,
+            SourceEntry::Opened { memory_lost },
+        ];
+        let (machine, _) = SourceMachine::recover(&journal, facts);
+        assert_eq!(machine.has_lost_memory(), memory_lost);
+        let (before, _) = SourceMachine::recover(&journal[..3], facts);
+        assert!(before.has_lost_memory(), "it had not gone on yet");
+    }
+}
+
 /// Does all that is left, and gives what the last entry says of the memory.
 fn opened(driver: &mut Driver<SourceMachine>) -> Option<bool> {
     let mut told = None;
