@@ -228,9 +228,10 @@ impl World<'_> {
             true => Error::Agent(error),
             false => Error::StartRefused(error),
         };
-        agents.start(self.node(role), role, task).await.map_err(refused)?;
+        let started = agents.start(self.node(role), role, task).await.map_err(refused);
+        // Perhaps it began, and the answer was lost.
         self.context.sides.kick(uid, role);
-        Ok(())
+        started
     }
 
     fn is_committed(&self) -> bool {
