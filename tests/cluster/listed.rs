@@ -54,7 +54,7 @@ fn the_nodes_that_the_chart_lists_are_made_and_missed_until_the_list_is_gone() -
     }
     drop(back);
     // There never was a cluster node of their names.
-    cluster.await_that("who is not listed any more leaves", Duration::from_secs(90), || {
+    cluster.await_that("who is not listed any more leaves", Duration::from_secs(150), || {
         for node in ABSENT {
             ensure!(cluster.get(NODE_KIND, node)?.is_null(), "{node} is still there");
         }

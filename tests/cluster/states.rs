@@ -298,7 +298,7 @@ fn a_node_that_has_left_the_cluster_leaves_neither_its_node_nor_its_lease() -> R
          apiVersion: coordination.k8s.io/v1\nkind: Lease\n\
          metadata: {name: transship-node-node-left}\nspec: {holderIdentity: node-left}\n",
     )?;
-    cluster.await_that("node and Lease are gone", Duration::from_secs(90), || {
+    cluster.await_that("node and Lease are gone", Duration::from_secs(120), || {
         let nodes = cluster.kubectl(&["get", "nodes.transship.dev", "-o", "name"])?;
         let leases = system.kubectl(&["get", "leases", "-o", "name"])?;
         Ok(!nodes.contains("node-left") && !leases.contains("node-left"))

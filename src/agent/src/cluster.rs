@@ -12,9 +12,10 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
-use transship_api::{Migration, Node, names};
+use transship_api::{Migration, Node, NodeStatus, names};
 use transship_host::paths::Role;
 use transship_host::task::HolderTask;
+use transship_protocol::{NodeSeen, judge_node};
 
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -154,6 +155,14 @@ impl Cluster {
     /// Our Node object of another node.
     pub async fn node(&self, name: &str) -> anyhow::Result<Option<Node>> {
         answer(Api::<Node>::all(self.client.clone()).get_opt(name)).await
+    }
+
+    /// What another node has told of its sides. Where it registers anew its object is empty at first.
+    pub async fn peer(&self, name: &str) -> anyhow::Result<NodeSeen<NodeStatus>> {
+        let status = self.node(name).await?.and_then(|node| node.status);
+        let told = status.filter(|status| status.active_count.is_some());
+        let is_in_cluster = told.is_some() || self.core_node_uid(name).await?.is_some();
+        Ok(judge_node(told, is_in_cluster))
     }
 
     /// The cluster's own node object.

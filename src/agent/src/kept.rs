@@ -9,9 +9,10 @@
 
 use std::time::{Duration, Instant};
 
-use transship_api::{HolderState, Node};
+use transship_api::{HolderState, NodeStatus};
 use transship_host::files;
 use transship_host::task::Part;
+use transship_protocol::NodeSeen;
 
 use crate::migrations::Side;
 
@@ -54,15 +55,15 @@ pub enum Verdict {
     },
 }
 
-/// Judges by what the other node has published and what stands beside it on this one.
+/// Judges by what the other node has `published` (see [`published`]) and what stands beside it on this one.
 pub fn verdict(
     part: Part,
     own: HolderState,
-    published: &[HolderState],
+    published: Option<&[HolderState]>,
     beside: &[HolderState],
 ) -> Verdict {
-    let heard = published.iter().all(|state| is_final(*state));
-    let others = [published, beside].concat();
+    let heard = published.is_some_and(|states| states.iter().all(|state| is_final(*state)));
+    let others = [published.unwrap_or_default(), beside].concat();
     match is_needed(part, own, &others) {
         true => Verdict::Kept { heard },
         false if heard => Verdict::Over,
@@ -70,11 +71,15 @@ pub fn verdict(
     }
 }
 
-/// What a node says of its sides of a migration.
-pub fn published(node: Option<Node>, migration_uid: &str) -> Vec<HolderState> {
-    let status = node.and_then(|node| node.status);
-    let sides = status.into_iter().flat_map(|status| status.active_migrations);
-    sides.filter(|side| side.migration_uid == migration_uid).map(|side| side.state).collect()
+/// What a node says of its sides of a migration; none while that is still to come. One that has left has nothing to say.
+pub fn published(node: NodeSeen<NodeStatus>, migration_uid: &str) -> Option<Vec<HolderState>> {
+    let sides = match node {
+        NodeSeen::Tells(status) => status.active_migrations,
+        NodeSeen::Anew => return None,
+        NodeSeen::Left => Vec::new(),
+    };
+    let ours = sides.into_iter().filter(|side| side.migration_uid == migration_uid);
+    Some(ours.map(|side| side.state).collect())
 }
 
 /// Where the other sides of the same migration on this node stand.
@@ -223,18 +228,33 @@ mod tests {
     #[test]
     fn a_state_that_may_be_needed_does_not_wait_for_a_node_that_is_off_for_good() {
         use HolderState::{Aborted, Frozen, Kept, Moved, Resumed};
-        type Case<'a> = (Part, HolderState, &'a [HolderState], &'a [HolderState], Verdict);
-        let cases: [Case<'_>; 6] = [
-            (Part::Trial, Moved, &[Kept], &[], Verdict::Kept { heard: true }),
-            (Part::Trial, Moved, &[Frozen], &[], Verdict::Kept { heard: false }),
-            (Part::Trial, Moved, &[Resumed], &[], Verdict::Over),
-            (Part::Overlap, Aborted, &[Frozen], &[], Verdict::Waits),
-            (Part::Overlap, Aborted, &[], &[], Verdict::Over),
-            (Part::AgainAtSource, Resumed, &[], &[], Verdict::Over),
+        type Case<'a> = (Part, HolderState, Option<&'a [HolderState]>, &'a [HolderState], Verdict);
+        let cases: [Case<'_>; 8] = [
+            (Part::Trial, Moved, Some(&[Kept]), &[], Verdict::Kept { heard: true }),
+            (Part::Trial, Moved, Some(&[Frozen]), &[], Verdict::Kept { heard: false }),
+            (Part::Trial, Moved, None, &[], Verdict::Kept { heard: false }),
+            (Part::Trial, Moved, Some(&[Resumed]), &[], Verdict::Over),
+            (Part::Overlap, Aborted, Some(&[Frozen]), &[], Verdict::Waits),
+            (Part::Overlap, Aborted, None, &[], Verdict::Waits),
+            (Part::Overlap, Aborted, Some(&[]), &[], Verdict::Over),
+            (Part::AgainAtSource, Resumed, Some(&[]), &[], Verdict::Over),
         ];
         for (part, own, published, beside, expected) in cases {
             assert_eq!(verdict(part, own, published, beside), expected, "{part:?} {own:?}");
         }
+    }
+
+    #[test]
+    fn a_node_that_registers_anew_has_not_been_heard_and_one_that_has_left_never_will_be() {
+        let status: NodeStatus = serde_json::from_value(serde_json::json!({"activeMigrations": [
+            {"migrationUID": "m-1", "role": "Source", "podUID": "p-1", "state": "Frozen"},
+            {"migrationUID": "m-2", "role": "Source", "podUID": "p-2", "state": "Moved"},
+        ]}))
+        .unwrap();
+        let tells = published(NodeSeen::Tells(status), "m-1");
+        assert_eq!(tells, Some(vec![HolderState::Frozen]));
+        assert_eq!(published(NodeSeen::Anew, "m-1"), None);
+        assert_eq!(published(NodeSeen::Left, "m-1"), Some(Vec::new()));
     }
 
     #[test]

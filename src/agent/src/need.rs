@@ -36,11 +36,11 @@ pub async fn of(cluster: &Cluster, side: &Side, sides: &[Side]) -> anyhow::Resul
     }
     let published = match task.peer.node == task.node {
         // A pod that went back to its source's node has both sides here.
-        true => Vec::new(),
-        false => kept::published(cluster.node(&task.peer.node).await?, &side.uid),
+        true => Some(Vec::new()),
+        false => kept::published(cluster.peer(&task.peer.node).await?, &side.uid),
     };
     let beside: Vec<HolderState> = kept::beside(side, sides).collect();
-    match kept::verdict(task.part, side.state(), &published, &beside) {
+    match kept::verdict(task.part, side.state(), published.as_deref(), &beside) {
         Verdict::Over => when_over(cluster, task).await,
         Verdict::Waits => Ok(Need::Peer),
         Verdict::Kept { heard } => {

@@ -1,6 +1,7 @@
 //! A target's sign of life: its Migration's UID with the time in its node's Lease, renewed until it
 //! is closed. Written by the holder itself, so that it does not depend on any agent. Each good one
-//! gives the dead-man more time; what their absence means is decided by `transship-protocol`.
+//! gives the dead-man more time; what their absence means, and whether the last one stays when it has
+//! closed, is decided by `transship-protocol`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -73,6 +74,11 @@ impl Signing {
     /// What is known of the way to the API server.
     pub fn contact(&self) -> Contact {
         self.contact.clone()
+    }
+
+    /// Does not sign any more; the last signature stays.
+    pub fn fall_silent(self) {
+        self.task.abort();
     }
 
     /// Takes the signature off: nothing runs here unconfirmed. One that stays behind harms nobody,

@@ -1,5 +1,5 @@
 //! Containers that start afresh with files: putting the files into a root (for the runtime's wrapper), and
-//! seeing to it that every container was started with them.
+//! seeing to it that every container was started with them. And whether a pod is still asked for at all.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use transship_host::paths::{MigrationDir, PodDir, Role};
 use transship_runtime::cri::Cri;
 use transship_transport::tree::{Kinds, apply_spool};
 
-use crate::decision::Reader;
+use crate::decision::{Reader, Seen};
 use crate::holder::Holder;
 use crate::logs;
 use crate::pod::moving;
@@ -78,6 +78,23 @@ pub fn watch<E: Send + 'static>(holder: Arc<Holder>, events: mpsc::Sender<E>, st
             }
         }
     });
+}
+
+/// Returns when nobody asks for the pod any more: its Migration has vanished, and it is gone. While there is one, that
+/// says what becomes of the pod's state.
+pub async fn is_abandoned(holder: &Holder) {
+    let mut reader = holder.reader();
+    loop {
+        tokio::time::sleep(ASK).await;
+        let abandoned = async {
+            anyhow::Ok(reader.read().await? == Seen::Gone && has_gone(holder, &mut reader).await?)
+        };
+        match abandoned.await {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => tracing::debug!("whether the pod is still asked for: {error:#}"),
+        }
+    }
 }
 
 /// kubelet removes a pod's directory when nothing of the pod is left to be done.

@@ -105,10 +105,11 @@ impl Memory {
         change(notes.entry(uid.to_owned()).or_default())
     }
 
-    /// What all migrations but this one are to bring somewhere.
-    pub fn pending_of_others(&self, uid: &str) -> Vec<Pending> {
+    /// What all migrations but this one are to bring somewhere. One that was deleted while it was looked at may have
+    /// left a note, so each has to be `there`.
+    pub fn pending_of_others(&self, uid: &str, there: impl Fn(&str) -> bool) -> Vec<Pending> {
         let notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = notes.iter().filter(|(other, _)| *other != uid);
+        let others = notes.iter().filter(|(other, _)| *other != uid && there(other));
         others.filter_map(|(_, notes)| notes.pending.clone()).collect()
     }
 
@@ -123,16 +124,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_are_to_bring_is_known_until_they_are_forgotten() {
+    fn what_others_are_to_bring_is_known_until_they_are_forgotten_or_gone() {
         let memory = Memory::default();
-        for uid in ["a", "b", "c"] {
+        for uid in ["a", "b", "c", "deleted"] {
             let pending =
                 Pending { migration: uid.into(), node: "node-b".into(), pod: Arc::default() };
             memory.note(uid, |notes| notes.pending = Some(pending));
         }
         memory.note("d", Notes::succeed);
         memory.forget("c");
-        let others = memory.pending_of_others("a");
+        let others = memory.pending_of_others("a", |uid| uid != "deleted");
         assert_eq!(others.iter().map(|p| p.migration.as_str()).collect::<Vec<_>>(), ["b"]);
     }
 

@@ -4,7 +4,8 @@
 //! of its Migration, every [`RENEWAL`]. Its dead-man counts from the moment at which the last good
 //! signature was *sent*, and stops the target when that is older than [`PATIENCE`]. So when the
 //! API server has seen no signature for the longer time [`PROOF`], the target has stopped, whoever
-//! of its node still lives.
+//! of its node still lives. One that has closed takes its signature off, unless a Commit may stand
+//! open to which it has denied itself: then the last one stays, and does not change any more.
 
 use std::time::{Duration, Instant};
 

@@ -89,6 +89,9 @@
 //!     go the Lease by which its silence is counted.
 //! 17. **A last word stays until it was heard.** Where the Migration has vanished the source has nothing else to go
 //!     by.
+//! 18. **A target that will never thaw does not sign off unless it has read an Abort.** Commit may be written at the
+//!     moment at which it ends. Its word says so, but dies with the node where its agent has died before; the
+//!     signature that does not change any more is a proof then.
 //!
 //! # What it takes for granted
 //!

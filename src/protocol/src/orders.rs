@@ -187,6 +187,39 @@ fn the_target_keeps_the_orders() {
     }
 }
 
+#[test]
+fn a_target_signs_off_unless_a_commit_may_stand_open_to_which_it_has_denied_itself() {
+    use TargetEvent::{AllRestoredAndFrozen, Begin, DecisionRead, Lapsed, LocalFailure, TasksLost};
+    let early = target(&[Begin, LocalFailure]);
+    let confirmed = target_voted(&[DecisionRead(COMMIT), DecisionRead(RESUMED)]);
+    let mut trial = Driver::new(TargetMachine::of(Part::Trial), vec![]);
+    for event in [Begin, AllRestoredAndFrozen, TargetEvent::ObjectGone] {
+        drain(&mut trial);
+        trial.feed(event);
+    }
+    for (name, mut driver, signs_off) in [
+        ("gave up before its vote", early, true),
+        ("aborted", target_voted(&[DecisionRead(ABORT)]), true),
+        ("confirmed", confirmed, true),
+        ("on trial, where silence is no proof", trial, true),
+        ("lost before it knew", target_voted(&[TasksLost]), false),
+        ("too late for its Commit", target_voted(&[Lapsed, DecisionRead(COMMIT)]), false),
+    ] {
+        drain(&mut driver);
+        assert!(driver.machine().is_closed(), "{name}");
+        assert_eq!(driver.machine().signs_off(), signs_off, "{name}");
+    }
+    let never = TargetOutcome::NeverThawed;
+    let journal = [
+        TargetEntry::Begun,
+        TargetEntry::Voted,
+        TargetEntry::NeverThawed,
+        TargetEntry::Closed { outcome: never },
+    ];
+    let facts = Facts { same_boot: false, tasks: false, lapsed: false };
+    assert!(!TargetMachine::recover(&journal, facts).0.signs_off(), "nor after a restart");
+}
+
 /// A cold source with these entries in its journal, restarted.
 fn cold(journal: &[SourceEntry]) -> Driver<SourceMachine> {
     let facts = Facts { same_boot: true, tasks: true, lapsed: false };
@@ -363,6 +396,23 @@ fn a_reboot_takes_the_memory_also_of_a_source_that_was_not_touched_yet() {
         let facts = Facts { same_boot, tasks: false, lapsed: false };
         let (machine, effects) = SourceMachine::recover(&[SourceEntry::Begun], facts);
         assert_eq!(opened(&mut Driver::new(machine, effects)), Some(memory_lost));
+    }
+}
+
+#[test]
+fn what_befalls_a_pod_that_has_gone_on_is_no_loss_of_its_migration() {
+    let facts = Facts { same_boot: false, tasks: false, lapsed: false };
+    for memory_lost in [false, true] {
+        let journal = [
+            SourceEntry::Begun,
+            SourceEntry::Freezing,
+            SourceEntry::AbortedBeforeVote,
+            SourceEntry::Opened { memory_lost },
+        ];
+        let (machine, _) = SourceMachine::recover(&journal, facts);
+        assert_eq!(machine.has_lost_memory(), memory_lost);
+        let (before, _) = SourceMachine::recover(&journal[..3], facts);
+        assert!(before.has_lost_memory(), "it had not gone on yet");
     }
 }
 

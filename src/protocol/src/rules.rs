@@ -70,6 +70,8 @@ pub(crate) enum Rule {
     DeadmanOutlivesHolder,
     /// The operator counts a target's silence only while a Commit stands open.
     ProofFollowsCommit,
+    /// A target that will never thaw signs off only if it has read an Abort, or had not voted.
+    SignsOffOnlySettled,
     /// The target's record is not opened before the thaw.
     TargetOpensAfterThaw,
     /// The target's record is opened only when `resumedAt` was read.
@@ -232,6 +234,7 @@ impl Rule {
         Rule::DeadmanFreezes,
         Rule::DeadmanOutlivesHolder,
         Rule::ProofFollowsCommit,
+        Rule::SignsOffOnlySettled,
         Rule::TargetOpensAfterThaw,
         Rule::TargetOpensOnlyConfirmed,
         Rule::RebootIsNotNeverThawed,

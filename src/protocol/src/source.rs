@@ -261,7 +261,8 @@ impl SourceMachine {
             machine.apply(*entry);
         }
         machine.memory_lost |= match machine.phase {
-            SourcePhase::Idle => false,
+            // What it has gone through is told by its last entry; what comes later may befall any pod.
+            SourcePhase::Idle | SourcePhase::Opened | SourcePhase::Released => false,
             // Nothing keeps an untouched one from ending by itself.
             SourcePhase::Begun => !facts.same_boot,
             // Of a cold one only files count, and those are kept from the vote on.

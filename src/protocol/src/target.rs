@@ -132,6 +132,8 @@ pub struct TargetMachine {
     /// The dead-man has expired since the vote. Sticky: the operator may be about to record a
     /// resolution on the strength of it, at any later time.
     lapsed: bool,
+    /// It has journalled by itself that it will never thaw, whatever was decided.
+    denied: bool,
     part: Part,
     /// A pod made again: everything is restored and frozen.
     pub(crate) held: bool,
@@ -328,6 +330,13 @@ impl TargetMachine {
         self.word().outcome == Some(TargetOutcome::NeverThawed)
     }
 
+    /// Whether it signs off when it ends, so that nothing follows from its silence. One that will never thaw, and has
+    /// not read an Abort, does not: a Commit may be written at the same moment, and where its word is lost with the
+    /// node, its silence is all that tells.
+    pub fn signs_off(&self) -> bool {
+        !self.denied || self.part.is_sequential() || !holds(Rule::SignsOffOnlySettled)
+    }
+
     fn word(&self) -> TargetWord {
         TargetWord {
             begun: self.phase != TargetPhase::Idle,
@@ -501,9 +510,11 @@ impl Machine for TargetMachine {
             }
             // A Commit without a vote of ours is not ours.
             TargetEntry::Decided { decision: Decision::Commit } if self.voted => P::Committed,
-            TargetEntry::AbortedBeforeVote
-            | TargetEntry::NeverThawed
-            | TargetEntry::Decided { .. } => P::NeverThawed,
+            TargetEntry::NeverThawed => {
+                self.denied = true;
+                P::NeverThawed
+            }
+            TargetEntry::AbortedBeforeVote | TargetEntry::Decided { .. } => P::NeverThawed,
             TargetEntry::Thawing => P::Thawing,
             TargetEntry::Thawed => {
                 self.thawed = true;

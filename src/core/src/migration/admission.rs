@@ -12,7 +12,7 @@ use transship_api::migration::{Forecast, MAX_CHOICE_MESSAGE, MAX_VIOLATIONS};
 use transship_api::{HandOver, Migration, MigrationStatus, Mode, Network, PodRef, Step, duration};
 
 use super::status::{Draft, for_people, whole_seconds};
-use crate::placement::{self, Candidate, Choice, Load, NO_LOAD};
+use crate::placement::{self, Candidate, Choice, Load, NO_LOAD, Pending};
 use crate::preflight::{self, Input, NetworkChoice, NodeView, Refusal, Violation};
 use crate::sequential_pod::{claims, is_exclusive};
 use crate::target_pod;
@@ -31,6 +31,37 @@ pub enum Screening {
         /// The Migration names it.
         given: bool,
     },
+}
+
+/// As [`screen`], on nodes to which other Migrations are to bring the `expected` pods. Where it is these alone that leave
+/// it no node it waits: they may never come there.
+pub fn screen_beside(
+    input: &Input<'_>,
+    active: &BTreeMap<String, usize>,
+    loads: &BTreeMap<String, Load>,
+    expected: &[Pending],
+    overcommit_percent: i64,
+) -> Screening {
+    let alone = || screen(input, active, loads, overcommit_percent);
+    if expected.is_empty() {
+        return alone();
+    }
+    let mut all = loads.clone();
+    for pending in expected {
+        Load::add_pending(&mut all, pending, input.nodes);
+    }
+    match screen(input, active, &all, overcommit_percent) {
+        Screening::Refused(refusal)
+            if refusal.reason == reasons::NO_NODE_FITS
+                && !matches!(alone(), Screening::Refused(_)) =>
+        {
+            Screening::Busy(format!(
+                "waits for what Migrations under way bring to their nodes: {}",
+                refusal.message
+            ))
+        }
+        screening => screening,
+    }
 }
 
 /// Judges the request by what the API server knows. `active` counts the migrations under way by

@@ -108,6 +108,55 @@ fn migrations_that_begin_together_go_where_they_would_have_gone_one_after_anothe
 }
 
 #[test]
+fn a_node_that_is_taken_by_pods_that_are_still_to_come_is_waited_for() {
+    // Each pod asks for what a node has room for once.
+    let mut pod = source_pod();
+    let wants = json!({"requests": {"cpu": "600m"}});
+    pod.spec.as_mut().unwrap().containers[0].resources = serde_json::from_value(wants).unwrap();
+    let mut nodes = nodes();
+    for node in &mut nodes {
+        let status = node.core.as_mut().unwrap().status.as_mut().unwrap();
+        status.allocatable = serde_json::from_value(json!({"cpu": "1", "memory": "1Gi"})).unwrap();
+    }
+    let pending = |node: &str| Pending {
+        migration: format!("uid-{node}"),
+        node: node.into(),
+        pod: Arc::new(pod.clone()),
+    };
+    let owner = super::super::testing::owner();
+    let screened = |there: &[Pod], expected: &[Pending]| {
+        let migration = migration(None);
+        let input = Input {
+            migration: &migration,
+            pod: Some(&pod),
+            owner: Some(&owner),
+            claims: &[],
+            policy: None,
+            volumes: &Volumes::default(),
+            nodes: &nodes,
+            target: None,
+            facts: None,
+            target_facts: None,
+            answer: None,
+        };
+        screen_beside(&input, &BTreeMap::new(), &Load::by_node(there), expected, 0)
+    };
+    let both = ["node-b", "node-c"].map(pending);
+    for expected in [&both[..0], &both[..1]] {
+        assert!(matches!(screened(&[], expected), Screening::Ready { .. }), "{expected:?}");
+    }
+    let Screening::Busy(why) = screened(&[], &both) else { panic!("the others may never come") };
+    assert!(why.contains("Migrations under way") && why.contains("node-b"), "{why}");
+    // What is there stays.
+    let there = ["node-b", "node-c"].map(|node| {
+        let mut pod = pod.clone();
+        pod.spec.as_mut().unwrap().node_name = Some(node.into());
+        pod
+    });
+    assert!(matches!(screened(&there, &both), Screening::Refused(_)));
+}
+
+#[test]
 fn a_named_node_must_be_one_that_the_pod_accepts() {
     let mut pod = source_pod();
     pod.spec.as_mut().unwrap().node_selector = Some([("disk".into(), "ssd".into())].into());

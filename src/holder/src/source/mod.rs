@@ -67,7 +67,9 @@ pub async fn run(
     let pod = Pod::load(&holder.dir)?;
     let facts = Facts {
         same_boot: lines.iter().all(|line| line.boot_id == journal.boot_id()),
-        tasks: pod.as_ref().is_some_and(|pod| pod.is_alive(&holder.layout)),
+        // What was let go on may end as it likes.
+        tasks: holder.board.was_thawed()
+            || pod.as_ref().is_some_and(|pod| pod.is_alive(&holder.layout)),
         lapsed: false,
     };
     let (machine, effects) = SourceMachine::recover_as(holder.task.part, &entries, facts);
@@ -379,13 +381,11 @@ impl SourceHands {
                 }
                 // Of a shim that died when the record opened: its `delete` may have come too early.
                 self.end_lost()?;
+                // Already before: the first containers may go on, and end, when others do not yet.
+                self.note_thaw();
                 let Some(pod) = &self.pod else { return Ok(()) };
                 pod.thaw().map_err(|error| Failed::other("NotThawed", error))?;
-                if self.was_frozen() {
-                    holder
-                        .board
-                        .update(|status| status.thawed_at_unix_micros = status::now_micros());
-                }
+                self.note_thaw();
                 Ok(())
             }
             Effect::KillTasksFrozen => {
@@ -452,13 +452,23 @@ impl SourceHands {
         self.freeze_began.is_some() || self.holder.board.was_frozen()
     }
 
+    /// Notes that what was frozen goes on, and when.
+    fn note_thaw(&self) {
+        if self.was_frozen() {
+            let now = status::now_micros();
+            self.holder.board.update(|status| status.thawed_at_unix_micros = now);
+        }
+    }
+
     /// Ends what the runtime has lost, on the way back. Tells once that the pod's memory has gone with that, or with
-    /// what was frozen: before the freeze a container may end by itself, and a cold one has ended.
+    /// what was frozen: before the freeze and after the thaw a container may end by itself, and a cold one has ended.
     fn end_lost(&mut self) -> Result<(), Failed> {
         let Some(pod) = &self.pod else { return Ok(()) };
         let layout = &self.holder.layout;
         let ended = pod.kill_orphans(layout).map_err(|error| Failed::other("NotKilled", error))?;
-        let stood_still = self.was_frozen() && !self.holder.task.part.is_cold();
+        let stood_still = self.was_frozen()
+            && !self.holder.board.was_thawed()
+            && !self.holder.task.part.is_cold();
         let lost = ended.or_else(|| pod.lost(layout).filter(|_| stood_still));
         let Some(how) = lost.filter(|_| !self.has_lost_memory) else { return Ok(()) };
         self.has_lost_memory = true;
@@ -598,6 +608,17 @@ mod tests {
             hands.end_lost().unwrap();
             assert_eq!(told(&hands), "", "{part:?}");
         }
+    }
+
+    #[test]
+    fn what_was_let_go_on_may_end_as_it_likes() {
+        let root = tempfile::tempdir().unwrap();
+        let mut hands = hands(root.path(), pod_of_self(), Part::Overlap);
+        hands.freeze_began = Some(Instant::now());
+        hands.note_thaw();
+        hands.pod.as_mut().unwrap().containers[0].start_time += 1;
+        hands.end_lost().unwrap();
+        assert_eq!(told(&hands), "");
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::dirwatch::DirWatch;
 use crate::holder::Holder;
 use crate::pod::{Pod, PodContainer, moving};
 use crate::signing::Contact;
-use crate::{logs, names};
+use crate::{logs, names, started};
 
 /// How often markers are looked at without any event.
 const TICK: Duration = Duration::from_millis(100);
@@ -69,7 +69,12 @@ pub fn start(
             tokio::try_join!(receiving, restore_all(Arc::clone(&holder), Arc::clone(&arrivals)))
         };
         let all = async {
-            both.await?;
+            tokio::select! {
+                both = both => both.map(drop)?,
+                () = started::is_abandoned(&holder), if holder.task.part.is_again() => {
+                    bail!("its Migration has vanished, and the pod was deleted before it was restored");
+                }
+            }
             contact.is_made().await;
             finish(&holder).await
         };

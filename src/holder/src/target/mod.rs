@@ -88,6 +88,7 @@ pub async fn run(
     let mut hands = TargetHands {
         holder: Arc::clone(&holder),
         journal,
+        same_boot: facts.same_boot,
         pod,
         deadman,
         stop,
@@ -95,11 +96,15 @@ pub async fn run(
         watching: false,
         opened: false,
         resumed: false,
+        signs_off: true,
         events,
     };
     let driver = Driver::new(machine, effects);
     drive(driver, &mut hands, &mut received).await?;
-    signing.end().await;
+    match hands.signs_off {
+        true => signing.end().await,
+        false => signing.fall_silent(),
+    }
     if hands.resumed {
         // The last word is spoken and the record open: the pod is one like any other, and nothing of the
         // protocol waits for its hooks. Whoever still has news for the machine is not to be held up.
@@ -184,6 +189,8 @@ fn may_have_run(container: &str) -> Failed {
 struct TargetHands {
     holder: Arc<Holder>,
     journal: Journal<TargetEntry>,
+    /// The node has not restarted since the first entry.
+    same_boot: bool,
     pod: Option<Pod>,
     deadman: Deadman,
     /// Ends receiving and preparing.
@@ -196,6 +203,8 @@ struct TargetHands {
     opened: bool,
     /// The pod runs, for good.
     resumed: bool,
+    /// Nothing is to follow from its silence.
+    signs_off: bool,
     events: mpsc::Sender<TargetEvent>,
 }
 
@@ -205,6 +214,9 @@ impl Hands for TargetHands {
     async fn act(&mut self, effect: TargetEffect) -> Result<Result<(), Failed>> {
         if let Effect::Journal(entry) = effect {
             tracing::info!(?entry, "journal");
+            if entry == TargetEntry::Lost {
+                self.tell_loss();
+            }
             self.journal.append(&entry)?;
             return Ok(Ok(()));
         }
@@ -232,6 +244,7 @@ impl Hands for TargetHands {
             started::watch(Arc::clone(&self.holder), self.events.clone(), all, gone);
         }
         self.resumed = phase == TargetPhase::Closed(TargetOutcome::Resumed);
+        self.signs_off = machine.signs_off();
         self.holder.board.target(machine, self.resumed && hooks::are_left(&self.holder));
         self.holder.asker.voted(!machine.is_before_vote() && !machine.is_closed());
         self.holder.set_frozen(matches!(
@@ -411,6 +424,17 @@ impl TargetHands {
         Ok(())
     }
 
+    /// Tells how the memory was lost, while that can be seen: what is left is killed next. What has gone with the
+    /// node's power needs no other reason.
+    fn tell_loss(&mut self) {
+        let holder = Arc::clone(&self.holder);
+        if self.same_boot
+            && let Some(lost) = self.pod().and_then(|pod| pod.lost(&holder.layout))
+        {
+            holder.board.memory_lost(&lost);
+        }
+    }
+
     /// What has lost its shim must not run beside what kubelet starts in its place.
     fn kill_orphans(&mut self) -> Result<(), Failed> {
         let holder = Arc::clone(&self.holder);
@@ -469,8 +493,50 @@ impl TargetHands {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
+    use transship_host::HostRoot;
     use transship_protocol::Decision;
+    use transship_runtime::Layout;
+
+    use super::*;
+    use crate::areas::tests::task;
+    use crate::pod::tests::pod_of_self;
+
+    fn hands(root: &Path, pod: Pod, same_boot: bool) -> TargetHands {
+        let (host, task) = (HostRoot::at(root), task());
+        let dir = host.migration(&task.migration.uid, Role::Target).unwrap();
+        std::fs::create_dir_all(dir.path()).unwrap();
+        TargetHands {
+            journal: Journal::open(&dir.journal()).unwrap().0,
+            same_boot,
+            deadman: Deadman::of(&host.holder(&task.migration.uid, Role::Target).unwrap()),
+            holder: Arc::new(Holder::new(host, Layout::default(), dir, task)),
+            pod: Some(pod),
+            stop: CancellationToken::new(),
+            ending: false,
+            watching: false,
+            opened: false,
+            resumed: false,
+            signs_off: true,
+            events: mpsc::channel(1).0,
+        }
+    }
+
+    #[tokio::test]
+    async fn how_what_may_have_run_was_lost_is_told_unless_the_node_restarted() {
+        let gone = "the first process of container web is gone";
+        for (same_boot, told) in [(true, gone), (false, "")] {
+            let root = tempfile::tempdir().unwrap();
+            let mut pod = pod_of_self();
+            pod.containers[0].start_time += 1;
+            let mut hands = hands(root.path(), pod, same_boot);
+            for entry in [TargetEntry::Thawing, TargetEntry::Lost] {
+                hands.act(Effect::Journal(entry)).await.unwrap().unwrap();
+            }
+            assert_eq!(hands.holder.board.subscribe().borrow().memory_lost, told);
+        }
+    }
 
     #[test]
     fn the_dead_man_counts_from_the_vote_until_the_end_is_known_also_after_a_restart() {

@@ -29,8 +29,10 @@ use crate::uninstall;
 
 /// How often the nodes are looked at.
 const PERIOD: Duration = Duration::from_secs(2);
-/// How long a cluster node must be gone before ours goes.
-const LEAVE_AFTER: Duration = Duration::from_secs(30);
+/// How long a cluster node must be gone before ours goes, and its targets' signatures with it. An API server may take
+/// them for ten seconds still (it remembers for so long that a token was good), and then a target runs on for
+/// [`PATIENCE`](transship_protocol::PATIENCE).
+const LEAVE_AFTER: Duration = Duration::from_secs(60);
 
 /// What is remembered of a node.
 #[derive(Debug)]
@@ -56,6 +58,11 @@ pub struct Expectation {
 pub async fn run(context: Arc<Context>, expectation: Expectation, stop: CancellationToken) {
     let mut seen: HashMap<String, Seen> = HashMap::new();
     let mut installation = None;
+    // By a cache that is not filled yet no target would be waited for.
+    tokio::select! {
+        ready = context.migrations.wait_until_ready() => if ready.is_err() { return },
+        () = stop.cancelled() => return,
+    }
     loop {
         for name in &expectation.listed {
             if context.agents.node(name).is_none()
@@ -302,6 +309,22 @@ async fn write(node: &api::Node, status: &api::NodeStatus, context: &Context) ->
 pub async fn remove_lease(client: &Client, namespace: &str, node: &str) -> kube::Result<()> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     match leases.delete(&names::node_lease(node), &DeleteParams::default()).await {
+        Err(kube::Error::Api(answer)) if answer.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Takes off what the target of a Migration may have left of its signature when it ended: it counts no more.
+pub async fn remove_signature(
+    client: &Client,
+    namespace: &str,
+    node: &str,
+    migration_uid: &str,
+) -> kube::Result<()> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let patch = json!({"metadata": {"annotations": {names::signature(migration_uid): null}}});
+    let name = names::node_lease(node);
+    match leases.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
         Err(kube::Error::Api(answer)) if answer.is_not_found() => Ok(()),
         other => other.map(drop),
     }

@@ -30,7 +30,7 @@
 //! | the wrapper, runc, the script or CRIU die in a restore | `RestoreDies`, `restores`; CRIU just before the freeze, so that tasks run: `RestoreLetsGo`, `let_go` (what holds then: [`overlap`]) |
 //! | CRIU or runc die in a dump | `DumpDies`, `dumps`; a dump that outlives its holder: `DumpEnds` |
 //! | a shim dies, or containerd takes it for dead | `ShimDies`, `shims`; the `delete` that follows may be cut off: `Forget` |
-//! | a node loses power for a while, for ever | `Reboot`; `Die`, `deaths` |
+//! | a node loses power for a while, for ever | `Reboot`; `Die`, `deaths`; when its agent had died before, so that nobody has heard what its target had to say after the vote: `DieUnheard` |
 //! | a node's object is deleted while the node lives | `NodeDeleted`; in the sequential order, and where the Migration has vanished: below |
 //! | a node registers anew, and none of our objects tells of it for a while | `NodeAnew`, `anew` |
 //! | a node that is gone leaves our list, and its word and its Lease go | `NodeLeaves` |

@@ -292,9 +292,12 @@ fn prepare_again(observed: &Observed, report: Option<&Report>) -> Next {
     }
     actions.extend(trial_makes_room(observed));
     if report.is_none() {
-        // Another life may have been the last that was heard of.
-        if !matches!(observed.side(Role::Target), Side::Unreachable { .. }) {
-            actions.push(Action::StartSide(Role::Target));
+        match observed.side(Role::Target) {
+            // Another life may have been the last that was heard of.
+            Side::Unreachable { .. } => {}
+            // That of a pod that was made before, heard of only when the pod had gone from behind its gate.
+            Side::Reporting(other) if !other.closed => actions.push(Action::GiveUp(Role::Target)),
+            _ => actions.push(Action::StartSide(Role::Target)),
         }
         return act(actions, format!("{node} prepares to restore the pod"));
     }

@@ -8,7 +8,7 @@ use transship_protocol::Decision;
 
 use super::testing::{Fate, World, source};
 use crate::migration::plan::{Action, Plan, Record, plan};
-use crate::migration::state::{Owner, Role, Side, Stage};
+use crate::migration::state::{Owner, Report, Role, Side, Stage};
 use crate::sequential_pod::controller;
 
 #[test]
@@ -273,6 +273,24 @@ fn a_pod_that_is_deleted_behind_its_gate_is_made_again_whether_that_is_seen_or_n
         assert_eq!(ended, (2, "True".to_owned()), "{is_seen}: {:?}", world.done);
         assert_eq!(world.seen.status().failed_restores, Some(1), "one pod counts once");
     }
+}
+
+#[test]
+fn a_life_that_is_heard_of_only_when_its_pod_is_gone_is_closed_before_the_next_begins() {
+    let mut world = World::voted(&[Fate::Runs, Fate::Runs]);
+    let is_target = |w: &World, uid: &str| w.seen.status().target.is_some_and(|t| t.pod_uid == uid);
+    world.until(|w| is_target(w, "uid-1"));
+    // Its side begins, and the answer is lost; somebody deletes it behind its gate.
+    world.seen.again_pod = None;
+    world.seen.target_pod = None;
+    world.until(|w| is_target(w, "uid-2"));
+    world.set(Role::Target, |r| *r = Report { pod_uid: "uid-1".into(), ..Report::default() });
+    world.done.clear();
+    world.run();
+    assert_eq!((world.made, world.succeeded().0.as_str()), (2, "True"), "{:?}", world.done);
+    let place = |what| world.done.iter().position(|done| done == what);
+    let (closed, begun) = (place("give up"), place("start target"));
+    assert!(closed.is_some() && closed < begun, "{:?}", world.done);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! From a new Migration to an admitted one: screened by what the API server knows, inspected by
 //! the agents, finalized, claimed and recorded, in this order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,19 +149,16 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
 
 /// Judges the request and chooses the node, to which the pod is on its way from then on: migrations that
 /// begin together go where they would have gone one after another.
-async fn screen(
-    input: &Input<'_>,
-    mut loads: BTreeMap<String, Load>,
-    context: &Context,
-) -> Screening {
+async fn screen(input: &Input<'_>, loads: BTreeMap<String, Load>, context: &Context) -> Screening {
     let migration = input.migration;
     let uid = migration.uid().unwrap_or_default();
     let _turn = context.choosing.lock().await;
-    for pending in context.memory.pending_of_others(&uid) {
-        Load::add_pending(&mut loads, &pending, input.nodes);
-    }
+    let there: BTreeSet<String> =
+        context.migrations.state().iter().filter_map(|migration| migration.uid()).collect();
+    let expected = context.memory.pending_of_others(&uid, |uid| there.contains(uid));
     let active = active(migration, context);
-    let screening = admission::screen(input, &active, &loads, context.overcommit_percent);
+    let overcommit = context.overcommit_percent;
+    let screening = admission::screen_beside(input, &active, &loads, &expected, overcommit);
     let pending = match (&screening, input.pod) {
         (Screening::Ready { target, .. }, Some(pod)) if !migration.spec.dry_run => {
             let pod = Arc::new(pod.clone());

@@ -21,6 +21,7 @@ use super::observe::node_gone;
 use super::task::{Parts, task};
 use super::{Error, held_name, manifest, sequential};
 use crate::context::Context;
+use crate::controllers::node::remove_signature;
 
 /// What an action is called in logs.
 pub fn name(action: &Action) -> &'static str {
@@ -227,9 +228,10 @@ impl World<'_> {
             true => Error::Agent(error),
             false => Error::StartRefused(error),
         };
-        agents.start(self.node(role), role, task).await.map_err(refused)?;
+        let started = agents.start(self.node(role), role, task).await.map_err(refused);
+        // Perhaps it began, and the answer was lost.
         self.context.sides.kick(uid, role);
-        Ok(())
+        started
     }
 
     fn is_committed(&self) -> bool {
@@ -452,6 +454,13 @@ impl World<'_> {
     }
 
     async fn remove_finalizer(&self) -> Result<(), Error> {
+        let node = self.node(Role::Target);
+        if !node.is_empty() && !self.observed.is_sequential() {
+            let (client, namespace) = (&self.context.client, &self.context.namespace);
+            remove_signature(client, namespace, node, self.observed.uid())
+                .await
+                .map_err(Error::api("take the target's signature off"))?;
+        }
         remove_finalizer(&self.observed.migration, self.context).await
     }
 }

@@ -139,7 +139,9 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
         return Ok(Next::WhenChanged);
     }
     let observed = observe::observe(migration, context).await?;
-    expect_on_target(&observed, is_final, context);
+    context.memory.note(&uid, |notes| {
+        notes.pending = expected(&observed, is_final, notes.pending.take());
+    });
     let now = Timestamp::now();
     let plan = plan(&observed, now);
     if plan.record.is_none() && plan.actions.is_empty() && is_being_moved(&observed, now) {
@@ -157,19 +159,18 @@ async fn look(cached: &Migration, context: &Context) -> Result<Next, Error> {
     })
 }
 
-/// Until the migration has ended its pod counts where it is to go, whichever operator has chosen that.
-fn expect_on_target(observed: &Observed, is_final: bool, context: &Context) {
-    context.memory.note(observed.uid(), |notes| match &observed.source_pod {
-        _ if is_final => notes.pending = None,
-        Some(pod) if notes.pending.is_none() => {
-            notes.pending = Some(Pending {
-                migration: observed.uid().to_owned(),
-                node: observed.node(Role::Target).to_owned(),
-                pod: Arc::new(pod.clone()),
-            });
-        }
-        _ => {}
-    });
+/// Until the migration has ended its pod counts where it is to go, whichever operator has chosen that: on the target, or
+/// where it came from once it is to be made again there.
+fn expected(observed: &Observed, is_final: bool, before: Option<Pending>) -> Option<Pending> {
+    if is_final {
+        return None;
+    }
+    let known = before.map(|pending| pending.pod);
+    Some(Pending {
+        migration: observed.uid().to_owned(),
+        node: observed.node(Role::Target).to_owned(),
+        pod: known.or_else(|| observed.source_pod.clone().map(Arc::new))?,
+    })
 }
 
 /// The application stands still, and has not for long.
@@ -215,4 +216,33 @@ fn error_policy(migration: Arc<Migration>, error: &Error, context: Arc<Context>)
         return Action::requeue(Duration::from_millis(1));
     }
     Action::requeue(Duration::from_millis(100 << errors.min(6)))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use transship_api::{MigrationSpec, MigrationStatus, PodRef};
+
+    use super::*;
+
+    #[test]
+    fn a_pod_is_expected_where_it_is_to_go_and_also_when_it_goes_back() {
+        let mut observed = Observed::of(Migration::new("m", MigrationSpec::for_pod("p")));
+        observed.source_pod = Some(Pod::default());
+        let to = |observed: &mut Observed, node: &str| {
+            let target = PodRef { node: node.into(), ..PodRef::default() };
+            observed.migration.status =
+                Some(MigrationStatus { target: Some(target), ..MigrationStatus::default() });
+        };
+        to(&mut observed, "node-b");
+        let first = expected(&observed, false, None);
+        assert_eq!(first.as_ref().map(|pending| pending.node.as_str()), Some("node-b"));
+        // Its source has ended, and its object is gone.
+        observed.source_pod = None;
+        assert_eq!(expected(&observed, false, None), None, "nobody knows what it asks for");
+        to(&mut observed, "node-a");
+        let back = expected(&observed, false, first.clone());
+        assert_eq!(back.as_ref().map(|pending| pending.node.as_str()), Some("node-a"));
+        assert_eq!(expected(&observed, true, back), None);
+    }
 }

@@ -52,12 +52,7 @@ pub(super) fn faults(world: &World, out: &mut Steps<World>) {
             });
         }
         if has(Fault::Die) {
-            happens(Fault::Die, &|next| {
-                lose_holder(next, side);
-                let env = next.env_mut(side);
-                env.power_cut();
-                env.dead = true;
-            });
+            happens(Fault::Die, &|next| die(next, side));
         }
         if has(Fault::DeletePod) && !world.pod_deleting(side) {
             happens(Fault::DeletePod, &|next| next.delete_pod(side));
@@ -129,6 +124,14 @@ pub(super) fn faults(world: &World, out: &mut Steps<World>) {
         });
     }
     let env = &world.t.env;
+    let TargetWord { begun, voted, .. } = world.t.word;
+    let unheard = TargetWord { begun, voted, ..TargetWord::default() };
+    if has(Fault::DieUnheard) && !env.dead && voted && world.t.word != unheard {
+        happens(Fault::DieUnheard, Side::T, &|next| {
+            die(next, Side::T);
+            next.t.word = unheard;
+        });
+    }
     if has(Fault::RestoreDies) && env.inflight == Some(Inflight::Restore) {
         happens(Fault::RestoreDies, Side::T, &|next| {
             let restored = next.sent;
@@ -234,6 +237,14 @@ fn alive(world: &World, side: Side) -> bool {
         Side::S => world.s.holder.is_some() && !world.s.journal.is_empty(),
         Side::T => world.t.holder.is_some() && !world.t.journal.is_empty(),
     }
+}
+
+/// The node goes down for ever.
+fn die(world: &mut World, side: Side) {
+    lose_holder(world, side);
+    let env = world.env_mut(side);
+    env.power_cut();
+    env.dead = true;
 }
 
 /// The holder process is gone. One without a journal is merely the agent waiting for a call.

@@ -100,14 +100,21 @@ fn no_commit_waits(world: &World) -> bool {
     !world.api.exists || (may_leave(world.api.recorded) && !is_being_written)
 }
 
-/// Whether T's signature may have been found unchanged for T₂. Where there is no Lease there is none.
+/// Whether T's signature may have been found unchanged for T₂. Where there is no Lease there is none, and one that
+/// was taken off proves nothing.
 fn silent_for_long(world: &World) -> bool {
     let env = &world.t.env;
-    if holds(Rule::ProofFollowsCommit) {
-        world.api.recorded.is_open_commit() && (env.dead || env.lapsed) && !env.left
-    } else {
+    if !holds(Rule::ProofFollowsCommit) {
         // Before its vote a target may be silent for as long as it likes.
-        env.dead || env.lapsed || !env.armed
+        return env.dead || env.lapsed || !env.armed;
+    }
+    if !world.api.recorded.is_open_commit() || env.left {
+        return false;
+    }
+    let target = world.t_machine();
+    match target.is_closed() {
+        true => !target.signs_off(),
+        false => env.dead || env.lapsed,
     }
 }
 

@@ -16,10 +16,11 @@ fn fails(rule: Rule, bounds: &[(Fault, u8)]) {
     search::fails(rule, (0..=most).map(|total| World::new(bounds, total)));
 }
 
-const ALL: [(Fault, u8); 24] = [
+const ALL: [(Fault, u8); 25] = [
     (Fault::Crash, 3),
     (Fault::Reboot, 2),
     (Fault::Die, 2),
+    (Fault::DieUnheard, 1),
     (Fault::KubeletKill, 2),
     (Fault::DeletePod, 2),
     (Fault::DeleteMigration, 1),
@@ -189,6 +190,8 @@ each_rule_matters! {
     a_dead_man_that_dies_with_its_holder_fails:
         DeadmanOutlivesHolder [(Fault::Crash, 1), (Fault::Lapse, 1)];
     counting_a_silence_from_before_the_commit_fails: ProofFollowsCommit [];
+    signing_off_while_a_commit_may_stand_open_fails:
+        SignsOffOnlySettled [(Fault::ShimDies, 1), (Fault::DieUnheard, 1)];
     opening_the_target_before_the_thaw_fails: TargetOpensAfterThaw [(Fault::Crash, 1), (Fault::Reboot, 1)];
     opening_the_target_unconfirmed_fails:
         TargetOpensOnlyConfirmed [(Fault::Reboot, 1), (Fault::Lapse, 1)];

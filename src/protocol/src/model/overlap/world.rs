@@ -60,6 +60,8 @@ pub enum Fault {
     Reboot,
     /// A node goes down and never comes back.
     Die,
+    /// T's does, before anybody has heard what it had to say after its vote.
+    DieUnheard,
     /// kubelet kills a container (liveness probe, sandbox restarted).
     KubeletKill,
     /// A ReplicaSet, drain or user deletes S or T.
@@ -107,7 +109,7 @@ pub enum Fault {
     NodeAnew,
 }
 
-pub const FAULTS: usize = 24;
+pub const FAULTS: usize = 25;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Api {
@@ -344,9 +346,14 @@ impl World {
     }
 
     pub fn t_phase(&self) -> TargetPhase {
+        self.t_machine().phase()
+    }
+
+    /// The target's machine, as far as its journal tells.
+    pub fn t_machine(&self) -> TargetMachine {
         let mut machine = TargetMachine::new();
         self.t.journal.iter().for_each(|entry| machine.apply(*entry));
-        machine.phase()
+        machine
     }
 
     /// The target will never run without having been confirmed, or will never run at all.
