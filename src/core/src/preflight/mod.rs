@@ -29,7 +29,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use transship_api as api;
-use transship_api::migration::MAX_VIOLATION_MESSAGE;
+use transship_api::conditions::bounded;
+use transship_api::migration::{MAX_REMEDY, MAX_VIOLATION_MESSAGE};
 
 use crate::facts::PodFacts;
 use crate::migration::owner::Controller;
@@ -200,8 +201,8 @@ impl Violation {
         api::Violation {
             check: self.check.to_owned(),
             container: self.container.clone(),
-            message: self.found().chars().take(MAX_VIOLATION_MESSAGE).collect(),
-            remedy: self.remedy.chars().take(1000).collect(),
+            message: bounded(&self.found(), MAX_VIOLATION_MESSAGE),
+            remedy: bounded(&self.remedy, MAX_REMEDY),
         }
     }
 }
