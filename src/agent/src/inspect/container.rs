@@ -1,11 +1,12 @@
 //! One container: what it has mounted and changed, and its processes.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use transship_core::facts::{
-    ContainerFacts, MAX_PROCESSES, MountOrigin, Part, PodFacts, ProcessFacts, ProcessState,
-    Resource, ResourceKind, Unseen,
+    ContainerFacts, MAX_PROCESSES, MAX_RESOURCES, MoreResources, MountOrigin, Part, PodFacts,
+    ProcessFacts, ProcessState, Resource, ResourceKind, Unseen,
 };
 use transship_core::preflight::stands_in_the_way;
 use transship_host::freezer::{CgroupVersion, Freezer, FreezerState};
@@ -185,6 +186,7 @@ impl Inspector {
             tracer_pid: status.tracer_pid,
             own_namespaces,
             resources,
+            more: Vec::new(),
             descriptors: seen.count,
         };
         (facts, seen)
@@ -201,6 +203,7 @@ impl Inspector {
 /// before any other, and then those that have unlinked files, whose sizes are added up. Tells whether a size is lost.
 pub(super) fn bound(container: &mut ContainerFacts) -> Option<String> {
     let processes = &mut container.processes;
+    processes.iter_mut().for_each(shorten);
     if processes.len() <= MAX_PROCESSES {
         return None;
     }
@@ -215,6 +218,30 @@ pub(super) fn bound(container: &mut ContainerFacts) -> Option<String> {
             container.name
         )
     })
+}
+
+/// Of each kind of resource the first are told, of those with a size the largest; the rest is counted.
+fn shorten(process: &mut ProcessFacts) {
+    let all = &mut process.resources;
+    if all.len() <= MAX_RESOURCES {
+        return;
+    }
+    all.sort_by_key(|resource| Reverse(resource.bytes));
+    let mut counts: HashMap<ResourceKind, usize> = HashMap::new();
+    let mut more: HashMap<ResourceKind, MoreResources> = HashMap::new();
+    all.retain(|Resource { kind, bytes, .. }| {
+        let count = counts.entry(*kind).or_default();
+        *count += 1;
+        let is_told = *count <= MAX_RESOURCES;
+        if !is_told {
+            let more = more.entry(*kind).or_default();
+            more.kind = *kind;
+            more.count += 1;
+            more.bytes += bytes;
+        }
+        is_told
+    });
+    process.more = more.into_values().collect();
 }
 
 /// Whether a process descends from `init`, by the parents of all that are in the cgroup.
@@ -278,6 +305,20 @@ mod tests {
         let told: Vec<i32> = container.processes.iter().map(|process| process.pid).collect();
         assert_eq!(told.len(), MAX_PROCESSES);
         assert_eq!(told[..4], [602, 603, 601, 1], "in their order otherwise");
+
+        // So are, of a kind of which a process has very many, the largest.
+        let file =
+            |bytes| Resource { kind: ResourceKind::UnlinkedFile, bytes, ..Resource::default() };
+        let process = &mut container.processes[2];
+        process.resources.extend((1..=70).map(file));
+        process.resources.push(Resource { kind: ResourceKind::IoUring, ..Resource::default() });
+        assert_eq!(bound(&mut container), None);
+        let process = &container.processes[2];
+        let told = process.resources.iter().filter(|r| r.kind == ResourceKind::UnlinkedFile);
+        assert_eq!(told.map(|r| r.bytes).collect::<Vec<_>>(), (7..=70).rev().collect::<Vec<_>>());
+        assert!(process.resources.iter().any(|r| r.kind == ResourceKind::IoUring));
+        let [more] = &process.more[..] else { panic!("{:?}", process.more) };
+        assert_eq!((more.kind, more.count, more.bytes), (ResourceKind::UnlinkedFile, 7, 21));
 
         // What does not fit any more is told.
         container.name = "web".into();

@@ -301,6 +301,9 @@ pub fn summary(violations: &[Violation]) -> String {
     parts.join(" | ")
 }
 
+/// Names in a message.
+const NAMES_SHOWN: usize = 5;
+
 /// Names of nodes for a message, the first few.
 pub(crate) fn name_some<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let mut names: Vec<&str> = names.collect();
@@ -310,7 +313,7 @@ pub(crate) fn name_some<'a>(names: impl Iterator<Item = &'a str>) -> String {
 
 /// The first few in their order, and how many more there are.
 fn list_some(names: Vec<&str>) -> String {
-    list_up_to(5, names, 0)
+    list_up_to(NAMES_SHOWN, names, 0)
 }
 
 /// The first `shown` in their order, and how many more there are: the rest, and `others` that have no name.
