@@ -40,6 +40,7 @@ pub use claims::Claim;
 pub use network::{NetworkChoice, choose as choose_network};
 pub use process::{GHOST_LIMIT, stands_in_the_way};
 pub use request::{CHECKS as REQUEST_CHECKS, asked};
+pub use unseen::{may_pass, not_inspected};
 pub use warnings::{asks_to_be_movable, warnings};
 
 /// A cluster node as both kinds show it.

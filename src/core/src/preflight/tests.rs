@@ -537,6 +537,21 @@ fn what_was_not_looked_at_is_held_against_a_move_that_needs_it(
 }
 
 #[test]
+fn what_could_not_be_looked_at_may_pass_where_nothing_else_is_in_the_way() {
+    let mut world = World::new();
+    assert_eq!(may_pass(&world.look(violations)), None);
+    world.facts["unseen"] =
+        json!([{"container": "web", "message": "denied"}, {"message": "no nft"}]);
+    let told = may_pass(&world.look(violations));
+    assert_eq!(told.as_deref(), Some("container web: denied | no nft"));
+    world.process()["resources"] = json!([{"kind": "IoUring"}]);
+    assert_eq!(may_pass(&world.look(violations)), None);
+    let nothing = not_inspected("its answer is too long".into());
+    assert!(nothing.check == "NotInspected" && !nothing.remedy.is_empty());
+    assert!(may_pass(&[nothing]).is_some());
+}
+
+#[test]
 fn a_process_in_which_a_check_finds_something_stands_in_the_way() {
     let process =
         |process: Value| -> crate::facts::ProcessFacts { serde_json::from_value(process).unwrap() };
