@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::Mutex;
+use transship_api::conditions::{MAX_NOTE, bounded};
 use transship_api::{Node, names};
 
 /// What passes by itself within this time is no event: the agent starts, something restarts.
@@ -52,7 +53,7 @@ impl Events {
         let event = Event {
             type_: if well { EventType::Normal } else { EventType::Warning },
             reason: reason.to_owned(),
-            note: Some(note.chars().take(1000).collect()),
+            note: Some(bounded(note, MAX_NOTE)),
             action: subject.to_owned(),
             secondary: None,
         };

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use transship_api::conditions::bounded;
 use transship_api::node::{ActiveMigration, HolderState, Role as ApiRole};
 use transship_host::HostRoot;
 use transship_host::files;
@@ -99,7 +100,7 @@ impl Side {
                 Role::Source => None,
             },
             since: time(status.since_unix_micros),
-            message: status.message.chars().take(1024).collect(),
+            message: bounded(&status.message, 1024),
         }
     }
 }

@@ -243,8 +243,10 @@ pub mod reasons {
     pub const NOT_FENCED: &str = "NotFenced";
 }
 
-/// Longest message written, as long as Kubernetes lets one be; longer ones are cut at a character and end in `…`.
+/// Longest message written, in bytes; Kubernetes lets none be longer.
 pub const MAX_MESSAGE: usize = 32768;
+/// Longest note of an event, in bytes; Kubernetes takes no longer ones.
+pub const MAX_NOTE: usize = 1024;
 
 /// The three values of a condition's status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -293,7 +295,7 @@ pub fn set_condition(
     now: Timestamp,
 ) -> bool {
     let reason = if reason.is_empty() { reasons::PENDING } else { reason };
-    let message = bounded(message);
+    let message = bounded(message, MAX_MESSAGE);
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
     let Some(existing) = conditions.iter_mut().find(|c| c.type_ == type_) else {
         conditions.push(Condition {
@@ -356,15 +358,17 @@ pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
     has_status(conditions, type_, ConditionStatus::True)
 }
 
-fn bounded(message: &str) -> String {
-    if message.len() <= MAX_MESSAGE {
+/// A message of at most `limit` bytes: a longer one is cut at a character and ends in `…`.
+pub fn bounded(message: &str, limit: usize) -> String {
+    const CUT: char = '…';
+    if message.len() <= limit {
         return message.to_owned();
     }
-    let end = (0..=MAX_MESSAGE - '…'.len_utf8())
+    let end = (0..=limit.saturating_sub(CUT.len_utf8()))
         .rev()
         .find(|&i| message.is_char_boundary(i))
         .unwrap_or(0);
-    format!("{}…", &message[..end])
+    format!("{}{CUT}", &message[..end])
 }
 
 #[cfg(test)]
@@ -429,5 +433,7 @@ mod tests {
         set_condition(&mut conditions, READY, true.into(), "Available", &message, None, at(1));
         assert!(conditions[0].message.len() <= MAX_MESSAGE);
         assert!(conditions[0].message.ends_with("ä…"));
+        assert_eq!(bounded("äöü", 6), "äöü");
+        assert_eq!(bounded("äöüß", 7), "äö…");
     }
 }

@@ -441,6 +441,8 @@ pub const MAX_ROUNDS: usize = 64;
 pub const MAX_CHOICE_MESSAGE: usize = 16384;
 /// The longest `message` of a violation, in characters.
 pub const MAX_VIOLATION_MESSAGE: usize = 8192;
+/// The longest `remedy` of a violation, in characters.
+pub const MAX_REMEDY: usize = 1024;
 /// The most violations a status holds.
 pub const MAX_VIOLATIONS: usize = 32;
 

@@ -9,6 +9,7 @@ use transship_api::{Migration, PodRef, Step, conditions};
 use crate::{
     Outcome,
     connect::explain,
+    progress::{finding, message},
     table::{self, or_dash},
 };
 
@@ -57,6 +58,7 @@ fn describe(migration: &Migration, events: &[Event]) -> String {
         ("To", side(&status.target)),
         ("Address", or_dash(Some(&addresses.join(", ")))),
         ("Mode", format!("{mode:?}, network {network:?}")),
+        ("Choice", or_dash(status.choice_message.as_deref())),
         ("Step", status.step.map_or("Pending", Step::as_str).to_owned()),
         ("Decision", status.decision.map_or("-".to_owned(), |decision| format!("{decision:?}"))),
         ("Stood still", or_dash(status.downtime.as_deref())),
@@ -65,10 +67,7 @@ fn describe(migration: &Migration, events: &[Event]) -> String {
         text += &format!("{label:<12} {value}\n");
     }
     for violation in &status.violations {
-        text += &format!(
-            "{:<12} {}: {}. {}\n",
-            "Refused", violation.check, violation.message, violation.remedy
-        );
+        text += &format!("{:<12} {}\n", "Refused", finding(violation));
     }
     text += "\nTimeline\n";
     text += &timeline(migration, events);
@@ -82,7 +81,7 @@ fn describe(migration: &Migration, events: &[Event]) -> String {
                 format!("  {}", condition.type_),
                 condition.status.clone(),
                 condition.reason.clone(),
-                condition.message.clone(),
+                message(&status.violations, condition).to_owned(),
             ]
         })
         .collect();
@@ -132,6 +131,31 @@ mod tests {
     use super::*;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
     use transship_api::{MigrationSpec, MigrationStatus};
+
+    #[test]
+    fn a_finding_is_told_once_and_so_is_what_was_chosen() {
+        let mut migration = Migration::new("m", MigrationSpec::for_pod("web-0"));
+        let message = "IoUring (container web): it uses io_uring; do without";
+        let condition = |type_: &str| {
+            serde_json::json!({"type": type_, "status": "False", "reason": "PreflightFailed",
+                "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"})
+        };
+        let mut status = serde_json::json!({
+            "choiceMessage": "the network is flat",
+            "conditions": [condition("Admitted"), condition("Succeeded")],
+        });
+        migration.status = serde_json::from_value(status.clone()).unwrap();
+        let text = describe(&migration, &[]);
+        assert!(text.contains("Choice       the network is flat\n"), "{text}");
+        assert_eq!(text.matches(message).count(), 2, "there is no list: {text}");
+        status["violations"] = serde_json::json!([{"check": "IoUring", "container": "web",
+            "message": "it uses io_uring", "remedy": "do without"}]);
+        migration.status = serde_json::from_value(status).unwrap();
+        let text = describe(&migration, &[]);
+        let listed = "Refused      IoUring (container web): it uses io_uring. do without\n";
+        assert!(text.contains(listed), "{text}");
+        assert_eq!(text.matches("it uses io_uring").count(), 1, "{text}");
+    }
 
     #[test]
     fn the_timeline_counts_from_the_creation() {

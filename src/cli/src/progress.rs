@@ -5,8 +5,9 @@ use std::{io::IsTerminal, time::Duration};
 use anyhow::Result;
 use futures::{Stream, TryStreamExt, pin_mut};
 use indicatif::{ProgressBar, ProgressStyle};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, runtime::watcher};
-use transship_api::{Migration, MigrationStatus, Step, conditions};
+use transship_api::{Migration, MigrationStatus, Step, Violation, conditions};
 
 use crate::Outcome;
 
@@ -120,19 +121,31 @@ pub fn summary(name: &str, status: &MigrationStatus) -> String {
             )
         }
         _ => {
-            let mut text = format!(
-                "{name}: {}",
-                succeeded.map_or("ended", |condition| condition.message.as_str())
-            );
-            for violation in &status.violations {
-                text += &format!(
-                    "\n  {}: {}. {}",
-                    violation.check, violation.message, violation.remedy
-                );
-            }
-            text
+            let findings = &status.violations;
+            let why = succeeded.map_or("ended", |condition| message(findings, condition));
+            let listed: String = findings.iter().map(|v| format!("\n  {}", finding(v))).collect();
+            format!("{name}: {why}{listed}")
         }
     }
+}
+
+/// A condition's message; only a hint where it repeats findings that are listed.
+pub fn message<'a>(findings: &[Violation], condition: &'a Condition) -> &'a str {
+    match condition.reason.as_str() {
+        conditions::reasons::PREFLIGHT_FAILED if !findings.is_empty() => {
+            "refused for what is listed"
+        }
+        _ => &condition.message,
+    }
+}
+
+/// A finding in one line.
+pub fn finding(violation: &Violation) -> String {
+    let place = match violation.container.as_str() {
+        "" => String::new(),
+        container => format!(" (container {container})"),
+    };
+    format!("{}{place}: {}. {}", violation.check, violation.message, violation.remedy)
 }
 
 /// A spinner on a terminal, lines elsewhere.

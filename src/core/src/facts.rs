@@ -225,10 +225,27 @@ pub struct ProcessFacts {
     pub tracer_pid: i32,
     /// Namespaces in which it differs from the container's first process, such as pid or mnt.
     pub own_namespaces: Vec<String>,
-    /// What it has open or mapped that matters for a move.
+    /// What it has open or mapped that matters for a move; of each kind at most [`MAX_RESOURCES`].
     pub resources: Vec<Resource>,
+    /// How much more it has of a kind.
+    pub more: Vec<MoreResources>,
     /// Open file descriptors in all.
     pub descriptors: u64,
+}
+
+/// The most resources of a kind that are told of a process one by one.
+pub const MAX_RESOURCES: usize = 64;
+
+/// Resources of a kind that are not told one by one: of those with a size the smaller ones.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MoreResources {
+    /// What they are.
+    pub kind: ResourceKind,
+    /// How many.
+    pub count: u64,
+    /// Their size in all, where one is known.
+    pub bytes: u64,
 }
 
 /// What a process does.

@@ -22,6 +22,8 @@ use crate::pki::serving::Identity;
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// How long connecting may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// The longest answer: facts about a pod of very many processes.
+const MAX_ANSWER: usize = 64 << 20;
 /// How soon a dead connection is noticed: interval of pings, and how long an answer may take.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(5));
 
@@ -93,6 +95,10 @@ struct Known {
     channel: Channel,
 }
 
+fn client(channel: Channel) -> AgentClient<Channel> {
+    AgentClient::new(channel).max_decoding_message_size(MAX_ANSWER)
+}
+
 /// `rpc`'s number of a role.
 pub fn rpc_role(role: Role) -> rpc::Role {
     match role {
@@ -126,7 +132,7 @@ impl Agents {
             && known.address == address
             && known.certificate == identity.own.cert
         {
-            return Ok(AgentClient::new(known.channel.clone()));
+            return Ok(client(known.channel.clone()));
         }
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(identity.authority.bundle()))
@@ -144,7 +150,7 @@ impl Agents {
         let certificate = identity.own.cert.clone();
         let known = Known { address, certificate, channel: channel.clone() };
         channels.insert(node.to_owned(), known);
-        Ok(AgentClient::new(channel))
+        Ok(client(channel))
     }
 
     async fn call<T>(

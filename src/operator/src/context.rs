@@ -20,6 +20,8 @@ use crate::metrics::Metrics;
 
 /// A webhook that cannot be called for no longer than this may be restarting.
 const RESTARTS: Duration = Duration::from_secs(2);
+/// What an agent could not look at may be seen within this time: its node is busy, or something restarts there.
+const PASSING: Duration = Duration::from_secs(15);
 
 /// Shared by all reconciliations.
 pub struct Context {
@@ -67,6 +69,8 @@ pub struct Notes {
     pub refused: Option<String>,
     /// Since when it has refused, with no look that succeeded between.
     pub refusing_since: Option<Instant>,
+    /// Since when nothing is in the pod's way but that an agent could not look at everything.
+    pub unseen_since: Option<Instant>,
     /// The target's signs of life since the Commit was first seen.
     pub signatures: Signatures,
 }
@@ -78,6 +82,11 @@ impl Notes {
         if !is_passing || now.duration_since(since) >= RESTARTS {
             self.refused = Some(why);
         }
+    }
+
+    /// Whether what an agent could not look at may be seen yet.
+    pub fn may_be_seen(&mut self, now: Instant) -> bool {
+        now.duration_since(*self.unseen_since.get_or_insert(now)) < PASSING
     }
 
     /// A look has succeeded.
@@ -135,6 +144,15 @@ mod tests {
         memory.forget("c");
         let others = memory.pending_of_others("a", |uid| uid != "deleted");
         assert_eq!(others.iter().map(|p| p.migration.as_str()).collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn what_an_agent_could_not_look_at_is_awaited_for_a_while() {
+        let (mut notes, begun) = (Notes::default(), Instant::now());
+        let mut at = |after: Duration| notes.may_be_seen(begun + after);
+        assert!(at(Duration::from_secs(1)));
+        assert!(at(PASSING));
+        assert!(!at(PASSING + Duration::from_secs(1)));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use transship_api::Migration;
+use transship_api::conditions::{MAX_NOTE, bounded};
 use transship_core::migration::events::Note;
 
 /// Publishes events.
@@ -59,8 +60,7 @@ async fn tell(
     let event = Event {
         type_: if note.warning { EventType::Warning } else { EventType::Normal },
         reason: note.reason,
-        // The API takes no longer ones.
-        note: Some(note.message.chars().take(1000).collect()),
+        note: Some(bounded(&note.message, MAX_NOTE)),
         action: "Migrate".into(),
         secondary,
     };

@@ -1,31 +1,41 @@
 //! One container: what it has mounted and changed, and its processes.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use transship_core::facts::{
-    ContainerFacts, MAX_PROCESSES, MountOrigin, Part, PodFacts, ProcessFacts, ProcessState,
-    Resource, ResourceKind, Unseen,
+    ContainerFacts, MountOrigin, Part, PodFacts, ProcessFacts, ProcessState, Resource,
+    ResourceKind, Unseen,
 };
-use transship_core::preflight::stands_in_the_way;
 use transship_host::freezer::{CgroupVersion, Freezer, FreezerState};
 use transship_runtime::cri::State;
 use transship_runtime::mounts::{parse, upper_dir};
 
-use super::descriptors::{self, Seen, Surroundings};
+use super::descriptors::{self, Seen, Surroundings, is_gone};
+use super::ends::Now;
 use super::proc::{self, Status};
+use super::processes::{descends, status, statuses};
 use super::projected::Projected;
-use super::{Found, Inspector, mounts, read, sizes};
+use super::{Found, Inspector, mounts, network, read, sizes};
+
+/// What was seen of a container's processes.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    /// Of each.
+    pub(super) seen: Vec<Seen>,
+    /// Where they are listed.
+    freezer: Option<Freezer>,
+}
 
 impl Inspector {
-    /// A container, and what was seen of each of its processes. What could not be counted or looked at is noted in
-    /// its `pod`.
+    /// A container, and what was seen of its processes. What could not be counted or looked at is noted in its `pod`.
     pub(super) fn container(
         &self,
         found: Found,
         place: mounts::Node<'_>,
         pod: &mut PodFacts,
-    ) -> (ContainerFacts, Vec<Seen>) {
+    ) -> (ContainerFacts, Looked) {
         let mut facts = ContainerFacts {
             name: found.cri.name,
             id: found.cri.id,
@@ -36,7 +46,7 @@ impl Inspector {
             image_id: found.image.id,
             ..ContainerFacts::default()
         };
-        let Some(container) = found.container else { return (facts, Vec::new()) };
+        let Some(container) = found.container else { return (facts, Looked::default()) };
         facts.pid = container.pid;
         facts.criu_config.clone_from(&container.criu_config);
         let mut unseen = Vec::new();
@@ -63,7 +73,10 @@ impl Inspector {
                 }
             }
         }
-        facts.user_namespace = self.differs(container.pid, 1, "user");
+        facts.user_namespace = self.differs(container.pid, 1, "user").unwrap_or_else(|error| {
+            unseen.push((Part::Rest, format!("its user namespace cannot be read: {error}")));
+            false
+        });
         let freezer = Freezer {
             dir: self.host.join(&container.freezer),
             version: if container.cgroup_version == 1 {
@@ -80,22 +93,21 @@ impl Inspector {
             projected: Projected::look(&dir.join("root"), volumes),
             remade: mounts::remade(&own_mounts, place),
         };
-        let statuses = match freezer.state().and_then(|state| Ok((state, freezer.tasks()?))) {
-            Ok((state, pids)) => {
-                facts.frozen = state != FreezerState::Thawed;
-                let statuses = self.statuses(&pids);
-                if statuses.is_empty() {
-                    unseen.push((Part::Processes, "none of its processes can be seen".into()));
-                }
-                statuses
-            }
+        match freezer.state() {
+            Ok(state) => facts.frozen = state != FreezerState::Thawed,
             Err(error) => {
-                let message = format!("its processes cannot be listed: {}", error.chain());
+                let message = format!("whether it is paused cannot be read: {}", error.chain());
                 unseen.push((Part::Rest, message));
-                BTreeMap::new()
             }
-        };
-        let mut all = Vec::new();
+        }
+        let statuses = self.statuses(&freezer, container.pid).unwrap_or_else(|error| {
+            unseen.push((Part::Processes, format!("its processes cannot be listed: {error}")));
+            BTreeMap::new()
+        });
+        if statuses.is_empty() && unseen.is_empty() {
+            unseen.push((Part::Processes, "none of its processes can be seen".into()));
+        }
+        let mut looked = Looked { seen: Vec::new(), freezer: Some(freezer) };
         let mut denied = Vec::new();
         for (pid, status) in &statuses {
             let (mut process, seen) = self.process(*pid, status, container.pid, &around);
@@ -115,7 +127,7 @@ impl Inspector {
                 }
             }
             facts.processes.push(process);
-            all.push(seen);
+            looked.seen.push(seen);
         }
         if let Some(first) = denied.first() {
             let more = match denied.len() - 1 {
@@ -127,21 +139,25 @@ impl Inspector {
         let of_this =
             |(part, message): (Part, String)| Unseen::of_container(&facts.name, part, message);
         pod.unseen.extend(unseen.into_iter().map(of_this));
-        (facts, all)
+        (facts, looked)
     }
 
-    fn statuses(&self, pids: &[u32]) -> BTreeMap<i32, Status> {
-        let pids = pids.iter().filter_map(|pid| i32::try_from(*pid).ok());
-        pids.filter_map(|pid| Some((pid, self.status(pid)?))).collect()
+    /// What a container that was looked at has by now.
+    pub(super) fn now(&self, container: i32, looked: &Looked) -> io::Result<Now> {
+        let Some(freezer) = &looked.freezer else { return Ok(Now::default()) };
+        let all = self.statuses(freezer, container)?;
+        let inside = all.keys().copied().filter(|pid| descends(*pid, container, &all)).collect();
+        Now::look(self.proc(), inside, || network::unix_sockets(self.proc(), container))
     }
 
-    fn status(&self, pid: i32) -> Option<Status> {
-        Some(proc::status(&read(&self.proc().join(format!("{pid}/status"))).ok()?))
+    fn statuses(&self, freezer: &Freezer, init: i32) -> io::Result<BTreeMap<i32, Status>> {
+        let pids = freezer.tasks().map_err(|error| io::Error::other(error.chain()))?;
+        statuses(&pids, init, |pid| status(self.proc(), pid))
     }
 
     /// Whether a process is there still and has not ended.
     fn is_alive(&self, pid: i32) -> bool {
-        self.status(pid).is_some_and(|status| status.state != ProcessState::Zombie)
+        status(self.proc(), pid).is_ok_and(|status| status.state != ProcessState::Zombie)
     }
 
     fn process(
@@ -151,19 +167,28 @@ impl Inspector {
         init: i32,
         around: &Surroundings,
     ) -> (ProcessFacts, Seen) {
-        let own_namespaces: Vec<String> =
-            ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"]
-                .into_iter()
-                .filter(|kind| self.differs(pid, init, kind))
-                .map(str::to_owned)
-                .collect();
+        let mut own_namespaces = Vec::new();
+        let mut denied = Vec::new();
+        for kind in ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"] {
+            match self.differs(pid, init, kind) {
+                Ok(true) => own_namespaces.push(kind.to_owned()),
+                Ok(false) => {}
+                Err(error) => denied.push(("its namespaces", error)),
+            }
+        }
         let own_mounts = own_namespaces.iter().any(|kind| kind == "mnt").then(|| {
             let mountinfo = read(&self.proc().join(format!("{pid}/mountinfo")));
-            let mount_ids = mount_ids(&mountinfo.unwrap_or_default());
-            Surroundings { mount_ids, ..around.clone() }
+            let mountinfo = mountinfo.unwrap_or_else(|error| {
+                denied.push(("its mounts", error));
+                String::new()
+            });
+            Surroundings { mount_ids: mount_ids(&mountinfo), ..around.clone() }
         });
         let around = own_mounts.as_ref().unwrap_or(around);
         let mut seen = descriptors::of_process(self.proc(), pid, around);
+        for (what, error) in &denied {
+            seen.deny(what, error);
+        }
         let mut resources = std::mem::take(&mut seen.resources);
         if status.huge_bytes > 0 && !resources.iter().any(|r| r.kind == ResourceKind::HugePages) {
             resources.push(Resource {
@@ -185,106 +210,33 @@ impl Inspector {
             tracer_pid: status.tracer_pid,
             own_namespaces,
             resources,
+            more: Vec::new(),
             descriptors: seen.count,
         };
         (facts, seen)
     }
 
-    /// Whether two processes are in different namespaces of a kind; `false` when it cannot be told.
-    pub(super) fn differs(&self, one: i32, other: i32, kind: &str) -> bool {
-        let of = |pid: i32| std::fs::read_link(self.proc().join(format!("{pid}/ns/{kind}"))).ok();
-        matches!((of(one), of(other)), (Some(a), Some(b)) if a != b)
+    /// Whether two processes are in different namespaces of a kind. None are where the kernel does not have the
+    /// kind, or one of them is gone.
+    fn differs(&self, one: i32, other: i32, kind: &str) -> io::Result<bool> {
+        let of = |pid: i32| match self.namespace(pid, kind) {
+            Err(error) if is_gone(&error) => Ok(None),
+            namespace => namespace.map(Some),
+        };
+        Ok(matches!((of(one)?, of(other)?), (Some(a), Some(b)) if a != b))
     }
-}
 
-/// Leaves out processes beyond the most that are told, plain ones first: those in which a check finds something are told
-/// before any other, and then those that have unlinked files, whose sizes are added up. Tells whether a size is lost.
-pub(super) fn bound(container: &mut ContainerFacts) -> Option<String> {
-    let processes = &mut container.processes;
-    if processes.len() <= MAX_PROCESSES {
-        return None;
+    /// Whether a process is in the node's own namespace of a kind.
+    pub(super) fn is_in_nodes(&self, pid: i32, kind: &str) -> io::Result<bool> {
+        Ok(self.namespace(pid, kind)? == self.namespace(1, kind)?)
     }
-    let is_unlinked = |resource: &Resource| resource.kind == ResourceKind::UnlinkedFile;
-    let has_unlinked = |process: &ProcessFacts| process.resources.iter().any(is_unlinked);
-    processes.sort_by_cached_key(|process| (!stands_in_the_way(process), !has_unlinked(process)));
-    let left_out = processes.split_off(MAX_PROCESSES);
-    let is_lost = left_out.iter().any(has_unlinked);
-    is_lost.then(|| {
-        format!(
-            "container {} has more than {MAX_PROCESSES} processes with unlinked files",
-            container.name
-        )
-    })
-}
 
-/// Whether a process descends from `init`, by the parents of all that are in the cgroup.
-fn descends(mut pid: i32, init: i32, all: &BTreeMap<i32, Status>) -> bool {
-    // A parent that has ended meanwhile has left its children to init.
-    for _ in 0..=all.len() {
-        if pid == init {
-            return true;
-        }
-        match all.get(&pid) {
-            Some(status) => pid = status.parent,
-            None => return false,
-        }
+    fn namespace(&self, pid: i32, kind: &str) -> io::Result<PathBuf> {
+        std::fs::read_link(self.proc().join(format!("{pid}/ns/{kind}")))
     }
-    false
 }
 
 /// Ids of the mounts that a `mountinfo` lists.
 fn mount_ids(mountinfo: &str) -> Vec<u64> {
     mountinfo.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_came_from_outside_is_no_descendant_of_the_first_process() {
-        let parent = |parent| Status { parent, ..Status::default() };
-        let all = [
-            (10, parent(1)),
-            (11, parent(10)),
-            (12, parent(11)),
-            (20, parent(1)),
-            (21, parent(20)),
-        ];
-        let all = BTreeMap::from(all);
-        for (pid, inside) in [(10, true), (12, true), (20, false), (21, false), (99, false)] {
-            assert_eq!(descends(pid, 10, &all), inside, "{pid}");
-        }
-    }
-
-    #[test]
-    fn of_very_many_processes_those_are_told_that_stand_in_the_way() {
-        let with = |pid: i32, kind: ResourceKind| ProcessFacts {
-            pid,
-            resources: vec![Resource { kind, ..Resource::default() }],
-            ..ProcessFacts::default()
-        };
-        let plain = (1..=600).map(|pid| ProcessFacts { pid, ..ProcessFacts::default() });
-        let mut processes: Vec<ProcessFacts> = plain.collect();
-        processes.push(with(601, ResourceKind::UnlinkedFile));
-        processes.push(ProcessFacts {
-            pid: 602,
-            state: ProcessState::Stopped,
-            ..ProcessFacts::default()
-        });
-        processes.push(with(603, ResourceKind::IoUring));
-        let mut container = ContainerFacts { processes, ..ContainerFacts::default() };
-        assert_eq!(bound(&mut container), None);
-        let told: Vec<i32> = container.processes.iter().map(|process| process.pid).collect();
-        assert_eq!(told.len(), MAX_PROCESSES);
-        assert_eq!(told[..4], [602, 603, 601, 1], "in their order otherwise");
-
-        // What does not fit any more is told.
-        container.name = "web".into();
-        let unlinked = (700..1300).map(|pid| with(pid, ResourceKind::UnlinkedFile));
-        container.processes.extend(unlinked);
-        let told = bound(&mut container).unwrap();
-        assert!(told.contains("container web has more than 512"), "{told}");
-        assert_eq!(container.processes[..2].iter().map(|p| p.pid).collect::<Vec<_>>(), [602, 603]);
-    }
 }

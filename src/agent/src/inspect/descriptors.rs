@@ -1,6 +1,8 @@
 //! What the descriptors and mappings of a process mean for a move: finds those that CRIU refuses
 //! or that need care. Which of them forbid a move is not decided here.
 
+use std::fs::DirEntry;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -59,13 +61,18 @@ pub struct Seen {
 
 impl Seen {
     /// Notes what could not be looked at, but for what was there no longer.
-    fn deny(&mut self, what: &str, error: &std::io::Error) {
-        // Of the last: its descriptor stands for something else now.
-        const GONE: [Errno; 4] = [Errno::NOENT, Errno::SRCH, Errno::BADF, Errno::NOTSOCK];
-        if !GONE.iter().any(|gone| Some(gone.raw_os_error()) == error.raw_os_error()) {
+    pub fn deny(&mut self, what: &str, error: &io::Error) {
+        if !is_gone(error) {
             self.denied.get_or_insert_with(|| format!("{what} cannot be looked at: {error}"));
         }
     }
+}
+
+/// Whether something was there no longer when it was looked at.
+pub fn is_gone(error: &io::Error) -> bool {
+    // Of the last: its descriptor stands for something else now.
+    const GONE: [Errno; 4] = [Errno::NOENT, Errno::SRCH, Errno::BADF, Errno::NOTSOCK];
+    GONE.iter().any(|gone| Some(gone.raw_os_error()) == error.raw_os_error())
 }
 
 /// A pseudo terminal: the file system that it belongs to, and its number there.
@@ -92,80 +99,121 @@ pub fn of_process(proc: &Path, pid: i32, around: &Surroundings) -> Seen {
     let pidfd = Pid::from_raw(pid)
         .ok_or(Errno::SRCH)
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()));
-    let descriptors = std::fs::read_dir(dir.join("fd"));
-    if let Err(error) = &descriptors {
-        seen.deny("its descriptors", error);
-    }
-    for entry in descriptors.into_iter().flatten().flatten() {
-        let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        seen.count += 1;
-        let link = match std::fs::read_link(entry.path()) {
-            Ok(link) => link,
+    let entries: Vec<io::Result<DirEntry>> = match std::fs::read_dir(dir.join("fd")) {
+        Ok(entries) => entries.collect(),
+        Err(error) => vec![Err(error)],
+    };
+    for entry in entries {
+        let path = match entry {
+            Ok(entry) => entry.path(),
             Err(error) => {
-                seen.deny("a descriptor", &error);
+                seen.deny("its descriptors", &error);
                 continue;
             }
         };
-        let link = link.to_string_lossy();
-        if let Some(inode) = socket_inode(&link) {
-            let pidfd = pidfd.as_ref().map_err(|error| *error);
-            match pidfd.and_then(|pidfd| socket(pidfd.as_fd(), fd)) {
-                Ok(Socket::Unix) => seen.sockets.push((fd, inode)),
-                Ok(Socket::Other(kind, detail)) => {
-                    seen.resources.push(Resource { kind, fd, detail, bytes: 0 });
-                }
-                Ok(Socket::Plain) => {}
-                Err(error) => seen.deny("a socket", &error.into()),
+        let number = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok());
+        let Some(fd) = number else { continue };
+        seen.count += 1;
+        let look = |link: &Path| -> io::Result<Open> {
+            let link = link.to_string_lossy();
+            if let Some(inode) = socket_inode(&link) {
+                let pidfd = pidfd.as_ref().map_err(|error| *error)?;
+                return Ok(Open::Socket(inode, socket(pidfd.as_fd(), fd)?));
             }
-            continue;
-        }
-        if link.starts_with("pipe:") {
-            continue;
-        }
-        let text = std::fs::read_to_string(dir.join("fdinfo").join(fd.to_string()));
-        let info = proc::fdinfo(&text.unwrap_or_default());
-        let file = std::fs::metadata(entry.path()).ok().map(|m| File::of(&m, &entry.path()));
-        if let Some(file) = &file {
-            terminal(&mut seen, file, fd, &link, &info);
-        }
-        if link.starts_with("pidfd:") || link == "anon_inode:[pidfd]" {
-            seen.processes.extend(info.process.map(|process| (fd, process)));
-        }
-        let removed = is_removed(&dir, &link, file.as_ref());
-        let root = dir.join("root");
-        let mut info = info;
-        info.watches.retain(|watch| {
-            Some(watch.device) != around.rootfs_device || !watched::is_found(&root, *watch)
-        });
-        for (kind, bytes) in judge(&link, file.as_ref(), removed, &info, around) {
-            let detail = match kind {
-                ResourceKind::RootfsWatch => {
-                    let on_rootfs = |w: &&Watch| Some(w.device) == around.rootfs_device;
-                    let watch = info.watches.iter().find(on_rootfs);
-                    watch.map(|w| format!("inode {}", w.inode)).unwrap_or_default()
-                }
-                ResourceKind::ProjectedFile if !info.watches.is_empty() => {
-                    let held = |w: &Watch| around.projected.holds(w.device, w.inode);
-                    let path = info.watches.iter().find_map(held).unwrap_or_default();
-                    format!("a watch of {path}")
-                }
-                _ => name_of(kind, &link),
-            };
-            seen.resources.push(Resource { kind, fd, detail, bytes });
+            if link.starts_with("pipe:") {
+                return Ok(Open::Pipe);
+            }
+            let info = std::fs::read_to_string(dir.join(format!("fdinfo/{fd}")))?;
+            Ok(Open::Other(proc::fdinfo(&info), File::look(&path)?))
+        };
+        match steady(|| std::fs::read_link(&path), look) {
+            Ok(Some((link, open))) => {
+                descriptor(&mut seen, &dir, fd, &link.to_string_lossy(), open, around);
+            }
+            Ok(None) => {}
+            Err(error) => seen.deny("a descriptor", &error),
         }
     }
-    seen.resources.extend(directories(&dir, around));
+    match directory(&dir, around) {
+        Ok(found) => seen.resources.extend(found),
+        Err(error) => seen.deny("its working directory", &error),
+    }
     match super::read(&dir.join("maps")) {
         Ok(maps) => {
-            let mappings = proc::mappings(&maps);
-            let mapped = mappings.iter().filter_map(|mapping| mapped(&dir, mapping, around));
-            seen.resources.extend(mapped);
+            for mapping in proc::mappings(&maps) {
+                match mapped(&dir, &mapping, around) {
+                    Ok(found) => seen.resources.extend(found),
+                    Err(error) => seen.deny("a mapping", &error),
+                }
+            }
         }
         Err(error) => seen.deny("its mappings", &error),
     }
     seen
+}
+
+/// What a descriptor stands for.
+enum Open {
+    /// A socket, by its inode.
+    Socket(u64, Socket),
+    Pipe,
+    Other(proc::FdInfo, File),
+}
+
+/// What is found behind a link that is the same before and after: a descriptor may stand for another file at any
+/// moment. Nothing of one that is another each time, as that is not open for long.
+fn steady<T>(
+    mut link: impl FnMut() -> io::Result<PathBuf>,
+    mut look: impl FnMut(&Path) -> io::Result<T>,
+) -> io::Result<Option<(PathBuf, T)>> {
+    const LOOKS: usize = 3;
+    let mut before = link()?;
+    for _ in 0..LOOKS {
+        let found = look(&before);
+        let after = link()?;
+        if after == before {
+            return Ok(Some((before, found?)));
+        }
+        before = after;
+    }
+    Ok(None)
+}
+
+/// Notes what matters about a descriptor.
+fn descriptor(seen: &mut Seen, dir: &Path, fd: i32, link: &str, open: Open, around: &Surroundings) {
+    let (mut info, file) = match open {
+        Open::Socket(inode, Socket::Unix) => return seen.sockets.push((fd, inode)),
+        Open::Socket(_, Socket::Other(kind, detail)) => {
+            return seen.resources.push(Resource { kind, fd, detail, bytes: 0 });
+        }
+        Open::Socket(_, Socket::Plain) | Open::Pipe => return,
+        Open::Other(info, file) => (info, file),
+    };
+    terminal(seen, &file, fd, link, &info);
+    if link.starts_with("pidfd:") || link == "anon_inode:[pidfd]" {
+        seen.processes.extend(info.process.map(|process| (fd, process)));
+    }
+    let removed = is_removed(dir, link, &file);
+    let root = dir.join("root");
+    info.watches.retain(|watch| {
+        Some(watch.device) != around.rootfs_device || !watched::is_found(&root, *watch)
+    });
+    for (kind, bytes) in judge(link, Some(&file), removed, &info, around) {
+        let detail = match kind {
+            ResourceKind::RootfsWatch => {
+                let on_rootfs = |w: &&Watch| Some(w.device) == around.rootfs_device;
+                let watch = info.watches.iter().find(on_rootfs);
+                watch.map(|w| format!("inode {}", w.inode)).unwrap_or_default()
+            }
+            ResourceKind::ProjectedFile if !info.watches.is_empty() => {
+                let held = |w: &Watch| around.projected.holds(w.device, w.inode);
+                let path = info.watches.iter().find_map(held).unwrap_or_default();
+                format!("a watch of {path}")
+            }
+            _ => name_of(kind, link),
+        };
+        seen.resources.push(Resource { kind, fd, detail, bytes });
+    }
 }
 
 /// The inode in `socket:[…]`.
@@ -209,10 +257,11 @@ const PROC_MAGIC: i64 = 0x9fa0;
 const DEVPTS_MAGIC: i64 = 0x1cd1;
 
 impl File {
-    fn of(metadata: &std::fs::Metadata, path: &Path) -> Self {
+    fn look(path: &Path) -> io::Result<Self> {
+        let metadata = std::fs::metadata(path)?;
         let kind = metadata.file_type();
         let device = metadata.rdev();
-        Self {
+        Ok(Self {
             regular: kind.is_file(),
             directory: kind.is_dir(),
             character_device: kind
@@ -227,7 +276,7 @@ impl File {
                 let kind = fs.f_type as i64;
                 kind
             }),
-        }
+        })
     }
 
     fn is_named(&self) -> bool {
@@ -236,9 +285,9 @@ impl File {
 }
 
 /// Whether the name by which a file was opened is gone, though the file has others.
-fn is_removed(dir: &Path, link: &str, file: Option<&File>) -> bool {
-    let Some(file) = file.filter(|file| file.is_named() && file.links > 0) else { return false };
-    if !link.ends_with(REMOVED_NAME) || link.starts_with("/memfd:") {
+fn is_removed(dir: &Path, link: &str, file: &File) -> bool {
+    let has_names = file.is_named() && file.links > 0;
+    if !has_names || !link.ends_with(REMOVED_NAME) || link.starts_with("/memfd:") {
         return false;
     }
     // A file may really be called so.
@@ -353,30 +402,31 @@ fn name_of(kind: ResourceKind, link: &str) -> String {
     }
 }
 
-/// The working directory.
-fn directories(dir: &Path, around: &Surroundings) -> Option<Resource> {
+/// The working directory, where it matters.
+fn directory(dir: &Path, around: &Surroundings) -> io::Result<Option<Resource>> {
     let path = dir.join("cwd");
-    let link = std::fs::read_link(&path).ok()?.to_string_lossy().into_owned();
-    let file = std::fs::metadata(&path).ok().map(|m| File::of(&m, &path));
-    let kind = if is_removed(dir, &link, file.as_ref()) {
+    let found = steady(|| std::fs::read_link(&path), |_| File::look(&path))?;
+    let Some((link, file)) = found else { return Ok(None) };
+    let link = link.to_string_lossy().into_owned();
+    let kind = if is_removed(dir, &link, &file) {
         ResourceKind::RemovedName
     } else if around.projected.names(&link) {
         ResourceKind::ProjectedFile
     } else {
-        return None;
+        return Ok(None);
     };
-    Some(Resource { kind, fd: -1, detail: link, bytes: 0 })
+    Ok(Some(Resource { kind, fd: -1, detail: link, bytes: 0 }))
 }
 
-/// What is mapped and matters.
-fn mapped(dir: &Path, mapping: &Mapping, around: &Surroundings) -> Option<Resource> {
+/// What is mapped, where it matters.
+fn mapped(dir: &Path, mapping: &Mapping, around: &Surroundings) -> io::Result<Option<Resource>> {
     /// Memory that only looks like a file.
     const MEMORY: [&str; 6] = ["/dev/zero", "/SYSV", "/memfd:", "/dev/shm/", "/[aio]", "/drm"];
     let path = mapping.path.as_str();
     let resource =
-        |kind, bytes| Some(Resource { kind, fd: -1, detail: name_of(kind, path), bytes });
+        |kind, bytes| Ok(Some(Resource { kind, fd: -1, detail: name_of(kind, path), bytes }));
     if let Some(name) = path.strip_prefix("anon_inode:") {
-        return resource(anonymous(name)?, 0);
+        return anonymous(name).map_or(Ok(None), |kind| resource(kind, 0));
     }
     if path.starts_with("/secretmem") {
         return resource(ResourceKind::SecretMemory, 0);
@@ -385,7 +435,7 @@ fn mapped(dir: &Path, mapping: &Mapping, around: &Surroundings) -> Option<Resour
         return resource(ResourceKind::HugePages, mapping.bytes);
     }
     if !path.starts_with('/') || MEMORY.iter().any(|prefix| path.starts_with(prefix)) {
-        return None;
+        return Ok(None);
     }
     if around.is_remade(path) {
         return resource(ResourceKind::RemadeFile, 0);
@@ -395,20 +445,20 @@ fn mapped(dir: &Path, mapping: &Mapping, around: &Surroundings) -> Option<Resour
     }
     let link = dir.join("map_files").join(&mapping.range);
     if path.starts_with("/dev/") {
-        let file = std::fs::metadata(link).ok().map(|m| m.file_type())?;
-        let device = file.is_char_device() || file.is_block_device();
-        return if device { resource(ResourceKind::Device, 0) } else { None };
-    }
-    if path.ends_with(REMOVED_NAME) {
-        let file = File::of(&std::fs::metadata(&link).ok()?, &link);
+        let file = File::look(&link)?;
+        if file.character_device.is_some() || file.block_device {
+            return resource(ResourceKind::Device, 0);
+        }
+    } else if path.ends_with(REMOVED_NAME) {
+        let file = File::look(&link)?;
         if file.links == 0 {
             return resource(ResourceKind::UnlinkedFile, file.bytes);
         }
-        if is_removed(dir, path, Some(&file)) {
+        if is_removed(dir, path, &file) {
             return resource(ResourceKind::RemovedName, 0);
         }
     }
-    None
+    Ok(None)
 }
 
 /// What a socket is.

@@ -151,3 +151,52 @@ fn what_cannot_be_looked_at_is_told_and_what_is_gone_is_not() {
     let denied = of_process(proc.path(), 7, &Surroundings::default()).denied;
     assert!(denied.unwrap().starts_with("its descriptors cannot be looked at: Not a directory"));
 }
+
+#[test]
+fn a_descriptor_that_becomes_another_while_it_is_looked_at_is_looked_at_again() {
+    let looked = |links: &[&str]| {
+        let (mut links, mut looks) = (links.iter(), 0);
+        let found = steady(
+            || links.next().map(PathBuf::from).ok_or(Errno::NOENT.into()),
+            |link| {
+                looks += 1;
+                if link == Path::new("/denied") { Err(Errno::ACCESS.into()) } else { Ok(looks) }
+            },
+        );
+        found.map(|found| found.map(|(link, look)| (link.to_string_lossy().into_owned(), look)))
+    };
+    assert_eq!(looked(&["/a", "/a"]).unwrap(), Some(("/a".into(), 1)));
+    assert_eq!(looked(&["/a", "/b", "/b"]).unwrap(), Some(("/b".into(), 2)));
+    assert_eq!(looked(&["/denied", "/b", "/b"]).unwrap(), Some(("/b".into(), 2)));
+    assert_eq!(looked(&["/a", "/b", "/a", "/b"]).unwrap(), None);
+    assert!(!is_gone(&looked(&["/denied", "/denied"]).unwrap_err()));
+    assert!(is_gone(&looked(&["/a"]).unwrap_err()), "closed");
+}
+
+#[test]
+fn a_file_is_from_outside_only_where_its_mount_is_known() {
+    let proc = tempfile::tempdir().unwrap();
+    let dir = proc.path().join("7");
+    for sub in ["fd", "fdinfo"] {
+        std::fs::create_dir_all(dir.join(sub)).unwrap();
+    }
+    std::fs::write(dir.join("file"), "").unwrap();
+    for fd in ["fd/3", "fd/4"] {
+        std::os::unix::fs::symlink(dir.join("file"), dir.join(fd)).unwrap();
+    }
+    std::fs::write(dir.join("fdinfo/3"), "mnt_id:\t9\n").unwrap();
+    let around = Surroundings { mount_ids: vec![7], ..Surroundings::default() };
+    let look = || of_process(proc.path(), 7, &around);
+    let seen = look();
+    let found: Vec<_> = seen.resources.iter().map(|r| (r.fd, r.kind)).collect();
+    assert_eq!((found, seen.denied), (vec![(3, ResourceKind::OutsideFile)], None));
+
+    // What is there and cannot be read is told.
+    std::fs::create_dir(dir.join("fdinfo/4")).unwrap();
+    let denied = look().denied.unwrap();
+    assert!(denied.starts_with("a descriptor cannot be looked at: Is a directory"), "{denied}");
+    std::fs::remove_file(dir.join("fd/4")).unwrap();
+    std::fs::write(dir.join("cwd"), "").unwrap();
+    let denied = look().denied.unwrap();
+    assert!(denied.starts_with("its working directory cannot be looked at: Invalid"), "{denied}");
+}

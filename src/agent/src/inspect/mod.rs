@@ -9,6 +9,7 @@ mod net_tables;
 mod netlink;
 mod network;
 mod proc;
+mod processes;
 mod projected;
 mod rules;
 mod sizes;
@@ -163,9 +164,9 @@ impl Inspector {
         let pid = found.iter().find_map(|f| f.container.as_ref()).map(|container| container.pid);
         let mut seen = Vec::new();
         for one in found {
-            let (container, processes) = self.container(one, place, facts);
+            let (container, looked) = self.container(one, place, facts);
             facts.containers.push(container);
-            seen.push(processes);
+            seen.push(looked);
         }
         facts.rss_bytes = facts.containers.iter().map(|container| container.rss_bytes).sum();
         facts.empty_dirs = self.empty_dirs(&pod_dir, &host_mounts, &mut facts.incomplete);
@@ -173,12 +174,21 @@ impl Inspector {
         if let Some(pid) = pid {
             // After the descriptors: a socket that is in use is then listed.
             let unix = self.shared(facts, pid, &sandbox.id);
-            for (container, seen) in facts.containers.iter_mut().zip(&seen) {
-                ends::judge(self.proc(), container, seen, unix.as_ref());
+            for (container, looked) in facts.containers.iter_mut().zip(&seen) {
+                let init = container.pid;
+                let now = || self.now(init, looked);
+                let judged = ends::judge(self.proc(), container, &looked.seen, unix.as_ref(), now);
+                let name = &container.name;
+                facts.unseen.extend(judged.err().map(|error| {
+                    let message =
+                        format!("with whom its processes are connected is not known: {error}");
+                    Unseen::of_container(name, Part::Processes, message)
+                }));
             }
         }
         for container in &mut facts.containers {
-            facts.incomplete.extend(container::bound(container));
+            processes::look_at_headless(self.proc(), container);
+            facts.incomplete.extend(processes::bound(container));
         }
         self.look_at_cni(facts);
     }
@@ -235,6 +245,14 @@ impl Inspector {
         let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
         let (tcp, tcp6) = (read("net/tcp"), read("net/tcp6"));
         let cni = std::mem::take(&mut facts.network.cni);
+        let is_in_nodes = |kind| self.is_in_nodes(pid, kind);
+        let both = is_in_nodes("net").and_then(|net| Ok((net, is_in_nodes("ipc")?)));
+        let (host_network, host_ipc) = both.unwrap_or_else(|error| {
+            let message =
+                format!("the pod's namespaces cannot be compared with the node's: {error}");
+            facts.unseen.push(Unseen::of_pod(Part::Rest, message));
+            (false, false)
+        });
         let mut unix = None;
         match network::look_within(self.proc(), pid) {
             Ok(within) => {
@@ -258,7 +276,7 @@ impl Inspector {
             }
         }
         facts.network.cni = cni;
-        facts.network.host_network = !self.differs(pid, 1, "net");
+        facts.network.host_network = host_network;
         let network = &mut facts.network;
         if let Err(error) = network::look_at_connections(self.proc(), pid, network) {
             let message = format!(
@@ -282,7 +300,7 @@ impl Inspector {
             facts.incomplete.push(format!("/dev/shm has more than {} files", sizes::MAX_ENTRIES));
         }
         facts.ipc = IpcFacts {
-            host_ipc: !self.differs(pid, 1, "ipc"),
+            host_ipc,
             posix_shm_bytes: shm.bytes,
             posix_shm_files: shm.entries,
             posix_queues: queues as u64,

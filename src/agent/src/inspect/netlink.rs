@@ -181,12 +181,7 @@ fn dump(
             let length = length as usize;
             let Some(body) = rest.get(HEADER..length) else { break };
             match kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => {
-                    let errno = body.get(..4).and_then(|b| b.try_into().ok());
-                    let errno = i32::from_ne_bytes(errno.unwrap_or_default());
-                    return Err(std::io::Error::from_raw_os_error(-errno));
-                }
+                NLMSG_DONE | NLMSG_ERROR => return ended(body),
                 _ => take(body),
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -195,6 +190,12 @@ fn dump(
             return Ok(());
         }
     }
+}
+
+/// How a dump has ended: one that fails in its course ends as others do, and says why.
+fn ended(body: &[u8]) -> std::io::Result<()> {
+    let code = body.get(..4).and_then(|code| code.try_into().ok()).map_or(0, i32::from_ne_bytes);
+    if code < 0 { Err(std::io::Error::from_raw_os_error(-code)) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -225,6 +226,12 @@ mod tests {
         assert_eq!(found[&inode(&accepted)].name, path.to_string_lossy());
         assert_eq!(found[&inode(&one)].peer, inode(&other));
         assert_eq!(found[&inode(&listener)].peer, 0);
+    }
+
+    #[test]
+    fn a_dump_that_failed_does_not_pass_for_an_empty_one() {
+        assert_eq!(ended(&(-97i32).to_ne_bytes()).unwrap_err().raw_os_error(), Some(97));
+        assert!(ended(&0i32.to_ne_bytes()).is_ok() && ended(&[]).is_ok());
     }
 
     #[test]

@@ -33,25 +33,39 @@ pub struct Within {
     pub rules: Vec<String>,
 }
 
-/// Enters the network and IPC namespaces of a process with a thread of its own, which ends there.
+/// Looks around within the namespaces of a process.
 pub fn look_within(proc: &Path, pid: i32) -> std::io::Result<Within> {
-    let open = |kind: &str| std::fs::File::open(proc.join(format!("{pid}/ns/{kind}")));
-    let namespaces = [open("net")?, open("ipc")?];
-    let proc = proc.to_path_buf();
-    let looking = std::thread::Builder::new().name("within".into()).spawn(move || {
-        use std::os::fd::AsFd;
-        for namespace in &namespaces {
-            rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
-        }
-        let read = |name: &str| {
-            std::fs::read_to_string(proc.join("sysvipc").join(name)).unwrap_or_default()
-        };
+    let sysvipc = proc.join("sysvipc");
+    within(proc, pid, move || {
+        let read = |name: &str| std::fs::read_to_string(sysvipc.join(name)).unwrap_or_default();
         Ok(Within {
             interfaces: interfaces()?,
             sysv: [read("shm"), read("sem"), read("msg")],
             unix: netlink::unix_sockets()?,
             rules: netlink::routing_rules()?,
         })
+    })
+}
+
+/// The Unix sockets of a process's network namespace, by inode.
+pub fn unix_sockets(proc: &Path, pid: i32) -> std::io::Result<BTreeMap<u64, UnixSocket>> {
+    within(proc, pid, netlink::unix_sockets)
+}
+
+/// Enters the network and IPC namespaces of a process with a thread of its own, which ends there.
+fn within<T: Send + 'static>(
+    proc: &Path,
+    pid: i32,
+    look: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    let open = |kind: &str| std::fs::File::open(proc.join(format!("{pid}/ns/{kind}")));
+    let namespaces = [open("net")?, open("ipc")?];
+    let looking = std::thread::Builder::new().name("within".into()).spawn(move || {
+        use std::os::fd::AsFd;
+        for namespace in &namespaces {
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
+        }
+        look()
     })?;
     looking.join().unwrap_or_else(|_| Err(std::io::Error::other("the looking thread failed")))
 }

@@ -142,6 +142,9 @@ fn show(pod: &str, answers: &[Answer]) -> String {
             forecast.freeze
         );
     }
+    for (choice, nodes) in choices(answers) {
+        text += &format!("To {}: {choice}.\n", nodes.join(", "));
+    }
     let common = common(answers);
     let same_reason = answers.iter().all(|a| !a.is_yes() && a.reason() == answers[0].reason());
     let (reason, message) = answers.first().map(Answer::reason).unwrap_or_default();
@@ -169,6 +172,21 @@ fn show(pod: &str, answers: &[Answer]) -> String {
         text += &table::format(&["NODE", "FITS", "WHY NOT"], &rows);
     }
     text
+}
+
+/// Why mode and network were chosen, and for which of the nodes that fit.
+fn choices(answers: &[Answer]) -> Vec<(&str, Vec<&str>)> {
+    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
+    for Answer { status, .. } in answers.iter().filter(|answer| answer.is_yes()) {
+        let (Some(choice), Some(target)) = (&status.choice_message, &status.target) else {
+            continue;
+        };
+        match found.iter_mut().find(|(before, _)| *before == choice.as_str()) {
+            Some((_, nodes)) => nodes.push(target.node.as_str()),
+            None => found.push((choice.as_str(), vec![target.node.as_str()])),
+        }
+    }
+    found
 }
 
 /// Violations that every answer has.
@@ -262,13 +280,20 @@ mod tests {
 
     #[test]
     fn a_pod_that_fits_somewhere_says_where() {
-        let text = show(
-            "shop/web",
-            &[
-                answer("b", "Succeeded", "DryRun", &[]),
-                answer("c", "Failed", "PreflightFailed", &[("Image", "not there")]),
-            ],
-        );
+        let chosen = |node, choice: &str| {
+            let mut answer = answer(node, "Succeeded", "DryRun", &[]);
+            answer.status.choice_message = Some(choice.to_owned());
+            answer
+        };
+        let one = [
+            answer("b", "Succeeded", "DryRun", &[]),
+            answer("c", "Failed", "PreflightFailed", &[("Image", "not there")]),
+        ];
+        let text = show("shop/web", &one);
+        assert!(!text.contains("\nTo "), "{text}");
+        let some = [chosen("d", "kept"), chosen("e", "closed"), chosen("f", "kept")];
+        let all = show("shop/web", &some);
+        assert!(all.contains("\nTo d, f: kept.\nTo e: closed.\n"), "{all}");
         assert!(text.starts_with("Pod shop/web can be moved to b.\n"), "{text}");
         assert!(text.contains("b      yes    -\n"), "{text}");
         assert!(text.contains("c      no     Image: not there; mend it\n"), "{text}");

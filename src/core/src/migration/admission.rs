@@ -352,7 +352,7 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
                 false => "StopAndCopy is the mode of this version",
             };
             let message = format!("{mode}; {}", network.why);
-            status.choice_message = Some(message.chars().take(MAX_CHOICE_MESSAGE).collect());
+            status.choice_message = Some(c::bounded(&message, MAX_CHOICE_MESSAGE));
             if network.network == Network::Preserve {
                 (status.address, status.other_addresses) = addresses(pod);
             }

@@ -29,7 +29,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use transship_api as api;
-use transship_api::migration::MAX_VIOLATION_MESSAGE;
+use transship_api::conditions::bounded;
+use transship_api::migration::{MAX_REMEDY, MAX_VIOLATION_MESSAGE};
 
 use crate::facts::PodFacts;
 use crate::migration::owner::Controller;
@@ -39,6 +40,7 @@ pub use claims::Claim;
 pub use network::{NetworkChoice, choose as choose_network};
 pub use process::{GHOST_LIMIT, stands_in_the_way};
 pub use request::{CHECKS as REQUEST_CHECKS, asked};
+pub use unseen::{may_pass, not_inspected};
 pub use warnings::{asks_to_be_movable, warnings};
 
 /// A cluster node as both kinds show it.
@@ -200,8 +202,8 @@ impl Violation {
         api::Violation {
             check: self.check.to_owned(),
             container: self.container.clone(),
-            message: self.found().chars().take(MAX_VIOLATION_MESSAGE).collect(),
-            remedy: self.remedy.chars().take(1000).collect(),
+            message: bounded(&self.found(), MAX_VIOLATION_MESSAGE),
+            remedy: bounded(&self.remedy, MAX_REMEDY),
         }
     }
 }
@@ -300,6 +302,9 @@ pub fn summary(violations: &[Violation]) -> String {
     parts.join(" | ")
 }
 
+/// Names in a message.
+const NAMES_SHOWN: usize = 5;
+
 /// Names of nodes for a message, the first few.
 pub(crate) fn name_some<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let mut names: Vec<&str> = names.collect();
@@ -309,7 +314,7 @@ pub(crate) fn name_some<'a>(names: impl Iterator<Item = &'a str>) -> String {
 
 /// The first few in their order, and how many more there are.
 fn list_some(names: Vec<&str>) -> String {
-    list_up_to(5, names, 0)
+    list_up_to(NAMES_SHOWN, names, 0)
 }
 
 /// The first `shown` in their order, and how many more there are: the rest, and `others` that have no name.

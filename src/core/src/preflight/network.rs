@@ -191,7 +191,9 @@ fn address_can_be_kept(input: &Input<'_>) -> Option<Violation> {
     if input.migration.spec.network != Network::Preserve {
         return None;
     }
-    let why = why_not_preserved(input.facts?, input.target_facts)?;
+    // Of a network that could not be looked at that alone is told.
+    let facts = input.facts.filter(|facts| facts.unseen.iter().all(|u| u.part != Part::Rest))?;
+    let why = why_not_preserved(facts, input.target_facts)?;
     Some(Violation::of_pod(format!("the pod's address cannot be kept: {why}")))
 }
 

@@ -352,8 +352,13 @@ fn all_containers_run(input: &Input<'_>) -> Vec<Violation> {
     };
     // kubelet tells it a while later.
     let has_ended = |name: &str| {
-        let found = input.facts.into_iter().flat_map(|facts| &facts.containers);
-        found.filter(|container| container.name == name).any(|container| !container.running)
+        input.facts.is_some_and(|facts| {
+            match facts.containers.iter().find(|container| container.name == name) {
+                Some(container) => !container.running,
+                // The runtime has none of this name; without a sandbox nothing at all was found out.
+                None => !facts.sandbox_id.is_empty(),
+            }
+        })
     };
     in_containers(input, |c| {
         (!runs(&c.name) || has_ended(&c.name)).then(|| "the container does not run".into())

@@ -8,10 +8,10 @@ use k8s_openapi::api::core::v1::VolumeProjection;
 use transship_api as api;
 
 use super::pod::{moved, moves};
-use super::{Check, Input, Violation, list_some};
+use super::{Check, Input, NAMES_SHOWN, Violation, list_some, list_up_to};
 use crate::facts::{
-    ContainerFacts, MountOrigin, PodFacts, ProcessFacts, ProcessState, REMOVED_NAME, REMOVED_ROOT,
-    Resource, ResourceKind,
+    ContainerFacts, MoreResources, MountOrigin, PodFacts, ProcessFacts, ProcessState, REMOVED_NAME,
+    REMOVED_ROOT, Resource, ResourceKind,
 };
 use crate::placement::volumes::Volumes;
 
@@ -312,33 +312,44 @@ fn dumped(
 
 /// Processes with resources of a kind, each resource by name.
 fn resources(input: &Input<'_>, kind: ResourceKind, what: &str) -> Vec<Violation> {
-    resources_that(input, what, |_, resource| resource.kind == kind)
+    resources_that(input, kind, what, |_, _| true)
 }
 
-/// Processes with resources that count, each resource by name.
+/// Processes with resources of a kind that count, each resource by name. Of those that are not told one by one all
+/// may.
 fn resources_that(
     input: &Input<'_>,
+    kind: ResourceKind,
     what: &str,
     counts: impl Fn(&ContainerFacts, &Resource) -> bool,
 ) -> Vec<Violation> {
     dumped(input, |container, process| {
         let found: Vec<&Resource> =
-            process.resources.iter().filter(|resource| counts(container, resource)).collect();
-        if found.is_empty() {
+            of_kind(process, kind).filter(|resource| counts(container, resource)).collect();
+        let more: u64 = more(process, kind).map(|more| more.count).sum();
+        if found.is_empty() && more == 0 {
             return None;
         }
-        let names = listed(&found);
+        let names = listed(&found, more);
         Some(if names.is_empty() { what.to_owned() } else { format!("{what}: {names}") })
     })
 }
 
-/// What resources are called, each once.
-fn listed(resources: &[&Resource]) -> String {
+fn of_kind(process: &ProcessFacts, kind: ResourceKind) -> impl Iterator<Item = &Resource> {
+    process.resources.iter().filter(move |resource| resource.kind == kind)
+}
+
+fn more(process: &ProcessFacts, kind: ResourceKind) -> impl Iterator<Item = &MoreResources> {
+    process.more.iter().filter(move |more| more.kind == kind)
+}
+
+/// What resources are called, each once, and how many `more` there are.
+fn listed(resources: &[&Resource], more: u64) -> String {
     let mut names: Vec<&str> = resources.iter().map(|r| r.detail.as_str()).collect();
     names.sort_unstable();
     names.dedup();
     names.retain(|name| !name.is_empty());
-    list_some(names)
+    if names.is_empty() { String::new() } else { list_up_to(NAMES_SHOWN, names, more) }
 }
 
 fn frozen_containers(input: &Input<'_>) -> Vec<Violation> {
@@ -449,8 +460,8 @@ fn terminals(input: &Input<'_>) -> Vec<Violation> {
 
 fn remade_files(input: &Input<'_>) -> Vec<Violation> {
     let what = "it has a file open that is written anew on the target, with other content";
-    resources_that(input, what, |container, resource| {
-        resource.kind == ResourceKind::RemadeFile && !comes_again(input, container, resource)
+    resources_that(input, ResourceKind::RemadeFile, what, |container, resource| {
+        !comes_again(input, container, resource)
     })
 }
 
@@ -484,19 +495,17 @@ fn message_queues(input: &Input<'_>) -> Vec<Violation> {
 
 fn huge_pages(input: &Input<'_>) -> Vec<Violation> {
     dumped(input, |_, p| {
-        let bytes: u64 = huge(p).map(|r| r.bytes).sum();
-        huge(p).next()?;
+        let told = || of_kind(p, ResourceKind::HugePages);
+        told().next()?;
+        let more = more(p, ResourceKind::HugePages).map(|more| more.bytes);
+        let bytes: u64 = told().map(|r| r.bytes).chain(more).sum();
         Some(format!("it has {} of memory in huge pages", api::quantity::human_bytes(bytes)))
     })
 }
 
-fn huge(process: &ProcessFacts) -> impl Iterator<Item = &Resource> {
-    process.resources.iter().filter(|r| r.kind == ResourceKind::HugePages)
-}
-
 fn unlinked_files(input: &Input<'_>) -> Vec<Violation> {
     dumped(input, |_, p| {
-        let large: Vec<String> = unlinked(p)
+        let large: Vec<String> = of_kind(p, ResourceKind::UnlinkedFile)
             .filter(|r| r.bytes > GHOST_LIMIT)
             .map(|r| format!("{} of {}", r.detail, api::quantity::human_bytes(r.bytes)))
             .collect();
@@ -510,15 +519,15 @@ fn unlinked_files(input: &Input<'_>) -> Vec<Violation> {
     })
 }
 
-fn unlinked(process: &ProcessFacts) -> impl Iterator<Item = &Resource> {
-    process.resources.iter().filter(|r| r.kind == ResourceKind::UnlinkedFile)
-}
-
 /// What unlinked files occupy, those that several processes have open counted once.
 pub(super) fn unlinked_bytes(facts: &PodFacts) -> u64 {
+    const KIND: ResourceKind = ResourceKind::UnlinkedFile;
     let processes = facts.containers.iter().filter(|c| c.running).flat_map(|c| &c.processes);
-    let files = processes.filter(|p| !p.outside).flat_map(unlinked);
-    let mut seen: Vec<(&str, u64)> = files.map(|r| (r.detail.as_str(), r.bytes)).collect();
+    let mut seen: Vec<(&str, u64)> = Vec::new();
+    for process in processes.filter(|p| !p.outside) {
+        seen.extend(of_kind(process, KIND).map(|file| (file.detail.as_str(), file.bytes)));
+        seen.extend(more(process, KIND).map(|more| ("", more.bytes)));
+    }
     seen.sort_unstable();
     seen.dedup();
     seen.iter().map(|(_, bytes)| bytes).sum()

@@ -270,7 +270,9 @@ fn a_request_that_cannot_be_carried_out_is_answered_in_one_sentence(
 #[case(|w: &mut World| { w.migration.spec.network = Network::Preserve; w.target_facts["network"]["cni"]["subnets"] = json!(["10.245.0.0/16"]); }, "Address", "10.245.0.0/16")]
 #[case(|w: &mut World| w.target_facts["node"]["freeBytes"] = json!(1999), "Space", "node-b has 1.95 KiB free for receiving it in /var/lib/transship")]
 #[case(|w: &mut World| w.facts["containers"][0]["running"] = json!(false), "ContainerNotRunning", "does not run")]
+#[case(|w: &mut World| { w.facts["sandboxId"] = json!("s"); w.facts["containers"][0]["name"] = json!("debugger"); }, "ContainerNotRunning", "does not run")]
 #[case(|w: &mut World| w.facts["unseen"] = json!([{"message": "the rules cannot be read: no nft"}]), "NotInspected", "no nft")]
+#[case(|w: &mut World| { w.migration.spec.network = Network::Preserve; w.facts["network"] = json!({}); w.facts["unseen"] = json!([{"message": "the namespaces cannot be entered"}]); }, "NotInspected", "cannot be entered")]
 #[case(|w: &mut World| w.facts["unseen"] = json!([{"container": "web", "part": "Processes", "message": "they cannot be listed"}]), "NotInspected", "they cannot be listed")]
 #[case(|w: &mut World| w.target_facts["unseen"] = json!([{"part": "Rest", "message": "its images cannot be listed"}]), "NotInspected", "node-b: its images cannot be listed")]
 fn what_cannot_be_moved_is_found_and_remedied(
@@ -326,6 +328,28 @@ fn a_source_keeps_everything_only_in_the_sequential_order() {
     assert!(found[0].message.contains("kept on the source"), "{}", found[0].message);
     world.facts["node"]["freeBytes"] = json!(1002);
     assert_eq!(world.look(violations), []);
+}
+
+#[test]
+fn what_is_not_told_one_by_one_counts_as_well() {
+    let mut world = World::new();
+    world.process()["resources"] = json!([{"kind": "Device", "detail": "/dev/kvm"}]);
+    world.process()["more"] = json!([{"kind": "Device", "count": 7}]);
+    let found = world.look(violations);
+    assert!(found[0].message.ends_with(": /dev/kvm and 7 more"), "{found:?}");
+    world.process()["resources"] = json!([{"kind": "HugePages", "bytes": 1 << 20}]);
+    world.process()["more"] = json!([{"kind": "HugePages", "count": 3, "bytes": 2 << 20}]);
+    assert!(world.look(violations)[0].message.contains("3.00 MiB"));
+
+    // What a child has from its parent counts once.
+    world.process()["resources"] = json!([{"kind": "UnlinkedFile", "detail": "/t", "bytes": 2}]);
+    world.process()["more"] = json!([{"kind": "UnlinkedFile", "count": 90, "bytes": 1000}]);
+    let child = world.process().clone();
+    world.facts["containers"][0]["processes"].as_array_mut().unwrap().push(child);
+    world.facts["node"]["freeBytes"] = json!(1002);
+    assert_eq!(world.look(violations), []);
+    world.facts["node"]["freeBytes"] = json!(1001);
+    assert_eq!(world.look(violations)[0].check, "Space");
 }
 
 #[test]
@@ -510,6 +534,21 @@ fn what_was_not_looked_at_is_held_against_a_move_that_needs_it(
     let found = world.look(violations);
     assert_eq!(found.len(), usize::from(refused), "{found:?}");
     assert!(found.iter().all(|v| v.check == "NotInspected" && v.container == container));
+}
+
+#[test]
+fn what_could_not_be_looked_at_may_pass_where_nothing_else_is_in_the_way() {
+    let mut world = World::new();
+    assert_eq!(may_pass(&world.look(violations)), None);
+    world.facts["unseen"] =
+        json!([{"container": "web", "message": "denied"}, {"message": "no nft"}]);
+    let told = may_pass(&world.look(violations));
+    assert_eq!(told.as_deref(), Some("container web: denied | no nft"));
+    world.process()["resources"] = json!([{"kind": "IoUring"}]);
+    assert_eq!(may_pass(&world.look(violations)), None);
+    let nothing = not_inspected("its answer is too long".into());
+    assert!(nothing.check == "NotInspected" && !nothing.remedy.is_empty());
+    assert!(may_pass(&[nothing]).is_some());
 }
 
 #[test]

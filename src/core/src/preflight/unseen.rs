@@ -12,11 +12,28 @@ use crate::facts::{Part, Unseen};
 pub(super) const CHECK: Check = Check {
     name: "NotInspected",
     finds: "what a node's agent could not look at, and what may hide any of the above: processes, mounts, namespaces, rules, images, the CNI configuration; with `network: Preserve` also tracked connections",
-    remedy: "mend on the node what the message names, and create the Migration anew",
-    look: not_inspected,
+    remedy: "create the Migration anew; if it stays, mend on the node what the message names",
+    look: unseen,
 };
 
-fn not_inspected(input: &Input<'_>) -> Vec<Violation> {
+/// Of an agent that cannot tell anything.
+pub fn not_inspected(message: String) -> Violation {
+    let Check { name, remedy, .. } = CHECK;
+    Violation { check: name, remedy: remedy.to_owned(), ..Violation::of_pod(message) }
+}
+
+/// What could not be looked at, where nothing else is in the pod's way: another time it may.
+pub fn may_pass(violations: &[Violation]) -> Option<String> {
+    let is_all = violations.iter().all(|violation| violation.check == CHECK.name);
+    let tell = |Violation { container, message, .. }: &Violation| match container.as_str() {
+        "" => message.clone(),
+        container => format!("container {container}: {message}"),
+    };
+    let messages: Vec<String> = violations.iter().map(tell).collect();
+    (is_all && !messages.is_empty()).then(|| messages.join(" | "))
+}
+
+fn unseen(input: &Input<'_>) -> Vec<Violation> {
     let of_source = input.facts.into_iter().flat_map(|facts| &facts.unseen);
     let of_source = of_source
         .filter(|unseen| matters(input, unseen))

@@ -73,13 +73,13 @@ fn collect(mut datagram: &[u8], answers: &mut Vec<Vec<u8>>) -> io::Result<bool> 
         let kind = u16::from_ne_bytes([datagram[4], datagram[5]]);
         let body = datagram.get(HEADER..length).ok_or(io::ErrorKind::InvalidData)?;
         match kind {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
+            // A dump that fails in its course ends as others do, and says why.
+            NLMSG_DONE | NLMSG_ERROR => {
                 let code = body.get(..4).map_or(0, |_| u32_at(body, 0).cast_signed());
-                if code == 0 {
-                    return Ok(true);
+                if code < 0 {
+                    return Err(io::Error::from_raw_os_error(-code));
                 }
-                return Err(io::Error::from_raw_os_error(-code));
+                return Ok(true);
             }
             _ => answers.push(body.to_vec()),
         }
@@ -174,16 +174,18 @@ mod tests {
     }
 
     #[test]
-    fn an_error_answer_becomes_the_system_error() {
-        let mut message = Vec::new();
-        message.extend(20u32.to_ne_bytes());
-        message.extend(NLMSG_ERROR.to_ne_bytes());
-        message.extend([0; 10]);
-        message.extend((-17i32).to_ne_bytes());
-        let error = collect(&message, &mut Vec::new()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        message[16..20].copy_from_slice(&0i32.to_ne_bytes());
-        assert!(collect(&message, &mut Vec::new()).unwrap());
+    fn an_error_answer_becomes_the_system_error_and_so_does_that_of_a_dump() {
+        for kind in [NLMSG_ERROR, NLMSG_DONE] {
+            let mut message = Vec::new();
+            message.extend(20u32.to_ne_bytes());
+            message.extend(kind.to_ne_bytes());
+            message.extend([0; 10]);
+            message.extend((-17i32).to_ne_bytes());
+            let error = collect(&message, &mut Vec::new()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{kind}");
+            message[16..20].copy_from_slice(&0i32.to_ne_bytes());
+            assert!(collect(&message, &mut Vec::new()).unwrap(), "{kind}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,12 +13,13 @@ use serde_json::{Value, json};
 use transship_api::conditions::reasons;
 use transship_api::{Migration, MigrationStatus, Mode, Step, names};
 use transship_core::facts::PodFacts;
+use transship_core::migration::Role;
 use transship_core::migration::admission::{self, Admitted, Found, Screening};
 use transship_core::migration::owner::{Controller, Kind};
 use transship_core::migration::state::claimed_by;
 use transship_core::placement::volumes::Volumes;
 use transship_core::placement::{self, Load, Pending};
-use transship_core::preflight::{Claim, Input, NodeView};
+use transship_core::preflight::{self, Claim, Input, NodeView};
 use transship_core::sequential_pod::controller;
 use transship_core::witness::references;
 
@@ -31,6 +32,8 @@ use crate::context::Context;
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
 /// How soon an agent that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The same, where the pod is looked at again each time.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Annotation of a mirror pod: the UID of its static pod.
 const STATIC_UID: &str = "kubernetes.io/config.hash";
 
@@ -101,6 +104,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let Some(pod) = pod.as_ref() else { return Ok(Next::After(ASK_AGAIN)) };
     let source_node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
     let pod_uid = pod.uid().unwrap_or_default();
+    let migration_uid = migration.uid().unwrap_or_default();
     let (facts, target_facts, answer) = tokio::join!(
         context.agents.inspect(&source_node, &pod_uid),
         context.agents.inspect(&target, ""),
@@ -108,13 +112,24 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     );
     let facts = match facts {
         Ok(facts) => facts,
-        Err(error) => return unanswered(migration, "the pod", &error, now, context).await,
+        Err(error) => {
+            return unanswered(migration, pod, &target, Role::Source, &error, context).await;
+        }
     };
     input.target = nodes.iter().find(|node| node.name == target);
     input.facts = Some(&facts);
     input.target_facts = target_facts.as_ref().ok();
     input.answer = answer.known.as_ref();
     let violations = admission::judge(&input);
+    if let Some(message) = preflight::may_pass(&violations)
+        && !migration.spec.dry_run
+        && context.memory.note(&migration_uid, |notes| notes.may_be_seen(Instant::now()))
+    {
+        let message = format!("what could not be looked at is looked at again: {message}");
+        let status = admission::waiting(migration, Step::Preflight, &message, now);
+        status::patch(migration, &status, context).await?;
+        return Ok(Next::After(LOOK_AGAIN));
+    }
     if !violations.is_empty() {
         let found = Found { violations: &violations, bytes: Some(bytes_of(migration, &facts)) };
         let status = admission::violated(migration, &target, found, now);
@@ -123,7 +138,9 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     // After what stands in the way whatever it says.
     let target_facts = match &target_facts {
         Ok(target_facts) => target_facts,
-        Err(error) => return unanswered(migration, "the target node", error, now, context).await,
+        Err(error) => {
+            return unanswered(migration, pod, &target, Role::Target, error, context).await;
+        }
     };
     let Some(network) = admission::network(&input) else { return Ok(Next::After(ASK_AGAIN)) };
     let decided = Admitted {
@@ -141,8 +158,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     }
     let migration = prepare(migration, pod, &source_node, &target, context).await?;
     claim(&migration, pod, &pods).await?;
-    let uid = migration.uid().unwrap_or_default();
-    context.memory.note(&uid, |notes| notes.facts = Some(Arc::new(facts)));
+    context.memory.note(&migration_uid, |notes| notes.facts = Some(Arc::new(facts)));
     status::patch(&migration, &status, context).await?;
     Ok(Next::Now)
 }
@@ -170,18 +186,31 @@ async fn screen(input: &Input<'_>, loads: BTreeMap<String, Load>, context: &Cont
     screening
 }
 
-/// An agent that does not answer is asked again, for as long as the Migration may take to begin.
+/// An agent that does not answer is asked again, for as long as the Migration may take to begin; but not one that
+/// would answer the same.
 async fn unanswered(
     migration: &Migration,
-    what: &str,
+    pod: &Pod,
+    target: &str,
+    role: Role,
     error: &agents::Error,
-    now: Timestamp,
     context: &Context,
 ) -> Result<Next, Error> {
+    let (what, pause) = match role {
+        Role::Source => ("the pod", ASK_AGAIN),
+        Role::Target => ("the target node", LOOK_AGAIN),
+    };
+    let now = Timestamp::now();
+    if error.is_permanent() {
+        let violations = [preflight::not_inspected(format!("{what} cannot be inspected: {error}"))];
+        let found = Found { violations: &violations, bytes: None };
+        let status = admission::violated(migration, target, found, now);
+        return end(migration, Some(pod), &status, context).await;
+    }
     let message = format!("{what} is to be inspected: {error}");
     let status = admission::waiting(migration, Step::Preflight, &message, now);
     status::patch(migration, &status, context).await?;
-    Ok(Next::After(ASK_AGAIN))
+    Ok(Next::After(pause))
 }
 
 /// What would move.
