@@ -218,11 +218,12 @@ fn connections_to_a_service_go_on_with_a_pod_of_a_stateful_set() -> Result<()> {
 #[test]
 fn connections_with_the_nodes_own_address_are_listed_or_ended() -> Result<()> {
     let cluster = Cluster::with_namespace("masked")?;
-    // A pod that reaches itself through its Service sees the node as its peer.
+    // A pod that reaches itself through its Service sees the node as its peer. With all of its ports: `kubectl apply`
+    // takes those of one number for one when it changes them.
     cluster.apply(
         "apiVersion: v1\nkind: Service\nmetadata: {name: loop}\n\
          spec: {ipFamilyPolicy: RequireDualStack, selector: {app: loop}, \
-         ports: [{name: tcp, port: 9000}]}\n",
+         ports: [{name: tcp, port: 9000}, {name: udp, port: 9000, protocol: UDP}]}\n",
     )?;
     let addresses = service(&cluster, "loop")?;
     deploy(&cluster, "loop", 1, &addresses)?;
