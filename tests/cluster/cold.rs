@@ -250,6 +250,7 @@ fn started_again(cluster: &Cluster, before: &Pod) -> Result<Pod> {
 }
 
 #[test]
+#[ignore = "a pod of a StatefulSet, above, ends and starts alike"]
 fn a_bare_pod_ends_and_starts_elsewhere_also_when_it_is_killed_while_it_ends() -> Result<()> {
     let cluster = Cluster::with_namespace("cold-bare")?;
     cluster.apply(&manifest(BARE))?;

@@ -98,6 +98,7 @@ fn a_runtime_that_dies_while_a_pod_has_ended_loses_nothing_unsaid() -> Result<()
 }
 
 #[test]
+#[ignore = "what ends well is shown by `cold`"]
 fn a_pod_ends_as_kubelet_would_end_it_and_not_at_all_where_its_files_cannot_move() -> Result<()> {
     let cluster = Cluster::with_namespace("cold-ends")?;
     let no_grace = manifest(BARE)

@@ -345,6 +345,7 @@ fn the_ended_source_or_the_pod_made_again_is_deleted_where_only_files_move() -> 
 }
 
 #[test]
+#[ignore = "a pod of a StatefulSet is deleted above"]
 fn a_bare_pod_that_is_deleted_in_a_move_is_not_made_again() -> Result<()> {
     let victims = [Victim::Source(Moment::Voted), Victim::Ended];
     play_all("bare-deletions", Owner::Nobody, LIVE, &victims)

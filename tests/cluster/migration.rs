@@ -150,11 +150,11 @@ fn a_deployments_pod_moves_with_memory_and_connection_and_behaves_like_any_pod()
 
 #[test]
 fn moves_in_a_row_leave_nothing_behind() -> Result<()> {
-    nothing_is_left_behind_by(4)
+    nothing_is_left_behind_by(2)
 }
 
 #[test]
-#[ignore = "four of them are made above"]
+#[ignore = "two of them are made above"]
 fn ten_moves_in_a_row_leave_nothing_behind() -> Result<()> {
     nothing_is_left_behind_by(10)
 }

@@ -299,6 +299,7 @@ impl Drop for Disguise<'_> {
 }
 
 #[test]
+#[ignore = "what Auto chooses is judged without a cluster, and a new address shown above"]
 fn where_the_network_is_not_known_auto_gives_a_new_address_and_says_why() -> Result<()> {
     let cluster = Cluster::with_namespace("unknown")?;
     deploy(&cluster, "bound", 1, &[])?;

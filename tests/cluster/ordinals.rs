@@ -333,6 +333,7 @@ fn delete_all(cascades: &[&str]) -> Result<()> {
 }
 
 #[test]
+#[ignore = "a Deployment is deleted in a move by `owners`"]
 fn a_stateful_set_that_is_deleted_takes_along_the_state_of_its_pod_or_lets_it_go() -> Result<()> {
     delete_all(&["background", "orphan"])
 }

@@ -345,6 +345,7 @@ fn a_deployment_of_unready_pods_is_scaled_rolled_and_deleted_at_the_other_moment
 
 /// One that nobody has made for itself: whoever has the Service's labels is its own. The Deployment shows the rest.
 #[test]
+#[ignore = "a Deployment's is shown above"]
 fn a_replica_set_without_a_hash_is_scaled_and_orphaned_during_a_move() -> Result<()> {
     use Fate::Moved;
     use Moment::Thawed;

@@ -182,7 +182,7 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         None => (Some(Options::of(["--skip", PLACEMENT])), Some(Options::of([PLACEMENT]))),
     };
     if let Some(options) = on_two {
-        stages.run("cluster tests", 2400, || on_cluster(root, "cluster", &options))?;
+        stages.run("cluster tests", 2100, || on_cluster(root, "cluster", &options))?;
     }
     if everything {
         stages.run("a few of the faults", 320, || on_cluster(root, "faults", &some_faults()))?;
@@ -214,7 +214,7 @@ fn all_faults(
                  write `cargo xtask sandbox down` first"
             );
         }
-        stages.run("cluster tests left to this", 780, || on_cluster(root, "cluster", &options))?;
+        stages.run("cluster tests left to this", 1500, || on_cluster(root, "cluster", &options))?;
     }
     if chosen.is_some_and(|chosen| !chosen.has_others()) {
         return Ok(());
@@ -227,7 +227,7 @@ fn all_faults(
             sandbox::load(&[images::agent_with_other_programs(root)?])
         })?;
     }
-    stages.run("faults", 4500, || on_cluster(root, "faults", &faults(args, root)))
+    stages.run("faults", 6600, || on_cluster(root, "faults", &faults(args, root)))
 }
 
 /// Test programs that need a real runc and CRIU, but no Kubernetes: (package, test).

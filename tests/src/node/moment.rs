@@ -61,12 +61,14 @@ impl Moment {
     fn look(self, side: Option<&Side>) -> Is {
         let journalled = |kind| side.is_some_and(|side| side.has_journalled(kind));
         let now_if = |stands: bool| if stands { Is::Now } else { Is::Over };
+        // A pod that was made again is let go without a vote.
+        let is_restored = || journalled("voted") || journalled("thawing");
         match self {
             // An entry stays.
             Self::Journal(kind) if journalled(kind) => Is::Now,
             // CRIU makes its log when it begins to dump, and not when it is asked for its version.
             Self::Criu if side.is_some_and(Side::has_begun_to_dump) => now_if(process::stop_criu()),
-            Self::Restore if journalled("voted") => Is::Over,
+            Self::Restore if is_restored() => Is::Over,
             // Not before that: all processes are looked through.
             Self::Restore if side.is_some_and(Side::has_begun_to_restore) => {
                 match process::holding() {
@@ -75,7 +77,7 @@ impl Moment {
                     None => Is::Coming,
                 }
             }
-            Self::Hold if journalled("voted") => Is::Over,
+            Self::Hold if is_restored() => Is::Over,
             Self::Hold => match process::holding_frozen() {
                 Some(script) => now_if(process::stop(script)),
                 None => Is::Coming,
