@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use transship_tests::cluster::{Cluster, condition};
 
 use crate::{
-    preflight::{IMAGE, deployment},
+    preflight::{IMAGE, deployment, sleeper},
     refusal::{Serving, Undo, refused, server},
 };
 
@@ -35,22 +35,34 @@ fn what_shows_only_when_a_move_is_tried_leaves_the_pod_as_it_was() -> Result<()>
     let named = format!("127.0.0.1:9/app@{}", digest.context("the image has no digest")?);
     ctr(&["tag", "--force", IMAGE, &named])?;
     let _undo = Undo(|| drop(ctr(&["rm", &named])));
-    for (name, policy) in [("image", "IfNotPresent"), ("never", "Never")] {
-        let container = server("", &json!({"image": named, "imagePullPolicy": policy}));
+    let never = json!({"image": named, "imagePullPolicy": "Never"});
+    let second = sleeper(&json!({"name": "second", "image": named}));
+    for (name, containers) in [
+        ("image", json!([server("", &json!({"image": named}))])),
+        ("never", json!([server("", &never)])),
+        ("further", json!([server("", &Value::Null), second])),
+    ] {
         cluster.apply(&deployment(
             name,
             &json!({"nodeName": "node-a", "terminationGracePeriodSeconds": 0,
-                "containers": [container]}),
+                "containers": containers}),
         ))?;
     }
+    // The second container runs as well.
+    cluster.rolled_out("further")?;
     let mut confined = Serving::deploy(&cluster, CONFINED)?;
     let mut image = Serving::of(&cluster, "app=image")?;
 
-    // What kubelet would not pull is seen.
-    let mut never = Serving::of(&cluster, "app=never")?;
-    let words = format!("the target does not have {named}, and imagePullPolicy is Never");
-    refused(&cluster, &never.pod, &Value::Null, &[("Image", words.as_str())])?;
-    never.is_untouched(&cluster)?;
+    // What kubelet would not pull, or not before the application stands still, is seen.
+    for (label, words) in [
+        ("app=never", "and imagePullPolicy is Never"),
+        ("app=further", "which kubelet would pull only while the application stands still"),
+    ] {
+        let mut pod = Serving::of(&cluster, label)?;
+        let words = format!("the target does not have {named}, {words}");
+        refused(&cluster, &pod.pod, &Value::Null, &[("Image", words.as_str())])?;
+        pod.is_untouched(&cluster)?;
+    }
 
     // kubelet says only after a while that it cannot pull.
     let of_image = cluster.migrate(&image.pod.name, "node-b")?;

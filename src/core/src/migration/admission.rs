@@ -340,7 +340,7 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
             status.trial = is_exclusive(pod).then(|| {
                 let claims = claims(pod);
                 match claims.as_slice() {
-                    _ if cold => "before the pod ends its sandbox, its images and its first container are tried on the target; nothing is started there".to_owned(),
+                    _ if cold => "before the pod ends its sandbox and its first container are tried on the target; nothing is started there".to_owned(),
                     [] => "the pod is restored on trial before the commit, with all of its files".to_owned(),
                     names => format!("the pod is restored on trial before the commit; files of the same names and sizes without content stand in for volume {}", names.join(", ")),
                 }

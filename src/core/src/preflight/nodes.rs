@@ -1,13 +1,12 @@
 //! Whether the target node is such that what runs on the source can run there.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use transship_api as api;
 
-use super::pod::moved;
 use super::{Check, Input, NodeView, Violation, list_some};
 use crate::facts::{ContainerFacts, ImageFacts};
 use crate::sequential_pod::is_exclusive;
-use crate::target_pod::{normal_reference, pinned_image};
+use crate::target_pod::{is_sidecar, normal_reference, pinned_image};
 
 /// The checks of the target node.
 pub(super) const CHECKS: &[Check] = &[
@@ -43,13 +42,13 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "Image",
-        finds: "an image that the target lacks and no registry can be asked for: without a digest, or with imagePullPolicy: Never; or that is another one there",
-        remedy: "load the image onto the target, or run the pod from a registry's image",
+        finds: "an image that the target lacks and no registry can be asked for in time: without a digest, with imagePullPolicy: Never, or of a further container; or that is another one there",
+        remedy: "have it on the target beforehand (start a pod of that image there), load it there, or run the pod from a registry's image",
         look: images,
     },
     Check {
         name: "Space",
-        finds: "too little disk on the target for memory and files, or on the source for unlinked files and, in the sequential order, for its own copy",
+        finds: "too little disk, where /var/lib/transship is, on the target for memory and files, or on the source for unlinked files and, in the sequential order, for its own copy",
         remedy: "make room on the node or choose another",
         look: space,
     },
@@ -133,6 +132,9 @@ fn cgroup_versions(input: &Input<'_>) -> Vec<Violation> {
 
 /// The target pod names its images by digest where the runtime knows one, and kubelet pulls what
 /// is not there. Otherwise the name's image must be there, and be the same.
+///
+/// kubelet pulls and starts one container after the other, in every order of handing over, and the
+/// first that moves is held until the source stands still: what comes behind it must be there too.
 fn images(input: &Input<'_>) -> Vec<Violation> {
     let (Some(pod), Some(facts), Some(target)) = (input.pod, input.facts, input.target_facts)
     else {
@@ -143,41 +145,59 @@ fn images(input: &Input<'_>) -> Vec<Violation> {
     if there.is_empty() {
         return Vec::new();
     }
-    let containers = pod.spec.iter().flat_map(moved);
-    containers
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let inits = spec.init_containers.as_deref().unwrap_or_default();
+    let first = inits.iter().position(is_sidecar).unwrap_or(inits.len());
+    let in_order = || inits.iter().chain(&spec.containers);
+    let early: Vec<String> =
+        in_order().take(first + 1).filter_map(|c| wanted_image(pod, c)).collect();
+    in_order()
+        .skip(first)
         .filter_map(|container| {
-            let image = container.image.as_deref()?;
-            let source = facts.containers.iter().find(|c| c.name == container.name)?;
-            let never = container.image_pull_policy.as_deref() == Some("Never");
-            let message =
-                image_is_there(image, never, image_id(pod, &container.name), source, there)?;
+            let wanted = wanted_image(pod, container)?;
+            let in_time = early.contains(&wanted);
+            // An init container that has ended runs nothing of its image on the target.
+            let source = facts.containers.iter().find(|c| c.running && c.name == container.name);
+            let runs = source.map_or("", image_of);
+            let message = image_is_there(container, &wanted, in_time, runs, there)?;
             Some(Violation::of_container(&container.name, message))
         })
         .collect()
 }
 
+/// The image that the target pod asks for, with its name spelled out.
+fn wanted_image(pod: &Pod, container: &Container) -> Option<String> {
+    let image = container.image.as_deref()?;
+    let pinned = pinned_image(image, image_id(pod, &container.name));
+    Some(normal_reference(pinned.as_deref().unwrap_or(image)))
+}
+
+/// What is to be said against a container's image, `wanted` by this name on the target, which would pull it `in_time`
+/// or not. The container `runs` this one on the source, where that is known.
 fn image_is_there(
-    image: &str,
-    never_pulled: bool,
-    image_id: &str,
-    source: &ContainerFacts,
+    container: &Container,
+    wanted: &str,
+    in_time: bool,
+    runs: &str,
     there: &[ImageFacts],
 ) -> Option<String> {
-    let pinned = pinned_image(image, image_id);
-    let wanted = normal_reference(pinned.as_deref().unwrap_or(image));
+    let image = container.image.as_deref()?;
+    let by_digest = wanted.contains('@');
     let named = there.iter().find(|i| i.names.iter().any(|name| normal_reference(name) == wanted));
     match named {
-        Some(found) if pinned.is_none() && differ(&found.id, image_of(source)) => Some(format!(
-            "{image} is another image on the target ({}) than the container runs ({})",
-            found.id,
-            image_of(source)
+        Some(found) if !by_digest && differ(&found.id, runs) => Some(format!(
+            "{image} is another image on the target ({}) than the container runs ({runs})",
+            found.id
         )),
         Some(_) => None,
-        None if never_pulled => {
+        None if container.image_pull_policy.as_deref() == Some("Never") => {
             Some(format!("the target does not have {wanted}, and imagePullPolicy is Never"))
         }
-        None if pinned.is_none() && !wanted.contains('@') => Some(format!(
+        None if !by_digest => Some(format!(
             "the target does not have {image}, which has no digest by which a registry would serve it"
+        )),
+        None if !in_time => Some(format!(
+            "the target does not have {wanted}, which kubelet would pull only while the application stands still"
         )),
         None => None,
     }

@@ -403,6 +403,52 @@ fn an_image_with_a_digest_may_be_pulled(
     assert_eq!(world.look(super::violations).len(), violations.max(1), "{there}");
 }
 
+/// Init containers and containers by their images; `+` marks a sidecar.
+#[rstest]
+#[case::pulled_first(&[], &["web"], &[])]
+#[case::pulled_later(&[], &["web", "side"], &["side"])]
+#[case::pulled_with_the_first(&[], &["web", "web"], &[])]
+#[case::there(&[], &["web", "there"], &[])]
+#[case::pulled_for_an_init_container(&["setup"], &["web", "setup"], &[])]
+#[case::pulled_after_a_sidecar(&["setup", "+web"], &["side"], &["side"])]
+#[case::pulled_for_an_init_container_after_a_sidecar(&["+web", "setup"], &["there"], &["setup"])]
+fn what_kubelet_would_pull_after_the_freeze_must_be_there(
+    #[case] inits: &[&str],
+    #[case] containers: &[&str],
+    #[case] missing: &[&str],
+) {
+    let digest = |name: &str| format!("docker.io/library/{name}@sha256:{}", "a".repeat(64));
+    let spec = |images: &[&str]| -> Value {
+        let container = |image: &&str| {
+            let name = image.trim_start_matches('+');
+            let policy = (name != *image).then_some("Always");
+            json!({"name": name, "image": name, "restartPolicy": policy})
+        };
+        images.iter().map(container).collect()
+    };
+    let statuses = |images: &[&str]| -> Value {
+        let status = |image: &&str| {
+            let name = image.trim_start_matches('+');
+            json!({"name": name, "image": "", "imageID": digest(name), "ready": true,
+                "restartCount": 0, "state": {"running": {}}})
+        };
+        images.iter().map(status).collect()
+    };
+    let mut world = World::new();
+    world.pod()["spec"]["initContainers"] = spec(inits);
+    world.pod()["spec"]["containers"] = spec(containers);
+    world.pod()["status"]["initContainerStatuses"] = statuses(inits);
+    world.pod()["status"]["containerStatuses"] = statuses(containers);
+    world.target_facts["node"]["images"] = json!([{"id": "sha256:2", "names": [digest("there")]}]);
+    let found = world.look(violations);
+    let words = "only while the application stands still";
+    assert!(found.iter().all(|v| v.check == "Image" && v.message.contains(words)), "{found:?}");
+    let of: Vec<&str> = found.iter().map(|v| v.container.as_str()).collect();
+    assert_eq!(of, missing);
+    world.target_facts["node"]["images"] = json!([]);
+    assert_eq!(world.look(violations), [], "it is not known what is there");
+}
+
 #[test]
 fn every_container_process_and_resource_is_named_and_the_same_is_said_once() {
     let mut world = World::new();
