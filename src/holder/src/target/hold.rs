@@ -137,13 +137,22 @@ struct RestoreFailed {
 /// Reason and message of a failure; `dir` is where everything is received. What the peer has said of itself is
 /// told under its name.
 fn told(error: &anyhow::Error, dir: &Path, peer: &str) -> (String, String) {
-    use transship_transport::Error;
+    use transship_transport::{Error, tree::TreeError};
     let transport = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
-    let reason = match transport {
-        Some(Error::File { source, .. }) if source.kind() == ErrorKind::StorageFull => {
-            let message = format!("the disk with {} is full: {error:#}", dir.display());
-            return ("DiskFull".to_owned(), message);
+    let tree = error.chain().find_map(|cause| cause.downcast_ref::<TreeError>());
+    let is_full = |source: &std::io::Error| source.kind() == ErrorKind::StorageFull;
+    let full = match (tree, transport) {
+        // They are where the pod has them, which may be another disk: kubelet's, or the runtime's.
+        (Some(TreeError::Io { source, .. }), _) if is_full(source) => {
+            Some("the pod's files".to_owned())
         }
+        (_, Some(Error::File { source, .. })) if is_full(source) => Some(dir.display().to_string()),
+        _ => None,
+    };
+    if let Some(what) = full {
+        return ("DiskFull".to_owned(), format!("the disk with {what} is full: {error:#}"));
+    }
+    let reason = match transport {
         Some(Error::Peer { reason, message }) => {
             return (reason.clone(), format!("{peer} failed: {message}"));
         }

@@ -64,7 +64,7 @@ fn a_restored_container_whose_shim_dies_while_others_are_restored_has_failed() {
 
 #[test]
 fn a_failure_is_called_by_its_cause() {
-    use transship_transport::Error;
+    use transship_transport::{Error, tree::TreeError};
     let dir = Path::new("/var/lib/transship/migrations/m");
     let told = |error: anyhow::Error| told(&error, dir, "node-a");
     let failed = RestoreFailed { container: "web".into(), message: "no".into() };
@@ -78,6 +78,15 @@ fn a_failure_is_called_by_its_cause() {
     let (reason, message) = told(file(ErrorKind::StorageFull).into());
     assert_eq!(reason, "DiskFull");
     assert!(message.contains("migrations/m is full: pages-1.img"), "{message}");
+    let tree = || TreeError::Io { path: "log".into(), source: ErrorKind::StorageFull.into() };
+    let applied = Error::Tree { area: "emptydir/data".into(), source: tree() };
+    let place = "emptydir/data cannot be applied to /var/lib/kubelet/pods/p";
+    for error in [anyhow::Error::from(applied), anyhow::Error::from(tree()).context(place)] {
+        let (reason, message) = told(error);
+        assert_eq!(reason, "DiskFull");
+        let words = ["the disk with the pod's files is full: ", "emptydir/data"];
+        assert!(words.iter().all(|words| message.contains(words)), "{message}");
+    }
 }
 
 #[test]
