@@ -332,6 +332,7 @@ fn the_source_the_pod_on_trial_or_the_one_made_again_is_deleted_at_the_other_ste
         Victim::Trial(Moment::Dumping),
         Victim::Source(Moment::Restoring),
         Victim::Trial(Moment::Voted),
+        Victim::Ended,
         Victim::Thawed,
     ];
     play_all("stateful-deletions", Owner::StatefulSet, LIVE, &victims)

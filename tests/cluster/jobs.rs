@@ -127,6 +127,12 @@ fn finish(cluster: &Cluster, pod: &Pod) -> Result<()> {
     cluster.kubectl(&["exec", &pod.name, "--", "touch", "/tmp/finish"]).map(drop)
 }
 
+/// A number that is out of order makes it fail.
+fn spoil(cluster: &Cluster, pod: &Pod) -> Result<()> {
+    let spoil = "echo 0 >> /tmp/numbers; touch /tmp/finish";
+    cluster.kubectl(&["exec", &pod.name, "--", "sh", "-c", spoil]).map(drop)
+}
+
 /// The Job's status once it is complete; its controller made no more pods than it has completions.
 fn complete(cluster: &Cluster, job: &str, completions: u64) -> Result<Value> {
     let wait = ["wait", "--for=condition=Complete", &format!("job/{job}"), "--timeout=60s"];
@@ -183,9 +189,7 @@ fn a_pod_of_an_indexed_job_keeps_its_index_and_restarts_its_container_on_failure
     let host = cluster.kubectl(&["exec", &one.name, "--", "cat", "/proc/sys/kernel/hostname"])?;
     ensure!(host.trim() == "shards-1", "{host}");
 
-    // A number that is out of order makes it fail.
-    let spoil = "echo 0 >> /tmp/numbers; touch /tmp/finish";
-    cluster.kubectl(&["exec", &one.name, "--", "sh", "-c", spoil])?;
+    spoil(&cluster, &one)?;
     cluster.await_that("kubelet starts the moved container anew", SOON, || {
         let status = cluster.get("pod", &one.name)?["status"]["containerStatuses"][0].clone();
         Ok(status["restartCount"] == 1
@@ -221,14 +225,22 @@ fn a_move_that_is_cancelled_counts_no_failure_of_its_job() -> Result<()> {
     let now = cluster.pod(selector)?;
     ensure!(now == before, "{before:?} became {now:?}");
     goes_on(&cluster, &client)?;
-    was_served(client)?;
     let targets = cluster.list("pods", "transship.dev/migration")?;
     ensure!(targets.is_empty(), "{targets:#?}");
     let status = cluster.get("job", NAME)?["status"].clone();
     ensure!(status["active"] == 1 && status["failed"].as_u64().unwrap_or(0) == 0, "{status:#}");
-    finish(&cluster, &before)?;
-    complete(&cluster, NAME, 1)?;
-    NODES.iter().try_for_each(|node| no_record_is_left(&cluster, node))
+    NODES.iter().try_for_each(|node| no_record_is_left(&cluster, node))?;
+
+    // One that is not cancelled counts none either. What then fails by itself is not started again, and counts once.
+    let after = moved(&cluster, selector, &before, &client)?;
+    was_served(client)?;
+    spoil(&cluster, &after)?;
+    cluster.kubectl(&["wait", "--for=condition=Failed", "job/tonight", "--timeout=60s"])?;
+    let status = cluster.get("job", NAME)?["status"].clone();
+    ensure!(status["failed"] == 1 && status["succeeded"].as_u64().unwrap_or(0) == 0, "{status:#}");
+    let made = made_by_the_controller(&cluster, NAME)?;
+    ensure!(made == 1, "the Job's controller made {made} pods");
+    Ok(())
 }
 
 /// Somebody deletes the Migration when both sides stand still and have voted, and it goes.

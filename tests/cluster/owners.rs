@@ -360,6 +360,7 @@ fn a_replica_set_without_a_hash_is_scaled_and_deleted_during_a_move() -> Result<
     use Moment::{Prepared, Thawed};
     let cases = [
         (Prepared, Wish::Scale(1), Moved),
+        (Prepared, Wish::Delete, Gone),
         (Thawed, Wish::Scale(0), Gone),
         (Thawed, Wish::Delete, Gone),
     ];

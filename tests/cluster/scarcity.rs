@@ -27,6 +27,8 @@ use crate::{
 
 const NAME: &str = "counter";
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What the API server says of a pod too many.
+const EXCEEDED: &str = "exceeded quota: late";
 /// What is left on the disk, in KiB: room for everything but the application's 256 MiB.
 const LITTLE: u32 = 8 << 10;
 /// The same for an application of some MiB.
@@ -78,9 +80,18 @@ fn nothing_happened(cluster: &Cluster, pod: &Pod, client: Client) -> Result<()> 
 #[test]
 fn a_quota_that_comes_after_the_checks_rolls_back_and_one_that_stands_is_found_by_them()
 -> Result<()> {
-    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "late"},
-        "spec": {"hard": {"pods": "1"}}});
-    comes_late_and_stands("late-quota", &quota, "exceeded quota: late")
+    comes_late_and_stands("late-quota", counter, &one_pod(), EXCEEDED)
+}
+
+#[test]
+#[ignore = "the other order of handing over makes its first pod by the same step"]
+fn a_quota_that_comes_after_the_checks_of_a_stateful_sets_pod_rolls_back_and_is_found_later()
+-> Result<()> {
+    let of_a_stateful_set = |cluster: &Cluster| {
+        cluster.apply(&stateful(&spec(EMPTY_DIR, "", ""), ""))?;
+        running(cluster, "web-0")
+    };
+    comes_late_and_stands("late-stateful-quota", of_a_stateful_set, &one_pod(), EXCEEDED)
 }
 
 #[test]
@@ -89,15 +100,26 @@ fn a_limit_that_comes_after_the_checks_rolls_back_and_one_that_stands_is_found_b
 -> Result<()> {
     let range = json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "late"},
         "spec": {"limits": [{"type": "Pod", "max": {"memory": "1Mi"}}]}});
-    comes_late_and_stands("late-limit", &range, "maximum memory usage per Pod")
+    comes_late_and_stands("late-limit", counter, &range, "maximum memory usage per Pod")
+}
+
+/// Has no room for a second pod.
+fn one_pod() -> Value {
+    json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "late"},
+        "spec": {"hard": {"pods": "1"}}})
 }
 
 /// A limit is made between the checks and the target pod, and the API server refuses the pod in these words from
 /// then on.
-fn comes_late_and_stands(namespace: &str, limit: &Value, words: &str) -> Result<()> {
+fn comes_late_and_stands(
+    namespace: &str,
+    deploy: impl FnOnce(&Cluster) -> Result<Pod>,
+    limit: &Value,
+    words: &str,
+) -> Result<()> {
     let cluster = Cluster::with_namespace(namespace)?;
     Gate::open_all(&cluster)?;
-    let pod = counter(&cluster)?;
+    let pod = deploy(&cluster)?;
     let client = Client::of(&pod)?;
     let outcome = comes_late(&cluster, &pod, limit, words);
     Gate::open_all(&cluster)?;
