@@ -198,7 +198,8 @@ fn a_pod_that_no_node_suits_waits_with_swarms_sentence_until_one_does() -> Resul
     trial.cluster.apply(&pod("martian", template("martian", annotations, 10)).to_string())?;
     trial.cluster.await_that("its events say why it waits", PATIENCE, || {
         let events = trial.events("martian")?;
-        Ok(events.contains(SENTENCE) && events.contains("region==mars"))
+        let reason = "unable to find a node that satisfies the constraint region==mars";
+        Ok(events.contains(SENTENCE) && events.contains(reason))
     })?;
     let (table, whole) = plugin(&["place", "martian", "--namespace", &trial.cluster.namespace])?;
     for node in NODES {

@@ -63,6 +63,12 @@ impl Cluster {
         self.nodes.iter().enumerate().filter(move |(slot, _)| self.known[*slot])
     }
 
+    /// A pod that is on a node, or assumed to go there.
+    pub fn pod(&self, uid: &str) -> Option<&Container> {
+        let slot = *self.places.get(uid)?;
+        self.nodes[slot].containers().iter().find(|pod| pod.id == uid)
+    }
+
     /// Decides among the nodes in these slots.
     pub fn place(&self, request: &Prepared, slots: &[usize]) -> Decision {
         let nodes: Vec<&Node> = slots.iter().map(|&slot| &self.nodes[slot]).collect();

@@ -7,7 +7,7 @@ use crate::counters::Counters;
 use crate::state::State;
 
 /// Kinds that are followed.
-const KINDS: usize = 5;
+const KINDS: usize = 6;
 
 /// One extender.
 #[derive(Debug)]

@@ -1,5 +1,5 @@
-//! Keeps the state up to date from watches of pods and their claims, of both kinds of node, and of
-//! policies.
+//! Keeps the state up to date from watches of pods and their claims, of both kinds of node, of
+//! policies and of Migrations.
 
 use std::collections::HashSet;
 use std::fmt::Debug;
@@ -26,6 +26,7 @@ pub async fn feed(extender: Arc<Extender>, client: Client, stop: CancellationTok
             follow::<CoreNode>(&extender, &client),
             follow::<api::Node>(&extender, &client),
             follow::<api::MigrationPolicy>(&extender, &client),
+            follow::<api::Migration>(&extender, &client),
         );
     };
     tokio::select! { () = stop.cancelled() => {}, () = following => {} }

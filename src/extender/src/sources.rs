@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{Node as CoreNode, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
-use transship_api as api;
-use transship_core::placement::{kubernetes, volumes};
+use transship_api::{self as api, names};
+use transship_core::placement::{kubernetes, under_way, volumes};
 
 use crate::mapping;
 use crate::state::State;
@@ -34,20 +34,35 @@ impl Source for Pod {
         match node.filter(|node| !node.is_empty()) {
             Some(node) => {
                 state.waiting.remove(&uid);
-                state.cluster.bind(node, kubernetes::container(self));
+                let container = kubernetes::container(self);
+                let has_ended = container.ended;
+                state.cluster.bind(node, container);
+                let (expected, cluster) = (&mut state.expected, &mut state.cluster);
+                match has_ended {
+                    true => expected.lose(&uid, made_for(self), cluster),
+                    false => expected.meet(&uid, made_for(self), cluster),
+                }
             }
             None => state.cluster.unbound(&uid, mapping::said(self)),
         }
     }
 
     fn remove(&self, state: &mut State) {
-        state.forget(&self.key());
+        let uid = self.key();
+        state.forget(&uid);
+        state.expected.lose(&uid, made_for(self), &mut state.cluster);
     }
 
     fn retain(keys: &HashSet<String>, state: &mut State) {
         state.cluster.retain_pods(keys);
+        state.expected.retain_pods(keys, &mut state.cluster);
         state.waiting.retain(keys);
     }
+}
+
+/// UID of the Migration that the pod was made for.
+fn made_for(pod: &Pod) -> Option<&str> {
+    pod.labels().get(names::MIGRATION_LABEL).map(String::as_str)
 }
 
 impl Source for PersistentVolumeClaim {
@@ -151,6 +166,28 @@ impl Source for api::MigrationPolicy {
     fn retain(keys: &HashSet<String>, state: &mut State) {
         let State { policies, waiting, .. } = state;
         policies.retain(|key, _| stays(key, keys, waiting));
+    }
+}
+
+impl Source for api::Migration {
+    fn key(&self) -> String {
+        self.uid().unwrap_or_default()
+    }
+
+    fn apply(&self, state: &mut State) {
+        let (uid, cluster) = (self.key(), &mut state.cluster);
+        match under_way(self) {
+            Some((pod, node)) => state.expected.expect(&uid, pod, node, cluster),
+            None => state.expected.give_up(&uid, cluster),
+        }
+    }
+
+    fn remove(&self, state: &mut State) {
+        state.expected.give_up(&self.key(), &mut state.cluster);
+    }
+
+    fn retain(keys: &HashSet<String>, state: &mut State) {
+        state.expected.retain(keys, &mut state.cluster);
     }
 }
 

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
-use transship_api::MigrationPolicy;
+use transship_api::{MigrationPolicy, names};
 use transship_core::placement::{Container, Prepared, kubernetes};
 
 use crate::answer::{Answer, Places};
 use crate::catalog::Catalog;
 use crate::cluster::Cluster;
+use crate::expected::Expected;
 use crate::waiting::{PodName, Waiting};
 use crate::wire::{BEST, Score};
 
@@ -36,6 +37,8 @@ pub struct State {
     pub for_one_node: HashSet<String>,
     /// The cluster, as far as it matters to decisions.
     pub cluster: Cluster,
+    /// Pods that Migrations are to bring.
+    pub expected: Expected,
     /// Pods that were refused.
     pub waiting: Waiting,
     /// UID of the pod that was asked about last, and the nodes that it can use.
@@ -69,6 +72,8 @@ impl State {
         self.cluster.expire(now);
         // Asked again: nothing has come of a former choice.
         self.cluster.release(&question.pod.uid);
+        let made_for = question.container.labels.get(names::MIGRATION_LABEL);
+        self.expected.meet(&question.pod.uid, made_for, &mut self.cluster);
         let answer = decide(&self.cluster, &question.request, names);
         let uid = question.pod.uid.clone();
         match answer.best() {

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "extender/migrations.rs"]
+mod migrations;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -51,9 +54,13 @@ fn pod(name: &str, annotations: Value, cpu: &str) -> Value {
     })
 }
 
-/// Three healthy nodes in three regions, listed as a whole.
 fn extender() -> Arc<Extender> {
-    let extender = Arc::new(Extender::new(0, Counters::default()));
+    extender_with(0)
+}
+
+/// Three healthy nodes in three regions, listed as a whole.
+fn extender_with(overcommit: i64) -> Arc<Extender> {
+    let extender = Arc::new(Extender::new(overcommit, Counters::default()));
     for (name, region) in NODES.into_iter().zip(["us-east", "us-west", "eu"]) {
         core(name).apply(&mut extender.state());
         ours(name, region, true).apply(&mut extender.state());
@@ -172,6 +179,16 @@ async fn what_another_pods_end_may_help_is_told_from_what_it_may_not() {
     let filtered = ask(&extender, "filter", &pod("p", json!({}), "5"), &NODES).await;
     assert_eq!(filtered["FailedAndUnresolvableNodes"], json!({}));
     assert_eq!(filtered["FailedNodes"]["node-a"], "no resources available to schedule container");
+}
+
+#[tokio::test]
+async fn a_reserve_is_kept_free_on_each_node() {
+    let extender = extender_with(-25);
+    assert_eq!(schedule(&extender, &pod("large", json!({}), "3500m")).await, None);
+    for name in ["one", "two", "three"] {
+        assert!(schedule(&extender, &pod(name, json!({}), "3")).await.is_some(), "{name}");
+    }
+    assert_eq!(schedule(&extender, &pod("small", json!({}), "100m")).await, None);
 }
 
 #[tokio::test]

@@ -280,6 +280,7 @@ fn copy_to_node(node: &str, program: &Path, directory: &str, name: &str) -> Resu
 fn lint_chart(root: &Path) -> Result<()> {
     const LISTED: &str = r#"discovery.nodes=["worker-[01:20]"]"#;
     const WORKERS: &str = "- \"--static-node=worker-[01:20]\"\n";
+    const RESERVE: &str = "scheduler.overcommitPercent=-10";
     const SCHEDULER: &str = "image: registry.k8s.io/kube-scheduler:";
     let chart = root.join("charts/transship");
     let values = root.join("src/xtask/sandbox-assets/values.yaml");
@@ -295,6 +296,8 @@ fn lint_chart(root: &Path) -> Result<()> {
         (["--kube-version", "v1.34.5+k3s1"], format!("{SCHEDULER}v1.34.5\n")),
         (["--kube-version", "v1.34.5-eks-0a1b2c3"], format!("{SCHEDULER}v1.34.5\n")),
         (["--set", "scheduler.image.tag=v1.35.0"], format!("{SCHEDULER}v1.35.0\n")),
+        (["--set", RESERVE], "- --overcommit-percent=-10\n".to_owned()),
+        (["--set", RESERVE], "overcommitPercent: \"-10\"\n".to_owned()),
     ] {
         let mut helm = Command::new(layout::helm());
         helm.args(["template", "transship"]).arg(&chart).args(arguments).stderr(Stdio::inherit());

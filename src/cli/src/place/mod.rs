@@ -12,9 +12,11 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
-use transship_api::{MigrationPolicy, Node};
+use transship_api::{Migration, MigrationPolicy, Node};
 use transship_core::placement::volumes::{self, Volumes};
-use transship_core::placement::{self, Candidate, Choice, Fate, Load, NO_LOAD, kubernetes, policy};
+use transship_core::placement::{
+    self, Candidate, Choice, Fate, Load, NO_LOAD, Pending, kubernetes, policy,
+};
 use transship_core::preflight::NodeView;
 
 use crate::connect::explain;
@@ -53,7 +55,13 @@ pub async fn run(args: Args, client: Client, namespace: &str) -> Result<Outcome>
         list::<CoreNode>(Api::all(client.clone())).await?,
         list::<Node>(Api::all(client.clone())).await?,
     );
-    let loads = Load::by_node(&list::<Pod>(Api::all(client)).await?);
+    let migrations: Vec<Migration> = list(Api::all(client.clone())).await?;
+    let pods: Vec<Pod> = list(Api::all(client)).await?;
+    let mut loads = Load::by_node(&pods);
+    let others = migrations.iter().filter_map(|migration| Pending::of(migration, &pods));
+    for pending in others.filter(|pending| pending.pod.uid() != pod.uid()) {
+        Load::add_pending(&mut loads, &pending, &nodes);
+    }
     let candidates: Vec<Candidate<'_>> = nodes
         .iter()
         .map(|node| Candidate { node, load: loads.get(&node.name).unwrap_or(&NO_LOAD) })

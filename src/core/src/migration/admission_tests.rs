@@ -44,7 +44,7 @@ fn screen_with(
     nodes: &[NodeView],
     active: &[(&str, usize)],
 ) -> Screening {
-    screen_among(migration, pod, nodes, active, &BTreeMap::new())
+    screen_among(migration, pod, nodes, active, &BTreeMap::new(), 0)
 }
 
 fn screen_among(
@@ -53,6 +53,7 @@ fn screen_among(
     nodes: &[NodeView],
     active: &[(&str, usize)],
     loads: &BTreeMap<String, Load>,
+    overcommit_percent: i64,
 ) -> Screening {
     let owner = super::super::testing::owner();
     let input = Input {
@@ -69,7 +70,7 @@ fn screen_among(
         answer: None,
     };
     let active = active.iter().map(|(n, count)| ((*n).to_owned(), *count)).collect();
-    screen(&input, &active, loads, 0)
+    screen(&input, &active, loads, overcommit_percent)
 }
 
 fn nodes() -> Vec<NodeView> {
@@ -97,7 +98,7 @@ fn migrations_that_begin_together_go_where_they_would_have_gone_one_after_anothe
     let (nodes, pod) = (nodes(), source_pod());
     let mut loads = Load::by_node([&pod]);
     let targets = ["uid-1", "uid-2", "uid-3"].map(|uid| {
-        let screening = screen_among(&migration(None), &pod, &nodes, &[], &loads);
+        let screening = screen_among(&migration(None), &pod, &nodes, &[], &loads, 0);
         let Screening::Ready { target, .. } = &screening else { panic!("{screening:?}") };
         let pending =
             Pending { migration: uid.into(), node: target.clone(), pod: Arc::new(pod.clone()) };
@@ -107,9 +108,8 @@ fn migrations_that_begin_together_go_where_they_would_have_gone_one_after_anothe
     assert_eq!(targets, ["node-b", "node-c", "node-b"]);
 }
 
-#[test]
-fn a_node_that_is_taken_by_pods_that_are_still_to_come_is_waited_for() {
-    // Each pod asks for what a node has room for once.
+/// A pod for which each node has room once.
+fn large_pod_and_nodes() -> (Pod, Vec<NodeView>) {
     let mut pod = source_pod();
     let wants = json!({"requests": {"cpu": "600m"}});
     pod.spec.as_mut().unwrap().containers[0].resources = serde_json::from_value(wants).unwrap();
@@ -118,6 +118,28 @@ fn a_node_that_is_taken_by_pods_that_are_still_to_come_is_waited_for() {
         let status = node.core.as_mut().unwrap().status.as_mut().unwrap();
         status.allocatable = serde_json::from_value(json!({"cpu": "1", "memory": "1Gi"})).unwrap();
     }
+    (pod, nodes)
+}
+
+#[rstest]
+#[case(-40, true)]
+#[case(-41, false)]
+fn a_reserve_of_each_node_is_kept_free(#[case] overcommit_percent: i64, #[case] fits: bool) {
+    let (pod, nodes) = large_pod_and_nodes();
+    let none = BTreeMap::new();
+    let screening = screen_among(&migration(None), &pod, &nodes, &[], &none, overcommit_percent);
+    match &screening {
+        Screening::Ready { .. } => assert!(fits, "{screening:?}"),
+        Screening::Refused(refusal) => {
+            assert_eq!((fits, refusal.reason), (false, reasons::NO_NODE_FITS), "{screening:?}");
+        }
+        Screening::Busy(_) => panic!("{screening:?}"),
+    }
+}
+
+#[test]
+fn a_node_that_is_taken_by_pods_that_are_still_to_come_is_waited_for() {
+    let (pod, nodes) = large_pod_and_nodes();
     let pending = |node: &str| Pending {
         migration: format!("uid-{node}"),
         node: node.into(),

@@ -203,6 +203,13 @@ pub fn container(pod: &Pod) -> Container {
     }
 }
 
+/// A pod that has not ended, as it will be where a Migration brings it: not with the ids that it has.
+pub fn moved(pod: &Container, id: String) -> Container {
+    // Those of its containers follow its own name.
+    let aliases = pod.aliases.iter().take(1).cloned().collect();
+    Container { id, aliases, ..pod.clone() }
+}
+
 /// Finished pods hold neither ports nor resources.
 pub(super) fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());

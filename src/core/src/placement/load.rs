@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerPort, Pod};
-use transship_api::names;
+use transship_api::{Migration, Step, names};
 
 use super::Container;
 use super::kubernetes;
@@ -39,6 +39,27 @@ pub struct Pending {
     pub node: String,
     /// The pod as it was when the node was chosen.
     pub pod: Arc<Pod>,
+}
+
+/// UID of the pod that a Migration is to bring, and the node: from its admission until it has ended.
+pub fn under_way(migration: &Migration) -> Option<(&str, &str)> {
+    let status = migration.status.as_ref()?;
+    let (source, target) = (status.source.as_ref()?, status.target.as_ref()?);
+    let has_ended = status.step.is_some_and(Step::is_final);
+    (!has_ended).then_some((source.pod_uid.as_str(), target.node.as_str()))
+}
+
+impl Pending {
+    /// What a Migration is to bring, if it is under way and its source pod is among these.
+    pub fn of(migration: &Migration, pods: &[Pod]) -> Option<Self> {
+        let (source, node) = under_way(migration)?;
+        let pod = pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(source))?;
+        Some(Self {
+            migration: migration.metadata.uid.clone()?,
+            node: node.to_owned(),
+            pod: Arc::new(pod.clone()),
+        })
+    }
 }
 
 impl Load {
@@ -137,6 +158,7 @@ pub(super) fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use transship_api::MigrationSpec;
 
     use super::*;
 
@@ -184,6 +206,27 @@ mod tests {
         Load::add_pending(&mut loads, &pending, &[node("1")]);
         let container = &loads["node-b"].containers[0];
         assert_eq!((container.id.as_str(), container.labels.get("app")), ("", Some("web")));
+    }
+
+    #[test]
+    fn a_migration_brings_its_pod_from_its_admission_until_it_has_ended() {
+        let pods = [pod(json!({}), Some("node-a"), "Running")];
+        let mut migration = Migration::new("move", MigrationSpec::for_pod("web-1"));
+        migration.metadata.uid = Some("uid-m".into());
+        let mut brings = |status: Value| {
+            migration.status = serde_json::from_value(status).unwrap();
+            Pending::of(&migration, &pods)
+        };
+        let status = |step: &str, source: &str| {
+            json!({"step": step, "source": {"node": "node-a", "podUID": source},
+                "target": {"node": "node-b"}})
+        };
+        assert_eq!(brings(json!({"step": "Pending"})), None);
+        let pending = brings(status("Freezing", "uid-s")).unwrap();
+        assert_eq!((pending.migration.as_str(), pending.node.as_str()), ("uid-m", "node-b"));
+        assert_eq!(*pending.pod, pods[0]);
+        assert_eq!(brings(status("Freezing", "uid-gone")), None);
+        assert_eq!(brings(status("RolledBack", "uid-s")), None);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub use cluster::{Candidate, Choice, Fate, choose, looks_at_pods, objection};
 pub use decision::{By, Decision, Prepared, Verdict, prepare};
 pub use expression::ExpressionError;
 pub use filters::Filter;
-pub use load::{HostPort, Load, NO_LOAD, Pending};
+pub use load::{HostPort, Load, NO_LOAD, Pending, under_way};
 pub use model::{
     Container, Image, Labels, Network, Node, PortBinding, Request, health_indicator,
     with_overcommit,
