@@ -12,12 +12,15 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use transship_tests::{
     cluster::{Cluster, Pod},
+    faults::judge::is_said,
     line::Line,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// After which kubelet kills what has not ended.
 const GRACE: Duration = Duration::from_secs(30);
+/// kubelet looks now and then at what pods use.
+const MEASURED: Duration = Duration::from_secs(90);
 
 /// Prints numbered lines and what it hears on its standard input; answers every byte with the
 /// number of bytes so far; a file makes it eat more memory than it may have.
@@ -242,7 +245,7 @@ fn a_moved_pod_logs_attaches_forwards_measures_and_stops_like_any_other() -> Res
 
     // What kubelet measures, and from where `kubectl top` has it.
     let mut busy = 0;
-    cluster.await_that("kubelet measures the pod", Duration::from_secs(60), || {
+    cluster.await_that("kubelet measures the pod", MEASURED, || {
         let stats = usage(&cluster, &pod)?;
         let container = &stats["containers"][0];
         let seen = container["cpu"]["usageCoreNanoSeconds"].as_u64().unwrap_or(0);
@@ -343,13 +346,12 @@ fn a_moved_pod_that_writes_more_than_it_may_is_evicted_by_kubelet() -> Result<()
 
     let write = "head -c 33554432 /dev/urandom > /var/much";
     cluster.kubectl(&["exec", &pod.name, "--", "sh", "-c", write])?;
-    cluster.await_that("kubelet evicts the pod", Duration::from_secs(90), || {
-        let evicted = format!("reason=Evicted,involvedObject.uid={}", pod.uid);
-        let events = cluster.kubectl(&["get", "events", "--field-selector", &evicted])?;
-        let status = cluster.get("pod", &pod.name)?["status"].clone();
-        ensure!(events.contains("ephemeral"), "{events}{status:#}");
-        // Which of them is by how its containers have ended.
-        Ok(["Failed", "Succeeded"].iter().any(|phase| status["phase"] == *phase))
+    let evicted = format!("reason=Evicted,involvedObject.uid={}", pod.uid);
+    is_said(&cluster, &evicted, "ephemeral", MEASURED)?;
+    cluster.await_that("its containers end", MEASURED, || {
+        let phase = cluster.get("pod", &pod.name)?["status"]["phase"].clone();
+        // Which of them is by how they have ended.
+        Ok(["Failed", "Succeeded"].iter().any(|ended| phase == *ended))
     })?;
     ensure!(line.ask().is_err(), "the connection outlived its process");
     // Its object would stay beside the next one.

@@ -226,13 +226,11 @@ fn a_kill_of_the_script_in_the_hold_is_rolled_back() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the script's is shown above"]
 fn a_kill_of_criu_in_the_hold_is_rolled_back() -> Result<()> {
     a_kill_in_the_hold_is_rolled_back("criu")
 }
 
 #[test]
-#[ignore = "the script's is shown above"]
 fn a_kill_of_the_wrapper_in_the_hold_is_rolled_back() -> Result<()> {
     a_kill_in_the_hold_is_rolled_back("wrapper")
 }

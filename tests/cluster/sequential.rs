@@ -10,7 +10,7 @@ use transship_tests::{
     counter::Client,
     faults::{
         Gate,
-        judge::events,
+        judge::{events, is_said},
         nodes::{NODES, healthy, restarts},
         sentry::{Sentry, doubles, ran},
     },
@@ -141,16 +141,6 @@ pub fn times_told(cluster: &Cluster, fields: &str) -> Result<u64> {
     Ok(told.iter().map(|event| event["count"].as_u64().unwrap_or(1)).sum())
 }
 
-/// Waits until an event with these fields has been told, and these words.
-fn is_told(cluster: &Cluster, fields: &str, words: &str) -> Result<()> {
-    cluster.await_that(&format!("an event says {words:?}"), SOON, || {
-        let told = events(cluster, fields)?;
-        let says = |event: &Value| event["message"].as_str().is_some_and(|m| m.contains(words));
-        ensure!(told.iter().any(says), "of those with {fields} there are {told:?}");
-        Ok(true)
-    })
-}
-
 #[test]
 fn a_stateful_set_pod_moves_to_and_fro_with_its_name_memory_and_connections() -> Result<()> {
     let cluster = Cluster::with_namespace("stateful")?;
@@ -225,7 +215,7 @@ fn a_source_node_that_restarts_after_the_commit_does_not_start_the_pod_again() -
         lost?;
         // It begins with a sandbox, for which the network's plugin and the runtime's wrapper have the same words.
         let fields = format!("reason=FailedCreatePodSandBox,involvedObject.uid={}", before.uid);
-        is_told(&cluster, &fields, "the pod is the source of migration")?;
+        is_said(&cluster, &fields, "the pod is the source of migration", SOON)?;
         Gate::SourceDeletion.open(&cluster)
     });
     Gate::open_all(&cluster)?;
@@ -280,7 +270,7 @@ fn nobody_else_gets_it(cluster: &Cluster) -> Result<()> {
     let head = "apiVersion: v1\nkind: Pod\nmetadata: {name: other}\nspec: ";
     cluster.apply(&[head, &spec(CLAIMED, "", "")].concat())?;
     let fields = "reason=FailedScheduling,involvedObject.name=other";
-    is_told(cluster, fields, "ReadWriteOncePod")?;
+    is_said(cluster, fields, "ReadWriteOncePod", SOON)?;
     let other = cluster.get("pod", "other")?;
     ensure!(!has_node(&other), "it has got one: {other:#}");
     cluster.kubectl(&["delete", "pod", "other", "--timeout=30s"]).map(drop)

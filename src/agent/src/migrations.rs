@@ -44,9 +44,11 @@ impl Side {
         let closed = dir.is_closed().unwrap_or(false);
         let mut status: SideStatus =
             files::read_json(&dir.path().join("status.json")).unwrap_or_default();
+        // What has no journal and is closed is a further life that is being begun: its word was another's.
+        let is_half_begun = closed && !dir.journal().exists();
         status.migration_uid = uid.clone();
         status.role = rpc_role(role) as i32;
-        if let (true, Some(task)) = (status.pod_uid.is_empty(), &task) {
+        if let (true, Some(task)) = (status.pod_uid.is_empty() && !is_half_begun, &task) {
             status.pod_uid = task.pod.uid.clone();
         }
         if status.stage == Stage::Unspecified as i32 {

@@ -69,8 +69,9 @@ pub struct Notes {
     pub refused: Option<String>,
     /// Since when it has refused, with no look that succeeded between.
     pub refusing_since: Option<Instant>,
-    /// Since when nothing is in the pod's way but that an agent could not look at everything.
-    pub unseen_since: Option<Instant>,
+    /// Since when nothing is in the pod's way but that an agent could not look at everything, and when it was
+    /// so last.
+    pub unseen: Option<(Instant, Instant)>,
     /// The target's signs of life since the Commit was first seen.
     pub signatures: Signatures,
 }
@@ -84,9 +85,12 @@ impl Notes {
         }
     }
 
-    /// Whether what an agent could not look at may be seen yet.
+    /// Whether what an agent could not look at may be seen yet. What was so long before is over, and begins anew.
     pub fn may_be_seen(&mut self, now: Instant) -> bool {
-        now.duration_since(*self.unseen_since.get_or_insert(now)) < PASSING
+        let lasting = self.unseen.filter(|(_, last)| now.duration_since(*last) < 2 * PASSING);
+        let since = lasting.map_or(now, |(since, _)| since);
+        self.unseen = Some((since, now));
+        now.duration_since(since) < PASSING
     }
 
     /// A look has succeeded.
@@ -153,6 +157,7 @@ mod tests {
         assert!(at(Duration::from_secs(1)));
         assert!(at(PASSING));
         assert!(!at(PASSING + Duration::from_secs(1)));
+        assert!(at(4 * PASSING), "this is another time");
     }
 
     #[test]

@@ -250,6 +250,16 @@ pub fn events(cluster: &Cluster, fields: &str) -> Result<Vec<Value>> {
     Ok(list["items"].as_array().cloned().unwrap_or_default())
 }
 
+/// Waits until an event with these fields says these words.
+pub fn is_said(cluster: &Cluster, fields: &str, words: &str, patience: Duration) -> Result<()> {
+    cluster.await_that(&format!("an event says {words:?}"), patience, || {
+        let told = events(cluster, fields)?;
+        let says = |event: &Value| event["message"].as_str().is_some_and(|m| m.contains(words));
+        ensure!(told.iter().any(says), "of those with {fields} there are {told:?}");
+        Ok(true)
+    })
+}
+
 /// Nothing of the migration is left while the pod runs on.
 pub fn nothing_is_left_beside_the_pod(cluster: &Cluster, nodes: &Pair) -> Result<()> {
     cluster.await_that("no mark or target pod is left", TIDY, || {

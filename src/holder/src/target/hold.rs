@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixListener;
@@ -69,12 +69,7 @@ pub fn start(
             tokio::try_join!(receiving, restore_all(Arc::clone(&holder), Arc::clone(&arrivals)))
         };
         let all = async {
-            tokio::select! {
-                both = both => both.map(drop)?,
-                () = started::is_abandoned(&holder), if holder.task.part.is_again() => {
-                    bail!("its Migration has vanished, and the pod was deleted before it was restored");
-                }
-            }
+            both.await?;
             contact.is_made().await;
             finish(&holder).await
         };
@@ -92,7 +87,8 @@ pub(super) fn prepared(holder: &Holder) -> Result<(Arc<Arrivals>, Option<UnixLis
     Ok((Arc::default(), Some(crate::control::bind(&run.data())?)))
 }
 
-/// Does all that comes before the vote, and tells what has come of it, unless it is stopped.
+/// Does all that comes before the vote, and tells what has come of it, unless it is stopped. A pod that was made
+/// again and is not asked for any more will never come so far.
 pub(super) async fn conclude(
     holder: &Holder,
     all: impl Future<Output = Result<()>>,
@@ -101,6 +97,9 @@ pub(super) async fn conclude(
 ) {
     let outcome = tokio::select! {
         outcome = all => outcome,
+        () = started::is_abandoned(holder), if holder.task.part.is_again() => {
+            Err(anyhow!("its Migration has vanished, and the pod was deleted before it was restored"))
+        }
         () = stop.cancelled() => return,
     };
     let event = match outcome {

@@ -168,8 +168,12 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
         }
         return;
     }
-    // By the operator; the holder of a cold one looks for itself.
-    if host.pod != PodSeen::Alive && (world.exists || host.cold) {
+    // By the operator; without a Migration the holder looks for itself, when nothing of the pod is left.
+    let is_told = match world.exists {
+        true => host.pod != PodSeen::Alive,
+        false => host.pod == PodSeen::Gone,
+    };
+    if is_told {
         let told = target(world, place, TargetEvent::LocalFailure);
         moves.sure("T is told that its pod goes", told);
     }

@@ -88,7 +88,6 @@ impl Space for World {
     }
 
     /// Everything is over and one copy runs, or was lost or removed as an ordinary pod may be; or somebody is asked.
-    /// The side of a pod that was made again waits for ever where that went after its Migration had vanished.
     fn is_end(&self) -> bool {
         let closed =
             |host: &Host<TargetMachine>| host.dead || host.word.closed || host.journal.is_empty();
@@ -115,9 +114,6 @@ impl Space for World {
         let asked = self.asked && operator::is_asked_for(self);
         let removed = self.s_deleting && !self.s_object && !released && undecided;
         let unwanted = operator::is_unwanted(self);
-        let went =
-            |host: &Host<TargetMachine>| host.pod == PodSeen::Gone && host.tasks == Tasks::Absent;
-        let forsaken = self.stripped && self.again.as_ref().is_some_and(went);
         let over = orphaned || lost || nowhere || removed || asked || given_up;
         let clean = |host: &Host<TargetMachine>| !host.loose && !host.residue;
         s_over
@@ -127,7 +123,7 @@ impl Space for World {
             && self.again.as_ref().is_none_or(clean)
             && closed(&self.trial)
             && trial_gone
-            && (s_runs != again_runs || over || unwanted || forsaken)
+            && (s_runs != again_runs || over || unwanted)
     }
 
     fn is_sure(step: Step) -> bool {
