@@ -69,6 +69,11 @@ impl Cluster {
         self.nodes[slot].containers().iter().find(|pod| pod.id == uid)
     }
 
+    /// The node of such a pod.
+    pub fn node_of(&self, uid: &str) -> Option<&str> {
+        self.places.get(uid).map(|&slot| self.nodes[slot].name.as_str())
+    }
+
     /// Decides among the nodes in these slots.
     pub fn place(&self, request: &Prepared, slots: &[usize]) -> Decision {
         let nodes: Vec<&Node> = slots.iter().map(|&slot| &self.nodes[slot]).collect();

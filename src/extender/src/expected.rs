@@ -59,7 +59,8 @@ impl Expected {
             self.made.insert(migration.to_owned(), pod.to_owned());
             self.settle(migration, cluster);
         }
-        let of_it = self.transfers.iter().filter(|(_, transfer)| transfer.source == pod);
+        let awaits = |transfer: &Transfer| transfer.copy.is_none() && transfer.source == pod;
+        let of_it = self.transfers.iter().filter(|(_, transfer)| awaits(transfer));
         let of_it: Vec<String> = of_it.map(|(migration, _)| migration.clone()).collect();
         of_it.iter().for_each(|migration| self.settle(migration, cluster));
     }
@@ -75,7 +76,8 @@ impl Expected {
 
     /// Pods that are not among `uids` are gone, and the cluster has dropped every copy.
     pub fn retain_pods(&mut self, uids: &HashSet<String>, cluster: &mut Cluster) {
-        self.made.retain(|_, pod| uids.contains(pod));
+        // One whose node was chosen just now may not be in the list yet.
+        self.made.retain(|_, pod| uids.contains(pod) || cluster.pod(pod).is_some());
         let all: Vec<String> = self.transfers.keys().cloned().collect();
         all.iter().for_each(|migration| self.settle(migration, cluster));
     }
@@ -84,13 +86,15 @@ impl Expected {
     fn settle(&mut self, migration: &str, cluster: &mut Cluster) {
         // No UID and no name of a pod begins with a slash.
         let id = format!("/{migration}");
-        let is_made = self.made.contains_key(migration);
+        let made = self.made.get(migration);
         let copy = self.transfers.get_mut(migration).and_then(|transfer| {
             if transfer.copy.is_none() {
                 let source = cluster.pod(&transfer.source).filter(|pod| !pod.ended);
                 transfer.copy = source.map(|pod| kubernetes::moved(pod, id.clone()));
             }
-            let copy = transfer.copy.clone().filter(|_| !is_made)?;
+            // One that is elsewhere is left behind: the Migration goes back.
+            let there = |pod: &String| cluster.node_of(pod).is_none_or(|at| at == transfer.node);
+            let copy = transfer.copy.clone().filter(|_| !made.is_some_and(there))?;
             Some((transfer.node.as_str(), copy))
         });
         match copy {

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
-use transship_api::{Migration, MigrationPolicy, Node};
+use transship_api::{Migration, MigrationPolicy, Node, names};
 use transship_core::placement::volumes::{self, Volumes};
 use transship_core::placement::{
     self, Candidate, Choice, Fate, Load, NO_LOAD, Pending, kubernetes, policy,
@@ -58,8 +58,12 @@ pub async fn run(args: Args, client: Client, namespace: &str) -> Result<Outcome>
     let migrations: Vec<Migration> = list(Api::all(client.clone())).await?;
     let pods: Vec<Pod> = list(Api::all(client)).await?;
     let mut loads = Load::by_node(&pods);
+    // Nor is the pod in its own way, whether it is to be moved or was made for that.
+    let made_for = pod.labels().get(names::MIGRATION_LABEL);
     let others = migrations.iter().filter_map(|migration| Pending::of(migration, &pods));
-    for pending in others.filter(|pending| pending.pod.uid() != pod.uid()) {
+    let is_other =
+        |pending: &Pending| pending.pod.uid() != pod.uid() && made_for != Some(&pending.migration);
+    for pending in others.filter(is_other) {
         Load::add_pending(&mut loads, &pending, &nodes);
     }
     let candidates: Vec<Candidate<'_>> = nodes

@@ -50,10 +50,11 @@ pub fn under_way(migration: &Migration) -> Option<(&str, &str)> {
 }
 
 impl Pending {
-    /// What a Migration is to bring, if it is under way and its source pod is among these.
+    /// What a Migration is to bring, if it is under way and its source pod is among these, and has not ended.
     pub fn of(migration: &Migration, pods: &[Pod]) -> Option<Self> {
         let (source, node) = under_way(migration)?;
-        let pod = pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(source))?;
+        let mut live = pods.iter().filter(|pod| !kubernetes::has_ended(pod));
+        let pod = live.find(|pod| pod.metadata.uid.as_deref() == Some(source))?;
         Some(Self {
             migration: migration.metadata.uid.clone()?,
             node: node.to_owned(),
@@ -227,6 +228,9 @@ mod tests {
         assert_eq!(*pending.pod, pods[0]);
         assert_eq!(brings(status("Freezing", "uid-gone")), None);
         assert_eq!(brings(status("RolledBack", "uid-s")), None);
+        let ended = [pod(json!({}), Some("node-a"), "Failed")];
+        migration.status = serde_json::from_value(status("Freezing", "uid-s")).unwrap();
+        assert_eq!(Pending::of(&migration, &ended), None);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "Image",
         finds: "an image that the target lacks and no registry can be asked for in time: without a digest, with imagePullPolicy: Never, or of a further container; or that is another one there",
-        remedy: "have it on the target beforehand (start a pod of that image there), load it there, or run the pod from a registry's image",
+        remedy: "have it on the target beforehand (start a pod of that image there, or load it), name a node that has it in targetNode, or run the pod from a registry's image",
         look: images,
     },
     Check {
@@ -149,8 +149,11 @@ fn images(input: &Input<'_>) -> Vec<Violation> {
     let inits = spec.init_containers.as_deref().unwrap_or_default();
     let first = inits.iter().position(is_sidecar).unwrap_or(inits.len());
     let in_order = || inits.iter().chain(&spec.containers);
-    let early: Vec<String> =
-        in_order().take(first + 1).filter_map(|c| wanted_image(pod, c)).collect();
+    let early: Vec<String> = in_order()
+        .take(first + 1)
+        .filter(|c| pulls(c))
+        .filter_map(|c| wanted_image(pod, c))
+        .collect();
     in_order()
         .skip(first)
         .filter_map(|container| {
@@ -190,17 +193,22 @@ fn image_is_there(
             found.id
         )),
         Some(_) => None,
-        None if container.image_pull_policy.as_deref() == Some("Never") => {
+        None if by_digest && in_time => None,
+        None if !pulls(container) => {
             Some(format!("the target does not have {wanted}, and imagePullPolicy is Never"))
         }
         None if !by_digest => Some(format!(
             "the target does not have {image}, which has no digest by which a registry would serve it"
         )),
-        None if !in_time => Some(format!(
+        None => Some(format!(
             "the target does not have {wanted}, which kubelet would pull only while the application stands still"
         )),
-        None => None,
     }
+}
+
+/// Whether kubelet pulls the container's image where a node lacks it.
+fn pulls(container: &Container) -> bool {
+    container.image_pull_policy.as_deref() != Some("Never")
 }
 
 /// The digest of the configuration of a container's image, where it is known. Of an image without

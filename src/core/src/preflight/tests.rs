@@ -449,6 +449,25 @@ fn what_kubelet_would_pull_after_the_freeze_must_be_there(
     assert_eq!(world.look(violations), [], "it is not known what is there");
 }
 
+#[rstest]
+#[case::another_has_pulled_it("IfNotPresent", "Never", &[])]
+#[case::nobody_pulls_it("Never", "IfNotPresent", &["web", "side"])]
+fn an_image_of_two_containers_is_pulled_for_the_first(
+    #[case] web: &str,
+    #[case] side: &str,
+    #[case] missing: &[&str],
+) {
+    let digest = format!("docker.io/library/app@sha256:{}", "a".repeat(64));
+    let spec = |(name, policy): (&str, &str)| json!({"name": name, "image": digest, "imagePullPolicy": policy});
+    let mut world = World::new();
+    world.pod()["spec"]["containers"] = [("web", web), ("side", side)].map(spec).into();
+    world.target_facts["node"]["images"] = json!([{"id": "sha256:2", "names": ["other"]}]);
+    let found = world.look(violations);
+    let missed = found.iter().filter(|violation| violation.check == "Image");
+    let of: Vec<&str> = missed.map(|violation| violation.container.as_str()).collect();
+    assert_eq!(of, missing, "{found:?}");
+}
+
 #[test]
 fn every_container_process_and_resource_is_named_and_the_same_is_said_once() {
     let mut world = World::new();

@@ -77,6 +77,26 @@ async fn a_pod_counts_where_its_migration_brings_it_until_that_ends() {
 }
 
 #[tokio::test]
+async fn a_pod_that_goes_back_counts_there_beside_the_one_that_was_made() {
+    let extender = extender();
+    let source: Pod = of(web("web", Some("node-a"), "Running"));
+    source.apply(&mut extender.state());
+    migration("Committed", "node-b").apply(&mut extender.state());
+    source.remove(&mut extender.state());
+    Pod::apply(&of(made(Some("node-b"), "Pending")), &mut extender.state());
+    assert_eq!(room(&extender, "node-a").await, 4);
+    migration("Committed", "node-a").apply(&mut extender.state());
+    assert_eq!(
+        room(&extender, "node-a").await,
+        4 - CPUS,
+        "its node is gone, its object is not yet"
+    );
+    assert_eq!(room(&extender, "node-b").await, 4 - CPUS);
+    Pod::apply(&of(made(Some("node-a"), "Running")), &mut extender.state());
+    assert_eq!(room(&extender, "node-a").await, 4 - CPUS, "made there");
+}
+
+#[tokio::test]
 async fn a_migration_that_is_gone_brings_nothing() {
     let extender = extender();
     let moving = migration("Freezing", "node-b");

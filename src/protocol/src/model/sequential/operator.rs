@@ -77,7 +77,8 @@ pub fn operator(world: &World, moves: &mut Moves) {
     }
     let s_over = world.s.word.outcome.is_some() || world.s.dead;
     let trial_over = world.trial.word.closed || world.trial.dead;
-    if !(world.recorded.decision.is_some() && s_over && trial_over) {
+    let again_over = world.again.as_ref().is_none_or(|host| host.dead || host.word.closed);
+    if !(world.recorded.decision.is_some() && s_over && trial_over && again_over) {
         let vanishes = world.with(|next| {
             next.exists = false;
             next.stripped = true;

@@ -101,7 +101,12 @@ impl Space for World {
         // Without its Migration nobody makes the pod again; its state stays on the disks.
         let durable = self.s.durable && (self.trial.durable || self.trial.dead);
         let none_again = self.again.as_ref().is_none_or(|host| {
-            matches!(host.word.outcome, Some(TargetOutcome::NeverThawed | TargetOutcome::Stopped))
+            let has_begun = host.pod != PodSeen::Gone || !host.journal.is_empty();
+            let is_over = matches!(
+                host.word.outcome,
+                Some(TargetOutcome::NeverThawed | TargetOutcome::Stopped)
+            );
+            host.dead || !has_begun || is_over
         });
         let orphaned = self.stripped && released && none_again && durable;
         let undecided = self.recorded.decision != Some(Decision::Commit) || !self.exists;
