@@ -46,25 +46,62 @@ fn what_was_done_to_a_pod_from_its_node_is_found() -> Result<()> {
     // Its network was added to.
     const FAR: &str = "10.9.0.0/16";
     const FAR_V6: &str = "fd09::/64";
+    const ALONE: &str = "10.99.0.9/32";
     const FURTHER: &str = "10.244.99.99/32";
+    const NEIGHBOUR: &str = "10.244.99.98";
     let within = |command: &[&str]| in_network(&cluster, &pod, command);
     let restore = Undo(|| {
         drop(within(&["ip", "rule", "del", "from", FAR, "lookup", "7"]));
         drop(within(&["ip", "route", "del", FAR]));
+        drop(within(&["ip", "route", "del", ALONE]));
         drop(within(&["ip", "-6", "route", "del", FAR_V6]));
         drop(within(&["ip", "link", "del", "odd0"]));
         drop(within(&["ip", "address", "del", FURTHER, "dev", "eth0"]));
     });
     within(&["ip", "link", "add", "odd0", "type", "veth", "peer", "name", "odd1"])?;
     within(&["ip", "route", "add", FAR, "dev", "eth0"])?;
+    within(&["ip", "route", "add", ALONE, "dev", "eth0"])?;
     within(&["ip", "-6", "route", "add", FAR_V6, "dev", "eth0"])?;
     within(&["ip", "rule", "add", "from", FAR, "lookup", "7"])?;
     within(&["ip", "address", "add", FURTHER, "dev", "eth0"])?;
     let expected = [
         ("NetworkDevices", "further addresses (10.244.99.99/32)"),
         ("NetworkDevices", "further interfaces (odd"),
-        ("NetworkDevices", "further routes (10.9.0.0/16, fd09::/64)"),
+        ("NetworkDevices", "further routes (10.9.0.0/16, 10.99.0.9/32, fd09::/64)"),
         ("NetworkDevices", "further routing rules ("),
+    ];
+    refused(&cluster, &pod, &Value::Null, &expected)?;
+    drop(restore);
+    web.is_untouched(&cluster)?;
+
+    // It was set otherwise.
+    let policy = |verb: &str| {
+        let selector = ["src", FAR, "dst", "10.8.0.0/16", "dir", "out"];
+        let action: &[&str] = if verb == "add" { &["action", "block"] } else { &[] };
+        within(&[&["ip", "xfrm", "policy", verb][..], &selector, action].concat())
+    };
+    // Every namespace begins with 60 seconds.
+    let fin_timeout =
+        |seconds: &str| within(&["sysctl", "-w", &format!("net.ipv4.tcp_fin_timeout={seconds}")]);
+    let restore = Undo(|| {
+        drop(within(&["tc", "qdisc", "del", "dev", "eth0", "root"]));
+        drop(within(&["tc", "qdisc", "del", "dev", "eth0", "ingress"]));
+        drop(within(&["ip", "neigh", "del", NEIGHBOUR, "dev", "eth0"]));
+        drop(policy("delete"));
+        drop(fin_timeout("60"));
+    });
+    let bucket = ["tbf", "rate", "100mbit", "burst", "256k", "latency", "50ms"];
+    within(&[&["tc", "qdisc", "add", "dev", "eth0", "root"][..], &bucket].concat())?;
+    within(&["tc", "qdisc", "add", "dev", "eth0", "ingress"])?;
+    let permanent = ["lladdr", "02:00:0a:f4:63:62", "nud", "permanent", "dev", "eth0"];
+    within(&[&["ip", "neigh", "add", NEIGHBOUR][..], &permanent].concat())?;
+    policy("add")?;
+    fin_timeout("59")?;
+    let expected = [
+        ("NetworkSettings", "queueing disciplines (tbf dev eth0, ingress dev eth0)"),
+        ("NetworkSettings", "static neighbours (10.244.99.98 dev eth0)"),
+        ("NetworkSettings", "IPsec states and policies (policy from 10.9.0.0/16 to 10.8.0.0/16)"),
+        ("NetworkSettings", "parameters of its own (net.ipv4.tcp_fin_timeout = 59)"),
     ];
     refused(&cluster, &pod, &Value::Null, &expected)?;
     drop(restore);

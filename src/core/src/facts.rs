@@ -393,12 +393,25 @@ pub struct NetworkFacts {
     pub rule_tables: Vec<String>,
     /// Rules by which routes are chosen, besides the kernel's own.
     pub routing_rules: Vec<String>,
+    /// Queueing disciplines that somebody made, `kind dev interface`, with which filters and classes come; at most
+    /// [`MAX_SETTINGS`].
+    pub queueing_disciplines: Vec<String>,
+    /// Neighbours that somebody made permanent, `address dev interface`, gateways left out; at most
+    /// [`MAX_SETTINGS`].
+    pub static_neighbours: Vec<String>,
+    /// States and policies of IPsec; at most [`MAX_SETTINGS`].
+    pub ipsec: Vec<String>,
+    /// Kernel parameters that somebody wrote, `name = value`; those left out that come with every pod of the manifest.
+    pub kernel_parameters: Vec<String>,
     /// SCTP, DCCP and other sockets of transports that CRIU does not know, counted.
     pub unsupported_sockets: u64,
 }
 
 /// The most peers that are told one by one.
 pub const MAX_PEERS: usize = 256;
+
+/// The most settings of a kind that are told: enough to see what they are.
+pub const MAX_SETTINGS: usize = 64;
 
 /// What the node's CNI configuration says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

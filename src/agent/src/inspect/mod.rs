@@ -12,7 +12,9 @@ mod proc;
 mod processes;
 mod projected;
 mod rules;
+mod settings;
 mod sizes;
+mod sysctls;
 mod watched;
 
 use std::collections::BTreeMap;
@@ -170,6 +172,7 @@ impl Inspector {
         }
         facts.rss_bytes = facts.containers.iter().map(|container| container.rss_bytes).sum();
         facts.empty_dirs = self.empty_dirs(&pod_dir, &host_mounts, &mut facts.incomplete);
+        self.look_at_cni(facts);
         // Of a pod without a container that runs there is nothing more to be seen.
         if let Some(pid) = pid {
             // After the descriptors: a socket that is in use is then listed.
@@ -190,7 +193,6 @@ impl Inspector {
             processes::look_at_headless(self.proc(), container);
             facts.incomplete.extend(processes::bound(container));
         }
-        self.look_at_cni(facts);
     }
 
     fn proc(&self) -> &Path {
@@ -262,6 +264,19 @@ impl Inspector {
                 let tables = [tcp.as_str(), tcp6.as_str()];
                 facts.network = network::facts(&within.interfaces, &routes, &learned, &tables);
                 facts.network.routing_rules = within.rules;
+                facts.network.queueing_disciplines = within.settings.disciplines;
+                facts.network.static_neighbours =
+                    network::static_neighbours(&within.settings.neighbours, &routes);
+                facts.network.ipsec = within.settings.ipsec;
+                let bundle = self.runtime.layout.bundle(sandbox_id);
+                let written = sysctls::written(self.proc(), &bundle, &cni, &within.parameters);
+                facts.network.kernel_parameters = written.unwrap_or_else(|error| {
+                    let message = format!(
+                        "the kernel parameters of the pod's network cannot be compared: {error}"
+                    );
+                    facts.unseen.push(Unseen::of_pod(Part::Rest, message));
+                    Vec::new()
+                });
                 unix = Some(within.unix);
                 let [shm, sem, msg] = within.sysv.each_ref().map(|table| proc::sysv(table));
                 facts.ipc.sysv_segments = shm.0;

@@ -1,5 +1,5 @@
-//! Two questions to the kernel's netlink, asked from within a pod's network namespace: which Unix
-//! sockets there are and with whom they are connected, and by which rules routes are chosen.
+//! Questions to the kernel's netlink, asked from within a pod's network namespace. Two of them are here: which
+//! Unix sockets there are and with whom they are connected, and by which rules routes are chosen.
 
 use std::collections::BTreeMap;
 
@@ -59,7 +59,8 @@ fn unix_socket(message: &[u8]) -> Option<(u64, UnixSocket)> {
     Some((u64::from(inode), socket))
 }
 
-fn name(bytes: &[u8]) -> String {
+/// A name: that of a socket, or of anything else up to its final zero byte.
+pub fn name(bytes: &[u8]) -> String {
     match bytes.split_first() {
         Some((0, rest)) => format!("@{}", String::from_utf8_lossy(rest)),
         _ => String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned(),
@@ -73,17 +74,21 @@ pub fn routing_rules() -> std::io::Result<Vec<String>> {
         let mut request = vec![0u8; RULE_MESSAGE];
         request[0] = family;
         // NETLINK_ROUTE is protocol 0.
-        let asked = dump(None, RTM_GETRULE, &request, |message| {
+        or_nothing(dump(None, RTM_GETRULE, &request, |message| {
             found.extend(rule(message).filter(|rule| !is_kernels(rule)).map(|rule| rule.text));
-        });
-        // A kernel without IPv6, or without rules at all.
-        if let Err(error) = asked
-            && !matches!(error.raw_os_error(), Some(95 | 97))
-        {
-            return Err(error);
-        }
+        }))?;
     }
     Ok(found)
+}
+
+/// Of what a kernel does not know there is nothing: one without IPv6, without rules, without IPsec.
+pub fn or_nothing(asked: std::io::Result<()>) -> std::io::Result<()> {
+    /// EPROTONOSUPPORT, EOPNOTSUPP and EAFNOSUPPORT.
+    const UNKNOWN: [i32; 3] = [93, 95, 97];
+    match asked {
+        Err(error) if error.raw_os_error().is_some_and(|code| UNKNOWN.contains(&code)) => Ok(()),
+        asked => asked,
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -127,21 +132,22 @@ fn rule(message: &[u8]) -> Option<Rule> {
     Some(rule)
 }
 
-fn address(bytes: &[u8]) -> Option<std::net::IpAddr> {
+/// The address of four or sixteen bytes.
+pub fn address(bytes: &[u8]) -> Option<std::net::IpAddr> {
     let v4 = || Some(<[u8; 4]>::try_from(bytes).ok()?.into());
     v4().or_else(|| Some(<[u8; 16]>::try_from(bytes).ok()?.into()))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
 /// Attributes by their numbers; what is malformed ends them.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(bytes, 0)?);
         let kind = u16_at(bytes, 2)? & 0x3fff;
@@ -152,7 +158,7 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// Asks for a dump and gives each message's payload to `take`.
-fn dump(
+pub fn dump(
     protocol: Option<rustix::net::Protocol>,
     kind: u16,
     payload: &[u8],
@@ -232,6 +238,13 @@ mod tests {
     fn a_dump_that_failed_does_not_pass_for_an_empty_one() {
         assert_eq!(ended(&(-97i32).to_ne_bytes()).unwrap_err().raw_os_error(), Some(97));
         assert!(ended(&0i32.to_ne_bytes()).is_ok() && ended(&[]).is_ok());
+    }
+
+    #[test]
+    fn of_what_the_kernel_does_not_know_there_is_nothing_and_other_errors_stay() {
+        let failed = |code: i32| or_nothing(Err(std::io::Error::from_raw_os_error(code)));
+        assert!([93, 95, 97].into_iter().all(|code| failed(code).is_ok()));
+        assert_eq!(failed(1).unwrap_err().raw_os_error(), Some(1));
     }
 
     #[test]

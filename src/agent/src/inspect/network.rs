@@ -11,6 +11,8 @@ use transship_host::network::{End, NetNs};
 
 use super::net_tables::{self, IPPROTO_UDP, Route, VirtualService};
 use super::netlink::{self, UnixSocket};
+use super::settings::{self, Neighbour, Settings};
+use super::sysctls;
 
 /// One interface with its addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,18 +33,25 @@ pub struct Within {
     pub unix: BTreeMap<u64, UnixSocket>,
     /// Routing rules besides the kernel's own.
     pub rules: Vec<String>,
+    /// What else was set.
+    pub settings: Settings,
+    /// Kernel parameters.
+    pub parameters: sysctls::Values,
 }
 
 /// Looks around within the namespaces of a process.
 pub fn look_within(proc: &Path, pid: i32) -> std::io::Result<Within> {
-    let sysvipc = proc.join("sysvipc");
+    let procfs = proc.to_owned();
     within(proc, pid, move || {
+        let sysvipc = procfs.join("sysvipc");
         let read = |name: &str| std::fs::read_to_string(sysvipc.join(name)).unwrap_or_default();
         Ok(Within {
             interfaces: interfaces()?,
             sysv: [read("shm"), read("sem"), read("msg")],
             unix: netlink::unix_sockets()?,
             rules: netlink::routing_rules()?,
+            settings: settings::settings()?,
+            parameters: sysctls::values(&procfs)?,
         })
     })
 }
@@ -52,7 +61,17 @@ pub fn unix_sockets(proc: &Path, pid: i32) -> std::io::Result<BTreeMap<u64, Unix
     within(proc, pid, netlink::unix_sockets)
 }
 
-/// Enters the network and IPC namespaces of a process with a thread of its own, which ends there.
+/// Looks around in a network namespace that is made for it.
+pub fn in_new_namespace<T: Send + 'static>(
+    look: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    apart(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        look()
+    })
+}
+
+/// Enters the network and IPC namespaces of a process and looks around there.
 fn within<T: Send + 'static>(
     proc: &Path,
     pid: i32,
@@ -60,13 +79,20 @@ fn within<T: Send + 'static>(
 ) -> std::io::Result<T> {
     let open = |kind: &str| std::fs::File::open(proc.join(format!("{pid}/ns/{kind}")));
     let namespaces = [open("net")?, open("ipc")?];
-    let looking = std::thread::Builder::new().name("within".into()).spawn(move || {
+    apart(move || {
         use std::os::fd::AsFd;
         for namespace in &namespaces {
             rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
         }
         look()
-    })?;
+    })
+}
+
+/// On a thread of its own, which ends in the namespaces that it has entered.
+fn apart<T: Send + 'static>(
+    look: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    let looking = std::thread::Builder::new().name("within".into()).spawn(look)?;
     looking.join().unwrap_or_else(|_| Err(std::io::Error::other("the looking thread failed")))
 }
 
@@ -177,6 +203,13 @@ pub fn facts(
     facts
 }
 
+/// Static neighbours, but for gateways: some network plugins set those themselves, and on the target anew.
+pub fn static_neighbours(found: &[Neighbour], routes: &[Route]) -> Vec<String> {
+    let is_gateway = |ip: IpAddr| routes.iter().any(|route| route.gateway == Some(ip));
+    let others = found.iter().filter(|neighbour| !is_gateway(neighbour.ip));
+    others.map(|neighbour| neighbour.text.clone()).collect()
+}
+
 /// Adds with whom the pod has connections that another node cannot go on with: of what the holder would end, those that
 /// leave with the node's own address, and those that its IPVS leads. `pid` is in the pod's network namespace; the agent
 /// is in the node's.
@@ -253,8 +286,8 @@ fn by_peer(connections: impl IntoIterator<Item = End>) -> (Vec<PeerFacts>, u64) 
 }
 
 /// Whether a route says nothing that the target's plugin and kernel do not say by themselves: the kernel makes
-/// it for one of the addresses, it is the way to the gateway that plugins with addresses of full length add,
-/// or it leads where its family's default route leads anyhow, as those of flannel and ptp do.
+/// it for one of the addresses, it is the way to the gateway of another route, as plugins with addresses of full
+/// length add it, or it leads where its family's default route leads anyhow, as those of flannel and ptp do.
 fn implied(route: &Route, addresses: &[(IpAddr, u8)], routes: &[Route]) -> bool {
     let is_v4 = route.destination.is_ipv4();
     if route.gateway.is_some() {
@@ -265,10 +298,12 @@ fn implied(route: &Route, addresses: &[(IpAddr, u8)], routes: &[Route]) -> bool 
         });
     }
     let full = if is_v4 { 32 } else { 128 };
+    let is_way = |other: &Route| other.gateway == Some(route.destination);
     let is_net_of = |ip: IpAddr, prefix: u8| {
         route.prefix == prefix && Some(route.destination) == network_of(ip, prefix)
     };
-    route.prefix == full || addresses.iter().any(|(ip, prefix)| is_net_of(*ip, *prefix))
+    let is_to_gateway = route.prefix == full && routes.iter().any(is_way);
+    is_to_gateway || addresses.iter().any(|(ip, prefix)| is_net_of(*ip, *prefix))
 }
 
 /// The network that an address is in; `None` where the prefix is longer than the address.

@@ -37,6 +37,9 @@ fn the_main_interface_is_that_of_the_default_route() {
         route("fd00::1", 128, None),
         route("fd00::", 48, None),
         route("fd09::", 64, Some("fd00::9")),
+        // Of no other route are these the way.
+        route("10.9.9.9", 32, None),
+        route("fd09::9", 128, None),
     ];
     let facts = facts(&[lo, second, eth0()], &routes, &[], &[]);
     assert_eq!(
@@ -50,7 +53,13 @@ fn the_main_interface_is_that_of_the_default_route() {
     assert!(facts.further_addresses.is_empty(), "{:?}", facts.further_addresses);
     assert_eq!(
         facts.other_routes,
-        ["10.9.0.0/16 via 10.244.1.9", "fd00::/48", "fd09::/64 via fd00::9"]
+        [
+            "10.9.0.0/16 via 10.244.1.9",
+            "fd00::/48",
+            "fd09::/64 via fd00::9",
+            "10.9.9.9/32",
+            "fd09::9/128"
+        ]
     );
     assert_eq!(facts.loopback_addresses, ["10.244.9.9"]);
     let ips: Vec<String> = addresses(&facts).iter().map(IpAddr::to_string).collect();
@@ -96,6 +105,21 @@ fn the_network_of_each_address_is_implied() {
     let facts = facts(&[both], &routes, &[], &[]);
     assert!(facts.other_routes.is_empty(), "{:?}", facts.other_routes);
     assert_eq!(facts.other_addresses, ["fd00::5/64", "2001:db8::5/64"]);
+}
+
+#[test]
+fn a_neighbour_that_is_no_gateway_was_set_by_somebody() {
+    let neighbours = ["169.254.1.1", "10.244.1.9", "fe80::1", "fd00::9"]
+        .map(|ip| Neighbour { ip: ip.parse().unwrap(), text: format!("{ip} dev eth0") });
+    let routes = [
+        route("0.0.0.0", 0, Some("169.254.1.1")),
+        route("169.254.1.1", 32, None),
+        route("::", 0, Some("fe80::1")),
+    ];
+    assert_eq!(
+        static_neighbours(&neighbours, &routes),
+        ["10.244.1.9 dev eth0", "fd00::9 dev eth0"]
+    );
 }
 
 #[test]

@@ -22,6 +22,12 @@ pub(super) const CHECKS: &[Check] = &[
         look: network_devices,
     },
     Check {
+        name: "NetworkSettings",
+        finds: "queueing disciplines (`tc`), static neighbours, states and policies of IPsec (`ip xfrm`) or kernel parameters that somebody set in the pod's network namespace",
+        remedy: "take it away, or set it where every such pod gets it: parameters in securityContext.sysctls, a bandwidth by the annotations of the CNI plugin bandwidth, encryption in the network plugin",
+        look: network_settings,
+    },
+    Check {
         name: "Address",
         finds: "with `network: Preserve`, an address that cannot be used on the target node",
         remedy: "choose a target on the same flat network, or write network: Close, which gives the pod a new address",
@@ -156,21 +162,33 @@ fn network_devices(input: &Input<'_>) -> Vec<Violation> {
     let mut addresses = network.further_addresses.clone();
     // With new addresses the target's plugin gives each anew.
     addresses.retain(|address| !(closes && is_given(network, address)));
-    [
-        ("addresses", &addresses),
-        ("interfaces", &network.other_interfaces),
-        ("routes", &network.other_routes),
-        ("routing rules", &network.routing_rules),
-    ]
-    .into_iter()
-    .filter(|(_, found)| !found.is_empty())
-    .map(|(what, found)| {
-        Violation::of_pod(format!(
-            "the pod has further {what} ({}), and they do not move",
-            found.join(", ")
-        ))
-    })
-    .collect()
+    not_moved(&[
+        ("further addresses", &addresses),
+        ("further interfaces", &network.other_interfaces),
+        ("further routes", &network.other_routes),
+        ("further routing rules", &network.routing_rules),
+    ])
+}
+
+fn network_settings(input: &Input<'_>) -> Vec<Violation> {
+    let Some(network) = own(input) else { return Vec::new() };
+    not_moved(&[
+        ("queueing disciplines", &network.queueing_disciplines),
+        ("static neighbours", &network.static_neighbours),
+        ("IPsec states and policies", &network.ipsec),
+        ("kernel parameters of its own", &network.kernel_parameters),
+    ])
+}
+
+/// What was found of each kind.
+fn not_moved(kinds: &[(&str, &Vec<String>)]) -> Vec<Violation> {
+    let kinds = kinds.iter().filter(|(_, found)| !found.is_empty());
+    kinds
+        .map(|(what, found)| {
+            let found = found.join(", ");
+            Violation::of_pod(format!("the pod has {what} ({found}), and they do not move"))
+        })
+        .collect()
 }
 
 /// Whether an address (`address/prefix`) is the plugin's own, which gives one of each of its networks: it is of a

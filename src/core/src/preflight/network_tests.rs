@@ -59,7 +59,8 @@ fn further(address: &str) -> Value {
 }
 
 fn added(host_network: bool) -> Value {
-    json!({"hostNetwork": host_network, "ruleTables": ["ip mesh"], "otherRoutes": ["10.9.0.0/16"]})
+    json!({"hostNetwork": host_network, "ruleTables": ["ip mesh"], "otherRoutes": ["10.9.0.0/16"],
+        "queueingDisciplines": ["tbf dev eth0"]})
 }
 
 #[rstest]
@@ -101,7 +102,7 @@ fn the_choice_says_why(
 #[case(Network::Auto, balanced(), json!({}), &[])]
 #[case(Network::Close, json!({}), json!({"cni": {"plugins": ["calico"]}}), &["NetworkPlugin"])]
 #[case(Network::Close, json!({}), json!({"cni": {}}), &[])]
-#[case(Network::Auto, added(false), json!({}), &["NetworkRules", "NetworkDevices"])]
+#[case(Network::Auto, added(false), json!({}), &["NetworkRules", "NetworkDevices", "NetworkSettings"])]
 #[case(Network::Auto, added(true), json!({}), &[])]
 #[case(Network::Close, further("10.99.0.7/16"), json!({}), &[])]
 #[case(Network::Auto, further("10.99.0.7/16"), json!({}), &[])]
