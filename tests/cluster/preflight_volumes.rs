@@ -42,7 +42,7 @@ fn directory() -> Value {
 }
 
 /// Deletes what is there of these, one kind after another.
-fn delete(cluster: &Cluster, all: &[&[&str]]) {
+pub fn delete(cluster: &Cluster, all: &[&[&str]]) {
     for what in all {
         let options = ["--ignore-not-found", "--timeout=60s"];
         drop(cluster.kubectl(&[&["delete"], *what, &options].concat()));
