@@ -64,6 +64,8 @@ enum Victim {
     LetGo,
     /// It was made again and runs, which is not recorded before it goes.
     Thawed,
+    /// It was made again and runs, which is recorded; that all is over is not, before it goes.
+    Confirmed,
 }
 
 /// What becomes of the pod.
@@ -88,7 +90,9 @@ impl Owner {
 impl Victim {
     fn fate(self) -> Fate {
         match self {
-            Self::Source(_) | Self::Ended | Self::LetGo | Self::Thawed => Fate::Gone,
+            Self::Source(_) | Self::Ended | Self::LetGo | Self::Thawed | Self::Confirmed => {
+                Fate::Gone
+            }
             Self::Trial(_) => Fate::Stayed,
             Self::Gated => Fate::Moved,
         }
@@ -104,7 +108,7 @@ impl Victim {
             Self::Source(_) => &[["False", "RolledBack", "SourceGone"]],
             Self::Trial(_) => &[["False", "RolledBack", "TargetGone"]],
             Self::Ended => &[["False", "Failed", "SourceGone"]],
-            Self::Gated | Self::Thawed => &[["True", "Succeeded", "Migrated"]],
+            Self::Gated | Self::Thawed | Self::Confirmed => &[["True", "Succeeded", "Migrated"]],
             Self::LetGo => &[["False", "Failed", "TargetGone"], ["True", "Succeeded", "Migrated"]],
         }
     }
@@ -265,6 +269,20 @@ fn strike(scene: &Scene, victim: Victim, client: &Client) -> Result<()> {
             delete(POD)?;
             await_end(cluster, POD, &uid)
         }
+        Victim::Confirmed => {
+            begin(scene, Moment::Voted, None)?;
+            Gate::End.close(cluster)?;
+            Gate::Decision.open(cluster)?;
+            let uid = made_again(scene, has_node)?;
+            goes_on(cluster, client)?;
+            cluster.await_that("it is confirmed", SOON, || {
+                Ok(!scene.latest()?["status"]["resumedAt"].is_null())
+            })?;
+            let status = scene.latest()?["status"].clone();
+            ensure!(status["completionTime"].is_null(), "it is over: {status:#}");
+            delete(POD)?;
+            await_end(cluster, POD, &uid)
+        }
     }
 }
 
@@ -330,10 +348,13 @@ fn the_source_the_pod_on_trial_or_the_one_made_again_is_deleted_at_the_other_ste
         Victim::Source(Moment::Freezing),
         Victim::Trial(Moment::Freezing),
         Victim::Trial(Moment::Dumping),
+        Victim::Source(Moment::Reading),
+        Victim::Trial(Moment::Reading),
         Victim::Source(Moment::Restoring),
         Victim::Trial(Moment::Voted),
         Victim::Ended,
         Victim::Thawed,
+        Victim::Confirmed,
     ];
     play_all("stateful-deletions", Owner::StatefulSet, LIVE, &victims)
 }

@@ -4,6 +4,7 @@
 
 mod afterwards;
 mod agentless;
+mod attached;
 mod cold;
 mod cold_ends;
 mod deletions;

@@ -131,6 +131,13 @@ def namespaces():
     os.unshare(os.CLONE_NEWUTS | os.CLONE_NEWIPC)
 
 
+# The first two are made for children alone.
+def nested_namespaces():
+    os.unshare(os.CLONE_NEWPID | os.CLONE_NEWTIME)
+    if os.fork() == 0:
+        os.unshare(os.CLONE_NEWNET | os.CLONE_NEWCGROUP)
+
+
 def stopped():
     os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -166,6 +166,16 @@ fn what_the_api_server_would_refuse_or_change_is_not_begun() -> Result<()> {
     cluster.apply(&defaults.to_string())?;
     let expected = [("TargetPodChanged", "spec.containers[main].resources")];
     refused(&cluster, &pod, &Value::Null, &expected)?;
+    web.is_untouched(&cluster)?;
+
+    // The namespace allows less by now than the pod has.
+    let standard = "pod-security.kubernetes.io/enforce=restricted";
+    cluster.kubectl(&["label", "namespace", &cluster.namespace, standard])?;
+    let expected = [("TargetPod", "violates PodSecurity")];
+    // The API server goes by what it allowed before for a moment.
+    cluster.await_that("the target pod is refused", PATIENCE, || {
+        refused(&cluster, &pod, &Value::Null, &expected).map(|()| true)
+    })?;
     web.is_untouched(&cluster)
 }
 

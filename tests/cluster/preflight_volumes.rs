@@ -1,5 +1,7 @@
-//! A volume that does not move, or that cannot go with its pod, keeps the pod where it is, and leaves it alone.
-//! Each with a pod that has it mounted.
+//! A volume that does not move, that cannot go with its pod or that has other content there, keeps the pod where it is,
+//! and leaves it alone. Each with a pod that has it mounted.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -9,6 +11,8 @@ use crate::{
     preflight::{IMAGE, deployment},
     refusal::{Serving, Undo, refused, refused_for, server},
 };
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A volume of so little that `name` alone is to get.
 fn volume_for(name: &str, volume: &Value) -> Value {
@@ -42,7 +46,7 @@ fn directory() -> Value {
 }
 
 /// Deletes what is there of these, one kind after another.
-fn delete(cluster: &Cluster, all: &[&[&str]]) {
+pub fn delete(cluster: &Cluster, all: &[&[&str]]) {
     for what in all {
         let options = ["--ignore-not-found", "--timeout=60s"];
         drop(cluster.kubectl(&[&["delete"], *what, &options].concat()));
@@ -202,4 +206,46 @@ fn a_pod_of_its_own_name_whose_volume_cannot_go_with_it_is_refused() -> Result<(
     let words = "node-b cannot reach the volume of the claim";
     refused_for(&cluster, &near.pod, "NoNodeFits", &[words])?;
     near.is_untouched(&cluster)
+}
+
+#[test]
+fn files_that_the_target_has_with_other_content_keep_a_pod_where_it_is() -> Result<()> {
+    const OPENS_BOTH: &str = "
+keep = [open('/token'), open('/config/key')]
+";
+    let cluster = Cluster::with_namespace("remade-refusals")?;
+    cluster.kubectl(&["create", "configmap", "config", "--from-literal=key=value"])?;
+    let mount = |volume: &str, path: &str, file: &str| -> Value {
+        json!({"name": volume, "mountPath": path, "subPath": file})
+    };
+    let mounts = [mount("token", "/token", "token"), mount("config", "/config/key", "key")];
+    let token = json!({"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}});
+    cluster.apply(&deployment(
+        "web",
+        &json!({
+            "terminationGracePeriodSeconds": 0,
+            "containers": [server(OPENS_BOTH, &json!({"volumeMounts": mounts}))],
+            "volumes": [{"name": "token", "projected": {"sources": [token]}},
+                {"name": "config", "configMap": {"name": "config"}}],
+        }),
+    ))?;
+    let mut web = Serving::of(&cluster, "app=web")?;
+    let pod = web.pod.clone();
+    // The target's token is another one, and the ConfigMap is what it was.
+    let expected = [("RemadeFile", "other content: /token")];
+    refused(&cluster, &pod, &Value::Null, &expected)?;
+    web.is_untouched(&cluster)?;
+
+    let other = r#"{"data":{"key":"other"}}"#;
+    cluster.kubectl(&["patch", "configmap", "config", "--type=merge", "-p", other])?;
+    let expected = [("RemadeFile", "/config/key"), ("RemadeFile", "/token")];
+    let mut looks = 0;
+    cluster.await_that("the file of the old ConfigMap is found", PATIENCE, || {
+        looks += 1;
+        // kubelet looks after a pod's volumes when something of the pod has changed, and once a minute.
+        let change = format!("example.com/looks={looks}");
+        cluster.kubectl(&["annotate", "--overwrite", "pod", &pod.name, &change])?;
+        refused(&cluster, &pod, &Value::Null, &expected).map(|()| true)
+    })?;
+    web.is_untouched(&cluster)
 }

@@ -77,7 +77,7 @@ pub fn known_by(pod: &Value) -> Value {
 }
 
 /// Moves a pod to the other node, where it is another object and to everybody the same pod.
-fn moved(
+pub fn moved(
     cluster: &Cluster,
     before: &Pod,
     client: &Client,

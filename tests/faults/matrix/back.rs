@@ -40,6 +40,7 @@ pub const GROUPS: &[Group] = &[
         &[Stayed],
     ),
     (&[AbortUnread], &[Kill(Source, Shim), PowerOff(Source, Briefly)], &[Restarted]),
+    (&[AbortUnread], &[User(DeleteSource)], &[Replaced]),
     // The Abort is recorded, since somebody has deleted the target: the source is thawed and the target ends.
     (
         &[Aborting],

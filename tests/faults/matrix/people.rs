@@ -4,8 +4,8 @@ use transship_api::Role::{Source, Target};
 use transship_tests::faults::{
     fault::Fault::User,
     moment::Moment::{
-        Dumping, Freezing, HandingOver, Preflight, Prepared, Releasing, Restoring, TargetIsMade,
-        TargetStarts, Thawed, Thawing, Voted,
+        Dumping, Freezing, HandingOver, Preflight, Prepared, Reading, Releasing, Restoring,
+        TargetIsMade, TargetStarts, Thawed, Thawing, Voted,
     },
     outcome::Outcome::{Gone, Moved, Replaced, Stayed, TargetLost},
     user::Act::{
@@ -28,11 +28,15 @@ pub const GROUPS: &[Group] = &[
     (&[TargetStarts, Dumping, Voted], &[User(DeleteSource)], &[Replaced, Moved]),
     (&[Prepared, Dumping, Restoring, Voted], &[User(Roll)], &[Replaced, Moved]),
     (
-        &[Preflight, TargetIsMade, Prepared, Freezing, Restoring],
+        &[Preflight, TargetIsMade, Prepared, Freezing, Reading, Restoring],
         &[User(DeleteSource)],
         &[Replaced, Moved],
     ),
-    (&[TargetIsMade, Prepared, Freezing, Restoring], &[User(DeleteTarget)], &[Stayed, Replaced]),
+    (
+        &[TargetIsMade, Prepared, Freezing, Reading, Restoring],
+        &[User(DeleteTarget)],
+        &[Stayed, Replaced],
+    ),
     // The owner makes a fresh pod for the source that goes, and has one too many when it gets the target.
     (&[Thawing, Thawed], &[User(DeleteSource)], &[Moved, Replaced]),
     (&[Thawing, Thawed], &[User(DeleteTarget)], &[Replaced, TargetLost]),

@@ -1,4 +1,4 @@
-//! A node's disk that becomes full.
+//! A node's disk that becomes full: ours, or the one with a pod's files.
 
 use anyhow::Result;
 
@@ -45,5 +45,25 @@ pub fn make_large(cluster: &Cluster, node: &str) -> Result<()> {
          mount --bind {parent} $under; find $under/{name} -mindepth 1 -delete; \
          cp -a {STATE}/. $under/{name}; umount $under; rmdir $under; umount --lazy {STATE}"
     );
+    cluster.on_node(node, &["sh", "-c", &script]).map(drop)
+}
+
+/// Where kubelet makes a pod's empty directory.
+fn empty_dir(pod_uid: &str, volume: &str) -> String {
+    format!("/var/lib/kubelet/pods/{pod_uid}/volumes/kubernetes.io~empty-dir/{volume}")
+}
+
+/// Puts a disk of so many KiB in the place where a pod that has no node yet will have an empty directory. kubelet leaves
+/// alone what is mounted there, takes it for memory when the pod has come, and takes it away with the pod.
+pub fn lay(cluster: &Cluster, node: &str, pod_uid: &str, volume: &str, size: u32) -> Result<()> {
+    let place = empty_dir(pod_uid, volume);
+    let script = format!("mkdir -p {place} && mount -t tmpfs -o size={size}k none {place}");
+    cluster.on_node(node, &["sh", "-c", &script]).map(drop)
+}
+
+/// Takes it away, should its pod never have come.
+pub fn lift(cluster: &Cluster, node: &str, pod_uid: &str, volume: &str) -> Result<()> {
+    let place = empty_dir(pod_uid, volume);
+    let script = format!("! mountpoint -q {place} || umount {place} || ! mountpoint -q {place}");
     cluster.on_node(node, &["sh", "-c", &script]).map(drop)
 }

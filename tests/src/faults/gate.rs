@@ -20,6 +20,8 @@ pub enum Gate {
     SourceDeletion,
     /// The target runs and nobody has confirmed it.
     ResumedAt,
+    /// All is done, and nobody has said that it is over.
+    End,
 }
 
 /// A ConfigMap of the policy's name cannot be made either: so it is known whether it is in force.
@@ -49,8 +51,14 @@ const STATUS: &str =
 const PODS: &str = r#"apiGroups: [""], apiVersions: [v1], resources: [pods]"#;
 
 impl Gate {
-    const ALL: [Self; 5] =
-        [Self::Admission, Self::LetGo, Self::Decision, Self::SourceDeletion, Self::ResumedAt];
+    const ALL: [Self; 6] = [
+        Self::Admission,
+        Self::LetGo,
+        Self::Decision,
+        Self::SourceDeletion,
+        Self::ResumedAt,
+        Self::End,
+    ];
 
     /// The field of a Migration's status that it keeps away, if it is one.
     pub fn field(self) -> Option<&'static str> {
@@ -60,6 +68,7 @@ impl Gate {
             Self::Decision => Some("decision"),
             Self::SourceDeletion => Some("sourceDeletionTime"),
             Self::ResumedAt => Some("resumedAt"),
+            Self::End => Some("completionTime"),
         }
     }
 
@@ -70,6 +79,7 @@ impl Gate {
             Self::Decision => "decision",
             Self::SourceDeletion => "source-deletion",
             Self::ResumedAt => "resumed-at",
+            Self::End => "end",
         };
         format!("{}-no-{what}", cluster.namespace)
     }

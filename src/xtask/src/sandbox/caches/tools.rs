@@ -14,6 +14,7 @@ use super::cmd;
 const TOOLS: &[(&str, &[&str])] = &[
     ("gcc", &["gcc", "libc6-dev"]),
     ("ip", &["iproute2"]),
+    ("mkfs.ext4", &["e2fsprogs"]),
     ("mmdebstrap", &["mmdebstrap", "debian-archive-keyring"]),
     ("nft", &["nftables"]),
     ("nsenter", &["util-linux"]),
