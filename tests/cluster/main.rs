@@ -33,6 +33,7 @@ mod preflight_nodes;
 mod preflight_volumes;
 mod redis;
 mod refusal;
+mod reserve;
 mod scarcity;
 mod sequential;
 mod service;

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use transship_tests::{
     cluster::{self, Cluster, Pod, condition},
@@ -14,7 +14,7 @@ use transship_tests::{
 
 pub const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const SENTENCE: &str = "Unable to find a node that satisfies the following conditions";
+pub const SENTENCE: &str = "Unable to find a node that satisfies the following conditions";
 
 /// A namespace on three Ready nodes, whose Swarm labels are taken off again at its end.
 pub struct Trial {
@@ -124,39 +124,67 @@ pub fn list(expressions: &[&str]) -> String {
     json!(expressions).to_string()
 }
 
+/// What a pod asks for, as its annotations say it.
+fn annotated(wishes: &Value) -> Value {
+    let annotation = |(key, wish): (&String, &Value)| {
+        let text = wish.as_str().map_or_else(|| wish.to_string(), str::to_owned);
+        (format!("transship.dev/{key}"), text)
+    };
+    wishes.as_object().into_iter().flatten().map(annotation).collect()
+}
+
+/// The same as the request of a case.
+fn requested(wishes: &Value, cpu: i64) -> Value {
+    let whitelist = wishes["whitelist"].as_array().map(|names| {
+        let names: Vec<&str> = names.iter().filter_map(Value::as_str).collect();
+        [format!("node=={}", names.join("|"))]
+    });
+    json!({"cpus": cpu, "memory": 8 << 20, "constraints": wishes["constraints"],
+        "affinities": wishes["affinities"], "whitelists": whitelist, "links": wishes["depends-on"]})
+}
+
 #[test]
 fn deployments_land_where_the_simulator_puts_them() -> Result<()> {
     let trial = Trial::new("placement-land")?;
     trial.labels()?;
     // What the extender has not seen yet it cannot obey. This label it sees last.
     let annotations = json!({"transship.dev/constraints": list(&["region==eu"])});
-    trial.cluster.apply(&pod("canary", template("canary", annotations, 10)).to_string())?;
+    let mut canary = pod("canary", template("canary", annotations, 10));
+    // It stays, for the others to look at.
+    canary["metadata"]["labels"] = json!({"app": "canary"});
+    trial.cluster.apply(&canary.to_string())?;
     trial.landed("app=canary", 1)?;
-    trial.cleared(&["pod", "canary", "--now"])?;
     let runtime = trial.cluster.get("nodes.transship.dev", "node-a")?["status"]["runtime"].clone();
     let driver = runtime["snapshotter"].as_str().context("the agent reports no snapshotter")?;
-    let driven = format!("storagedriver=={driver}");
-    for (app, strategy, constraints, affinities, cpu) in [
-        ("spread", "spread", &[][..], &[][..], 50),
-        ("packed", "binpack", &[], &[], 50),
-        ("counted", "spread", &[], &[], 0),
-        ("american", "spread", &["region==us*"], &[], 50),
-        ("fast", "binpack", &["disk==ssd", "node!=node-a"], &[], 50),
-        ("preferred", "spread", &["region==~eu"], &[], 50),
-        ("driven", "spread", &[driven.as_str(), "region!=eu"], &[], 50),
-        ("alone", "spread", &[], &["app!=alone"], 50),
+    let info = trial.cluster.get("node", "node-a")?["status"]["nodeInfo"].clone();
+    let architecture = info["architecture"].as_str().context("kubelet reports no architecture")?;
+    let reported = [
+        format!("storagedriver=={driver}"),
+        format!("architecture=={architecture}"),
+        "ostype==linux".to_owned(),
+        // Whatever it is.
+        "operatingsystem==/./".to_owned(),
+        "kernelversion==/./".to_owned(),
+        "region!=eu".to_owned(),
+    ];
+    for (app, cpu, wishes) in [
+        ("spread", 50, json!({"strategy": "spread"})),
+        ("packed", 50, json!({"strategy": "binpack"})),
+        ("counted", 0, json!({})),
+        ("american", 50, json!({"constraints": ["region==us*"]})),
+        ("fast", 50, json!({"strategy": "binpack", "constraints": ["disk==ssd", "node!=node-a"]})),
+        ("preferred", 50, json!({"constraints": ["region==~eu"]})),
+        ("reported", 50, json!({"constraints": reported})),
+        ("alone", 50, json!({"affinities": ["app!=alone"]})),
+        ("apart", 50, json!({"affinities": ["container!=can*"]})),
+        ("dependent", 50, json!({"depends-on": ["canary"]})),
+        ("listed", 50, json!({"whitelist": ["node-a", "node-c"]})),
     ] {
         // Without room for a second pod per node there would be no fourth.
         let replicas = if app == "alone" { 3 } else { 6 };
-        let annotations = json!({
-            "transship.dev/strategy": strategy,
-            "transship.dev/constraints": list(constraints),
-            "transship.dev/affinities": list(affinities),
-        });
-        let request = json!({"cpus": cpu, "memory": 8 << 20, "constraints": constraints,
-            "affinities": affinities});
-        let template = template(app, annotations, cpu);
-        let labels = &template["metadata"]["labels"];
+        let template = template(app, annotated(&wishes), cpu);
+        let strategy = wishes["strategy"].as_str().unwrap_or("spread");
+        let (request, labels) = (requested(&wishes, cpu), &template["metadata"]["labels"]);
         let expected =
             Simulation::of(&trial.cluster)?.spread(replicas, strategy, &request, labels)?;
         trial.cluster.apply(&deployment(app, replicas, &template))?;
@@ -169,46 +197,52 @@ fn deployments_land_where_the_simulator_puts_them() -> Result<()> {
 
 #[test]
 fn a_burst_of_pods_is_placed_as_one_after_another() -> Result<()> {
+    const PODS: usize = 30;
     let trial = Trial::new("placement-burst")?;
-    let template = template("burst", json!({}), 10);
-    let request = json!({"cpus": 10, "memory": 8 << 20});
-    let labels = &template["metadata"]["labels"];
-    let expected = Simulation::of(&trial.cluster)?.spread(30, "spread", &request, labels)?;
-    // At once, by as many people.
-    std::thread::scope(|scope| {
-        let one = |number: usize| {
-            let cluster = trial.cluster.view();
-            let pod = pod(&format!("burst-{number:02}"), template.clone()).to_string();
-            scope.spawn(move || cluster.apply(&pod).map(drop))
-        };
-        let all: Vec<_> = (0..30).map(one).collect();
-        let mut joined = all.into_iter().map(|thread| thread.join());
-        joined.try_for_each(|ended| ended.map_err(|_| anyhow!("a thread panicked"))?)
-    })?;
-    let landed = trial.landed("app=burst", 30)?;
-    ensure!(landed == expected, "landed on {landed:?}, simulated {expected:?}");
-    trial.cleared(&["pods", "--all", "--now"])
+    for strategy in ["spread", "binpack"] {
+        let mut template = template(strategy, json!({"transship.dev/strategy": strategy}), 10);
+        // kubelet has nothing to start: what counts is where they go.
+        template["spec"]["containers"][0]["volumeMounts"] =
+            json!([{"name": "missing", "mountPath": "/missing"}]);
+        template["spec"]["volumes"] =
+            json!([{"name": "missing", "configMap": {"name": "missing"}}]);
+        let request = json!({"cpus": 10, "memory": 8 << 20});
+        let labels = &template["metadata"]["labels"];
+        let expected = Simulation::of(&trial.cluster)?.spread(PODS, strategy, &request, labels)?;
+        // The ReplicaSet's controller makes one, then two at once, then four, and so on.
+        trial.cluster.apply(&deployment(strategy, PODS, &template))?;
+        let landed = trial.landed(&format!("app={strategy}"), PODS)?;
+        ensure!(landed == expected, "{strategy}: landed on {landed:?}, simulated {expected:?}");
+        trial.cleared(&["deployment", strategy])?;
+    }
+    Ok(())
 }
 
 #[test]
 fn a_pod_that_no_node_suits_waits_with_swarms_sentence_until_one_does() -> Result<()> {
     let trial = Trial::new("placement-wait")?;
     trial.labels()?;
-    let annotations = json!({"transship.dev/constraints": list(&["region==mars"])});
+    let constraints = ["node!=node-b", "region==mars"];
+    let annotations = json!({"transship.dev/constraints": list(&constraints)});
     trial.cluster.apply(&pod("martian", template("martian", annotations, 10)).to_string())?;
+    // One node for the first, and the other two for the second.
+    let [one, two] = constraints.map(|constraint| {
+        format!("{SENTENCE}: unable to find a node that satisfies the constraint {constraint}")
+    });
+    let reasons = format!("0/3 nodes are available: 1 {one}, 2 {two}.");
     trial.cluster.await_that("its events say why it waits", PATIENCE, || {
-        let events = trial.events("martian")?;
-        let reason = "unable to find a node that satisfies the constraint region==mars";
-        Ok(events.contains(SENTENCE) && events.contains(reason))
+        Ok(trial.events("martian")?.contains(&reasons))
     })?;
     let (table, whole) = plugin(&["place", "martian", "--namespace", &trial.cluster.namespace])?;
     for node in NODES {
         let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let row = rows.find(|cells| cells.first() == Some(&node)).unwrap_or_default();
-        let removed = row.get(3) == Some(&"constraint") && row.last() == Some(&"region==mars");
+        let lacking = constraints[usize::from(node != "node-b")];
+        let removed = row.get(3) == Some(&"constraint") && row.last() == Some(&lacking);
         ensure!(removed, "{node} in {table}");
     }
-    ensure!(whole.contains(SENTENCE) && whole.contains("\n[region==mars]"), "{whole}");
+    let asked = format!("\n[{}]", constraints.join(" "));
+    ensure!(whole.contains(SENTENCE) && whole.contains(&asked), "{whole}");
     let waiting = trial.cluster.get("pod", "martian")?;
     ensure!(waiting["spec"]["nodeName"].is_null(), "{}", waiting["spec"]["nodeName"]);
     trial.label("node-c", json!({"region": "mars"}))?;
@@ -319,6 +353,12 @@ fn scheduling_goes_on_when_both_leaders_are_killed() -> Result<()> {
         system.kubectl(&["delete", "pod", name, "--force", "--grace-period=0"])?;
     }
     let began = Instant::now();
+    trial.cluster.apply(&deployment("during", 6, &template("during", json!({}), 10)))?;
+    trial.cluster.await_that("six pods are there, and nobody to place them", PATIENCE, || {
+        let pods = trial.cluster.list("pods", "app=during")?;
+        let all_wait = pods.iter().all(|pod| pod["spec"]["nodeName"].is_null());
+        Ok(pods.len() == 6 && all_wait && leaders()?[0] == before[0])
+    })?;
     trial.cluster.await_that("others lead", PATIENCE, || {
         let now = leaders()?;
         Ok(now.iter().zip(&before).all(|(now, before)| !now.is_empty() && now != before))
@@ -329,6 +369,7 @@ fn scheduling_goes_on_when_both_leaders_are_killed() -> Result<()> {
         let pods = system.list("pods", "app.kubernetes.io/component=operator")?;
         Ok(pods.len() == 2 && pods.iter().all(|pod| pod["spec"]["nodeName"].is_string()))
     })?;
+    trial.landed("app=during", 6)?;
     let template = template("after", json!({}), 10);
     let request = json!({"cpus": 10, "memory": 8 << 20});
     let labels = &template["metadata"]["labels"];
@@ -336,7 +377,7 @@ fn scheduling_goes_on_when_both_leaders_are_killed() -> Result<()> {
     trial.cluster.apply(&deployment("after", 6, &template))?;
     let landed = trial.landed("app=after", 6)?;
     ensure!(landed == expected, "landed on {landed:?}, simulated {expected:?}");
-    trial.cleared(&["deployment", "after"])?;
+    trial.cleared(&["deployment", "during", "after"])?;
     are_two()
 }
 

@@ -49,12 +49,12 @@ fn burden(trial: &Trial, node: &str, other: &str, more: usize) -> Result<()> {
     Ok(())
 }
 
-/// The nodes that `kubectl transship place POD` gives a rank, in its order.
-fn place(cluster: &Cluster, pod: &Pod) -> Result<Vec<String>> {
+/// The nodes that `kubectl transship place POD` gives a rank, in its order, each with its weight.
+fn place(cluster: &Cluster, pod: &Pod) -> Result<Vec<(String, String)>> {
     let (table, _) = plugin(&["place", &pod.name, "--namespace", &cluster.namespace])?;
     let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
     let ranked = rows.filter(|cells| cells.get(1).is_some_and(|rank| *rank != "-"));
-    Ok(ranked.map(|cells| cells[0].to_owned()).collect())
+    Ok(ranked.map(|cells| (cells[0].to_owned(), cells[2].to_owned())).collect())
 }
 
 #[test]
@@ -71,7 +71,9 @@ fn a_migration_without_a_target_goes_where_place_says_unless_it_says_more() -> R
     let [worse, better] = others[..] else { bail!("it runs on {}", before.node) };
     burden(&trial, worse, better, 1)?;
     let ranked = place(&trial.cluster, &before)?;
-    ensure!(ranked == [better, worse], "place ranks {ranked:?}, but {better} has fewer pods");
+    // 100 each for the CPU and the memory that it does not request, less ten times the health.
+    let expected = [better, worse].map(|node| (node.to_owned(), "-800".to_owned()));
+    ensure!(ranked == expected, "place ranks {ranked:?}, but {better} has fewer pods");
     trial.cluster.apply(&migration("anywhere", &before, json!({})).to_string())?;
     trial.cluster.succeeded("anywhere", MOVE)?;
     let there = trial.cluster.pod("app=counter")?;
@@ -82,7 +84,7 @@ fn a_migration_without_a_target_goes_where_place_says_unless_it_says_more() -> R
         Ok(pod["metadata"]["annotations"]["transship.dev/claim"].is_null())
     })?;
     let ranked = place(&trial.cluster, &there)?;
-    let [first, second] = &ranked[..] else { bail!("place ranks {ranked:?}") };
+    let [(first, _), (second, _)] = &ranked[..] else { bail!("place ranks {ranked:?}") };
     let placement = json!({"constraints": [format!("node!={first}")]});
     trial.cluster.apply(&migration("elsewhere", &there, placement).to_string())?;
     trial.cluster.succeeded("elsewhere", MOVE)?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use transship_tests::cluster::condition;
 
 use crate::{
-    placement::{NODES, PATIENCE, Trial, list, plugin, pod, template},
+    placement::{NODES, PATIENCE, SENTENCE, Trial, list, plugin, pod, template},
     refusal::Undo,
 };
 
@@ -47,6 +47,33 @@ fn a_node_takes_as_many_pods_as_its_slots() -> Result<()> {
 }
 
 #[test]
+fn a_port_of_the_host_is_taken_whatever_the_protocol() -> Result<()> {
+    const PORT: u16 = 17_321;
+    let trial = Trial::new("placement-port")?;
+    let user = |name: &str, protocol: &str| {
+        let annotations = json!({"transship.dev/constraints": list(&["node==node-a"])});
+        let mut template = template(name, annotations, 10);
+        template["spec"]["containers"][0]["ports"] =
+            json!([{"containerPort": PORT, "hostPort": PORT, "protocol": protocol}]);
+        pod(name, template).to_string()
+    };
+    trial.cluster.apply(&user("first", "TCP"))?;
+    trial.landed("app=first", 1)?;
+    // To Kubernetes this would be another port.
+    trial.cluster.apply(&user("second", "UDP"))?;
+    let reason = format!("1 {SENTENCE}: unable to find a node with port {PORT} available");
+    trial.cluster.await_that("it waits for the port", PATIENCE, || {
+        Ok(said(&trial, "second")?.contains(&reason))
+    })?;
+    let second = trial.cluster.get("pod", "second")?;
+    ensure!(second["spec"]["nodeName"].is_null(), "{}", second["spec"]["nodeName"]);
+    trial.cluster.kubectl(&["delete", "pod", "first", "--now"])?;
+    let landed = trial.landed("app=second", 1)?;
+    ensure!(landed.keys().eq(["node-a"]), "landed on {landed:?}");
+    trial.cleared(&["pods", "--all", "--now"])
+}
+
+#[test]
 fn a_policy_and_an_annotation_and_a_migration_have_to_hold_together() -> Result<()> {
     let trial = Trial::new("placement-policy")?;
     trial.labels()?;
@@ -54,10 +81,13 @@ fn a_policy_and_an_annotation_and_a_migration_have_to_hold_together() -> Result<
     trial.cluster.await_that("it is refused for its annotation", PATIENCE, || {
         Ok(said(&trial, "canary")?.contains("disk==tape"))
     })?;
-    let policy = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "MigrationPolicy",
-        "metadata": {"name": "american"},
-        "spec": {"selector": {}, "placement": {"constraints": ["region==us*"]}}});
-    trial.cluster.apply(&policy.to_string())?;
+    let policy = |name: &str, selector: Value, constraint: &str| {
+        let policy = json!({"apiVersion": "transship.dev/v1alpha1", "kind": "MigrationPolicy",
+            "metadata": {"name": name},
+            "spec": {"selector": selector, "placement": {"constraints": [constraint]}}});
+        trial.cluster.apply(&policy.to_string())
+    };
+    policy("american", json!({}), "region==us*")?;
     // kube-scheduler by itself would try again after five minutes.
     trial.cluster.await_that("it is refused for the policy", PATIENCE, || {
         Ok(said(&trial, "canary")?.contains("region==us*"))
@@ -81,6 +111,14 @@ fn a_policy_and_an_annotation_and_a_migration_have_to_hold_together() -> Result<
     ] {
         ensure!(message.contains(words), "{message:?} does not say {words:?}");
     }
+    // Of two policies the one that says more of the pod counts alone: with the other no node would do.
+    trial.cluster.apply(&constrained("european", "region==eu"))?;
+    trial.cluster.await_that("it is refused for the first policy", PATIENCE, || {
+        Ok(said(&trial, "european")?.contains("region==us*"))
+    })?;
+    policy("particular", json!({"matchLabels": {"app": "european"}}), "disk==ssd")?;
+    let landed = trial.landed("app=european", 1)?;
+    ensure!(landed.keys().eq(["node-c"]), "landed on {landed:?}");
     trial.cleared(&["pods", "--all", "--now"])
 }
 

@@ -349,15 +349,14 @@ pub fn container_id(cluster: &Cluster, pod: &Pod) -> Result<String> {
     Ok(id.rsplit('/').next().unwrap_or_default().to_owned())
 }
 
-/// Runs a program of the node in the network namespace of a pod.
-pub fn in_network(cluster: &Cluster, pod: &Pod, command: &[&str]) -> Result<()> {
+/// Runs a program of the node in the network namespace of a pod, and returns its stdout.
+pub fn in_network(cluster: &Cluster, pod: &Pod, command: &[&str]) -> Result<String> {
     let id = container_id(cluster, pod)?;
     let script = format!(
         "exec nsenter --net=/proc/$(cat /run/containerd/io.containerd.runtime.v2.task/k8s.io/{id}/init.pid)/ns/net -- {}",
         command.join(" ")
     );
-    cluster.on_node(&pod.node, &["sh", "-c", &script])?;
-    Ok(())
+    cluster.on_node(&pod.node, &["sh", "-c", &script])
 }
 
 #[test]

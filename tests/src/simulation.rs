@@ -26,11 +26,16 @@ impl Simulation {
         let mut nodes = BTreeMap::new();
         for node in all("nodes")? {
             let name = text(&node["metadata"]["name"]);
-            let allocatable = &node["status"]["allocatable"];
+            let (allocatable, info) = (&node["status"]["allocatable"], &node["status"]["nodeInfo"]);
+            let mut labels = json!({"kernelversion": info["kernelVersion"],
+                "operatingsystem": info["osImage"], "ostype": info["operatingSystem"],
+                "architecture": info["architecture"]});
+            for (key, value) in node["metadata"]["labels"].as_object().into_iter().flatten() {
+                labels[key] = value.clone();
+            }
             nodes.insert(
                 name.clone(),
-                json!({"name": name, "id": node["metadata"]["uid"],
-                    "labels": node["metadata"]["labels"],
+                json!({"name": name, "id": node["metadata"]["uid"], "labels": labels,
                     "cpus": millis(&allocatable["cpu"])?, "memory": bytes(&allocatable["memory"])?,
                     "health": 0, "containers": []}),
             );

@@ -4,6 +4,8 @@
 
 #[path = "extender/migrations.rs"]
 mod migrations;
+#[path = "extender/questions.rs"]
+mod questions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,8 +73,8 @@ fn extender_with(overcommit: i64) -> Arc<Extender> {
     extender
 }
 
-async fn post(extender: &Arc<Extender>, verb: &str, body: String) -> (StatusCode, String) {
-    let request = Request::post(format!("/{verb}")).body(Body::from(body)).unwrap();
+async fn post(extender: &Arc<Extender>, verb: &str, body: impl Into<Body>) -> (StatusCode, String) {
+    let request = Request::post(format!("/{verb}")).body(body.into()).unwrap();
     let response = routes(extender.clone()).oneshot(request).await.unwrap();
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();

@@ -3,6 +3,7 @@
 //!
 //! The stages only call tools; what is tested is decided where it lives.
 
+mod chart;
 mod chosen;
 
 use std::{
@@ -163,7 +164,7 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     stages.run("images", 600, || images::build(root))?;
     stages.run("sandbox up, with the chart", 300, sandbox::up)?;
     if everything {
-        stages.run("chart", 10, || lint_chart(root))?;
+        stages.run("chart", 10, || chart::lint(root))?;
         stages.run("runc and CRIU in a node", 240, || node_tests(root))?;
     }
     install_probe(&images::release_dir(root).join("transship-probe"))?;
@@ -274,39 +275,6 @@ fn copy_to_node(node: &str, program: &Path, directory: &str, name: &str) -> Resu
         format!("mkdir -p {directory} && cat > {directory}/{name} && chmod 755 {directory}/{name}");
     let mut command = sandbox::exec_command(node, &["sh", "-c", &script])?;
     status(command.stdin(file))
-}
-
-/// What Helm itself says of the chart, with the default values and the sandbox's, and what some values come to.
-fn lint_chart(root: &Path) -> Result<()> {
-    const LISTED: &str = r#"discovery.nodes=["worker-[01:20]"]"#;
-    const WORKERS: &str = "- \"--static-node=worker-[01:20]\"\n";
-    const RESERVE: &str = "scheduler.overcommitPercent=-10";
-    const SCHEDULER: &str = "image: registry.k8s.io/kube-scheduler:";
-    let chart = root.join("charts/transship");
-    let values = root.join("src/xtask/sandbox-assets/values.yaml");
-    status(Command::new(layout::helm()).args(["lint", "--strict"]).arg(&chart))?;
-    status(
-        Command::new(layout::helm())
-            .args(["lint", "--strict", "--values"])
-            .arg(&values)
-            .arg(&chart),
-    )?;
-    for (arguments, line) in [
-        (["--set-json", LISTED], WORKERS.to_owned()),
-        (["--kube-version", "v1.34.5+k3s1"], format!("{SCHEDULER}v1.34.5\n")),
-        (["--kube-version", "v1.34.5-eks-0a1b2c3"], format!("{SCHEDULER}v1.34.5\n")),
-        (["--set", "scheduler.image.tag=v1.35.0"], format!("{SCHEDULER}v1.35.0\n")),
-        (["--set", RESERVE], "- --overcommit-percent=-10\n".to_owned()),
-        (["--set", RESERVE], "overcommitPercent: \"-10\"\n".to_owned()),
-    ] {
-        let mut helm = Command::new(layout::helm());
-        helm.args(["template", "transship"]).arg(&chart).args(arguments).stderr(Stdio::inherit());
-        let rendered = helm.output().context("running helm")?;
-        if !String::from_utf8_lossy(&rendered.stdout).contains(&line) {
-            bail!("with {arguments:?} the chart has no line {line:?}");
-        }
-    }
-    Ok(())
 }
 
 /// What a test program on the cluster is told: its options, and more of its environment.
