@@ -51,13 +51,12 @@ pub fn settings() -> std::io::Result<Settings> {
             keep(&mut found.neighbours, || neighbour(message));
         }))?;
     }
-    let kinds: [(u16, fn(&[u8]) -> Option<String>); 2] =
-        [(XFRM_MSG_GETSA, state), (XFRM_MSG_GETPOLICY, policy)];
-    for (kind, read) in kinds {
-        or_nothing(dump(Some(netlink::XFRM), kind, &[], |message| {
-            keep(&mut found.ipsec, || read(message));
-        }))?;
-    }
+    or_nothing(dump(Some(netlink::XFRM), XFRM_MSG_GETSA, &[], |message| {
+        keep(&mut found.ipsec, || state(message));
+    }))?;
+    or_nothing(dump(Some(netlink::XFRM), XFRM_MSG_GETPOLICY, &[], |message| {
+        keep(&mut found.ipsec, || policy(message));
+    }))?;
     Ok(found)
 }
 
