@@ -13,7 +13,7 @@ use transship_tests::{
         judge::no_record_is_left,
         nodes::{NODES, healthy, is_ready},
         probe::Probe,
-        sentry::Sentry,
+        sentry::{Sentry, ran},
     },
     node::{
         moment::Moment,
@@ -195,8 +195,8 @@ fn an_operator_that_dies_undecided_is_followed_by_one_that_decides() -> Result<(
 /// well below the seconds for which runc tries to remove the cgroups of tasks that are left to it.
 const STANDSTILL: Duration = Duration::from_secs(5);
 
-/// Kills one of those who hold the target's container, in that moment; whichever it is, nobody has voted yet,
-/// so the source goes on.
+/// Kills one of those who hold the target's container, in that moment; whichever it is, the target never runs, and has
+/// not voted yet, so the source goes on.
 fn a_kill_in_the_hold_is_rolled_back(victim: &str) -> Result<()> {
     in_time(victim, || kill_in_the_hold(victim))
 }
@@ -206,12 +206,15 @@ fn kill_in_the_hold(victim: &str) -> Result<()> {
     let before = counter(&cluster)?;
     let client = Client::of(&before)?;
     let target = before.other_node();
+    let sentry = Sentry::start(&cluster, &NODES)?;
     let killer = Probe::on_node(&cluster, target, Moment::Hold, Some(victim))?;
     let migration = cluster.migrate(&before.name, target)?;
     killer.sees().with_context(|| format!("{victim} was not killed"))?;
     cluster.ended(&migration, Duration::from_secs(90))?;
     let object = cluster.get("migration", &migration)?;
     ensure!(object["status"]["phase"] == "RolledBack", "{:#}", object["status"]);
+    let held = object["status"]["target"]["podUID"].as_str().context("no target")?;
+    ensure!(!ran(&sentry.stop(false)?, held), "the target ran: {:#}", object["status"]);
     let downtime = object["status"]["downtime"].as_str().context("no downtime")?;
     let standstill = duration::parse(downtime)?;
     ensure!(standstill < STANDSTILL, "it stood still for {downtime}: {:#}", object["status"]);

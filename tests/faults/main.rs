@@ -9,6 +9,7 @@ mod matrix;
 
 use std::{
     collections::BTreeSet,
+    fs::{File, TryLockError},
     ops::Range,
     path::PathBuf,
     process::ExitCode,
@@ -121,6 +122,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
     tasks.retain(|task| run.as_ref().is_none_or(|run| run.held(&task.name()).is_none()));
     let shared =
         Arc::new(Shared { lanes: Mutex::default(), locks: Locks::default(), run: Mutex::new(run) });
+    let _alone = (!arguments.list).then(alone).transpose()?;
     if !arguments.list {
         let lanes = lanes()?;
         arguments.test_threads = Some(lanes.len());
@@ -180,6 +182,22 @@ fn range(text: &str) -> Option<Range<usize>> {
     let (start, end) = text.split_once("..")?;
     let range: Range<usize> = start.parse().ok()?..end.parse().ok()?;
     (range.start < range.end).then_some(range)
+}
+
+/// The sandbox is this run's for as long as the file is open. One that comes to its end puts the operators where there is
+/// room, and on another's nodes they would pass for something that a cell has left.
+fn alone() -> Result<File> {
+    let path = path_in("KUBECONFIG")?.with_extension("faults");
+    let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            eprintln!("waiting for another run of the faults");
+            file.lock()?;
+        }
+        Err(TryLockError::Error(error)) => return Err(error.into()),
+    }
+    Ok(file)
 }
 
 /// A lane for each pair of nodes. Where there are several, the operators are on a node of their own.

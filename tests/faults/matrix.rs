@@ -121,6 +121,8 @@ const GROUPS: &[Group] = &[
         &[Moved, Stayed],
     ),
     (&[Prepared, TargetStarts], &[PowerOff(Source, Briefly)], &[Restarted]),
+    // kubelet starts it afresh, as any pod, and what was to be frozen is not there.
+    (&[Prepared], &[Kill(Source, Shim)], &[Restarted]),
     (&[Dumping], &[PowerOff(Source, Long)], &[Restarted]),
     // Kubernetes ends the pods of a node that has left, and the owner makes another one.
     (&[Dumping], &[PowerOff(Source, ForGood)], &[Replaced]),
@@ -165,11 +167,15 @@ const GROUPS: &[Group] = &[
         &[Moved, Stayed],
     ),
     (&[Dumping], &[PowerOff(Target, Long), PowerOff(Target, ForGood)], &[Stayed]),
-    // The sides vote meanwhile, and the target's dead-man ends it for good.
-    (&[TargetStarts, Dumping, Restoring], &[Cut(Api(Target), Long)], &[Moved, Stayed, TargetLost]),
-    (&[Dumping, Restoring], &[PauseApi(Long)], &[Moved, Stayed, TargetLost]),
-    (&[Dumping], &[StopApi], &[Moved, Stayed, TargetLost]),
-    (&[Restoring], &[Cut(All(Target), Long)], &[Moved, Stayed, TargetLost]),
+    // Where the sides vote before that is noticed, the target's dead-man ends it for good.
+    (&[TargetStarts], &[Cut(Api(Target), Long)], &[Moved, Stayed, TargetLost]),
+    // It is noticed first: the target votes when that is over, if nobody has given up.
+    (&[Dumping], &[Cut(Api(Target), Long)], &[Moved, Stayed]),
+    (&[Dumping, Restoring], &[PauseApi(Long), StopApi], &[Moved, Stayed]),
+    (&[Restoring], &[Cut(All(Target), Long)], &[Moved, Stayed]),
+    // Here the pod has a liveness probe: the target gives up while that lasts. The source has voted, and goes on when it
+    // has read what follows from that, perhaps after its own probe has failed for good.
+    (&[Restoring], &[Cut(Api(Target), Long)], &[Stayed, Restarted]),
     (&[Freezing], &[FillDisk(Source), FillDisk(Target)], &[Moved, Stayed]),
     (&[TargetStarts, Dumping, Restoring], &[TakeMemory(Target)], &[Moved, Stayed]),
     (&[Dumping], &[TakeMemory(Source)], &[Moved, Stayed]),
@@ -240,6 +246,7 @@ const GROUPS: &[Group] = &[
             KillLeader,
             KillOperators,
             Cut(Nodes, Briefly),
+            Cut(Nodes, Long),
             Cut(Api(Target), Briefly),
             Slow(Api(Source)),
             Slow(Api(Target)),
@@ -303,6 +310,7 @@ const GROUPS: &[Group] = &[
             Kill(Source, Holder),
             Kill(Source, Agent),
             Kill(Source, Kubelet),
+            Kill(Source, Shim),
             Kill(Target, Holder),
             Kill(Target, Agent),
             Kill(Target, Kubelet),
@@ -311,6 +319,7 @@ const GROUPS: &[Group] = &[
             KillLeader,
             KillOperators,
             Cut(Api(Source), Briefly),
+            Cut(Api(Source), Long),
             Cut(Api(Target), Briefly),
             Cut(Operators, Briefly),
             // Its node signs for it, whoever can or cannot confirm it.
@@ -353,6 +362,7 @@ const GROUPS: &[Group] = &[
             Kill(Target, Containerd),
             KillLeader,
             Cut(Nodes, Long),
+            Cut(Api(Source), Long),
             Cut(All(Target), Long),
             PauseApi(Long),
             StopApi,

@@ -217,7 +217,15 @@ mod tests {
     fn a_source_that_prepares_runs_and_a_target_does_not() {
         assert_eq!(containers(&active(Role::Source, HolderState::Preparing)), "running");
         assert_eq!(containers(&active(Role::Target, HolderState::Preparing)), "not there yet");
-        assert_eq!(containers(&active(Role::Source, HolderState::Frozen)), "frozen");
+    }
+
+    #[test]
+    fn what_stands_still_and_has_not_voted_is_shown_as_frozen() {
+        for (role, state) in
+            [(Role::Source, HolderState::Frozen), (Role::Target, HolderState::Held)]
+        {
+            assert_eq!(containers(&active(role, state)), "frozen", "{role:?} {state:?}");
+        }
     }
 
     #[test]

@@ -54,6 +54,12 @@ impl Contact {
             std::future::pending().await
         }
     }
+
+    /// As [`Contact::is_made`], for so long. One that is made already counts whatever is left of the patience.
+    pub async fn is_made_within(&mut self, patience: Duration) -> Result<()> {
+        let made = tokio::time::timeout(patience, self.is_made()).await;
+        made.map_err(|_| anyhow!("it does not reach the API server"))
+    }
 }
 
 impl Signing {
@@ -220,6 +226,15 @@ mod tests {
             let made = tokio::time::timeout(Duration::from_millis(50), contact.is_made()).await;
             assert_eq!(made.is_ok(), is_made, "{sent}");
         }
+    }
+
+    #[tokio::test]
+    async fn contact_that_is_there_needs_no_patience_and_one_that_is_not_is_given_up() {
+        let (signed, contact) = watch::channel(0);
+        let mut contact = Contact(contact);
+        assert!(contact.is_made_within(Duration::from_millis(50)).await.is_err());
+        signed.send(deadman::now()).unwrap();
+        contact.is_made_within(Duration::ZERO).await.unwrap();
     }
 
     fn signer(files: &std::path::Path) -> Signer {

@@ -87,7 +87,7 @@ pub struct HolderTask {
     /// The host name that the application had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_name: Option<String>,
-    /// How long the source may stay frozen before it has voted, in milliseconds.
+    /// How long either side's containers may stay frozen before it has voted, in milliseconds.
     pub max_frozen_millis: u64,
     /// In bytes a second; 0 is none.
     #[serde(default)]

@@ -71,7 +71,8 @@
 //!     ptrace alone, so where it dies the source runs on under a record `frozen`. The tasks are frozen again,
 //!     but what has been taken of them is not sent for good; and no dump outlives the thaw.
 //! 12. **A target votes only in contact**: the API server could be reached since everything had arrived.
-//!     A decision that cannot be read is one for which the source waits frozen.
+//!     A decision that cannot be read is one for which the source waits frozen. A target waits for that no longer
+//!     than the pod may stand still, and gives up; a pod that was made again waits for as long as it takes.
 //! 13. **A restore counts only if its CRIU lived until everything was frozen.** Killed just before that, it lets go
 //!     what it had stopped. What runs then cannot be kept from it, but it reaches no network, it never
 //!     becomes the pod though it be frozen afterwards, and it is killed by cgroup. Of a pod that was made again

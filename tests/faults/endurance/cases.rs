@@ -6,8 +6,8 @@ use transship_tests::{
         chart::Chart::{Rollback, Upgrade},
         fault::{
             Fault::{
-                self, Chart, Cut, FillDisk, Kill, KillOperators, PauseApi, PowerOff, Slow, Stream,
-                User,
+                self, Chart, Cut, FillDisk, Kill, KillOperators, PauseApi, PowerOff, Slow, StopApi,
+                Stream, User,
             },
             Length::{Briefly, Long},
         },
@@ -19,7 +19,9 @@ use transship_tests::{
         outcome::Outcome::{self, Moved, Restarted, RestartedThere, Stayed, TargetLost},
         user::Act::StripFinalizer,
     },
-    node::process::Victim::{Agent, Containerd, Criu, Holder, Kubelet, Script, Shim, Wrapper},
+    node::process::Victim::{
+        Agent, Containerd, Criu, Holder, Kubelet, Runc, Script, Shim, Wrapper,
+    },
 };
 
 /// In which order.
@@ -68,15 +70,23 @@ const fn cold(when: When, fault: Fault, outcomes: &'static [Outcome]) -> Case {
 }
 
 /// Every case. The charts come last: each leaves the release as the next one needs it.
-pub const ALL: [Case; 39] = [
+pub const ALL: [Case; 54] = [
     // What dies.
     sequential(When::Leaving, Kill(Source, Agent), &[Stayed]),
     sequential(When::OnTrial, Kill(Target, Criu), &[Stayed]),
+    sequential(When::OnTrial, Kill(Target, Script), &[Stayed]),
+    sequential(When::OnTrial, Kill(Target, Runc), &[Stayed]),
     sequential(When::OnTrial, Kill(Target, Holder), &[Stayed]),
+    sequential(When::OnTrial, PowerOff(Target, Briefly), &[Stayed]),
     sequential(When::Voted, Kill(Source, Holder), &[Moved]),
+    // The state is on the disks.
+    sequential(When::Voted, Kill(Source, Shim), &[Moved]),
     sequential(When::Voted, Kill(Target, Holder), &[Moved]),
+    sequential(When::Voted, Kill(Target, Agent), &[Moved]),
     // The restore on trial is gone; its images are on the disk.
     sequential(When::Voted, PowerOff(Target, Briefly), &[Moved, Stayed]),
+    // Its memory is lost only if it is given up all the same.
+    sequential(When::Voted, PowerOff(Source, Briefly), &[Moved, Restarted]),
     sequential(When::LetGo, Kill(Source, Agent), &[Moved]),
     sequential(When::LetGo, Kill(Target, Agent), &[Moved]),
     sequential(When::LetGo, Kill(Target, Containerd), &[Moved, TargetLost]),
@@ -97,6 +107,9 @@ pub const ALL: [Case; 39] = [
     sequential(When::LetGo, PowerOff(Target, Briefly), &[Moved, TargetLost, RestartedThere]),
     cold(When::Voted, Kill(Source, Holder), &[Moved]),
     cold(When::Voted, Kill(Target, Holder), &[Moved]),
+    // Its files are kept.
+    cold(When::Voted, PowerOff(Source, Briefly), &[Moved]),
+    cold(When::LetGo, Kill(Target, Agent), &[Moved]),
     cold(When::LetGo, Kill(Target, Kubelet), &[Moved]),
     cold(When::LetGo, KillOperators, &[Moved]),
     // The state cannot come to the target whole, and nobody waits for it for as long as that lasts.
@@ -104,6 +117,7 @@ pub const ALL: [Case; 39] = [
     sequential(When::Leaving, Stream(Corrupted), &[Stayed]),
     sequential(When::Leaving, FillDisk(Target), &[Stayed]),
     // Of one that has ended the way back is a start, with its files.
+    cold(When::Leaving, Kill(Source, Agent), &[Moved, Restarted]),
     cold(When::Leaving, Cut(Nodes, Long), &[Restarted]),
     cold(When::Leaving, Stream(Truncated), &[Restarted]),
     cold(When::Leaving, FillDisk(Target), &[Restarted]),
@@ -111,8 +125,10 @@ pub const ALL: [Case; 39] = [
     sequential(When::Leaving, Slow(Nodes), &[Moved]),
     // A target that could not read the decision does not vote, and is waited for for a while.
     sequential(When::Leaving, Cut(Api(Target), Long), &[Moved, Stayed]),
+    sequential(When::Leaving, PauseApi(Long), &[Moved, Stayed]),
     // Whoever has voted waits, and nothing is concluded from its silence: nothing runs beside it.
     sequential(When::Voted, Cut(Api(Source), Long), &[Moved]),
+    sequential(When::Voted, StopApi, &[Moved]),
     cold(When::Voted, Cut(Api(Target), Long), &[Moved]),
     sequential(When::LetGo, Cut(Operators, Long), &[Moved]),
     // The agents, through which the state goes, end.
@@ -120,6 +136,10 @@ pub const ALL: [Case; 39] = [
     sequential(When::LetGo, Chart(Rollback), &[Moved]),
     sequential(When::LetGo, Chart(Upgrade), &[Moved]),
     sequential(When::Leaving, Chart(Rollback), &[Moved, Stayed]),
+    sequential(When::Voted, Chart(Upgrade), &[Moved]),
+    sequential(When::Voted, Chart(Rollback), &[Moved]),
+    cold(When::LetGo, Chart(Upgrade), &[Moved]),
+    cold(When::Leaving, Chart(Rollback), &[Moved, Restarted]),
 ];
 
 /// Those of every run of all tests.

@@ -18,25 +18,21 @@ use super::Group;
 
 /// All of them.
 pub const GROUPS: &[Group] = &[
-    (&[Preflight, Prepared, TargetStarts, Dumping], &[User(DeleteMigration)], &[Stayed, Moved]),
-    // Its moment lasts until it has vanished; but for one, at which it takes its course meanwhile.
-    (&[Preflight, Prepared, Dumping], &[User(StripFinalizer)], &[Stayed]),
+    // These moments last until it is done, which is before anything is decided.
+    (
+        &[Preflight, Prepared, Dumping, Restoring, Voted],
+        &[User(DeleteMigration), User(StripFinalizer)],
+        &[Stayed],
+    ),
+    (&[Prepared, Dumping, Restoring, Voted], &[User(DeleteTarget)], &[Stayed]),
+    (&[Preflight, Prepared, Dumping, Restoring, Voted], &[User(DeleteSource)], &[Replaced]),
+    // At these it takes its course meanwhile.
+    (&[TargetStarts], &[User(DeleteMigration)], &[Stayed, Moved]),
     (&[TargetStarts, Freezing], &[User(StripFinalizer)], &[Stayed, Moved]),
-    (&[Restoring], &[User(DeleteMigration), User(StripFinalizer)], &[Stayed]),
-    (&[Voted], &[User(DeleteMigration), User(DeleteTarget), User(StripFinalizer)], &[Stayed]),
-    (&[TargetStarts, Dumping], &[User(DeleteTarget)], &[Stayed, Replaced]),
-    (&[TargetStarts, Dumping, Voted], &[User(DeleteSource)], &[Replaced, Moved]),
+    (&[TargetIsMade, TargetStarts, Freezing, Reading], &[User(DeleteTarget)], &[Stayed, Replaced]),
+    (&[TargetIsMade, TargetStarts, Freezing, Reading], &[User(DeleteSource)], &[Replaced, Moved]),
+    // The fresh pod comes first, and the old one goes when it is there.
     (&[Prepared, Dumping, Restoring, Voted], &[User(Roll)], &[Replaced, Moved]),
-    (
-        &[Preflight, TargetIsMade, Prepared, Freezing, Reading, Restoring],
-        &[User(DeleteSource)],
-        &[Replaced, Moved],
-    ),
-    (
-        &[TargetIsMade, Prepared, Freezing, Reading, Restoring],
-        &[User(DeleteTarget)],
-        &[Stayed, Replaced],
-    ),
     // The owner makes a fresh pod for the source that goes, and has one too many when it gets the target.
     (&[Thawing, Thawed], &[User(DeleteSource)], &[Moved, Replaced]),
     (&[Thawing, Thawed], &[User(DeleteTarget)], &[Replaced, TargetLost]),

@@ -45,20 +45,39 @@ impl Cell {
         self.moment == Moment::Dumping && alone
     }
 
+    /// The target is held, and alone does not reach the API server: it gives up by itself while that lasts.
+    pub fn leaves_the_target_alone(&self) -> bool {
+        let alone = self.fault == Fault::Cut(Link::Api(Target), Length::Long);
+        self.moment == Moment::Restoring && alone
+    }
+
+    /// The target gets everything, but does not reach the API server: it does not vote.
+    pub fn keeps_the_target_from_its_vote(&self) -> bool {
+        match self.fault {
+            Fault::Cut(Link::Api(Target), Length::Long)
+            | Fault::PauseApi(Length::Long)
+            | Fault::StopApi => matches!(self.moment, Moment::Dumping | Moment::Restoring),
+            Fault::Cut(Link::All(Target), Length::Long) => self.moment == Moment::Restoring,
+            _ => false,
+        }
+    }
+
     /// The pod has a liveness probe, so that kubelet wants to kill a container that stands still.
     pub fn is_impatient(&self) -> bool {
         let waits = matches!(
             self.fault,
             Fault::Cut(Link::Api(Source), Length::Long) | Fault::PauseApi(Length::Long)
         );
-        self.leaves_the_source_alone() || (self.moment == Moment::Voted && waits)
+        let alone = self.leaves_the_source_alone() || self.leaves_the_target_alone();
+        alone || (self.moment == Moment::Voted && waits)
     }
 
     /// A pod that starts afresh has lost its memory before its migration was over, which has to be told. Later it may,
-    /// like any pod; so does one that kubelet ends as soon as it goes on, for a probe that has failed meanwhile.
+    /// like any pod, and before anything was done to it; so does one that kubelet ends as soon as it goes on, for a
+    /// probe that has failed meanwhile.
     pub fn loses_memory(&self, outcome: Outcome) -> bool {
         match outcome {
-            Outcome::Restarted => !self.is_impatient(),
+            Outcome::Restarted => !self.is_impatient() && !self.strikes_an_ordinary_pod(),
             // Nothing is confirmed before the fault is over, or so soon that a process could not be killed first.
             Outcome::RestartedThere => match self.moment {
                 Moment::Thawed => true,
@@ -69,11 +88,16 @@ impl Cell {
         }
     }
 
-    /// The shim dies of a pod that has been moved already. As of any pod whose shim dies, containerd leaves what runc
-    /// had of its containers until the pod goes.
+    /// The shim dies of a pod that has been moved already, or that nothing has been done to yet. As of any pod whose
+    /// shim dies, containerd leaves what runc had of its containers until the pod goes.
     pub fn strikes_an_ordinary_pod(&self) -> bool {
-        let is_over = matches!(self.moment, Moment::HandingOver | Moment::Releasing);
-        is_over && self.fault == Fault::Kill(Target, Victim::Shim)
+        match self.moment {
+            Moment::Prepared => self.fault == Fault::Kill(Source, Victim::Shim),
+            Moment::HandingOver | Moment::Releasing => {
+                self.fault == Fault::Kill(Target, Victim::Shim)
+            }
+            _ => false,
+        }
     }
 
     /// How long after the fault's end the outcome must be there and told.
@@ -88,6 +112,8 @@ impl Cell {
             Fault::PowerOff(_, Length::ForGood) => LEAVING,
             Fault::StopApi => COURSE,
             fault if early || vanishes || fault.goes_on() => COURSE,
+            // The votes and all that follows come after it.
+            _ if self.keeps_the_target_from_its_vote() => COURSE,
             _ => TRUTH,
         }
     }

@@ -38,6 +38,8 @@ const CLIENT: Duration = Duration::from_secs(240);
 const LOOK: Duration = Duration::from_secs(3);
 /// How often something is tried whose moment passed before it could be seen: then nothing was tested.
 const TRIES: u32 = 4;
+/// For how long a target still takes the API server for one that it reaches: five seconds from its last signature.
+const CONTACT: Duration = Duration::from_secs(6);
 
 /// A migration under way.
 pub struct Scene<'a> {
@@ -189,6 +191,9 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
         let left = end.saturating_duration_since(Instant::now());
         judge::the_target_gives_up_meanwhile(scene, left)?;
     }
+    if cell.leaves_the_target_alone() {
+        judge::the_target_gives_up_meanwhile(scene, IMPATIENCE)?;
+    }
     // As long as it lasts, whatever the migration makes of it: it may do harm later.
     std::thread::sleep(end.saturating_duration_since(Instant::now()));
     if cell.moment == Moment::AbortUnread {
@@ -289,6 +294,10 @@ fn strike(cell: &Cell, scene: &Scene) -> Result<(Step, u64)> {
         Some(_) => Ok(()),
     };
     if let Some(standing) = standing {
+        if begun.is_ok() && cell.keeps_the_target_from_its_vote() {
+            // There is nothing else to be seen of it.
+            std::thread::sleep(CONTACT);
+        }
         // Its node may have gone meanwhile.
         let _ = standing.go_on();
     }

@@ -122,8 +122,8 @@ pub fn it_goes_on_meanwhile(scene: &Scene, sentry: &Sentry, patience: Duration) 
         .await_that("the source goes on by itself", patience, || Ok(sentry.sees(node, source)))
 }
 
-/// The target gives up before the fault ends, as nothing more comes to it. Who could be told so may have had it
-/// forgotten since.
+/// The target gives up before the fault ends, as nothing more comes to it or it does not reach the API server. Who could
+/// be told so may have had it forgotten since.
 pub fn the_target_gives_up_meanwhile(scene: &Scene, patience: Duration) -> Result<()> {
     let journal =
         format!("/var/lib/transship/migrations/{}.target/journal", scene.migration_uid()?);

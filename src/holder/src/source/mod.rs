@@ -335,7 +335,7 @@ impl SourceHands {
                 .await
                 .map_err(|error| Failed::other("RuntimeBusy", error)),
             Effect::CloseNetwork => {
-                let pod = self.pod("closed")?;
+                let pod = self.living("closed")?;
                 freeze::refuse_stopped(pod)
                     .map_err(|error| Failed::other("ProcessStopped", error))?;
                 let began = Instant::now();
@@ -482,6 +482,15 @@ impl SourceHands {
             .ok_or_else(|| Failed::tasks_lost(anyhow::anyhow!("no pod was found to be {what}")))
     }
 
+    /// The pod, if no container of it has ended before anything was done to it; its network may be gone with one.
+    fn living(&self, what: &str) -> Result<&Pod, Failed> {
+        let pod = self.pod(what)?;
+        match pod.is_alive(&self.holder.layout) {
+            true => Ok(pod),
+            false => Err(Failed::tasks_lost(anyhow::anyhow!("a container has ended"))),
+        }
+    }
+
     async fn end(&mut self) -> Result<(), Failed> {
         self.end_transfer().await;
         let holder = Arc::clone(&self.holder);
@@ -500,10 +509,7 @@ impl SourceHands {
 
     fn freeze(&mut self) -> Result<(), Failed> {
         let holder = Arc::clone(&self.holder);
-        let pod = self.pod("frozen")?;
-        if !pod.is_alive(&holder.layout) {
-            return Err(Failed::tasks_lost(anyhow::anyhow!("a container has ended")));
-        }
+        let pod = self.living("frozen")?;
         let began = Instant::now();
         let frozen_at = self.closed_at.unwrap_or_else(status::now_micros);
         freeze::freeze(pod).map_err(|error| Failed::other("NotFrozen", error))?;
@@ -628,6 +634,20 @@ mod tests {
         hands.pod.as_mut().unwrap().containers[0].bundle = Some("/nonexistent".into());
         assert_eq!(hands.end_lost().unwrap_err().kind, Failure::TasksLost);
         assert_eq!(told(&hands), "containerd has forgotten container web");
+    }
+
+    #[tokio::test]
+    async fn a_container_that_has_ended_before_the_freeze_is_told_though_its_network_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let mut pod = pod_of_self();
+        pod.netns = "/nonexistent".into();
+        pod.containers[0].start_time += 1;
+        let mut hands = hands(root.path(), pod, Part::Overlap);
+        for effect in [Effect::CloseNetwork, Effect::FreezeTasks] {
+            let failed = hands.work(effect).await.unwrap_err();
+            assert_eq!(failed.kind, Failure::TasksLost);
+            assert_eq!(failed.error.to_string(), "a container has ended");
+        }
     }
 
     #[test]

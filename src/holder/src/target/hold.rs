@@ -20,6 +20,7 @@ use transship_host::freezer::FreezerState;
 use transship_host::markers::{Failed, Restored, Waiting};
 use transship_host::network::nft_program;
 use transship_host::paths::PodDir;
+use transship_host::task::HolderTask;
 use transship_protocol::TargetEvent;
 use transship_rpc::Stage;
 use transship_runtime::Layout;
@@ -47,7 +48,8 @@ const MARKERS: [&str; 4] = ["waiting", "held", "restored", "failed"];
 /// failure of this side. `stop` ends it without any.
 ///
 /// A target that cannot reach the API server does not come to its vote: it could not read the decision
-/// that it would promise to obey, and after a Commit the source would wait for nothing, frozen.
+/// that it would promise to obey, and after a Commit the source would wait for nothing, frozen. It gives up
+/// before long; see [`patience`].
 pub fn start(
     holder: Arc<Holder>,
     mut contact: Contact,
@@ -69,13 +71,24 @@ pub fn start(
             tokio::try_join!(receiving, restore_all(Arc::clone(&holder), Arc::clone(&arrivals)))
         };
         let all = async {
-            both.await?;
-            contact.is_made().await;
+            let ((), held) = both.await?;
+            match patience(&holder.task, held.elapsed()) {
+                Some(left) => contact.is_made_within(left).await?,
+                None => contact.is_made().await,
+            }
             finish(&holder).await
         };
         conclude(&holder, all, &stop, &events).await;
     });
     Ok(())
+}
+
+/// How much longer what has been held for so long may wait for its vote: not until a liveness probe, which fails on
+/// what is frozen, would have kubelet kill it. A pod that was made again waits for as long as it takes: nobody else
+/// runs meanwhile, and its next try would wait for the same.
+fn patience(task: &HolderTask, held: Duration) -> Option<Duration> {
+    let limit = Duration::from_millis(task.max_frozen_millis);
+    (!task.part.is_again()).then(|| limit.saturating_sub(held))
 }
 
 /// What arrives, or was kept, and where it is to arrive.
@@ -194,8 +207,9 @@ pub(super) async fn receive_all(
     Ok(())
 }
 
-/// Prepares the containers one after the other as kubelet asks for them, until all are restored.
-async fn restore_all(holder: Arc<Holder>, arrivals: Arc<Arrivals>) -> Result<()> {
+/// Prepares the containers one after the other as kubelet asks for them, until all are restored. Gives since when the
+/// first of them has been held.
+async fn restore_all(holder: Arc<Holder>, arrivals: Arc<Arrivals>) -> Result<Instant> {
     let dir = holder.host.pod(&holder.task.pod.uid)?;
     let watch = DirWatch::new()?;
     for marker in MARKERS {
@@ -206,7 +220,7 @@ async fn restore_all(holder: Arc<Holder>, arrivals: Arc<Arrivals>) -> Result<()>
     let wanted: Vec<String> = moving(&holder.task).map(str::to_owned).collect();
     let mut prepared: Vec<String> = Vec::new();
     let mut wrappers = Wrappers::default();
-    let mut began = None;
+    let (mut began, mut held) = (None, None);
     loop {
         wrappers.check(&dir)?;
         check_failures(&dir)?;
@@ -223,6 +237,9 @@ async fn restore_all(holder: Arc<Holder>, arrivals: Arc<Arrivals>) -> Result<()>
         }
         let restored = dir.all_marked::<Restored>()?;
         check_restored(&holder.layout, &dir, &restored)?;
+        if !restored.is_empty() {
+            held.get_or_insert_with(Instant::now);
+        }
         holder.board.update(|status| status.restored.clone_from(&restored));
         if wanted.iter().all(|name| restored.contains(name)) {
             break;
@@ -234,13 +251,13 @@ async fn restore_all(holder: Arc<Holder>, arrivals: Arc<Arrivals>) -> Result<()>
     }
     let pod = await_running(&holder, &dir, &arrivals).await?;
     pod.save(&holder.dir)?;
-    let held = pod.clone();
-    holder.blocking("connections", move |holder| connections::end(holder, &held)).await?;
+    let whole = pod.clone();
+    holder.blocking("connections", move |holder| connections::end(holder, &whole)).await?;
     if let Some(began) = began {
         holder.board.took("restore", began.elapsed());
     }
     holder.board.update(|status| status.stage = status.stage.max(Stage::Restored as i32));
-    Ok(())
+    Ok(held.unwrap_or_else(Instant::now))
 }
 
 /// A container that could not be restored ends the migration.

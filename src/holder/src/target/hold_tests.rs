@@ -63,6 +63,24 @@ fn a_restored_container_whose_shim_dies_while_others_are_restored_has_failed() {
 }
 
 #[test]
+fn what_has_not_voted_waits_no_longer_than_a_probe_would_and_the_only_copy_as_long_as_it_takes() {
+    use transship_host::task::Part;
+    let mut task = crate::areas::tests::task();
+    task.max_frozen_millis = 5_000;
+    for (part, held, left) in [
+        (Part::Overlap, 0, Some(5)),
+        (Part::Trial, 2, Some(3)),
+        (Part::Overlap, 9, Some(0)),
+        (Part::Again, 0, None),
+        (Part::AgainAtSource, 9, None),
+    ] {
+        task.part = part;
+        let left = left.map(Duration::from_secs);
+        assert_eq!(patience(&task, Duration::from_secs(held)), left, "{part:?} after {held} s");
+    }
+}
+
+#[test]
 fn a_failure_is_called_by_its_cause() {
     use transship_transport::{Error, tree::TreeError};
     let dir = Path::new("/var/lib/transship/migrations/m");

@@ -47,9 +47,11 @@ pub struct Host<M: Machine> {
     pub ran: bool,
     /// A container's root is mounted in runc's state of it.
     pub residue: bool,
-    /// T: its tasks live without their shim.
+    /// Of the source: its tasks still are the state that moves when their shim has died.
+    pub source: bool,
+    /// Its tasks live without their shim.
     pub orphan: bool,
-    /// T: a container was made beside them.
+    /// A container was made beside them.
     pub beside: bool,
     /// Nothing has been heard of it for long.
     pub silent: bool,
@@ -92,6 +94,7 @@ impl<M: Machine<Word: Default>> Host<M> {
             loose: false,
             ran: false,
             residue: false,
+            source: false,
             orphan: false,
             beside: false,
             silent: false,
@@ -109,8 +112,13 @@ impl<M: Machine<Word: Default>> Host<M> {
         self.tasks == Tasks::Running && !self.dead
     }
 
+    /// A target has lost what lives without its shim.
+    pub fn is_lost_with_its_shim(&self) -> bool {
+        self.orphan && !self.source && holds(Rule::OrphansAreLost)
+    }
+
     pub fn facts(&self) -> Facts {
-        let tasks = self.tasks != Tasks::Absent && !self.orphan;
+        let tasks = self.tasks != Tasks::Absent && !self.is_lost_with_its_shim();
         Facts { same_boot: !self.rebooted, tasks, lapsed: false }
     }
 
@@ -168,9 +176,7 @@ impl<M: Machine<Word: Default>> Host<M> {
             }
             Effect::VerifyTasks if self.cold && self.tasks == Tasks::Absent => {}
             Effect::VerifyTasks if self.tasks != Tasks::Frozen => return Err(Failure::TasksLost),
-            Effect::VerifyTasks | Effect::ThawTasks(_)
-                if self.orphan && holds(Rule::OrphansAreLost) =>
-            {
+            Effect::VerifyTasks | Effect::ThawTasks(_) if self.is_lost_with_its_shim() => {
                 return Err(Failure::TasksLost);
             }
             Effect::SyncState => self.durable = self.stored,

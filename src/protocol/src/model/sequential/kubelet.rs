@@ -39,7 +39,10 @@ where
 }
 
 /// containerd has the containers of a dead shim deleted.
-fn lose_shim(host: &Host<TargetMachine>) -> Option<Host<TargetMachine>> {
+fn lose_shim<M: Machine<Word: Default>>(host: &Host<M>) -> Option<Host<M>>
+where
+    Host<M>: Clone,
+{
     if host.dead || !host.orphan || verdict(host, Verb::Delete) == Verdict::Refuse {
         return None;
     }
@@ -128,6 +131,8 @@ pub fn source_pod(world: &World, moves: &mut Moves) {
         let deleted = world.with(|next| next.s_deleting = true);
         moves.fault("somebody deletes S", |left| &mut left.deletes, deleted);
     }
+    // As of T, below.
+    moves.may("containerd loses S's shim", with(lose_shim(s), world.afresh));
     if s.unfilled && s.tasks == Tasks::Absent && may_delete && !s.stored && !s.rebooted {
         moves.may("S's containers are deleted", world.with(|next| next.s.collected = true));
     }

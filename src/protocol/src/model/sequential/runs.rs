@@ -4,7 +4,7 @@ use super::super::search;
 use super::operator::{is_asked_for, is_unwanted};
 use super::world::{Bounds, NOTHING, World, any};
 use crate::rules::Rule;
-use crate::{PodSeen, SourceEntry, SourceWord, TargetEntry, TargetOutcome};
+use crate::{Decision, PodSeen, SourceEntry, SourceWord, TargetEntry, TargetOutcome};
 
 fn passes(name: &str, bounds: Bounds) {
     search::passes(name, &World::new(bounds, false));
@@ -95,6 +95,15 @@ fn the_pod_is_restored_again_when_its_shim_dies_before_it_runs() {
     let start = World::new(Bounds { shims: 1, ..NOTHING }, false);
     search::reaches("restored again with another shim", &start, |world| {
         world.resumed && world.tries == 2 && world.left.shims == 0
+    });
+}
+
+#[test]
+fn a_source_whose_shim_dies_moves_all_the_same() {
+    let start = World::new(Bounds { shims: 1, ..NOTHING }, false);
+    search::reaches("voted and committed without its shim", &start, |world| {
+        let voted = world.s.journal.contains(&SourceEntry::Voted);
+        voted && world.s.orphan && world.recorded.decision == Some(Decision::Commit)
     });
 }
 

@@ -59,8 +59,17 @@ pub fn sources(world: &World, moves: &mut Moves) {
         moves.sure("S's holder starts", starts);
     }
     if s.tasks != Tasks::Absent && s.word.outcome.is_none() {
-        let dies = world.with(|next| next.s.tasks = Tasks::Absent);
+        let dies = world.with(|next| {
+            next.s.tasks = Tasks::Absent;
+            next.s.orphan = false;
+        });
         moves.fault("S's tasks die", |left| &mut left.ends, dies);
+    }
+    // Under another record, and in the cold order, it is one like any other.
+    let is_kept = matches!(s.record, Some(RecordState::Frozen | RecordState::Moved)) && !s.cold;
+    if is_kept && s.tasks != Tasks::Absent && !s.orphan {
+        let dies = world.with(|next| next.s.orphan = true);
+        moves.fault("S's shim dies", |left| &mut left.shims, dies);
     }
     let open = s.word.outcome.is_none();
     // Where it may begin there is nothing left to protect: not this model's business.
@@ -220,7 +229,7 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
             moves.fault(what, |left| &mut left.cuts, with(Some(cut)));
         }
     }
-    let none = host.tasks == Tasks::Absent || (host.orphan && holds(Rule::OrphansAreLost));
+    let none = host.tasks == Tasks::Absent || host.is_lost_with_its_shim();
     let ended = none && (host.rebooted || host.restored);
     if ended && holds(Rule::TasksAreWatched) {
         moves.sure("T notices its end", target(world, place, TargetEvent::TasksLost));

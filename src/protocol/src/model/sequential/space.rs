@@ -40,7 +40,7 @@ impl Space for World {
             return Err("the trial runs");
         }
         let mut targets = TARGETS.into_iter().filter_map(|place| self.target(place));
-        if targets.any(|host| host.beside) {
+        if self.s.beside || targets.any(|host| host.beside) {
             return Err("a container is made anew beside its tasks");
         }
         if self.dated {

@@ -79,7 +79,7 @@ pub struct Bounds {
     pub restores: u8,
     /// The same, and what was restored is let go before it is frozen.
     pub let_go: u8,
-    /// The shim of what was restored dies.
+    /// The shim of what is frozen or was restored dies.
     pub shims: u8,
     /// Tasks end by themselves.
     pub ends: u8,
@@ -166,7 +166,7 @@ impl World {
             exists: true,
             deleting: false,
             stripped: false,
-            s: Host::new(Tasks::Running, SourceMachine::of(part), part),
+            s: Host { source: true, ..Host::new(Tasks::Running, SourceMachine::of(part), part) },
             trial: Host::new(Tasks::Absent, TargetMachine::of(part), part),
             again: None,
             former: None,
