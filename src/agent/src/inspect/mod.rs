@@ -262,21 +262,25 @@ impl Inspector {
                 routes.extend(net_tables::ipv6_routes(&read("net/ipv6_route")));
                 let learned = net_tables::learned_addresses(&read("net/if_inet6"));
                 let tables = [tcp.as_str(), tcp6.as_str()];
+                let are_plain = settings::are_plain(&cni);
+                routes.retain(|route| are_plain || !route.is_to_one());
                 facts.network = network::facts(&within.interfaces, &routes, &learned, &tables);
                 facts.network.routing_rules = within.rules;
-                facts.network.queueing_disciplines = within.settings.disciplines;
-                facts.network.static_neighbours =
-                    network::static_neighbours(&within.settings.neighbours, &routes);
                 facts.network.ipsec = within.settings.ipsec;
-                let bundle = self.runtime.layout.bundle(sandbox_id);
-                let written = sysctls::written(self.proc(), &bundle, &cni, &within.parameters);
-                facts.network.kernel_parameters = written.unwrap_or_else(|error| {
-                    let message = format!(
-                        "the kernel parameters of the pod's network cannot be compared: {error}"
-                    );
-                    facts.unseen.push(Unseen::of_pod(Part::Rest, message));
-                    Vec::new()
-                });
+                if are_plain {
+                    facts.network.queueing_disciplines = within.settings.disciplines;
+                    facts.network.static_neighbours =
+                        network::static_neighbours(&within.settings.neighbours, &routes);
+                    let bundle = self.runtime.layout.bundle(sandbox_id);
+                    let written = sysctls::written(self.proc(), &bundle, &within.parameters);
+                    facts.network.kernel_parameters = written.unwrap_or_else(|error| {
+                        let message = format!(
+                            "the kernel parameters of the pod's network cannot be compared: {error}"
+                        );
+                        facts.unseen.push(Unseen::of_pod(Part::Rest, message));
+                        Vec::new()
+                    });
+                }
                 unix = Some(within.unix);
                 let [shm, sem, msg] = within.sysv.each_ref().map(|table| proc::sysv(table));
                 facts.ipc.sysv_segments = shm.0;

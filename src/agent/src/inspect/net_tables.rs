@@ -87,6 +87,14 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
 }
 
+impl Route {
+    /// Whether it leads to one address on the link itself.
+    pub fn is_to_one(&self) -> bool {
+        let full = if self.destination.is_ipv4() { 32 } else { 128 };
+        self.gateway.is_none() && self.prefix == full
+    }
+}
+
 /// Reads `/proc/PID/net/route`; routes that are down are left out.
 pub fn routes(table: &str) -> Vec<Route> {
     let address =

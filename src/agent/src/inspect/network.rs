@@ -297,12 +297,11 @@ fn implied(route: &Route, addresses: &[(IpAddr, u8)], routes: &[Route]) -> bool 
             (default.gateway, &default.interface) == (route.gateway, &route.interface)
         });
     }
-    let full = if is_v4 { 32 } else { 128 };
     let is_way = |other: &Route| other.gateway == Some(route.destination);
     let is_net_of = |ip: IpAddr, prefix: u8| {
         route.prefix == prefix && Some(route.destination) == network_of(ip, prefix)
     };
-    let is_to_gateway = route.prefix == full && routes.iter().any(is_way);
+    let is_to_gateway = route.is_to_one() && routes.iter().any(is_way);
     is_to_gateway || addresses.iter().any(|(ip, prefix)| is_net_of(*ip, *prefix))
 }
 

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use rustix::net::netlink;
-use transship_core::facts::MAX_SETTINGS;
+use transship_core::facts::{CniFacts, MAX_SETTINGS};
 
 use super::netlink::{address, attributes, dump, name, or_nothing, u16_at, u32_at};
 
@@ -18,6 +18,28 @@ const DISCIPLINE_MESSAGE: usize = 20;
 const NEIGHBOUR_MESSAGE: usize = 12;
 const NEIGHBOUR_FLAGS: usize = 10;
 const NTF_PROXY: u8 = 8;
+
+/// Types of the CNI plugins that are known to set nothing of this in a pod, but for the way to its gateway. What
+/// others set (`tuning` parameters, and some clouds' disciplines and neighbours) is set on the target as well, and
+/// cannot be told from what somebody set.
+const PLAIN: [&str; 11] = [
+    "bandwidth",
+    "bridge",
+    "calico",
+    "firewall",
+    "flannel",
+    "host-device",
+    "ipvlan",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "transship-cni",
+];
+
+/// Whether what is set in a node's pods was set by none of its plugins.
+pub fn are_plain(cni: &CniFacts) -> bool {
+    cni.plugins.iter().all(|plugin| PLAIN.contains(&plugin.as_str()))
+}
 
 /// What was set; of each kind at most [`MAX_SETTINGS`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -201,6 +223,17 @@ mod tests {
         assert_eq!(found.len(), MAX_SETTINGS / 2 + 5);
         (0..MAX_SETTINGS).for_each(|n| keep(&mut found, || Some(n)));
         assert_eq!(found.len(), MAX_SETTINGS);
+    }
+
+    #[test]
+    fn what_a_plugin_sets_that_is_not_known_is_not_taken_for_somebodys() {
+        let of = |plugins: &[&str]| {
+            let plugins = plugins.iter().map(|plugin| (*plugin).to_owned()).collect();
+            are_plain(&CniFacts { plugins, ..CniFacts::default() })
+        };
+        assert!(of(&["bridge", "portmap", "transship-cni"]));
+        assert!(!of(&["bridge", "tuning", "transship-cni"]));
+        assert!(!of(&["terway"]));
     }
 
     #[test]

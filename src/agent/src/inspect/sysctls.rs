@@ -4,11 +4,10 @@
 //! computes them from the memory, and network plugins write them (forwarding, and what belongs to a device).
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use serde_json::Value;
-use transship_core::facts::CniFacts;
 use transship_host::error::chain;
 use transship_host::files;
 
@@ -46,22 +45,6 @@ const NAMES: [&str; 28] = [
     "ipv6/ip_nonlocal_bind",
 ];
 
-/// Types of the CNI plugins that are known to write none of them. Beside any other nothing is compared: `tuning`
-/// writes what it is told to, and others reserve ports, in every pod alike.
-const PLUGINS: [&str; 11] = [
-    "bandwidth",
-    "bridge",
-    "calico",
-    "firewall",
-    "flannel",
-    "host-device",
-    "ipvlan",
-    "macvlan",
-    "portmap",
-    "ptp",
-    "transship-cni",
-];
-
 /// Values by file.
 pub type Values = BTreeMap<&'static str, String>;
 
@@ -69,7 +52,7 @@ pub type Values = BTreeMap<&'static str, String>;
 pub fn values(proc: &Path) -> std::io::Result<Values> {
     let mut found = Values::new();
     for name in NAMES {
-        match std::fs::read_to_string(proc.join("sys/net").join(name)) {
+        match read(&proc.join("sys/net").join(name)) {
             Ok(text) => {
                 let words: Vec<&str> = text.split_whitespace().collect();
                 found.insert(name, words.join(" "));
@@ -81,16 +64,15 @@ pub fn values(proc: &Path) -> std::io::Result<Values> {
     Ok(found)
 }
 
+/// At most so much of one as is told. The kernel gives all that it gives of one to the first question.
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = [0; 256];
+    let length = std::fs::File::open(path)?.read(&mut text)?;
+    Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+}
+
 /// What somebody has written, as `name = value`, of the `found` values of a pod. `bundle` is that of its sandbox.
-pub fn written(
-    proc: &Path,
-    bundle: &Path,
-    cni: &CniFacts,
-    found: &Values,
-) -> Result<Vec<String>, String> {
-    if !cni.plugins.iter().all(|plugin| PLUGINS.contains(&plugin.as_str())) {
-        return Ok(Vec::new());
-    }
+pub fn written(proc: &Path, bundle: &Path, found: &Values) -> Result<Vec<String>, String> {
     let config: Value =
         files::read_json(&bundle.join("config.json")).map_err(|error| chain(&error))?;
     let proc = proc.to_owned();
@@ -142,20 +124,6 @@ mod tests {
     }
 
     #[test]
-    fn where_a_plugin_may_write_them_nothing_is_compared() {
-        let dir = tempfile::tempdir().unwrap();
-        let look = |plugins: &[&str]| {
-            let plugins = plugins.iter().map(|plugin| (*plugin).to_owned()).collect();
-            let cni = CniFacts { plugins, ..CniFacts::default() };
-            written(Path::new("/proc"), dir.path(), &cni, &Values::new())
-        };
-        assert_eq!(look(&["bridge", "tuning", "transship-cni"]), Ok(Vec::new()));
-        assert_eq!(look(&["cilium-cni"]), Ok(Vec::new()));
-        let error = look(&["bridge", "portmap", "transship-cni"]).unwrap_err();
-        assert!(error.contains("config.json"), "{error}");
-    }
-
-    #[test]
     fn what_is_written_in_a_namespace_sets_it_apart_from_a_new_one() {
         let look = |first: fn() -> std::io::Result<()>| {
             network::in_new_namespace(move || {
@@ -171,11 +139,19 @@ mod tests {
         assert!(differing(&look(|| Ok(())).unwrap(), &new, &Value::Null).is_empty());
         let write = || {
             std::fs::write("/proc/sys/net/core/somaxconn", "17")?;
+            std::fs::write(
+                "/proc/sys/net/ipv4/ip_local_reserved_ports",
+                "8000-8001,9000,9100,9200,9300,9400,9500",
+            )?;
             std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "20000 30000")
         };
         assert_eq!(
             differing(&look(write).unwrap(), &new, &Value::Null),
-            ["net.core.somaxconn = 17", "net.ipv4.ip_local_port_range = 20000 30000"]
+            [
+                "net.core.somaxconn = 17",
+                "net.ipv4.ip_local_port_range = 20000 30000",
+                "net.ipv4.ip_local_reserved_ports = 8000-8001,9000,9100,9200,9300,9400,9500",
+            ]
         );
     }
 }

@@ -195,7 +195,7 @@ fn silent_side(observed: &Observed, now: Timestamp) -> Option<GiveUp> {
     })
 }
 
-/// How long the source may stay frozen before it votes.
+/// How long either side may stay frozen before it votes.
 pub fn frozen_limit(source: &Pod) -> Duration {
     liveness_patience(source).map_or(FROZEN_LIMIT, |p| p.min(FROZEN_LIMIT))
 }
