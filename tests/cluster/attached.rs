@@ -12,7 +12,7 @@ use transship_tests::{
 };
 
 use crate::{
-    preflight_volumes::delete,
+    preflight_volumes::{delete, unplug},
     refusal::Undo,
     sequential::{all_is_there, connect, moved, running, spec, stateful},
 };
@@ -60,12 +60,10 @@ fn plug_in(cluster: &Cluster) -> Result<()> {
 }
 
 /// Takes it away from them.
-fn unplug(cluster: &Cluster) {
-    let script = format!(
-        "for device in $(losetup --associated {FILE} --noheadings --output NAME); do \
-         losetup --detach $device; done; rm -f {FILE} {LINK}; \
-         rmdir --ignore-fail-on-non-empty /dev/disk/by-id /dev/disk"
-    );
+fn take_away(cluster: &Cluster) {
+    unplug(cluster, FILE);
+    let script =
+        format!("rm -f {LINK}; rmdir --ignore-fail-on-non-empty /dev/disk/by-id /dev/disk");
     drop(cluster.on_node("node-a", &["sh", "-c", &script]));
 }
 
@@ -85,7 +83,7 @@ fn a_disk_that_one_node_has_at_a_time_is_attached_to_the_other_with_its_pod() ->
     let clean = || {
         let owner = ["statefulset", "web", "--cascade=foreground"];
         delete(&cluster, &[&["pod", "other"], &owner, &["pvc", "--all"], &["pv", DISK]]);
-        unplug(&cluster);
+        take_away(&cluster);
     };
     clean();
     let _undo = Undo(clean);

@@ -207,6 +207,12 @@ fn go_on(standing: Option<Probe>) {
 fn strike(scene: &Scene, victim: Victim, client: &Client) -> Result<()> {
     let cluster = scene.cluster;
     let delete = |name: &str| cluster.kubectl(&["delete", "pod", name, "--wait=false"]).map(drop);
+    // Decided, and held back at what this gate stands before.
+    let committed = |held: Option<Gate>| -> Result<()> {
+        begin(scene, Moment::Voted, None)?;
+        held.map_or(Ok(()), |gate| gate.close(cluster))?;
+        Gate::Decision.open(cluster)
+    };
     match victim {
         Victim::Source(moment) => {
             let standing = stop_at(scene, moment)?;
@@ -227,9 +233,7 @@ fn strike(scene: &Scene, victim: Victim, client: &Client) -> Result<()> {
             await_end(cluster, name, uid)
         }
         Victim::Ended => {
-            begin(scene, Moment::Voted, None)?;
-            Gate::SourceDeletion.close(cluster)?;
-            Gate::Decision.open(cluster)?;
+            committed(Some(Gate::SourceDeletion))?;
             cluster.await_that("the source has ended", SOON, || {
                 let pod = cluster.get("pod", POD)?;
                 ensure!(pod["metadata"]["uid"] == scene.source.uid.as_str(), "it is {pod:#}");
@@ -241,9 +245,7 @@ fn strike(scene: &Scene, victim: Victim, client: &Client) -> Result<()> {
             })
         }
         Victim::Gated => {
-            begin(scene, Moment::Voted, None)?;
-            Gate::LetGo.close(cluster)?;
-            Gate::Decision.open(cluster)?;
+            committed(Some(Gate::LetGo))?;
             let first = made_again(scene, |_| true)?;
             delete(POD)?;
             await_end(cluster, POD, &first)?;
@@ -251,16 +253,13 @@ fn strike(scene: &Scene, victim: Victim, client: &Client) -> Result<()> {
             made_again(scene, |pod| pod["metadata"]["uid"] != first.as_str()).map(drop)
         }
         Victim::LetGo => {
-            begin(scene, Moment::Voted, None)?;
-            Gate::Decision.open(cluster)?;
+            committed(None)?;
             let uid = made_again(scene, has_node)?;
             delete(POD)?;
             await_end(cluster, POD, &uid)
         }
         Victim::Thawed => {
-            begin(scene, Moment::Voted, None)?;
-            Gate::ResumedAt.close(cluster)?;
-            Gate::Decision.open(cluster)?;
+            committed(Some(Gate::ResumedAt))?;
             let uid = made_again(scene, has_node)?;
             // With its memory, which nobody else has by now.
             goes_on(cluster, client)?;
@@ -270,9 +269,7 @@ fn strike(scene: &Scene, victim: Victim, client: &Client) -> Result<()> {
             await_end(cluster, POD, &uid)
         }
         Victim::Confirmed => {
-            begin(scene, Moment::Voted, None)?;
-            Gate::End.close(cluster)?;
-            Gate::Decision.open(cluster)?;
+            committed(Some(Gate::End))?;
             let uid = made_again(scene, has_node)?;
             goes_on(cluster, client)?;
             cluster.await_that("it is confirmed", SOON, || {

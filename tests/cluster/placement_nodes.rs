@@ -24,6 +24,19 @@ fn said(trial: &Trial, pod: &str) -> Result<String> {
     Ok(condition(&trial.cluster.get("pod", pod)?, "PodScheduled").2)
 }
 
+/// The pod `second` waits for this reason as long as `first` is on the node, and then comes there.
+fn comes_after_the_first(trial: &Trial, reason: &str) -> Result<()> {
+    trial.cluster.await_that("the second pod says why it waits", PATIENCE, || {
+        Ok(said(trial, "second")?.contains(reason))
+    })?;
+    let second = trial.cluster.get("pod", "second")?;
+    ensure!(second["spec"]["nodeName"].is_null(), "{}", second["spec"]["nodeName"]);
+    trial.cluster.kubectl(&["delete", "pod", "first", "--now"])?;
+    let landed = trial.landed("app=second", 1)?;
+    ensure!(landed.keys().eq(["node-a"]), "landed on {landed:?}");
+    trial.cleared(&["pods", "--all", "--now"])
+}
+
 #[test]
 fn a_node_takes_as_many_pods_as_its_slots() -> Result<()> {
     let trial = Trial::new("placement-slots")?;
@@ -35,15 +48,7 @@ fn a_node_takes_as_many_pods_as_its_slots() -> Result<()> {
     trial.cluster.apply(&constrained("first", "region==slotted"))?;
     trial.landed("app=first", 1)?;
     trial.cluster.apply(&constrained("second", "region==slotted"))?;
-    trial.cluster.await_that("it waits for a slot", PATIENCE, || {
-        Ok(said(&trial, "second")?.contains("No node with enough open slots available"))
-    })?;
-    let second = trial.cluster.get("pod", "second")?;
-    ensure!(second["spec"]["nodeName"].is_null(), "{}", second["spec"]["nodeName"]);
-    trial.cluster.kubectl(&["delete", "pod", "first", "--now"])?;
-    let landed = trial.landed("app=second", 1)?;
-    ensure!(landed.keys().eq(["node-a"]), "landed on {landed:?}");
-    trial.cleared(&["pods", "--all", "--now"])
+    comes_after_the_first(&trial, "No node with enough open slots available")
 }
 
 #[test]
@@ -62,15 +67,7 @@ fn a_port_of_the_host_is_taken_whatever_the_protocol() -> Result<()> {
     // To Kubernetes this would be another port.
     trial.cluster.apply(&user("second", "UDP"))?;
     let reason = format!("1 {SENTENCE}: unable to find a node with port {PORT} available");
-    trial.cluster.await_that("it waits for the port", PATIENCE, || {
-        Ok(said(&trial, "second")?.contains(&reason))
-    })?;
-    let second = trial.cluster.get("pod", "second")?;
-    ensure!(second["spec"]["nodeName"].is_null(), "{}", second["spec"]["nodeName"]);
-    trial.cluster.kubectl(&["delete", "pod", "first", "--now"])?;
-    let landed = trial.landed("app=second", 1)?;
-    ensure!(landed.keys().eq(["node-a"]), "landed on {landed:?}");
-    trial.cleared(&["pods", "--all", "--now"])
+    comes_after_the_first(&trial, &reason)
 }
 
 #[test]

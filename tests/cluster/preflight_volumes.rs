@@ -102,24 +102,30 @@ assert os.path.exists('/image/usr')
     web.is_untouched(&cluster)
 }
 
+/// Takes away the devices that a file stands behind, and the file.
+pub fn unplug(cluster: &Cluster, file: &str) {
+    let script = format!(
+        "for device in $(losetup --associated {file} --noheadings --output NAME); do \
+         losetup --detach $device; done; rm -f {file}"
+    );
+    drop(cluster.on_node("node-a", &["sh", "-c", &script]));
+}
+
 #[test]
 fn a_pod_with_a_block_device_is_refused() -> Result<()> {
     const VOLUME: &str = "transship-test-block";
     const FILE: &str = "/var/tmp/transship-test-block";
     let cluster = Cluster::with_namespace("block-refusals")?;
-    let on_node = |script: &str| cluster.on_node("node-a", &["sh", "-c", script]);
     let clean = || {
         // kubelet lets go of the device before the pod is gone.
         let pod = ["deployment", "block", "--cascade=foreground"];
         delete(&cluster, &[&pod, &["pvc", "block"], &["pv", VOLUME]]);
-        drop(on_node(&format!(
-            "for device in $(losetup --associated {FILE} --noheadings --output NAME); do \
-             losetup --detach $device; done; rm -f {FILE}"
-        )));
+        unplug(&cluster, FILE);
     };
     clean();
     let _undo = Undo(clean);
-    let device = on_node(&format!("truncate --size=1M {FILE} && losetup --find --show {FILE}"))?;
+    let plug = format!("truncate --size=1M {FILE} && losetup --find --show {FILE}");
+    let device = cluster.on_node("node-a", &["sh", "-c", &plug])?;
 
     let node = json!({"key": "kubernetes.io/hostname", "operator": "In",
         "values": ["node-a", "node-b"]});

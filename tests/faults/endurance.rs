@@ -123,12 +123,10 @@ fn judged(case: &Case, scene: &Scene) -> Result<Row> {
         judge::it_goes_on_meanwhile(scene, &sentry, case.fault.lasts())?;
     }
     thread::sleep(end.saturating_duration_since(Instant::now()));
-    if !case.fault.goes_on() {
+    // A rollout goes on by itself when it has begun, and takes longer than what is then left of the migration.
+    let is_awaited = case.when == When::Voted && matches!(case.fault, Chart(_));
+    if !case.fault.goes_on() || is_awaited {
         case.fault.end(scene).context("undoing the fault")?;
-    }
-    if case.when == When::Voted && matches!(case.fault, Chart(_)) {
-        // It goes on by itself when it has begun, and takes longer than what is left of the migration.
-        case.fault.end(scene).context("the chart's rollout")?;
     }
     if case.when == When::Voted {
         judge::nobody_ran_undecided(scene, &sentry, since)?;

@@ -77,7 +77,7 @@ impl Expected {
     /// Pods that are not among `uids` are gone, and the cluster has dropped every copy.
     pub fn retain_pods(&mut self, uids: &HashSet<String>, cluster: &mut Cluster) {
         // One whose node was chosen just now may not be in the list yet.
-        self.made.retain(|_, pod| uids.contains(pod) || cluster.pod(pod).is_some());
+        self.made.retain(|_, pod| uids.contains(pod) || cluster.node_of(pod).is_some());
         let all: Vec<String> = self.transfers.keys().cloned().collect();
         all.iter().for_each(|migration| self.settle(migration, cluster));
     }
