@@ -370,6 +370,7 @@ const GROUPS: &[Group] = &[
         ],
         &[Moved],
     ),
+    (&[HandingOver, Releasing], &[PowerOff(Source, ForGood)], &[Moved]),
     (&[Releasing], &[Cut(Api(Source), Long), PauseApi(Long), PowerOff(Source, Long)], &[Moved]),
     // kubelet starts afresh what ends, as of any pod.
     (&[HandingOver, Releasing], &[KillContainer(Target), Kill(Target, Shim)], &[RestartedThere]),

@@ -163,7 +163,7 @@ pub fn told(sides: &[Side]) -> Option<String> {
             let left = KEPT_FOR.saturating_sub(kept).as_secs().div_ceil(DAY);
             let [pod, migration] = side.names();
             format!(
-                "the state of pod {pod}, whose Migration {migration} vanished before it was made again, is kept for 7 days in which the node's agent runs ({left} left with this one); to remove it at once, run on the node: echo {} > {}",
+                "the state of pod {pod}, left behind by Migration {migration}, which has vanished, is kept for 7 days in which the node's agent runs ({left} left with this one); to remove it at once, run on the node: echo {} > {}",
                 KEPT_FOR.as_secs(),
                 side.dir_on_host().join("vanished").display()
             )

@@ -15,7 +15,7 @@ use kube::{Api, Client, Config};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use transship_api::{Decision, HolderState, Migration, Resolution, Role};
-use transship_protocol::{NodeSeen, TargetOutcome, TargetWord, judge_node};
+use transship_protocol::{NodeSeen, PodSeen, TargetOutcome, TargetWord, judge_node};
 
 use crate::reading::Reading;
 
@@ -88,7 +88,10 @@ impl Reader {
             let client = self.client().await?;
             let api: Api<transship_api::Node> = Api::all(client.clone());
             let found = api.get_opt(node).await.context("cannot read the target's Node")?;
-            let word = found.map(|node| published(&node.status.unwrap_or_default(), &self.uid));
+            // Where it registers anew its object is empty at first.
+            let told =
+                found.and_then(|node| node.status).filter(|status| status.active_count.is_some());
+            let word = told.map(|status| published(&status, &self.uid));
             let is_in_cluster = match word {
                 Some(_) => true,
                 None => {
@@ -111,12 +114,12 @@ impl Reader {
         outcome
     }
 
-    /// A quorum read of whether the pod of this name and UID, in the Migration's namespace, is gone.
-    pub async fn pod_is_gone(&mut self, name: &str, uid: &str) -> Result<bool> {
+    /// A quorum read of the pod of this name and UID, in the Migration's namespace.
+    pub async fn pod(&mut self, name: &str, uid: &str) -> Result<PodSeen> {
         let outcome = tokio::time::timeout(READ_TIMEOUT, async {
             let api: Api<Pod> = Api::namespaced(self.client().await?, &self.namespace);
             let found = api.get_opt(name).await.context("cannot read the pod")?;
-            Ok(is_gone(found.as_ref(), uid))
+            Ok(judge_pod(found.as_ref(), uid))
         })
         .await
         .unwrap_or_else(|_| Err(anyhow!("the API server did not answer in {READ_TIMEOUT:?}")));
@@ -152,8 +155,12 @@ impl Reader {
     }
 }
 
-fn is_gone(found: Option<&Pod>, uid: &str) -> bool {
-    found.is_none_or(|pod| pod.metadata.uid.as_deref() != Some(uid))
+fn judge_pod(found: Option<&Pod>, uid: &str) -> PodSeen {
+    match found.filter(|pod| pod.metadata.uid.as_deref() == Some(uid)) {
+        None => PodSeen::Gone,
+        Some(pod) if pod.metadata.deletion_timestamp.is_some() => PodSeen::Deleting,
+        Some(_) => PodSeen::Alive,
+    }
 }
 
 fn seen(found: Option<Migration>, uid: &str) -> Seen {
@@ -224,6 +231,7 @@ pub(crate) async fn connect(files: &Path) -> Result<Client> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use transship_api::{MigrationSpec, MigrationStatus};
 
     fn migration(uid: &str, status: Option<MigrationStatus>) -> Migration {
@@ -247,9 +255,11 @@ mod tests {
     fn another_pod_of_the_name_is_not_the_pod() {
         let mut pod = Pod::default();
         pod.metadata.uid = Some("u".into());
-        assert!(!is_gone(Some(&pod), "u"));
-        assert!(is_gone(Some(&pod), "other"));
-        assert!(is_gone(None, "u"));
+        assert_eq!(judge_pod(Some(&pod), "u"), PodSeen::Alive);
+        assert_eq!(judge_pod(Some(&pod), "other"), PodSeen::Gone);
+        assert_eq!(judge_pod(None, "u"), PodSeen::Gone);
+        pod.metadata.deletion_timestamp = Some(Time(Default::default()));
+        assert_eq!(judge_pod(Some(&pod), "u"), PodSeen::Deleting);
     }
 
     #[test]

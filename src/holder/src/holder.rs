@@ -69,7 +69,6 @@ impl Holder {
     ) {
         let reader = self.reader();
         let (asker, board) = (self.asker.clone(), self.board.clone());
-        let peer = self.task.peer.node.clone();
         let into_event = move |reading: Reading| {
             if let Reading::Migration(transship_protocol::Read::Recorded(recorded)) = &reading
                 && let Some(decision) = recorded.decision
@@ -78,7 +77,7 @@ impl Holder {
             }
             into_event(reading)
         };
-        tokio::spawn(reading::read(reader, peer, asker, events, into_event));
+        tokio::spawn(reading::read(reader, self.task.clone(), asker, events, into_event));
     }
 
     /// Sends `deadline` when the time for the whole migration is over, and `vouched` as long as an

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
-use transship_protocol::{Read, Recorded, TargetWord, judge_read};
+use transship_host::task::HolderTask;
+use transship_protocol::{PodSeen, Read, Recorded, TargetWord, judge_read};
 
 use crate::decision::{Reader, Seen};
 
@@ -29,6 +30,8 @@ pub enum Reading {
     Peer(TargetWord),
     /// The target's node object does not exist.
     PeerNodeGone,
+    /// The own pod.
+    Pod(PodSeen),
 }
 
 /// Asks the reading task for something. Cheap to clone.
@@ -40,6 +43,7 @@ struct Wishes {
     wake: Notify,
     migration: AtomicBool,
     peer: AtomicBool,
+    pod: AtomicBool,
     voted: AtomicBool,
 }
 
@@ -56,6 +60,12 @@ impl Asker {
         self.0.wake.notify_one();
     }
 
+    /// Read the own pod now.
+    pub fn pod(&self) {
+        self.0.pod.store(true, Ordering::SeqCst);
+        self.0.wake.notify_one();
+    }
+
     /// From now on read the Migration every second (or no more so).
     pub fn voted(&self, voted: bool) {
         if self.0.voted.swap(voted, Ordering::SeqCst) != voted {
@@ -67,13 +77,14 @@ impl Asker {
 /// Reads for as long as somebody listens.
 pub async fn read<E>(
     mut reader: Reader,
-    peer_node: String,
+    task: HolderTask,
     asker: Asker,
     events: mpsc::Sender<E>,
     into_event: impl Fn(Reading) -> Option<E>,
 ) {
     let wishes = asker.0;
     let (mut migration_due, mut peer_due) = (Instant::now(), Instant::now());
+    let mut pod_due = Instant::now();
     loop {
         if wishes.migration.swap(false, Ordering::SeqCst) || migration_due <= Instant::now() {
             match reader.read().await {
@@ -89,7 +100,7 @@ pub async fn read<E>(
             migration_due = Instant::now() + if voted { PACE } else { SLOW_PACE };
         }
         if wishes.peer.load(Ordering::SeqCst) && peer_due <= Instant::now() {
-            match reader.peer(&peer_node).await {
+            match reader.peer(&task.peer.node).await {
                 Ok(reading) => {
                     // Asked for until it is the last word.
                     let last = !matches!(&reading, Reading::Peer(word) if word.outcome.is_none());
@@ -101,6 +112,18 @@ pub async fn read<E>(
                 Err(error) => tracing::warn!("cannot read what the target published: {error:#}"),
             }
             peer_due = Instant::now() + PEER_PACE;
+        }
+        // Asked for again with what made it worth asking for, which may be read more often.
+        if pod_due <= Instant::now() && wishes.pod.swap(false, Ordering::SeqCst) {
+            match reader.pod(&task.pod.name, &task.pod.uid).await {
+                Ok(seen) => {
+                    if !pass_on(&events, into_event(Reading::Pod(seen))).await {
+                        return;
+                    }
+                }
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+            pod_due = Instant::now() + PACE;
         }
         if wishes.voted.load(Ordering::SeqCst) {
             migration_due = migration_due.min(Instant::now() + PACE);
@@ -148,6 +171,7 @@ fn judge(uid: &str, seen: Seen) -> Read {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::areas::tests::task;
     use transship_protocol::Decision;
 
     #[test]
@@ -169,7 +193,8 @@ mod tests {
         let (events, mut received) = mpsc::channel::<()>(1);
         let asker = Asker::default();
         asker.peer();
-        let task = tokio::spawn(read(reader, "n".into(), asker.clone(), events, |_| Some(())));
+        asker.pod();
+        let task = tokio::spawn(read(reader, task(), asker.clone(), events, |_| Some(())));
         asker.migration();
         assert!(
             tokio::time::timeout(Duration::from_millis(200), received.recv()).await.is_err(),

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use transship_host::HostRoot;
 use transship_host::markers::Filled;
 use transship_host::paths::{MigrationDir, PodDir, Role};
+use transship_protocol::PodSeen;
 use transship_runtime::cri::Cri;
 use transship_transport::tree::{Kinds, apply_spool};
 
@@ -110,7 +111,7 @@ async fn has_gone(holder: &Holder, reader: &mut Reader) -> Result<bool> {
     let pod = &holder.task.pod;
     let cri = Cri::connect(&holder.layout.containerd_socket).await?;
     let runs = !cri.sandboxes(&pod.uid).await?.is_empty();
-    Ok(!runs && reader.pod_is_gone(&pod.name, &pod.uid).await?)
+    Ok(!runs && reader.pod(&pod.name, &pod.uid).await? == PodSeen::Gone)
 }
 
 /// Takes the tickets of those that were started; whether none is left.

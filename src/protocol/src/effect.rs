@@ -87,6 +87,8 @@ pub enum Effect<E, W> {
     /// again with every reading of the Migration until the word is there, so keep reading the
     /// Migration (each second, and on every hint) until the machine is closed.
     ReadPeer,
+    /// Make a quorum read of the own pod soon, and feed that it is gone or goes, if so. Does not wait.
+    ReadPod,
 }
 
 /// Why an effect could not be done.

@@ -20,6 +20,16 @@ const RESOLVED: Recorded = Recorded {
     resolution: Some(Resolution::SourceResumes),
 };
 
+/// The target's node tells nothing of it.
+const FORGOTTEN: SourceEvent = SourceEvent::PeerRead(TargetWord {
+    begun: false,
+    voted: false,
+    thawed: false,
+    lost: false,
+    outcome: None,
+    closed: false,
+});
+
 fn names<M>(driver: &Driver<M>) -> String
 where
     M: Machine<Entry: Debug, Word: Debug> + Clone,
@@ -94,6 +104,30 @@ const SOURCE: &[SourceOrder] = &[
         "abort",
         || source_voted(&[SourceEvent::DecisionRead(ABORT)]),
         "Decided record:Open +OpenNetwork(None) +Announce +ThawTasks(None) Opened publish",
+    ),
+    (
+        "over and forgotten",
+        || source_voted(&[SourceEvent::DecisionRead(RESUMED), FORGOTTEN]),
+        "+ReadPod",
+    ),
+    (
+        "over and forgotten, and the pod is gone",
+        || source_voted(&[SourceEvent::DecisionRead(RESUMED), FORGOTTEN, SourceEvent::PodGone]),
+        "Yielded record:Moved publish +KillTasksFrozen Released publish",
+    ),
+    ("undecided, and the pod is gone", || source_voted(&[SourceEvent::PodGone]), ""),
+    (
+        "over and forgotten, and the pod waits for this to end",
+        || source_voted(&[SourceEvent::DecisionRead(RESUMED), FORGOTTEN, SourceEvent::PodGoes]),
+        "Yielded record:Moved publish +KillTasksFrozen Released publish",
+    ),
+    (
+        "moved, and the pod is gone",
+        || {
+            let resumed = word(Some(TargetOutcome::Resumed));
+            source_voted(&[SourceEvent::DecisionRead(RESUMED), resumed, SourceEvent::PodGone])
+        },
+        "+KillTasksFrozen Released publish",
     ),
     ("commit", || source_voted(&[SourceEvent::DecisionRead(COMMIT)]), "Decided"),
     (
@@ -177,6 +211,26 @@ const TARGET: &[TargetOrder] = &[
 fn the_source_keeps_the_orders() {
     for (name, driver, order) in SOURCE {
         assert_eq!(names(&driver()), *order, "{name}");
+    }
+}
+
+#[test]
+fn a_source_of_the_sequential_order_asks_for_its_pod_after_the_commit_and_ends_with_it() {
+    use SourceEvent::{AllFrozenAndSent, Begin, DecisionRead, FreezeNow, PodGoes, PodGone};
+    let mut driver = Driver::new(SourceMachine::of(Part::Trial), vec![]);
+    for (event, order) in [
+        (Begin, "Begun publish"),
+        (FreezeNow, "Freezing record:Frozen +QuiesceWrapper +CloseNetwork +FreezeTasks"),
+        (AllFrozenAndSent, "+VerifyTasks +SyncState Voted publish"),
+        (PodGone, ""),
+        (DecisionRead(COMMIT), "Decided +ReadPod"),
+        // Its address is to be lent first.
+        (PodGoes, ""),
+        (PodGone, "Yielded record:Moved publish +KillTasksFrozen Released publish"),
+    ] {
+        driver.feed(event);
+        assert_eq!(names(&driver), order, "{event:?}");
+        drain(&mut driver);
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) enum Rule {
     OnlyTheLastWordCounts,
     /// When the Migration has vanished, a final word stays until the other side has heard it.
     WordsStayUntilHeard,
+    /// A source that comes back after its node was given up, and finds the other side forgotten, ends with its pod.
+    ForgottenEndsWithPod,
     /// A node that has nothing published while the cluster has it registers anew, and has not left.
     AnewIsNotGone,
     /// A node does not leave, and its targets' signatures with it, while a Commit of theirs stands open.
@@ -221,6 +223,7 @@ impl Rule {
         Rule::VanishedIsNotAbort,
         Rule::OnlyTheLastWordCounts,
         Rule::WordsStayUntilHeard,
+        Rule::ForgottenEndsWithPod,
         Rule::AnewIsNotGone,
         Rule::LeavesOnlyWhenSettled,
         Rule::KilledOnlyAfterResumed,

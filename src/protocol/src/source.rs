@@ -52,7 +52,8 @@ pub enum SourceEntry {
         /// What becomes of established connections.
         sockets: Sockets,
     },
-    /// Sequential order: Commit was read and the release asked for; the tasks end, the state stays.
+    /// Sequential order: Commit was read and the release asked for; the tasks end, the state stays. In any order: the
+    /// migration was ended without this node, and the pod is gone or goes.
     Yielded,
     /// Cold: the source goes on; its ended containers may be started again, with their files.
     Starting,
@@ -82,8 +83,10 @@ pub enum SourceEvent {
     DeadlinePassed,
     /// Cold: every container was started again with its files.
     AllStarted,
-    /// Cold: kubelet has removed the pod, so that nothing of it will be started again.
+    /// The API server has the pod no more. Cold, also: kubelet has removed it, so that nothing of it will be started again.
     PodGone,
+    /// It is being deleted, which nobody can take back.
+    PodGoes,
     /// The tasks are gone, or were ended since the runtime had lost them. After the vote that may come late or never:
     /// nothing depends on it but what the word says of the memory.
     TasksLost,
@@ -155,6 +158,9 @@ pub struct SourceMachine {
     resumed: bool,
     /// A release was asked for before it was allowed: it follows as soon as it is.
     release_wanted: bool,
+    /// The Migration is over, and the target's node tells nothing of it: its last word was not kept for this node, which had
+    /// left the cluster.
+    forgotten: bool,
     /// Cold: containers were ended, or were about to be.
     ending: bool,
     part: Part,
@@ -220,7 +226,7 @@ impl Plan {
         self.journal(SourceEntry::Opened { memory_lost }).publish()
     }
 
-    /// Sequential order: the pod is made again elsewhere once this has ended.
+    /// Sequential order: the pod is made again elsewhere once this has ended. Or nobody wants what is here any more.
     fn yield_to_images(self) -> Self {
         self.journal(SourceEntry::Yielded)
             .with(Effect::WriteRecord(RecordState::Moved))
@@ -365,7 +371,11 @@ impl SourceMachine {
                 };
                 if self.part.is_sequential() {
                     // What follows is between the images and the pod that is made of them.
-                    return if self.release_wanted { plan.yield_to_images() } else { plan };
+                    return match self.release_wanted {
+                        true => plan.yield_to_images(),
+                        // Where its node had left the cluster, nobody asks.
+                        false => plan.with(Effect::ReadPod),
+                    };
                 }
                 if recorded.resumed_at && !holds(Rule::KilledOnlyAfterLastWord) {
                     Self::moved(plan)
@@ -393,7 +403,8 @@ impl SourceMachine {
 
     /// The target's word counts only where the Migration has said that the source goes on, or can
     /// say nothing any more.
-    fn peer_read(&self, word: TargetWord) -> Plan {
+    fn peer_read(&mut self, word: TargetWord) -> Plan {
+        self.forgotten = !word.begun && (self.gone || self.resumed);
         let plan = Plan::of(self);
         let go_on =
             |plan: Plan, sockets| plan.journal(SourceEntry::Resolved { sockets }).resume(sockets);
@@ -414,6 +425,7 @@ impl SourceMachine {
             None if self.gone && word.lost && !holds(Rule::OnlyTheLastWordCounts) => {
                 go_on(plan, unknown)
             }
+            None if self.forgotten => plan.with(Effect::ReadPod),
             _ => plan,
         }
     }
@@ -499,6 +511,20 @@ impl Machine for SourceMachine {
             (P::Starting, E::AllStarted) => plan.started(),
             (P::Starting, E::PodGone) if holds(Rule::StartEndsWithPod) => plan.started(),
             (P::Moved, E::ReleaseRequested | E::ObjectGone | E::TasksLost) => plan.release(),
+            // It is released when the hand-over is done, or when there is nothing to hand over any more.
+            (P::Moved, E::DecisionRead(_)) => plan.with(Effect::ReadPod),
+            (P::Moved, E::PodGone) => plan.release(),
+            (P::Committed, E::PodGone) if self.part.is_sequential() => plan.yield_to_images(),
+            // Whatever was decided, this is not to go on: its pod is gone, and there is nobody to be told.
+            (P::Voted | P::Committed, E::PodGone)
+                if self.forgotten && holds(Rule::ForgottenEndsWithPod) =>
+            {
+                plan.yield_to_images()
+            }
+            // It waits for this to end. One that has vanished may be undecided, and the target has told nothing yet.
+            (P::Voted | P::Committed, E::PodGoes) if self.forgotten && self.resumed => {
+                plan.yield_to_images()
+            }
             _ => plan,
         };
         plan.effects

@@ -9,7 +9,7 @@ use transship_tests::{
                 self, Chart, Cut, FillDisk, Kill, KillOperators, PauseApi, PowerOff, Slow, StopApi,
                 Stream, User,
             },
-            Length::{Briefly, Long},
+            Length::{Briefly, ForGood, Long},
         },
         link::{
             Link::{Api, Nodes, Operators},
@@ -70,7 +70,7 @@ const fn cold(when: When, fault: Fault, outcomes: &'static [Outcome]) -> Case {
 }
 
 /// Every case. The charts come last: each leaves the release as the next one needs it.
-pub const ALL: [Case; 54] = [
+pub const ALL: [Case; 55] = [
     // What dies.
     sequential(When::Leaving, Kill(Source, Agent), &[Stayed]),
     sequential(When::OnTrial, Kill(Target, Criu), &[Stayed]),
@@ -87,6 +87,8 @@ pub const ALL: [Case; 54] = [
     sequential(When::Voted, PowerOff(Target, Briefly), &[Moved, Stayed]),
     // Its memory is lost only if it is given up all the same.
     sequential(When::Voted, PowerOff(Source, Briefly), &[Moved, Restarted]),
+    // The state is with the target, and nobody asks the node that comes back for anything.
+    sequential(When::Voted, PowerOff(Source, ForGood), &[Moved]),
     sequential(When::LetGo, Kill(Source, Agent), &[Moved]),
     sequential(When::LetGo, Kill(Target, Agent), &[Moved]),
     sequential(When::LetGo, Kill(Target, Containerd), &[Moved, TargetLost]),

@@ -21,8 +21,8 @@ use transship_host::network::nft_program;
 use transship_host::paths::MigrationDir;
 use transship_host::record::RecordState;
 use transship_protocol::{
-    Driver, Effect, Facts, SourceEffect, SourceEntry, SourceEvent, SourceMachine, SourcePhase,
-    may_begin,
+    Driver, Effect, Facts, PodSeen, SourceEffect, SourceEntry, SourceEvent, SourceMachine,
+    SourcePhase, may_begin,
 };
 use transship_rpc::Stage;
 use transship_runtime::cri::Cri;
@@ -109,6 +109,9 @@ pub async fn run(
             Reading::Migration(read) => SourceEvent::from(read),
             Reading::Peer(word) => SourceEvent::PeerRead(word),
             Reading::PeerNodeGone => SourceEvent::PeerNodeGone,
+            Reading::Pod(PodSeen::Gone) => SourceEvent::PodGone,
+            Reading::Pod(PodSeen::Deleting) => SourceEvent::PodGoes,
+            Reading::Pod(PodSeen::Alive) => return None,
         })
     });
     holder.start_clock(events.clone(), SourceEvent::DeadlinePassed, SourceEvent::PeerNodeGone);
@@ -410,6 +413,10 @@ impl SourceHands {
             }
             Effect::ReadPeer => {
                 holder.asker.peer();
+                Ok(())
+            }
+            Effect::ReadPod => {
+                holder.asker.pod();
                 Ok(())
             }
             Effect::FindTasks => {

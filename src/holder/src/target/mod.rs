@@ -66,8 +66,8 @@ pub async fn run(
     tracing::info!(phase = ?machine.phase(), ?facts, "target");
     holder.start_reading(events.clone(), |reading| match reading {
         Reading::Migration(read) => Some(TargetEvent::from(read)),
-        // A target asks for no one's word.
-        Reading::Peer(_) | Reading::PeerNodeGone => None,
+        // A target asks for no one's word, nor for its pod.
+        Reading::Peer(_) | Reading::PeerNodeGone | Reading::Pod(_) => None,
     });
     holder.start_clock(events.clone(), TargetEvent::DeadlinePassed, TargetEvent::Poked);
     tokio::spawn(take_commands(commands, events.clone()));
@@ -381,6 +381,7 @@ impl TargetHands {
             }
             // Only a source goes by its peer's word, has connections to destroy, and ends its pod.
             Effect::ReadPeer
+            | Effect::ReadPod
             | Effect::DestroySockets
             | Effect::FindTasks
             | Effect::EndTasks

@@ -34,7 +34,7 @@
 //! | a node's object is deleted while the node lives | `NodeDeleted`; in the sequential order, and where the Migration has vanished: below |
 //! | a node registers anew, and none of our objects tells of it for a while | `NodeAnew`, `anew` |
 //! | a node that is gone leaves our list, and its word and its Lease go | `NodeLeaves` |
-//! | a node forgets a side that is over | nothing of its own: what everybody has heard makes no difference, and a node that is never told to forget: below; before it was heard: `ForgetWord` |
+//! | a node forgets a side that is over | nothing of its own: what everybody has heard makes no difference, and a node that is never told to forget: below; before it was heard, by a source whose node had left the cluster: `ForgetWord` |
 //! | the memory limit ends an application | `TasksDie`, `ends`. That a source's tasks have ended is sure to be noticed before its vote, when its freeze or its dump fails; after the vote perhaps late, perhaps never (`LearnTasksLost`, "S notices its end late"), and nobody has to wait for it |
 //! | a user deletes the Migration, makes another one, removes the finalizer or the namespace | `DeleteMigration`, `cancels`; `SecondMigration`, `others`; `Strip`, `strips` |
 //! | a supervisor starts a holder beside one that lives | `SecondHolder`, `seconds` |

@@ -13,8 +13,12 @@ use crate::sequential_pod::is_current;
 pub(super) fn source_ends(observed: &Observed) -> Option<Next> {
     let (node, target) = (observed.node(Role::Source), observed.node(Role::Target));
     let seen = observed.source_seen();
-    if is_released(observed) && seen == PodSeen::Gone {
-        return None;
+    // A source whose pod is removed meanwhile does not wait for it.
+    let is_held = on_trial(observed) && observed.target.report().is_some_and(|r| !r.closed);
+    if is_released(observed) && seen == PodSeen::Gone && !is_held {
+        // A node that comes back must not make the end of its pod look meant.
+        let noted = observed.status().source_deletion_time.is_some();
+        return (observed.source_node_gone && !noted).then_some(Next::Announce);
     }
     let trial = observed.target_word();
     if on_trial(observed) && !may_yield(observed.recorded(), trial, observed.target_node_gone) {

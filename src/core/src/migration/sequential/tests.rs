@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 use transship_api::conditions as c;
 use transship_api::{self as api, HandOver, Step};
-use transship_protocol::Decision;
+use transship_protocol::{Decision, SourceOutcome, SourceWord, TargetWord};
 
 use super::testing::{Fate, World, source};
 use crate::migration::plan::{Action, Plan, Record, plan};
@@ -349,6 +349,42 @@ fn without_any_node_that_has_the_state_nothing_is_made() {
     }
     assert!(c::is_true(&world.seen.status().conditions, c::STALLED));
     assert_eq!((world.made, world.seen.recorded().resolution), (0, None));
+}
+
+#[test]
+fn the_end_of_a_pod_that_went_with_its_node_does_not_look_meant_when_the_node_is_back() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.committed() && w.seen.target.report().is_some_and(|r| r.closed));
+    world.seen.source_node_gone = true;
+    world.seen.source_pod = None;
+    world.look();
+    assert_eq!(world.made, 0);
+    world.seen.source_node_gone = false;
+    world.run();
+    assert_eq!((world.made, world.succeeded().0.as_str()), (1, "True"));
+}
+
+#[test]
+fn a_source_that_is_removed_before_the_trial_has_ended_does_not_take_that_along() {
+    let mut world = World::voted(&[Fate::Runs]);
+    world.until(|w| w.committed());
+    let ended = world.seen.target.report().unwrap().clone();
+    world.set(Role::Target, |r| {
+        r.closed = false;
+        r.target_word = Some(TargetWord { begun: true, voted: true, ..Default::default() });
+    });
+    world.seen.source_pod = None;
+    let outcome = Some(SourceOutcome::Released);
+    world.set(Role::Source, |r| {
+        r.closed = true;
+        r.source_word =
+            Some(SourceWord { begun: true, voted: true, outcome, ..Default::default() });
+    });
+    world.look();
+    assert!(world.seen.trial_pod.is_some(), "{:?}", world.done);
+    world.set(Role::Target, |r| *r = ended);
+    world.run();
+    assert!(world.succeeded().1.contains("deleted by somebody"));
 }
 
 #[test]

@@ -33,7 +33,9 @@ pub enum Action {
     ReadMigration(Side, Which),
     ReadPeer,
     ReadThatPeerHasLeft,
-    /// T's node forgets its last word before S has heard it (only where that rule is broken).
+    ReadThatPodIsGone,
+    ReadThatPodGoes,
+    /// T's node forgets its last word before S has heard it: S's node has left the cluster (or that rule is broken).
     ForgetWord,
     NoticeTasksLost(Side),
     /// A source may notice it late, or never, once it has voted.
@@ -185,12 +187,20 @@ fn source_events(world: &World, out: &mut Steps<World>) {
     push(out, Action::FreezeNow, first(SourceEvent::FreezeNow));
     push(out, Action::AskRelease, first(SourceEvent::ReleaseRequested));
     push(out, Action::ReadPeer, read_node(world, NodeSeen::Tells(world.t.word)));
-    let heard = world.api.exists || world.s.word.outcome.is_some();
+    let settled = !world.api.exists || (world.s.env.deleted && world.api.recorded.resumed_at);
+    let heard = !settled || world.s.word.outcome.is_some();
+    let waits = !world.s.env.deleted && holds(Rule::WordsStayUntilHeard);
     // What everybody has heard may be forgotten, and makes no difference.
-    if world.t.word.closed && !heard && !holds(Rule::WordsStayUntilHeard) {
+    if world.t.word.closed && world.t.word.begun && !heard && !waits {
         let mut next = world.clone();
         next.t.word = TargetWord { closed: true, ..TargetWord::default() };
         out.push((Action::ForgetWord, Ok(next)));
+    }
+    if world.s.env.deleted {
+        push(out, Action::ReadThatPodIsGone, first(SourceEvent::PodGone));
+    }
+    if world.api.s_deleting {
+        push(out, Action::ReadThatPodGoes, first(SourceEvent::PodGoes));
     }
     if world.s.env.dumping && !is_freezing(world) {
         let mut next = world.clone();

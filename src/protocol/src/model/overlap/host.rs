@@ -36,7 +36,7 @@ fn slot<R: Role>(world: &mut World, which: Which) -> &mut Option<Driver<R>> {
 fn skip_idle_effects<R: Role>(driver: &mut Driver<R>) {
     while matches!(
         driver.next_effect(),
-        Some(Effect::Announce | Effect::ReadRecorded | Effect::ReadPeer)
+        Some(Effect::Announce | Effect::ReadRecorded | Effect::ReadPeer | Effect::ReadPod)
     ) {
         driver.done();
     }
@@ -179,7 +179,8 @@ fn perform<R: Role>(world: &mut World, effect: Effect<R::Entry, R::Word>) -> Res
         }
         // The overlapping order keeps nothing on disks.
         Effect::FindTasks | Effect::EndTasks | Effect::KeepFiles | Effect::VerifyNeverRan => {}
-        Effect::SyncState | Effect::Announce | Effect::ReadRecorded | Effect::ReadPeer => {}
+        Effect::SyncState | Effect::Announce => {}
+        Effect::ReadRecorded | Effect::ReadPeer | Effect::ReadPod => {}
     }
     Ok(Done::Yes)
 }
@@ -228,8 +229,12 @@ fn kill_frozen(world: &mut World, side: Side) -> Result<(), Broken> {
             Side::S => {
                 // The pod is lost with a node that has left, or goes on there.
                 let has_left = world.t.env.left && world.api.recorded.resumed_at;
+                // Nobody wants the pod any more that went with its node's object.
+                let is_over = matches!(world.t_phase(), TargetPhase::Closed(_));
+                let unwanted = world.s.env.deleted && (is_over || !world.api.exists);
                 let confirmed = world.t.env.dead
                     || has_left
+                    || unwanted
                     || world.t_phase() == TargetPhase::Closed(TargetOutcome::Resumed);
                 if !confirmed {
                     return Err("the source was killed before the target was confirmed");

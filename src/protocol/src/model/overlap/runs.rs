@@ -176,6 +176,7 @@ each_rule_matters! {
     killing_the_source_before_the_last_word_fails: KilledOnlyAfterLastWord [];
     forgetting_a_last_word_that_nobody_has_heard_fails:
         WordsStayUntilHeard [(Fault::Strip, 1)];
+    waiting_for_a_word_that_is_forgotten_fails: ForgottenEndsWithPod [(Fault::NodeDeleted, 1)];
     taking_a_node_that_registers_anew_for_one_that_has_left_fails:
         AnewIsNotGone [(Fault::Strip, 1), (Fault::NodeAnew, 1)];
     letting_a_node_leave_whose_silence_is_counted_fails: LeavesOnlyWhenSettled [(Fault::Die, 1)];

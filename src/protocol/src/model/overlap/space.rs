@@ -75,9 +75,12 @@ impl Space for World {
         {
             return false;
         }
+        let resumed = self.t_phase() == TargetPhase::Closed(TargetOutcome::Resumed);
         let target_won = match self.s.word.outcome {
-            Some(outcome) => outcome == SourceOutcome::Released,
-            None => self.s.env.dead && self.t.word.outcome == Some(TargetOutcome::Resumed),
+            // One whose pod has gone with its node's object ends without knowing.
+            Some(SourceOutcome::Released) => resumed || !self.s.env.deleted,
+            Some(SourceOutcome::Opened) => false,
+            None => self.s.env.dead && resumed,
         };
         let winner = if target_won { Side::T } else { Side::S };
         let runs = self.env(winner).runs() || self.replica;

@@ -114,6 +114,7 @@ pub fn source_pod(world: &World, moves: &mut Moves) {
     if !world.s_object {
         if world.s_deleting {
             moves.sure("S's holder sees that S is gone", source(world, SourceEvent::PodGone));
+            moves.sure("kubelet kills S, which is gone", with(kill(s), world.afresh));
         }
         return;
     }
@@ -130,6 +131,8 @@ pub fn source_pod(world: &World, moves: &mut Moves) {
         moves.fault("kubelet kills S", |left| &mut left.kills, with(kill(s), world.afresh));
         let deleted = world.with(|next| next.s_deleting = true);
         moves.fault("somebody deletes S", |left| &mut left.deletes, deleted);
+        let removed = world.with(|next| (next.s_deleting, next.s_object) = (true, false));
+        moves.fault("somebody removes S by force", |left| &mut left.deletes, removed);
     }
     // As of T, below.
     moves.may("containerd loses S's shim", with(lose_shim(s), world.afresh));

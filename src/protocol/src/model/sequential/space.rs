@@ -15,6 +15,14 @@ fn goes_on(host: &Host<TargetMachine>) -> bool {
     matches!(phase, Some(Voted | Committed | Thawing | Thawed | Confirmed))
 }
 
+impl World {
+    /// The Migration has vanished, no Commit is known, and somebody has removed S's object.
+    fn is_removed_undecided(&self) -> bool {
+        let committed = self.recorded.decision == Some(Decision::Commit);
+        !self.exists && !committed && !self.s_object
+    }
+}
+
 impl Space for World {
     type Action = Step;
 
@@ -81,7 +89,8 @@ impl Space for World {
             return Err("the source ends without a Commit");
         }
         let in_two_places = self.s.durable && (self.trial.durable || self.trial.dead);
-        if ended && !self.resumed && !in_two_places {
+        // Of what has vanished undecided, its pod removed, nobody wants anything.
+        if ended && !self.resumed && !in_two_places && !self.is_removed_undecided() {
             return Err("the state is not durable in two places when the source ends");
         }
         Ok(())
@@ -117,7 +126,10 @@ impl Space for World {
         let nowhere = self.s.dead && self.recorded.resolution.is_some();
         let given_up = operator::is_given_up(self);
         let asked = self.asked && operator::is_asked_for(self);
-        let removed = self.s_deleting && !self.s_object && !released && undecided;
+        let removed = match released {
+            true => self.is_removed_undecided(),
+            false => self.s_deleting && !self.s_object && undecided,
+        };
         let unwanted = operator::is_unwanted(self);
         let over = orphaned || lost || nowhere || removed || asked || given_up;
         let clean = |host: &Host<TargetMachine>| !host.loose && !host.residue;
