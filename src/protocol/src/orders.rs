@@ -484,6 +484,16 @@ fn opened(driver: &mut Driver<SourceMachine>) -> Option<bool> {
 }
 
 #[test]
+fn a_source_whose_pod_had_gone_before_it_looked_says_that_its_memory_is_lost() {
+    for (event, lost) in [(SourceEvent::TasksLost, true), (SourceEvent::LocalFailure, false)] {
+        let mut driver = source(&[SourceEvent::Begin]);
+        drain(&mut driver);
+        driver.feed(event);
+        assert_eq!(opened(&mut driver), Some(lost), "{event:?}");
+    }
+}
+
+#[test]
 fn an_unlawful_reading_moves_nobody() {
     let both = Recorded { resumed_at: true, ..RESOLVED };
     let lone = Recorded { decision: None, ..RESUMED };

@@ -460,6 +460,11 @@ impl Machine for SourceMachine {
                 plan.with(Effect::CloseNetwork).with(Effect::FreezeTasks)
             }
             (P::Freezing, E::AllFrozenAndSent) => self.vote(),
+            // What it was to freeze had gone before it looked.
+            (P::Begun, E::TasksLost) => {
+                self.memory_lost = true;
+                self.give_up()
+            }
             (
                 P::Begun | P::Freezing,
                 E::LocalFailure | E::DeadlinePassed | E::TasksLost | E::ObjectGone,

@@ -131,7 +131,14 @@ pub async fn run(
             }
             Err(error) => {
                 holder.board.failed("PodNotReady", &format!("{error:#}"));
-                events.send(SourceEvent::LocalFailure).await.context("no events")?;
+                let event = match has_no_sandbox(&error) {
+                    true => {
+                        holder.board.memory_lost("the pod's sandbox has ended");
+                        SourceEvent::TasksLost
+                    }
+                    false => SourceEvent::LocalFailure,
+                };
+                events.send(event).await.context("no events")?;
             }
         }
     }
@@ -181,6 +188,12 @@ async fn prepare(holder: &Holder) -> Result<(Pod, Option<Dumper>)> {
         dialect: dialect(&criu).await?,
     };
     Ok((pod, Some(dumper)))
+}
+
+/// A pod that was found ready by the checks, and has no sandbox now, has lost its tasks with that: its node has lost its
+/// power before this was begun, or its sandbox was killed.
+fn has_no_sandbox(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(transship_runtime::Error::NoSandbox(_)))
 }
 
 /// What the node's CRIU speaks to page servers.
@@ -597,6 +610,14 @@ mod tests {
 
     fn told(hands: &SourceHands) -> String {
         hands.holder.board.subscribe().borrow().memory_lost.clone()
+    }
+
+    #[test]
+    fn a_pod_without_a_sandbox_has_lost_its_memory_whatever_stands_around_that() {
+        let error = anyhow::Error::new(transship_runtime::Error::NoSandbox("uid".into()));
+        assert!(has_no_sandbox(&error));
+        assert!(has_no_sandbox(&error.context("node-b")));
+        assert!(!has_no_sandbox(&anyhow::anyhow!("no version")));
     }
 
     #[test]
