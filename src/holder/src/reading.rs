@@ -113,7 +113,7 @@ pub async fn read<E>(
             }
             peer_due = Instant::now() + PEER_PACE;
         }
-        // Asked for again with what made it worth asking for, which may be read more often.
+        // Asked for once per reading of the Migration or of the peer, and the peer is read more often than is needed here.
         if pod_due <= Instant::now() && wishes.pod.swap(false, Ordering::SeqCst) {
             match reader.pod(&task.pod.name, &task.pod.uid).await {
                 Ok(seen) => {

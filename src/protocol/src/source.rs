@@ -158,8 +158,8 @@ pub struct SourceMachine {
     resumed: bool,
     /// A release was asked for before it was allowed: it follows as soon as it is.
     release_wanted: bool,
-    /// The Migration is over, and the target's node tells nothing of it: its last word was not kept for this node, which had
-    /// left the cluster.
+    /// The Migration is over, or has vanished, and the target's node tells nothing of it: its last word was not kept for
+    /// this node, which had left the cluster.
     forgotten: bool,
     /// Cold: containers were ended, or were about to be.
     ending: bool,
@@ -519,6 +519,7 @@ impl Machine for SourceMachine {
             // It is released when the hand-over is done, or when there is nothing to hand over any more.
             (P::Moved, E::DecisionRead(_)) => plan.with(Effect::ReadPod),
             (P::Moved, E::PodGone) => plan.release(),
+            // Both have voted, so the state is durable on two disks.
             (P::Committed, E::PodGone) if self.part.is_sequential() => plan.yield_to_images(),
             // Whatever was decided, this is not to go on: its pod is gone, and there is nobody to be told.
             (P::Voted | P::Committed, E::PodGone)

@@ -28,8 +28,8 @@ const LIVENESS: &str = "          livenessProbe: {tcpSocket: {port: tcp}, period
 const PROBE: &str = "          readinessProbe";
 /// How long the application with that probe may stand still.
 pub const IMPATIENCE: Duration = Duration::from_secs(20);
-/// Everybody who takes something away between two cells does so within seconds, but not all at once; and what was dead
-/// already when kubelet came, as after a loss of power, kubelet looks for once a minute.
+/// Everybody who takes something away between two cells does so within seconds, but not all at once; and sandboxes that
+/// a loss of power has ended kubelet collects once a minute.
 const SOON: Duration = Duration::from_secs(90);
 
 /// The application and its surroundings.

@@ -1,6 +1,7 @@
 //! What becomes of the pod in the sequential order, whatever happens meanwhile.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use rstest::rstest;
 use serde_json::json;
 use transship_api::conditions as c;
 use transship_api::{self as api, HandOver, Step};
@@ -364,8 +365,12 @@ fn the_end_of_a_pod_that_went_with_its_node_does_not_look_meant_when_the_node_is
     assert_eq!((world.made, world.succeeded().0.as_str()), (1, "True"));
 }
 
-#[test]
-fn a_source_that_is_removed_before_the_trial_has_ended_does_not_take_that_along() {
+#[rstest]
+#[case::its_node_answers(false)]
+#[case::its_node_is_gone(true)]
+fn a_source_that_is_removed_before_the_trial_has_ended_does_not_take_that_along(
+    #[case] target_gone: bool,
+) {
     let mut world = World::voted(&[Fate::Runs]);
     world.until(|w| w.committed());
     let ended = world.seen.target.report().unwrap().clone();
@@ -382,8 +387,11 @@ fn a_source_that_is_removed_before_the_trial_has_ended_does_not_take_that_along(
     });
     world.look();
     assert!(world.seen.trial_pod.is_some(), "{:?}", world.done);
-    world.set(Role::Target, |r| *r = ended);
-    world.run();
+    match target_gone {
+        true => world.seen.target_node_gone = true,
+        false => world.set(Role::Target, |r| *r = ended),
+    }
+    world.until(|w| w.succeeded().0 == "False");
     assert!(world.succeeded().1.contains("deleted by somebody"));
 }
 
