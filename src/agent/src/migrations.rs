@@ -153,6 +153,7 @@ pub mod tests {
                 ContainerRef { name: "web".into(), kind: ContainerKind::App },
             ],
             empty_dirs: Vec::new(),
+            sandbox: None,
             part: Default::default(),
             stand_ins: Vec::new(),
             hooks: Vec::new(),

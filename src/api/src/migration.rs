@@ -361,8 +361,8 @@ pub struct MigrationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub trial: Option<String>,
-    /// Sequential: when the operator recorded that it deletes the source pod. A deletion that is not
-    /// preceded by it is somebody else's wish, and the pod is not made again.
+    /// Sequential: when the operator recorded that it deletes the source pod, or that the pod went with its node. A
+    /// deletion that is not preceded by it is somebody else's wish, and the pod is not made again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_deletion_time: Option<Time>,
     /// Sequential: how often the pod was made again and could not be restored.
@@ -387,6 +387,10 @@ pub struct MigrationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16384))]
     pub choice_message: Option<String>,
+    /// Id of the source pod's sandbox when it was checked. Another one has nothing of its memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub source_sandbox: Option<String>,
     /// The pod's address, where it moves with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

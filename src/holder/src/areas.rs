@@ -76,6 +76,7 @@ pub(crate) mod tests {
                 container("aux", ContainerKind::App),
             ],
             empty_dirs: vec![volume("data", ""), volume("mem", "Memory"), volume("h", "HugePages")],
+            sandbox: None,
             part: Default::default(),
             stand_ins: Vec::new(),
             hooks: Vec::new(),

@@ -84,8 +84,12 @@ impl Pod {
         })
     }
 
-    /// Finds sandbox and running containers of the task's pod.
+    /// Finds sandbox and running containers of the task's pod. One that has another sandbox than the task's is not found.
     pub async fn find(cri: &Cri, layout: &Layout, task: &HolderTask) -> Result<Self> {
+        let sandbox = cri.sandbox(&task.pod.uid).await?;
+        if !is_checked(task, &sandbox.id) {
+            return Err(AnotherSandbox.into());
+        }
         let mut pod = Self::find_sandbox(cri, layout, &task.pod.uid).await?;
         let known = cri.containers(&pod.sandbox_id).await?;
         for wanted in moving(task) {
@@ -309,6 +313,16 @@ pub fn moving(task: &HolderTask) -> impl Iterator<Item = &str> {
         .iter()
         .filter(|container| container.kind != ContainerKind::Init)
         .map(|container| container.name.as_str())
+}
+
+/// The pod has been restarted, with everything in it.
+#[derive(Debug, thiserror::Error)]
+#[error("the pod's sandbox, which was checked, has ended, and it has another one")]
+pub struct AnotherSandbox;
+
+/// Whether the checks were of this sandbox of the task's pod. An operator of an older version does not say which.
+fn is_checked(task: &HolderTask, sandbox: &str) -> bool {
+    task.sandbox.as_ref().is_none_or(|checked| checked == sandbox)
 }
 
 /// The path of the shared memory of a sandbox, if it has one of its own.

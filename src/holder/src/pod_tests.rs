@@ -25,6 +25,14 @@ pub(crate) fn pod_of_self() -> Pod {
 }
 
 #[test]
+fn only_the_sandbox_that_was_checked_is_the_pods() {
+    let mut task = crate::areas::tests::task();
+    assert!(is_checked(&task, "s-1"), "an older operator does not say which");
+    task.sandbox = Some("s-1".into());
+    assert!(is_checked(&task, "s-1") && !is_checked(&task, "s-2"));
+}
+
+#[test]
 fn a_container_whose_shim_dies_is_an_orphan() {
     use std::io::{BufRead, BufReader};
     let layout = Layout::default();

@@ -69,6 +69,10 @@ pub struct HolderTask {
     /// The pod's emptyDir volumes.
     #[serde(default)]
     pub empty_dirs: Vec<EmptyDir>,
+    /// Source: the sandbox that was checked (only compared, and from the status). Where there is another one, nothing was
+    /// checked of the pod as it is, and its memory is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
     /// Which part this side plays.
     #[serde(default)]
     pub part: Part,
@@ -249,6 +253,7 @@ mod tests {
             peer: Peer { node: "node-b".into(), data_address: "10.250.0.12:9441".into() },
             containers: vec![ContainerRef { name: "web".into(), kind: ContainerKind::App }],
             empty_dirs: vec![EmptyDir { name: "cache".into(), medium: String::new() }],
+            sandbox: Some("s-1".into()),
             part: Default::default(),
             stand_ins: Vec::new(),
             hooks: vec![Hook {

@@ -272,6 +272,8 @@ pub fn forecast(migration: &Migration, bytes: u64) -> Forecast {
 pub struct Admitted<'a> {
     /// The source pod.
     pub pod: &'a Pod,
+    /// Id of its sandbox.
+    pub sandbox: &'a str,
     /// Target node.
     pub target: &'a str,
     /// The Migration names it.
@@ -296,7 +298,7 @@ fn addresses(pod: &Pod) -> (Option<String>, Vec<String>) {
 
 /// Status of a Migration whose checks have passed, or with `dryRun` its end.
 pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) -> MigrationStatus {
-    let Admitted { pod, target, given, bytes, network, unknown, incomplete } = *admitted;
+    let Admitted { pod, sandbox, target, given, bytes, network, unknown, incomplete } = *admitted;
     let source_node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
     let forecast = forecast(migration, bytes);
     let text = duration::parse(&forecast.freeze).map(for_people).unwrap_or_default();
@@ -328,6 +330,7 @@ pub fn admitted(migration: &Migration, admitted: &Admitted<'_>, now: Timestamp) 
                 pod_name: pod.metadata.name.clone().unwrap_or_default(),
                 pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
             });
+            status.source_sandbox = Some(sandbox.to_owned()).filter(|id| !id.is_empty());
             status.target = Some(PodRef {
                 node: target.to_owned(),
                 pod_name: target_pod::target_name(pod, uid),

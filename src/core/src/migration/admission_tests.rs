@@ -324,6 +324,7 @@ fn an_admitted_migration_names_both_sides_and_what_comes_next() {
     let mut network = preserved();
     let decided = Admitted {
         pod: &pod,
+        sandbox: "s-1",
         target: "node-b",
         given: false,
         bytes: 300 << 20,
@@ -336,6 +337,7 @@ fn an_admitted_migration_names_both_sides_and_what_comes_next() {
     assert_eq!((source.node.as_str(), source.pod_uid.as_str()), ("node-a", "uid-s"));
     assert!(target.pod_name.starts_with("web-") && target.pod_uid.is_empty());
     assert_eq!(status.address.as_deref(), Some("10.244.1.5"));
+    assert_eq!(status.source_sandbox.as_deref(), Some("s-1"));
     assert_eq!(status.step, Some(Step::PreparingTarget));
     assert_eq!(condition(&status, c::SCHEDULED).reason, reasons::TARGET_NODE_CHOSEN);
     assert_eq!(condition(&status, c::SUCCEEDED).status, "Unknown");
@@ -344,6 +346,7 @@ fn an_admitted_migration_names_both_sides_and_what_comes_next() {
     network = NetworkChoice { network: Network::Close, why: "x".repeat(MAX_CHOICE_MESSAGE) };
     let decided = Admitted {
         pod: &pod,
+        sandbox: "s-1",
         target: "node-b",
         given: true,
         bytes: 0,
@@ -367,6 +370,7 @@ fn a_dry_run_ends_with_the_forecast() {
     let pod = source_pod();
     let decided = Admitted {
         pod: &pod,
+        sandbox: "s-1",
         target: "node-b",
         given: true,
         bytes: 0,

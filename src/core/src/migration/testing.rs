@@ -88,6 +88,7 @@ impl World {
         let pod = source_pod();
         let decided = Admitted {
             pod: &pod,
+            sandbox: "s-1",
             target: "node-b",
             given: true,
             bytes: 1 << 20,

@@ -31,7 +31,7 @@ use crate::control::Command;
 use crate::durable::durable_with_volumes;
 use crate::engine::{Failed, Hands, drive};
 use crate::holder::Holder;
-use crate::pod::{Pod, runc_program};
+use crate::pod::{AnotherSandbox, Pod, runc_program};
 use crate::reading::Reading;
 use crate::{connections, record, reserve, started, status};
 
@@ -131,7 +131,7 @@ pub async fn run(
             }
             Err(error) => {
                 holder.board.failed("PodNotReady", &format!("{error:#}"));
-                let event = match has_no_sandbox(&error) {
+                let event = match has_lost_sandbox(&error) {
                     true => {
                         holder.board.memory_lost("the pod's sandbox has ended");
                         SourceEvent::TasksLost
@@ -190,10 +190,11 @@ async fn prepare(holder: &Holder) -> Result<(Pod, Option<Dumper>)> {
     Ok((pod, Some(dumper)))
 }
 
-/// A pod that was found ready by the checks, and has no sandbox now, has lost its tasks with that: its node has lost its
-/// power before this was begun, or its sandbox was killed. (So has one that is being deleted, of which nothing is told.)
-fn has_no_sandbox(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(transship_runtime::Error::NoSandbox(_)))
+/// A pod that was found ready by the checks, and has no sandbox now or another one, has lost its tasks with that: its node
+/// has lost its power before this was begun, or its sandbox was killed. (So has one that is being deleted, of which nothing is told.)
+fn has_lost_sandbox(error: &anyhow::Error) -> bool {
+    error.is::<AnotherSandbox>()
+        || matches!(error.downcast_ref(), Some(transship_runtime::Error::NoSandbox(_)))
 }
 
 /// What the node's CRIU speaks to page servers.
@@ -613,11 +614,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_a_sandbox_has_lost_its_memory_whatever_stands_around_that() {
+    fn a_pod_without_the_sandbox_that_was_checked_has_lost_its_memory_whatever_stands_around_that()
+    {
         let error = anyhow::Error::new(transship_runtime::Error::NoSandbox("uid".into()));
-        assert!(has_no_sandbox(&error));
-        assert!(has_no_sandbox(&error.context("node-b")));
-        assert!(!has_no_sandbox(&anyhow::anyhow!("no version")));
+        assert!(has_lost_sandbox(&error));
+        assert!(has_lost_sandbox(&error.context("node-b")));
+        assert!(has_lost_sandbox(&AnotherSandbox.into()));
+        assert!(!has_lost_sandbox(&anyhow::anyhow!("no version")));
     }
 
     #[test]

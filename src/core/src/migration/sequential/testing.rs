@@ -75,6 +75,7 @@ impl World {
             witness.witness.map(|uid| [(names::WITNESS.to_owned(), uid)].into());
         let decided = Admitted {
             pod: &pod,
+            sandbox: "s-1",
             target: "node-b",
             given: true,
             bytes: 1 << 20,

@@ -145,6 +145,7 @@ pub async fn admit(migration: &Migration, context: &Context) -> Result<Next, Err
     let Some(network) = admission::network(&input) else { return Ok(Next::After(ASK_AGAIN)) };
     let decided = Admitted {
         pod,
+        sandbox: &facts.sandbox_id,
         target: &target,
         given,
         bytes: bytes_of(migration, &facts),

@@ -62,6 +62,12 @@ pub fn task(parts: &Parts<'_>) -> Result<HolderTask, String> {
         peer: Peer { node: peer.name_any(), data_address },
         containers: containers(spec),
         empty_dirs: empty_dirs(spec),
+        sandbox: match parts.role {
+            Role::Source => {
+                parts.migration.status.as_ref().and_then(|status| status.source_sandbox.clone())
+            }
+            Role::Target => None,
+        },
         part: parts.part,
         stand_ins: claims(parts.source),
         hooks: match parts.role {
