@@ -157,10 +157,10 @@ impl Cluster {
         answer(Api::<Node>::all(self.client.clone()).get_opt(name)).await
     }
 
-    /// What another node has told of its sides. Where it registers anew its object is empty at first.
+    /// What another node has told of its sides.
     pub async fn peer(&self, name: &str) -> anyhow::Result<NodeSeen<NodeStatus>> {
         let status = self.node(name).await?.and_then(|node| node.status);
-        let told = status.filter(|status| status.active_count.is_some());
+        let told = status.filter(NodeStatus::has_told);
         let is_in_cluster = told.is_some() || self.core_node_uid(name).await?.is_some();
         Ok(judge_node(told, is_in_cluster))
     }

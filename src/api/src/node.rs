@@ -387,11 +387,24 @@ impl NodeStatus {
         self.active_count = Some(i32::try_from(active.len()).unwrap_or(i32::MAX));
         self.active_migrations = active;
     }
+
+    /// Whether the agent has told anything. Where a node registers anew its object is empty at first.
+    pub fn has_told(&self) -> bool {
+        self.active_count.is_some()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_without_migrations_has_told_so_and_an_empty_status_nothing() {
+        let mut status = NodeStatus::default();
+        assert!(!status.has_told());
+        status.set_active(Vec::new());
+        assert!(status.has_told());
+    }
 
     #[test]
     fn a_request_ends_with_the_installation_that_it_was_made_for() {

@@ -14,7 +14,7 @@ use kube::config::AuthInfo;
 use kube::{Api, Client, Config};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use transship_api::{Decision, HolderState, Migration, Resolution, Role};
+use transship_api::{Decision, HolderState, Migration, NodeStatus, Resolution, Role};
 use transship_protocol::{NodeSeen, PodSeen, TargetOutcome, TargetWord, judge_node};
 
 use crate::reading::Reading;
@@ -88,9 +88,7 @@ impl Reader {
             let client = self.client().await?;
             let api: Api<transship_api::Node> = Api::all(client.clone());
             let found = api.get_opt(node).await.context("cannot read the target's Node")?;
-            // Where it registers anew its object is empty at first.
-            let told =
-                found.and_then(|node| node.status).filter(|status| status.active_count.is_some());
+            let told = found.and_then(|node| node.status).filter(NodeStatus::has_told);
             let word = told.map(|status| published(&status, &self.uid));
             let is_in_cluster = match word {
                 Some(_) => true,

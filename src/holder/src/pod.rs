@@ -67,21 +67,18 @@ pub struct PodContainer {
 impl Pod {
     /// Finds the sandbox of the task's pod; no containers yet.
     pub async fn find_sandbox(cri: &Cri, layout: &Layout, pod_uid: &str) -> Result<Self> {
-        let sandbox = cri.sandbox(pod_uid).await?;
-        let pause = Container::find(layout, &sandbox.id)?;
+        Self::of_sandbox(layout, cri.sandbox(pod_uid).await?.id)
+    }
+
+    fn of_sandbox(layout: &Layout, sandbox_id: String) -> Result<Self> {
+        let pause = Container::find(layout, &sandbox_id)?;
         // From the bundle: the CRI's answer would need the sandbox's shim, which answers nothing
         // while a container's `create` waits in it.
         let netns = pause
             .namespace("network")?
             .context("the pod uses the node's network, which cannot be moved")?;
         let devices = NetNs::at(&netns).devices()?;
-        Ok(Pod {
-            sandbox_id: sandbox.id,
-            sandbox_pid: pid(pause.pid)?,
-            netns,
-            devices,
-            containers: Vec::new(),
-        })
+        Ok(Pod { sandbox_id, sandbox_pid: pid(pause.pid)?, netns, devices, containers: Vec::new() })
     }
 
     /// Finds sandbox and running containers of the task's pod. One that has another sandbox than the task's is not found.
@@ -90,7 +87,7 @@ impl Pod {
         if !is_checked(task, &sandbox.id) {
             return Err(AnotherSandbox.into());
         }
-        let mut pod = Self::find_sandbox(cri, layout, &task.pod.uid).await?;
+        let mut pod = Self::of_sandbox(layout, sandbox.id)?;
         let known = cri.containers(&pod.sandbox_id).await?;
         for wanted in moving(task) {
             let found = known

@@ -515,10 +515,11 @@ impl Machine for SourceMachine {
             (P::Resuming(sockets), E::TasksLost) => self.resume_without_memory(sockets),
             (P::Starting, E::AllStarted) => plan.started(),
             (P::Starting, E::PodGone) if holds(Rule::StartEndsWithPod) => plan.started(),
-            (P::Moved, E::ReleaseRequested | E::ObjectGone | E::TasksLost) => plan.release(),
-            // It is released when the hand-over is done, or when there is nothing to hand over any more.
+            // When the hand-over is done, or there is nothing to hand over any more.
+            (P::Moved, E::ReleaseRequested | E::ObjectGone | E::TasksLost | E::PodGone) => {
+                plan.release()
+            }
             (P::Moved, E::DecisionRead(_)) => plan.with(Effect::ReadPod),
-            (P::Moved, E::PodGone) => plan.release(),
             // Both have voted, so the state is durable on two disks.
             (P::Committed, E::PodGone) if self.part.is_sequential() => plan.yield_to_images(),
             // Whatever was decided, this is not to go on: its pod is gone, and there is nobody to be told.

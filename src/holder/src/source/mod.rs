@@ -191,7 +191,8 @@ async fn prepare(holder: &Holder) -> Result<(Pod, Option<Dumper>)> {
 }
 
 /// A pod that was found ready by the checks, and has no sandbox now or another one, has lost its tasks with that: its node
-/// has lost its power before this was begun, or its sandbox was killed. (So has one that is being deleted, of which nothing is told.)
+/// has lost its power before this was begun, or its sandbox was killed. (So has one that is being deleted, of which nothing
+/// is told.)
 fn has_lost_sandbox(error: &anyhow::Error) -> bool {
     error.is::<AnotherSandbox>()
         || matches!(error.downcast_ref(), Some(transship_runtime::Error::NoSandbox(_)))

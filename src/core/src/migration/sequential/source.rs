@@ -13,19 +13,19 @@ use crate::sequential_pod::is_current;
 pub(super) fn source_ends(observed: &Observed) -> Option<Next> {
     let (node, target) = (observed.node(Role::Source), observed.node(Role::Target));
     let seen = observed.source_seen();
-    let trial = observed.target_word();
-    let trial_is_open = on_trial(observed)
-        && observed.target.report().is_some_and(|r| !r.closed)
-        && !observed.target_node_gone;
     if is_released(observed) && seen == PodSeen::Gone {
         // A source ends without waiting for the trial where its pod was removed by force.
-        if trial_is_open {
+        if on_trial(observed)
+            && observed.target.report().is_some_and(|r| !r.closed)
+            && !observed.target_node_gone
+        {
             return Some(act(vec![], format!("{target} is to end the restore on trial")));
         }
         // A node that comes back must not make the end of its pod look meant.
         let noted = observed.status().source_deletion_time.is_some();
         return (observed.source_node_gone && !noted).then_some(Next::Announce);
     }
+    let trial = observed.target_word();
     if on_trial(observed) && !may_yield(observed.recorded(), trial, observed.target_node_gone) {
         let hints = voting::hints(observed, |_, read| read.is_none());
         return Some(act(hints, format!("{target} is to end the restore on trial")));
