@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rustix::net::sockopt::set_socket_linger;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, Pod};
@@ -154,7 +155,12 @@ impl Client {
     fn end(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.cut.store(true, Ordering::Relaxed);
-        let _ = self.connection.shutdown(Shutdown::Both);
+        if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            // The request under way is forgotten, once the thread has closed its side, too. It would be sent again
+            // and again, and be counted when the application no longer stands still, among those of the next client.
+            let _ = set_socket_linger(&self.connection, Some(Duration::ZERO));
+            let _ = self.connection.shutdown(Shutdown::Read);
+        }
     }
 }
 
@@ -185,7 +191,10 @@ fn request(reader: &mut impl BufRead, writer: &mut impl Write) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, net::TcpListener};
+    use std::{
+        io::{ErrorKind, Read},
+        net::TcpListener,
+    };
 
     use super::*;
 
@@ -199,8 +208,9 @@ mod tests {
                 connection.read_exact(&mut [0]).unwrap();
                 writeln!(connection, "{number}").unwrap();
             }
-            // Silent from the third request on, until the client goes.
-            let _ = connection.read_to_end(&mut Vec::new());
+            // Silent from the third request on, until the client goes, which takes along what is under way.
+            let end = connection.read_to_end(&mut Vec::new());
+            assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
         });
         let client =
             Client::with_patience(address, Duration::ZERO, Duration::from_secs(240)).unwrap();
