@@ -121,10 +121,13 @@ fn a_deployments_pod_moves_with_memory_and_connection_and_behaves_like_any_pod()
     let service = cluster.get("service", "counter")?;
     let ip = service["spec"]["clusterIP"].as_str().context("no clusterIP")?.to_owned();
     for node in ["node-a", "node-b"] {
-        let probe =
-            cluster.on_node(node, &["transship-probe", "connect", &format!("{ip}:8080"), "1"])?;
-        let probe: Value = serde_json::from_str(&probe)?;
-        ensure!(probe["misses"].as_array().is_some_and(Vec::is_empty), "from {node}: {probe}");
+        // What the source had is taken away at this time, so a connection may take longer.
+        cluster.await_that("the Service answers", Duration::from_secs(30), || {
+            let connect = ["transship-probe", "connect", &format!("{ip}:8080"), "1"];
+            let probe: Value = serde_json::from_str(&cluster.on_node(node, &connect)?)?;
+            ensure!(probe["misses"].as_array().is_some_and(Vec::is_empty), "from {node}: {probe}");
+            Ok(true)
+        })?;
     }
 
     // A crash is a fresh start, never a replay of old memory.

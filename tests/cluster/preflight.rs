@@ -103,6 +103,7 @@ for pid in sorted(filter(str.isdigit, os.listdir('/proc')), key=int):
     for status in object["status"]["containerStatuses"].as_array().into_iter().flatten() {
         let name = status["name"].as_str().unwrap_or_default();
         ensure!(status["restartCount"] == 0, "{name} was restarted: {status:#}");
+        ensure!(status["state"]["waiting"].is_null(), "{name} is not told to run: {status:#}");
         found.insert(format!("{name} id"), status["containerID"].to_string());
         if status["state"]["running"].is_null() {
             continue;

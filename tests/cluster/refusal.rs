@@ -71,12 +71,12 @@ impl Serving {
             ensure!(!pod.ip.is_empty(), "{} has no address yet", pod.name);
             let mut line = Line::connect(&pod, port)?;
             let answers: u64 = line.ask()?.parse()?;
-            found = Some((pod, line, answers));
+            // It may serve before kubelet has told that it runs.
+            let state = state(cluster, &pod.name)?;
+            found = Some(Serving { pod, line, answers, state });
             Ok(true)
         })?;
-        let (pod, line, answers) = found.context("it does not serve")?;
-        let state = state(cluster, &pod.name)?;
-        Ok(Serving { pod, line, answers, state })
+        found.context("it does not serve")
     }
 
     /// The pod is what it was, unclaimed, and goes on with the same connection.

@@ -283,8 +283,10 @@ fn an_http_pre_stop_hook_does_not_reach_the_moved_application_and_a_cancelled_mo
     ensure!(live == scene.source, "{:?} became {live:?}", scene.source);
     ensure!(calls(&live)? == "0", "the hook of a cancelled target reached the application");
     ensure!(runs(&live)? == "run\nrun\n", "a cancelled move ran a hook: {}", runs(&live)?);
-    ensure!(condition(&cluster.get("pod", &live.name)?, "Ready").0 == "True");
-    Ok(())
+    // It may have stood still for longer than its probe has patience.
+    cluster.await_that("the source is Ready", Duration::from_secs(30), || {
+        Ok(condition(&cluster.get("pod", &live.name)?, "Ready").0 == "True")
+    })
 }
 
 #[test]

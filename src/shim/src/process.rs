@@ -1,13 +1,13 @@
 //! Programs that the wrapper starts, and what these start.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::Signal;
 
 /// A program ends when the wrapper does: containerd's shim kills only the wrapper when it gives up.
 pub(crate) fn die_with_parent(command: &mut Command) {
@@ -27,16 +27,17 @@ pub(crate) fn die_with_parent(command: &mut Command) {
     }
 }
 
-/// What a process has started and not outlived.
-pub(crate) fn children(pid: u32) -> Vec<OwnedFd> {
+/// Whether a child of a process has ended, by its name, for which the process has not waited yet.
+pub(crate) fn has_zombie(pid: u32, name: &str) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists =
         threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    let pids = lists.collect::<String>();
-    pids.split_whitespace()
-        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
-        .filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-        .collect()
+    let children = lists.collect::<String>();
+    let is_one = |pid: &str| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.starts_with(&format!("{pid} ({name}) Z"))
+    };
+    children.split_whitespace().any(is_one)
 }
 
 /// Waits until there is something to read, or a process of a pidfd has ended; `false`: not within `limit`.
@@ -53,23 +54,33 @@ pub(crate) fn wait_readable(fd: &impl AsFd, limit: Duration) -> std::io::Result<
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{BufRead, BufReader};
     use std::process::Stdio;
 
-    use rustix::process::pidfd_send_signal;
+    use rustix::process::{Pid, kill_process};
+    use transship_host::markers::wait_for;
 
     use super::*;
 
     #[test]
-    fn what_a_process_has_started_is_found_and_ended() {
-        let script = "sleep 600 & echo; wait";
+    fn a_child_that_has_ended_is_seen_until_it_is_waited_for() {
+        // What becomes of the shell waits for no child.
+        let script = "sleep 600 & echo $!; exec sleep 600";
         let mut shell =
             Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
-        shell.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        let started = children(shell.id());
-        assert_eq!(started.len(), 1);
-        pidfd_send_signal(&started[0], Signal::KILL).unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let child = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+        let name = format!("/proc/{}/comm", shell.id());
+        let is_another = || Ok((fs::read_to_string(&name).unwrap() == "sleep\n").then_some(()));
+        assert!(wait_for(Duration::from_secs(60), is_another).unwrap().is_some());
+        assert!(!has_zombie(shell.id(), "sleep"), "it lives");
+        kill_process(child, Signal::KILL).unwrap();
+        let look = || Ok(has_zombie(shell.id(), "sleep").then_some(()));
+        assert!(wait_for(Duration::from_secs(60), look).unwrap().is_some());
+        assert!(!has_zombie(shell.id(), "slee") && !has_zombie(shell.id(), "leep"));
+        shell.kill().unwrap();
         shell.wait().unwrap();
-        assert!(children(shell.id()).is_empty());
+        assert!(!has_zombie(shell.id(), "sleep"));
     }
 }

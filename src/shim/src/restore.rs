@@ -13,11 +13,12 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde_json::{Value, json};
 use transship_host::freezer::{Freezer, FreezerState};
 use transship_host::invocation::Invocation;
@@ -25,7 +26,7 @@ use transship_host::markers::{Failed, Held, Ready, Restored, Waiting, wait_for};
 use transship_host::record::RecordState;
 use transship_host::{HostRoot, files, unfinished};
 
-use crate::process::{children, die_with_parent, wait_readable};
+use crate::process::{die_with_parent, has_zombie, wait_readable};
 use crate::wrapper::Subject;
 use crate::{hold, limits, noop, progress};
 
@@ -39,6 +40,10 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(50);
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
 const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long runc may take to notice the end of its CRIU. It does not before the end of what that CRIU has started,
+/// such as a process that tries what the kernel can do and waits for its parent.
+const NOTICE_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long what CRIU has abandoned is killed before the wrapper looks at the rest again.
 const ABANDONED_LIMIT: Duration = Duration::from_secs(1);
@@ -177,13 +182,13 @@ fn restore(
     if adopt.exists() {
         command.env("LD_PRELOAD", adopt);
     }
+    // With all that it starts, but for tasks that are restored.
+    command.process_group(0);
     die_with_parent(&mut command);
     let child = command.spawn().map_err(|e| format!("cannot run {}: {e}", runc.display()))?;
-    let status = supervise(child, subject)?;
+    let status = supervise(child, subject, &ready.work)?;
     if !status.success() {
-        // CRIU knows no more of it than that its script has failed.
-        let reason = hold::told(bundle).or_else(|| last_error(&ready.work));
-        let reason = reason.unwrap_or_else(|| status.to_string());
+        let reason = cause(bundle, &ready.work).unwrap_or_else(|| status.to_string());
         return Err(format!("restoring {} failed: {reason}", subject.container));
     }
     check(invocation, subject, id)
@@ -226,7 +231,7 @@ fn search_path(host: &HostRoot) -> OsString {
 }
 
 /// Waits for runc; ends the restore when it is given up or takes too long.
-fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> {
+fn supervise(mut child: Child, subject: &Subject, work: &Path) -> Result<ExitStatus, String> {
     let start = Instant::now();
     let container = &subject.container;
     let failed = |error: std::io::Error| format!("cannot wait for runc: {error}");
@@ -243,7 +248,8 @@ fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> 
             return Err(message);
         }
     };
-    let reason = loop {
+    let mut lost = None;
+    let (reason, patience) = loop {
         if wait_readable(&pidfd, WATCH_INTERVAL).map_err(failed)? {
             return child.wait().map_err(failed);
         }
@@ -253,24 +259,29 @@ fn supervise(mut child: Child, subject: &Subject) -> Result<ExitStatus, String> 
             let _ = subject.bundle.freezer().and_then(|f| f.kill_all_frozen(ABANDONED_LIMIT));
         }
         if given_up(subject) {
-            break format!("the restore of {container} was given up");
+            break (format!("the restore of {container} was given up"), KILL_LIMIT);
+        }
+        if !has_zombie(child.id(), "criu") {
+            lost = None;
+        } else if lost.get_or_insert_with(Instant::now).elapsed() >= NOTICE_LIMIT {
+            let cause = cause(&subject.bundle.dir, work);
+            let cause = cause.unwrap_or_else(|| "CRIU has ended in the middle of it".into());
+            break (format!("restoring {container} failed: {cause}"), Duration::ZERO);
         }
         if start.elapsed() >= RESTORE_LIMIT {
-            break format!(
-                "the restore of {container} did not end within {} s",
-                RESTORE_LIMIT.as_secs()
-            );
+            let limit = RESTORE_LIMIT.as_secs();
+            break (format!("the restore of {container} did not end within {limit} s"), KILL_LIMIT);
         }
     };
     // The half-made tasks are in the container's cgroup, and CRIU with them until it stands aside. Killing them
     // frozen keeps a task from running when CRIU lets go of it; then CRIU ends by itself, and runc with it.
     let killed = subject.bundle.freezer().and_then(|f| f.kill_all_frozen(KILL_LIMIT));
-    if killed.is_err() || !wait_readable(&pidfd, KILL_LIMIT).map_err(failed)? {
-        let started = children(child.id());
-        let _ = child.kill();
-        // While tasks are left their end may depend on CRIU.
-        for criu in started.iter().filter(|_| killed.is_ok()) {
-            let _ = pidfd_send_signal(criu, Signal::KILL);
+    if killed.is_err() || !wait_readable(&pidfd, patience).map_err(failed)? {
+        if killed.is_ok() {
+            let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+        } else {
+            // The end of the tasks that are left may depend on CRIU.
+            let _ = child.kill();
         }
     }
     child.wait().map_err(failed)?;
@@ -329,6 +340,12 @@ fn log_tail(work: &Path) -> String {
         Ok(String::from_utf8_lossy(&tail).into_owned())
     };
     read().unwrap_or_default()
+}
+
+/// Why a restore has failed, as far as anybody has told.
+fn cause(bundle: &Path, work: &Path) -> Option<String> {
+    // CRIU knows no more of it than that its script has failed.
+    hold::told(bundle).or_else(|| last_error(work))
 }
 
 /// The last error in CRIU's log, which is usually the general one; the first is usually the cause.

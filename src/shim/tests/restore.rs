@@ -387,8 +387,12 @@ fn before_the_hold(scene: &Scene, stage: &str, what: &str) {
         real.display()
     );
     fs::remove_file(&place).unwrap();
-    fs::write(&place, script).unwrap();
-    fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    write_program(&place, &script);
+}
+
+fn write_program(place: &Path, script: &str) {
+    fs::write(place, script).unwrap();
+    fs::set_permissions(place, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 }
 
 /// Whoever is killed between CRIU's last stop of the tasks and their freeze lets them run: they are killed, they
@@ -448,6 +452,30 @@ fn what_a_criu_without_a_last_word_leaves_is_killed_before_runc_gives_up() {
         assert!(scene.tasks().is_empty(), "{what}");
         assert!(!scene.has_run(), "{what}");
     }
+}
+
+/// CRIU tries what the kernel can do with helpers that wait for it. runc does not notice its end as long as one lives, which
+/// has the connection to it. The real one is hardly ever hit then.
+#[test]
+fn a_criu_that_has_ended_is_missed_and_what_it_leaves_is_killed() {
+    let Some(scene) = Scene::set() else { return };
+    let note = scene.dir.path().join("left");
+    let (criu, left) = (program("criu").unwrap(), note.display());
+    // Before that runc asks one for its version, by another descriptor. It ends when it has been told what to do.
+    let script = format!(
+        "#!/bin/sh\nif [ \"$2\" = 3 ]; then head -c 1 <&3; sleep 600 & echo $! > {left}; kill -9 $$; fi\nexec {} \"$@\"\n",
+        criu.display()
+    );
+    write_program(&scene.host.bin("criu"), &script);
+    assert!(!scene.create().wait().unwrap().success());
+    let failed = scene.pod.marked::<Failed>("web").unwrap().unwrap();
+    let log = fs::read_to_string(scene.log()).unwrap_or_default();
+    assert!(failed.message.contains("CRIU has ended"), "{failed:?}: {log}");
+    let stat = format!("/proc/{}/stat", fs::read_to_string(note).unwrap().trim());
+    let has_ended = || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
+    assert!(wait_for(LIMIT, || Ok(has_ended().then_some(()))).unwrap().is_some());
+    assert!(scene.tasks().is_empty());
+    assert!(!scene.has_run());
 }
 
 #[test]

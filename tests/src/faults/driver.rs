@@ -37,7 +37,7 @@ const CLIENT: Duration = Duration::from_secs(240);
 /// How often is looked at a migration of which nothing is heard.
 const LOOK: Duration = Duration::from_secs(3);
 /// How often something is tried whose moment passed before it could be seen: then nothing was tested.
-const TRIES: u32 = 4;
+const TRIES: u32 = 8;
 /// For how long a target still takes the API server for one that it reaches: five seconds from its last signature.
 const CONTACT: Duration = Duration::from_secs(6);
 
@@ -238,7 +238,7 @@ fn judged(cell: &Cell, scene: &Scene, watch: &mut Stopwatch) -> Result<Row> {
     let downtime = last["status"]["downtime"].as_str();
     let report = judge::the_client_was_served(scene, client, outcome, downtime)?;
     let looks = sentry.stop(matches!(cell.fault, Fault::PowerOff(..)))?;
-    judge::one_copy_ran(scene, &looks, outcome, orders_a_fresh_pod(cell.fault))?;
+    judge::one_copy_ran(scene, &looks, outcome, may_make_a_fresh_pod(cell))?;
     judge::every_turn_was_due(scene, &looks)?;
     scene.history.kept_its_word()?;
     // Who is killed or cut off may not come to tell what he has just written.
@@ -271,8 +271,11 @@ fn was_left_over(cell: &Cell, scene: &Scene) -> bool {
     stood_still && !scene.history.step().is_final()
 }
 
-fn orders_a_fresh_pod(fault: Fault) -> bool {
-    matches!(fault, Fault::User(act) if act.orders_a_fresh_pod())
+/// The owner may: somebody wishes it, or between the source's release and the claim of the target nobody is there to
+/// keep it from that. Then it is removed as one too many.
+fn may_make_a_fresh_pod(cell: &Cell) -> bool {
+    let is_wished = matches!(cell.fault, Fault::User(act) if act.orders_a_fresh_pod());
+    is_wished || (cell.moment == Moment::HandingOver && cell.fault.concerns_all())
 }
 
 /// Begins the migration and the fault at its moment; gives the step at which that was, and the time.

@@ -272,7 +272,9 @@ impl Fault {
     /// Removes what [`Fault::prepare`] has made.
     pub fn clear(self, scene: &Scene) -> Result<()> {
         let Self::FillDisk(role) = self else { return Ok(()) };
-        disk::make_large(scene.cluster, scene.node(role))
+        disk::make_large(scene.cluster, scene.node(role))?;
+        // The checks of the next migration go by what its agent has seen.
+        nodes::has_looked(scene.cluster, scene.node(role))
     }
 }
 

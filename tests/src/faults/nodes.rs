@@ -57,6 +57,15 @@ pub fn with_operators(cluster: &Cluster) -> Result<BTreeSet<String>> {
     Ok(operators(cluster)?.into_iter().map(|pod| pod.node).collect())
 }
 
+/// Waits until a node's agent has looked at it and told of it once more.
+pub fn has_looked(cluster: &Cluster, node: &str) -> Result<()> {
+    let told = || -> Result<Value> {
+        Ok(cluster.get("nodes.transship.dev", node)?["status"]["heartbeatTime"].clone())
+    };
+    let before = told()?;
+    cluster.await_that(&format!("{node} reports"), PATIENCE, || Ok(told()? != before))
+}
+
 /// The operator that leads.
 pub fn leader(cluster: &Cluster) -> Result<Pod> {
     let path = "jsonpath={.spec.holderIdentity}";

@@ -105,13 +105,13 @@ impl Act {
     }
 }
 
-/// The target pod's name, which may just be made.
+/// The target pod's name, which may just be made: its name is recorded first, and then its UID.
 fn target(scene: &Scene) -> Result<String> {
     let mut name = String::new();
     scene.cluster.await_that("there is a target pod", Duration::from_secs(15), || {
         let target = scene.history.latest()["status"]["target"].clone();
         name = target["podName"].as_str().context("it is not recorded")?.to_owned();
-        Ok(true)
+        Ok(!scene.target_uid().is_empty())
     })?;
     Ok(name)
 }

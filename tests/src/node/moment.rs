@@ -66,8 +66,9 @@ impl Moment {
         match self {
             // An entry stays.
             Self::Journal(kind) if journalled(kind) => Is::Now,
-            // CRIU makes its log when it begins to dump, and not when it is asked for its version.
-            Self::Criu if side.is_some_and(Side::has_begun_to_dump) => now_if(process::stop_criu()),
+            Self::Criu if side.is_some_and(Side::has_begun_to_dump_memory) => {
+                now_if(process::stop_criu())
+            }
             Self::Restore if is_restored() => Is::Over,
             // Not before that: all processes are looked through.
             Self::Restore if side.is_some_and(Side::has_begun_to_restore) => {

@@ -21,6 +21,9 @@ const STAGE: &str = "CRTOOLS_SCRIPT_ACTION";
 const HOLDING: &str = "pre-resume";
 /// Likewise: the container's first task.
 const FIRST_TASK: &str = "CRTOOLS_INIT_PID";
+/// How the title begins that a CRIU at work gives itself. Before that it tries what the kernel can do, with helpers of its
+/// name; and holders ask one for its version.
+const TITLES: [&str; 2] = ["criu: dump", "criu: restore"];
 /// Where freezers are.
 const FREEZER: &str = "/sys/fs/cgroup/freezer";
 /// Where containerd's shims keep their containers' bundles.
@@ -198,14 +201,23 @@ fn variable(pid: u32, name: &str) -> Option<String> {
     variables.find_map(|variable| Some(variable.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
 }
 
-/// A CRIU that runc has started to dump or to restore; holders ask one for its version, too.
+/// A CRIU that dumps or restores. Tasks that it rebuilds bear its name and its title until they have their own back;
+/// they have come after it.
 pub fn criu() -> Option<u32> {
-    by_name("criu").into_iter().find(|pid| command(*pid).iter().any(|word| word == "swrk"))
+    by_name("criu").into_iter().find(|pid| {
+        let title = command(*pid).into_iter().next().unwrap_or_default();
+        TITLES.iter().any(|begin| title.starts_with(begin))
+    })
 }
 
-/// Whether the CRIU at work has begun to rebuild tasks: they bear its name until they have their own back.
+/// Whether the CRIU at work has begun to rebuild tasks: there is a container's first one. What else bears CRIU's name are
+/// programs that it is about to call.
 pub fn criu_rebuilds() -> bool {
-    criu().is_some() && by_name("criu").len() > 1
+    let is_first = |pid: u32| {
+        let [ids] = status(pid, ["NSpid:"]);
+        ids.is_some_and(|ids| ids.split_whitespace().skip(1).last() == Some("1"))
+    };
+    criu().is_some() && by_name("criu").into_iter().any(is_first)
 }
 
 /// The nearest process of this name on the way up from the script that holds, or from the CRIU that

@@ -51,19 +51,22 @@ impl Side {
         self.directory.extension().and_then(|role| role.to_str()).unwrap_or_default()
     }
 
-    /// Whether a CRIU has begun to dump one of its containers: from then on there is its log.
-    pub fn has_begun_to_dump(&self) -> bool {
-        self.has_log("dump.log")
+    /// Whether a CRIU has come to the memory of one of its containers, most of a dump: the image of a task's open files
+    /// comes before that.
+    pub fn has_begun_to_dump_memory(&self) -> bool {
+        self.has_file("images", |name| name.starts_with("fdinfo-"))
     }
 
-    /// Whether a CRIU has begun to restore one of its containers.
+    /// Whether a CRIU has begun to restore one of its containers: from then on there is its log.
     pub fn has_begun_to_restore(&self) -> bool {
-        self.has_log("restore.log")
+        self.has_file("work", |name| name == "restore.log")
     }
 
-    fn has_log(&self, name: &str) -> bool {
-        let works = fs::read_dir(self.directory.join("work")).into_iter().flatten().flatten();
-        works.map(|work| work.path().join(name)).any(|log| log.exists())
+    /// In the directory of one of its containers.
+    fn has_file(&self, kind: &str, is_wanted: impl Fn(&str) -> bool) -> bool {
+        let containers = fs::read_dir(self.directory.join(kind)).into_iter().flatten().flatten();
+        let files = containers.flat_map(|container| fs::read_dir(container.path()));
+        files.flatten().flatten().any(|file| file.file_name().to_str().is_some_and(&is_wanted))
     }
 
     /// Whether its journal has an entry of this kind.
