@@ -145,14 +145,19 @@ pub const SHIM: &str = "containerd-shim";
 
 /// Whether a process is one of containerd's shims.
 pub fn is_shim(layout: &Layout, pid: u32) -> bool {
-    let path = layout.proc.join(pid.to_string()).join("stat");
-    std::fs::read_to_string(path).is_ok_and(|stat| name(&stat) == Some(SHIM))
+    is_named(layout, pid.cast_signed(), SHIM)
 }
 
 /// The command name in a process's `stat`, which may hold spaces and brackets itself.
 fn name(stat: &str) -> Option<&str> {
     let (head, _) = stat.rsplit_once(')')?;
     head.split_once('(').map(|(_, name)| name)
+}
+
+/// Whether a process has this name.
+pub fn is_named(layout: &Layout, pid: i32, wanted: &str) -> bool {
+    let stat = std::fs::read_to_string(layout.of_process(pid, "stat"));
+    stat.is_ok_and(|stat| name(&stat) == Some(wanted))
 }
 
 /// Whether a process has ended and waits for its parent to notice.

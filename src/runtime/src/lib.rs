@@ -3,7 +3,7 @@
 //! how `runc checkpoint` is called.
 //!
 //! This crate looks and calls; it decides nothing, and changes nothing but the container that runc is asked to
-//! dump, to signal or to delete, and the task that containerd is asked to delete. Freezing, records and networks
+//! dump, to signal or to delete, the connections of its tasks, and the task that containerd is asked to delete. Freezing, records and networks
 //! are `transship-host`.
 //!
 //! * [`cri`]: the pod as the CRI knows it (asynchronous, gRPC over containerd's socket);
@@ -13,16 +13,19 @@
 //! * [`mounts`]: `mountinfo`, and the writable layer of an overlay;
 //! * [`node`]: the runtime as a whole: version, configuration, all sandboxes, images;
 //! * [`pod`]: the paths of a pod's volumes, its sandbox's `/dev/shm` and its network namespace;
-//! * [`checkpoint`]: `runc checkpoint`.
+//! * [`checkpoint`]: `runc checkpoint`;
+//! * [`guard`], [`repair`]: what a CRIU that was killed would do to the tasks that it dumps.
 
 pub mod checkpoint;
 pub mod container;
 pub mod cri;
 pub mod ending;
+pub mod guard;
 pub mod layout;
 pub mod mounts;
 pub mod node;
 pub mod pod;
+pub mod repair;
 pub mod tasks;
 
 use std::path::PathBuf;

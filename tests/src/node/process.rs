@@ -23,7 +23,9 @@ const HOLDING: &str = "pre-resume";
 const FIRST_TASK: &str = "CRTOOLS_INIT_PID";
 /// How the title begins that a CRIU at work gives itself. Before that it tries what the kernel can do, with helpers of its
 /// name; and holders ask one for its version.
-const TITLES: [&str; 2] = ["criu: dump", "criu: restore"];
+const DUMP: &str = "criu: dump";
+/// Likewise.
+const RESTORE: &str = "criu: restore";
 /// Where freezers are.
 const FREEZER: &str = "/sys/fs/cgroup/freezer";
 /// Where containerd's shims keep their containers' bundles.
@@ -136,6 +138,12 @@ pub fn kill(victim: Victim, side: Option<&Side>) -> Result<()> {
         ensure!(Instant::now() < end, "there is no {} here", victim.as_str());
         thread::sleep(Duration::from_millis(5));
     };
+    if victim == Victim::Holder
+        && let Some(criu) = titled(&[DUMP])
+    {
+        // The kernel ends a process group that stands still and has lost whom it belongs to.
+        signal(criu, Signal::CONT)?;
+    }
     for pid in found {
         signal(pid, Signal::KILL).with_context(|| format!("killing {}", victim.as_str()))?;
     }
@@ -162,7 +170,8 @@ pub fn stop(pid: u32) -> bool {
     loop {
         let [state] = status(pid, ["State:"]);
         match state {
-            Some(state) if state.starts_with('T') => return true,
+            // The source's CRIU is traced itself.
+            Some(state) if state.starts_with(['T', 't']) => return true,
             Some(state) if !state.starts_with(['Z', 'X']) && Instant::now() < end => {}
             _ => return false,
         }
@@ -204,9 +213,13 @@ fn variable(pid: u32, name: &str) -> Option<String> {
 /// A CRIU that dumps or restores. Tasks that it rebuilds bear its name and its title until they have their own back;
 /// they have come after it.
 pub fn criu() -> Option<u32> {
+    titled(&[DUMP, RESTORE])
+}
+
+fn titled(titles: &[&str]) -> Option<u32> {
     by_name("criu").into_iter().find(|pid| {
         let title = command(*pid).into_iter().next().unwrap_or_default();
-        TITLES.iter().any(|begin| title.starts_with(begin))
+        titles.iter().any(|begin| title.starts_with(begin))
     })
 }
 

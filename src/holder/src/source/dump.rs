@@ -5,7 +5,7 @@
 //! and holds the tasks by ptrace. A dump must never outlive its usefulness: a CRIU that ends late
 //! would freeze a container that was thawed meanwhile. So nothing is thawed while a process of a
 //! dump lives ([`end_leftovers`]): they are known by their environment, which no crash can come
-//! before.
+//! before. A CRIU that is killed would let its tasks run; they are frozen before ([`Guard`]).
 
 use std::net::Shutdown;
 use std::path::PathBuf;
@@ -22,6 +22,7 @@ use transship_runtime::Layout;
 use transship_runtime::checkpoint::{
     Checkpoint, Running, group_is_alive, kill, kill_group, lose_criu, processes_of,
 };
+use transship_runtime::guard::Guard;
 
 use crate::pod::{FREEZER_LIMIT, Pod, PodContainer};
 
@@ -77,6 +78,14 @@ impl Dumper {
         }
         .start(&self.layout)?;
         let group = running.group().context("runc has no process id")?;
+        let freezer = container.freezer.clone();
+        let freeze = move || {
+            tracing::warn!("the dump's CRIU was killed, so its container is frozen");
+            // Asked for is enough: no task gets past it.
+            let _ = freezer.freeze(Duration::ZERO);
+        };
+        let _guard =
+            Guard::start(&self.layout, group, freeze).context("the dump is not guarded")?;
 
         let connection = ours.try_clone().context("cannot keep the page stream")?;
         let server = {

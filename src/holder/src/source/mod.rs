@@ -402,6 +402,7 @@ impl SourceHands {
                 // Already before: the first containers may go on, and end, when others do not yet.
                 self.note_thaw();
                 let Some(pod) = &self.pod else { return Ok(()) };
+                pod.mend_connections(&holder.layout);
                 pod.thaw().map_err(|error| Failed::other("NotThawed", error))?;
                 self.note_thaw();
                 Ok(())
