@@ -15,7 +15,7 @@ use transship_host::record::ContainerKind;
 use transship_host::task::HolderTask;
 use transship_runtime::container::{Container, start_time};
 use transship_runtime::cri::{Cri, State};
-use transship_runtime::{Layout, container, repair};
+use transship_runtime::{Layout, container};
 
 /// Name of the file in the migration's directory.
 const FILE: &str = "pod.json";
@@ -166,21 +166,6 @@ impl Pod {
     /// Freezes every container whose cgroup still exists.
     pub fn freeze_what_is_left(&self) -> Result<()> {
         freeze_all(self.containers.iter().filter(|container| container.freezer.exists()))
-    }
-
-    /// Makes up for a CRIU that was killed: what its tasks would send and receive failed.
-    pub fn mend_connections(&self, layout: &Layout) {
-        for container in &self.containers {
-            let tasks = container.freezer.tasks().unwrap_or_default();
-            let mended = repair::end(layout, &tasks);
-            if mended > 0 {
-                tracing::info!(
-                    mended,
-                    "connections of container {} were in repair",
-                    container.name
-                );
-            }
-        }
     }
 
     /// Thaws all containers together. One that is gone is thawed. The limit is one for all: under a

@@ -3,7 +3,8 @@
 //! As long as CRIU dumps, its tasks are stopped by ptrace alone, and their connections are in TCP's repair mode. The end
 //! of a tracer lets go what it traces, and a process that then sends or receives is told an error (see
 //! [`crate::repair`]). But who traces CRIU itself is asked before it ends, whatever it dies of (`PTRACE_O_TRACEEXIT` in
-//! ptrace(2)): then the tasks are frozen, while CRIU still has them. A guard that dies first changes nothing for CRIU.
+//! ptrace(2)): then the tasks are frozen, while CRIU still has them. So they are when it gives up, since it does that at
+//! once when a task is killed. A guard that dies first changes nothing for CRIU.
 
 use std::collections::HashSet;
 use std::io::Result;
@@ -31,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(2);
 pub struct Guard(Arc<AtomicBool>);
 
 impl Guard {
-    /// Guards every CRIU that this runc starts. `freeze` is called when one is about to end that was killed; until it
+    /// Guards every CRIU that this runc starts. `freeze` is called when one is about to end without success; until it
     /// returns no task goes on.
     pub fn start(layout: &Layout, runc: i32, freeze: impl Fn() + Send + 'static) -> Result<Self> {
         let is_over = Arc::new(AtomicBool::new(false));
@@ -41,10 +42,17 @@ impl Guard {
             let mut known = HashSet::new();
             while !over.load(Ordering::Relaxed) {
                 for child in children(&layout, runc).unwrap_or_default() {
-                    if is_named(&layout, child, CRIU) && known.insert(child) {
-                        follow(Pid::from_raw(child), &freeze).unwrap_or_else(|error| {
-                            tracing::warn!(child, %error, "the dump's CRIU is not guarded");
-                        });
+                    if !is_named(&layout, child, CRIU) || !known.insert(child) {
+                        continue;
+                    }
+                    let criu = Pid::from_raw(child);
+                    if let Err(error) = ptrace::seize(criu, ptrace::Options::PTRACE_O_TRACEEXIT) {
+                        // One that was asked for its version may have answered.
+                        tracing::debug!(child, %error, "a CRIU is not guarded");
+                    } else if let Err(error) = follow(criu, &freeze) {
+                        tracing::warn!(child, %error, "the dump's CRIU is not guarded any more");
+                        // It would wait for this thread.
+                        return;
                     }
                 }
                 std::thread::sleep(LOOK);
@@ -61,17 +69,14 @@ impl Drop for Guard {
     }
 }
 
-/// Follows a process to its end.
+/// Follows a process that is traced by this thread to its end.
 fn follow(process: Pid, freeze: &impl Fn()) -> nix::Result<()> {
-    ptrace::seize(process, ptrace::Options::PTRACE_O_TRACEEXIT)?;
     loop {
         let went_on = match waitpid(process, Some(WaitPidFlag::__WALL)) {
             Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return Ok(()),
             Ok(WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXIT)) => {
-                // In doubt: to be frozen once more does no harm.
-                let was_killed = ptrace::getevent(process)
-                    .is_ok_and(|status| libc::WTERMSIG(status as libc::c_int) != 0);
-                if was_killed {
+                // In doubt: one that has undone its dump has had everything frozen itself.
+                if ptrace::getevent(process) != Ok(0) {
                     freeze();
                 }
                 ptrace::cont(process, None)
@@ -138,11 +143,14 @@ mod tests {
         line.unwrap_or_default().trim().chars().take(1).collect()
     }
 
-    /// A guarded program of CRIU's name that does this.
+    /// A program of CRIU's name that does this, when it is guarded.
     fn guarded(what: &str) -> Scene {
         let dir = tempfile::tempdir().unwrap();
         let criu = dir.path().join(CRIU);
-        std::fs::write(&criu, format!("#!/bin/sh\n{what}\n")).unwrap();
+        let fifo = dir.path().join("fifo");
+        let script = format!("#!/bin/sh\nread line < {}\n{what}\n", fifo.display());
+        std::fs::write(&criu, script).unwrap();
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
         std::fs::set_permissions(&criu, PermissionsExt::from_mode(0o755)).unwrap();
         let runc = format!("{} & exec sleep 600", criu.display());
         let runc = Command::new("sh").args(["-c", &runc]).process_group(0).spawn().unwrap();
@@ -154,7 +162,10 @@ mod tests {
             Guard::start(&layout, id, move || freeze.store(true, Ordering::Relaxed)).unwrap();
         let find = || children(&layout, id).unwrap_or_default().first().copied();
         await_that("it is started", || find().is_some());
-        Scene { runc, criu: find().unwrap(), frozen, _guard: guard, _dir: dir }
+        let scene = Scene { runc, criu: find().unwrap(), frozen, _guard: guard, _dir: dir };
+        await_that("it is guarded", || scene.is_traced());
+        std::fs::write(scene._dir.path().join("fifo"), "\n").unwrap();
+        scene
     }
 
     impl Drop for Scene {
@@ -178,9 +189,8 @@ mod tests {
 
     #[test]
     fn what_a_killed_criu_leaves_is_frozen_before_its_end_though_it_stood_still() {
-        let scene = guarded("while :; do sleep 600; done");
+        let scene = guarded("exec sleep 600");
         let criu = Pid::from_raw(scene.criu);
-        await_that("it is guarded", || scene.is_traced());
         kill(criu, Signal::SIGSTOP).unwrap();
         await_that("it stands still", || state(scene.criu) == "t");
         kill(criu, Signal::SIGCONT).unwrap();
@@ -194,9 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn a_criu_that_ends_by_itself_has_let_go_of_what_it_had() {
-        let scene = guarded("read line < /proc/self/fd/0; exit 1");
-        await_that("it ends", || scene.has_ended());
-        assert!(!scene.frozen.load(Ordering::Relaxed));
+    fn what_a_criu_leaves_that_gives_up_is_frozen_and_not_what_it_has_dumped() {
+        for (end, is_frozen) in [("exit 1", true), ("exit 0", false)] {
+            let scene = guarded(end);
+            await_that("it ends", || scene.has_ended());
+            assert_eq!(scene.frozen.load(Ordering::Relaxed), is_frozen, "{end}");
+        }
     }
 }

@@ -3,7 +3,8 @@
 //! net/ipv4/tcp.c).
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::io::Result;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::sys::socket::sockopt::{AcceptConn, ReuseAddr, TcpRepair};
@@ -15,51 +16,72 @@ use crate::Layout;
 /// Ends it for every connection of these processes; gives how many were in it. What cannot be looked at is left as it is,
 /// and told in the log.
 pub fn end(layout: &Layout, processes: &[u32]) -> usize {
-    let mut known = HashSet::new();
-    let sockets: Vec<OwnedFd> =
-        processes.iter().flat_map(|process| sockets(layout, *process, &mut known)).collect();
-    let is_repaired = |socket: &&OwnedFd| getsockopt(socket, TcpRepair).is_ok_and(|mode| mode > 0);
-    let repaired: Vec<&OwnedFd> = sockets.iter().filter(is_repaired).collect();
-    if repaired.is_empty() {
+    let mut repaired = 0;
+    let mut listeners = HashMap::new();
+    each_socket(layout, processes, |socket| {
+        repaired += usize::from(is_repaired(socket));
+        if let (true, Some(port)) = (getsockopt(socket, AcceptConn)?, port(socket)) {
+            listeners.insert(port, getsockopt(socket, ReuseAddr)?);
+        }
+        Ok(())
+    });
+    if repaired == 0 {
         return 0;
     }
-    // The kernel forgets whether an address may be used again. A connection that was accepted has it from its listener.
-    let listeners: HashMap<u16, bool> = sockets
-        .iter()
-        .filter(|socket| getsockopt(socket, AcceptConn).unwrap_or(false))
-        .filter_map(|socket| Some((port(socket)?, getsockopt(socket, ReuseAddr).ok()?)))
-        .collect();
-    for socket in &repaired {
-        let reuse = port(socket).and_then(|port| listeners.get(&port).copied()).unwrap_or(false);
-        let ended =
-            setsockopt(socket, TcpRepair, &0).and_then(|()| setsockopt(socket, ReuseAddr, &reuse));
-        if let Err(error) = ended {
-            tracing::warn!(%error, "a connection stays in repair mode");
+    tracing::info!(repaired, "connections are in repair mode, which is ended");
+    each_socket(layout, processes, |socket| {
+        if !is_repaired(socket) {
+            return Ok(());
         }
-    }
-    repaired.len()
+        setsockopt(socket, TcpRepair, &0)?;
+        // The kernel forgets whether the address may be used again. A connection that was accepted has it from its
+        // listener; to any other it makes no difference.
+        let reuse = port(socket).and_then(|port| listeners.get(&port).copied()).unwrap_or(true);
+        Ok(setsockopt(socket, ReuseAddr, &reuse)?)
+    });
+    repaired
 }
 
-/// Duplicates of a process's sockets, each once.
-fn sockets(layout: &Layout, process: u32, known: &mut HashSet<PathBuf>) -> Vec<OwnedFd> {
+/// Calls it for a duplicate of every socket of these processes, one after another, for as short as possible: what somebody
+/// has a duplicate of is not closed when its process closes it, and there may be more than this one may have open.
+fn each_socket(layout: &Layout, processes: &[u32], mut with: impl FnMut(&OwnedFd) -> Result<()>) {
+    let mut known = HashSet::new();
+    for process in processes {
+        if let Err(error) = sockets_of(layout, *process, &mut known, &mut with) {
+            tracing::warn!(process, %error, "the connections of a process could not be looked at");
+        }
+    }
+}
+
+/// Each socket that is not known yet; the last error.
+fn sockets_of(
+    layout: &Layout,
+    process: u32,
+    known: &mut HashSet<PathBuf>,
+    with: &mut impl FnMut(&OwnedFd) -> Result<()>,
+) -> Result<()> {
     let process = process.cast_signed();
-    let Some(pid) = Pid::from_raw(process) else { return Vec::new() };
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return Vec::new() };
-    let descriptors = std::fs::read_dir(layout.of_process(process, "fd"));
-    let descriptors = descriptors.into_iter().flatten().flatten();
-    descriptors
-        .filter_map(|descriptor| {
-            let file = std::fs::read_link(descriptor.path()).ok()?;
-            let is_new = file.to_str()?.starts_with("socket:") && known.insert(file);
-            is_new.then_some(())?;
-            let number = descriptor.file_name().to_str()?.parse().ok()?;
-            pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).ok()
-        })
-        .collect()
+    let Some(pid) = Pid::from_raw(process) else { return Ok(()) };
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let mut outcome = Ok(());
+    for descriptor in std::fs::read_dir(layout.of_process(process, "fd"))? {
+        let path = descriptor?.path();
+        let Ok(file) = std::fs::read_link(&path) else { continue };
+        let is_socket = file.to_str().is_some_and(|file| file.starts_with("socket:"));
+        let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let (true, Some(number)) = (is_socket && known.insert(file), number) else { continue };
+        let seen = pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty());
+        outcome = seen.map_err(Into::into).and_then(|socket| with(&socket)).and(outcome);
+    }
+    outcome
+}
+
+/// Sockets of other kinds have no such mode.
+fn is_repaired(socket: &OwnedFd) -> bool {
+    getsockopt(socket, TcpRepair).is_ok_and(|mode| mode > 0)
 }
 
 fn port(socket: &OwnedFd) -> Option<u16> {
-    use std::os::fd::AsRawFd;
     let address: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
     let v4 = address.as_sockaddr_in().map(|address| address.port());
     v4.or_else(|| address.as_sockaddr_in6().map(|address| address.port()))
@@ -92,7 +114,6 @@ mod tests {
         accepted.write_all(b"x").unwrap();
         client.read_exact(&mut [0]).unwrap();
         assert!(getsockopt(&accepted, ReuseAddr).unwrap());
-        assert!(!getsockopt(&client, ReuseAddr).unwrap());
         assert_eq!(end(&layout, &processes), 0);
     }
 }

@@ -11,18 +11,18 @@ use std::net::Shutdown;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio_util::sync::CancellationToken;
 use transship_criu::dump_socket::dump_socket;
 use transship_criu::page_server::{self, Dialect, Received};
 use transship_criu::pages::PageSink;
 use transship_host::freezer::FreezerState;
 use transship_host::paths::{HostRoot, MigrationDir};
-use transship_runtime::Layout;
 use transship_runtime::checkpoint::{
     Checkpoint, Running, group_is_alive, kill, kill_group, lose_criu, processes_of,
 };
 use transship_runtime::guard::Guard;
+use transship_runtime::{Layout, repair};
 
 use crate::pod::{FREEZER_LIMIT, Pod, PodContainer};
 
@@ -80,7 +80,7 @@ impl Dumper {
         let group = running.group().context("runc has no process id")?;
         let freezer = container.freezer.clone();
         let freeze = move || {
-            tracing::warn!("the dump's CRIU was killed, so its container is frozen");
+            tracing::warn!("a dump's CRIU ends without success; its container stays frozen");
             // Asked for is enough: no task gets past it.
             let _ = freezer.freeze(Duration::ZERO);
         };
@@ -162,7 +162,9 @@ async fn await_group(group: i32) {
 
 /// Ends what dumps of an earlier holder may have left: without it their page streams are cut, so
 /// they undo themselves; if not they are killed while their container is frozen.
-pub async fn end_leftovers(layout: &Layout, dir: &MigrationDir, pod: &Pod) {
+///
+/// Errors: one does not end even so, as one that waits for a disk that does not answer.
+pub async fn end_leftovers(layout: &Layout, dir: &MigrationDir, pod: &Pod) -> Result<()> {
     let works: Vec<(PathBuf, &PodContainer)> = pod
         .containers
         .iter()
@@ -171,7 +173,7 @@ pub async fn end_leftovers(layout: &Layout, dir: &MigrationDir, pod: &Pod) {
     let paths: Vec<PathBuf> = works.iter().map(|(work, _)| work.clone()).collect();
     let left = await_end(layout, &paths, UNDO).await;
     if left.is_empty() {
-        return;
+        return Ok(());
     }
     for (place, pid) in left {
         let container = works[place].1;
@@ -181,7 +183,23 @@ pub async fn end_leftovers(layout: &Layout, dir: &MigrationDir, pod: &Pod) {
         }
         kill(pid);
     }
-    await_end(layout, &paths, REAP).await;
+    match await_end(layout, &paths, REAP).await.first() {
+        // Its end would freeze the container.
+        Some((place, pid)) => {
+            bail!("process {pid} of a dump of {} does not end", works[*place].1.name)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Makes up for a CRIU that was killed while it dumped: what its tasks would send and receive failed.
+pub fn mend_connections(layout: &Layout, dir: &MigrationDir, pod: &Pod) {
+    for container in &pod.containers {
+        // Otherwise nothing was dumped.
+        if dir.work(&container.name).is_ok_and(|work| work.exists()) {
+            repair::end(layout, &container.freezer.tasks().unwrap_or_default());
+        }
+    }
 }
 
 /// Waits until no process of these dumps lives, at most `limit`; gives those that do.
@@ -211,7 +229,7 @@ mod tests {
             std::process::Command::new("sleep").arg("60").env(CONFIG_ENV, config).spawn().unwrap();
         // Reaped as soon as it has ended, as init would.
         let reaped = tokio::task::spawn_blocking(move || left.wait().unwrap());
-        end_leftovers(&Layout::default(), &dir, &pod_of_self()).await;
+        end_leftovers(&Layout::default(), &dir, &pod_of_self()).await.unwrap();
         assert!(!reaped.await.unwrap().success());
     }
 }

@@ -393,7 +393,8 @@ impl SourceHands {
                 Ok(())
             }
             Effect::ThawTasks(_) => {
-                self.end_transfer().await;
+                let ended = self.end_transfer().await;
+                ended.map_err(|error| Failed::other("NotThawed", error))?;
                 if let Some(pod) = &self.pod {
                     crate::names::take_back(&holder, pod);
                 }
@@ -402,13 +403,13 @@ impl SourceHands {
                 // Already before: the first containers may go on, and end, when others do not yet.
                 self.note_thaw();
                 let Some(pod) = &self.pod else { return Ok(()) };
-                pod.mend_connections(&holder.layout);
+                dump::mend_connections(&holder.layout, &holder.dir, pod);
                 pod.thaw().map_err(|error| Failed::other("NotThawed", error))?;
                 self.note_thaw();
                 Ok(())
             }
             Effect::KillTasksFrozen => {
-                self.end_transfer().await;
+                self.end_transfer_of_ended().await;
                 let Some(pod) = &self.pod else { return Ok(()) };
                 pod.kill_frozen().map_err(|error| Failed::other("NotKilled", error))?;
                 if connections::closes(&holder)
@@ -515,7 +516,7 @@ impl SourceHands {
     }
 
     async fn end(&mut self) -> Result<(), Failed> {
-        self.end_transfer().await;
+        self.end_transfer_of_ended().await;
         let holder = Arc::clone(&self.holder);
         let Some(pod) = &self.pod else { return Ok(()) };
         let (began, at) = (Instant::now(), status::now_micros());
@@ -566,12 +567,23 @@ impl SourceHands {
     }
 
     /// Nothing of this migration works on the containers when this returns.
-    async fn end_transfer(&mut self) {
+    /// Ends all that sends or dumps.
+    ///
+    /// Errors: see [`dump::end_leftovers`].
+    async fn end_transfer(&mut self) -> anyhow::Result<()> {
         if let Some(transfer) = self.transfer.take() {
             transfer.end().await;
         }
-        if let Some(pod) = &self.pod {
-            dump::end_leftovers(&self.holder.layout, &self.holder.dir, pod).await;
+        match &self.pod {
+            Some(pod) => dump::end_leftovers(&self.holder.layout, &self.holder.dir, pod).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same where nothing is to go on afterwards.
+    async fn end_transfer_of_ended(&mut self) {
+        if let Err(error) = self.end_transfer().await {
+            tracing::warn!("{error:#}");
         }
     }
 }
