@@ -68,8 +68,8 @@
 //! 10. **The dead-man outlives the holder**: it counts and acts also while no holder runs and after
 //!     one was started again, whatever the phase, until it is disarmed.
 //! 11. **A dump counts only if nothing ran while it was taken.** CRIU thaws what it dumps and holds it by
-//!     ptrace alone, so where it dies the source runs on under a record `frozen`. The tasks are frozen again,
-//!     but what has been taken of them is not sent for good; and no dump outlives the thaw.
+//!     ptrace alone, so where it dies unguarded the source runs on under a record `frozen`. The tasks are frozen
+//!     again, but what has been taken of them is not sent for good; and no dump outlives the thaw.
 //! 12. **A target votes only in contact**: the API server could be reached since everything had arrived.
 //!     A decision that cannot be read is one for which the source waits frozen. A target waits for that no longer
 //!     than the pod may stand still, and gives up; a pod that was made again waits for as long as it takes.

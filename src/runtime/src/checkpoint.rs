@@ -114,7 +114,8 @@ fn config_of(work: &Path) -> PathBuf {
 }
 
 /// Every process of a dump with one of these work directories, with the directory's place in
-/// `works`: known by its environment, so from its first moment on and whoever started it.
+/// `works`: known by its environment, so from its first moment on and whoever started it. A CRIU at work has put its
+/// title in the place of that; it is known by the directory in which it works, until nothing is left of it.
 pub fn processes_of(layout: &Layout, works: &[PathBuf]) -> Vec<(usize, i32)> {
     let marks: Vec<Vec<u8>> = works
         .iter()
@@ -125,11 +126,15 @@ pub fn processes_of(layout: &Layout, works: &[PathBuf]) -> Vec<(usize, i32)> {
         .flatten()
         .filter_map(|process| {
             let pid = process.file_name().to_str()?.parse().ok()?;
-            let environment = std::fs::read(process.path().join("environ")).ok()?;
+            let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
             let mut variables = environment.split(|byte| *byte == 0);
-            let place =
-                variables.find_map(|variable| marks.iter().position(|mark| mark == variable))?;
-            Some((place, pid))
+            let told =
+                variables.find_map(|variable| marks.iter().position(|mark| mark == variable));
+            let works_in = || {
+                let directory = std::fs::read_link(process.path().join("cwd")).ok()?;
+                works.iter().position(|work| *work == directory)
+            };
+            Some((told.or_else(works_in)?, pid))
         })
         .collect()
 }
@@ -262,27 +267,35 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_a_dump_started_is_found_by_its_environment() {
+    fn everything_that_a_dump_started_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let (ours, other) = (dir.path().join("ours"), dir.path().join("other"));
-        let sleep = |work: &Path| {
+        std::fs::create_dir(&ours).unwrap();
+        let sleep = || {
             let mut command = std::process::Command::new("sleep");
-            command.arg("60").env(CONFIG_ENV, config_of(work)).spawn().unwrap()
+            command.arg("60");
+            command
         };
-        let (mut first, mut second) = (sleep(&ours), sleep(&other));
+        let mut first = sleep().env(CONFIG_ENV, config_of(&ours)).spawn().unwrap();
+        let mut titled = sleep().env_clear().current_dir(&ours).spawn().unwrap();
+        let mut second = sleep().env(CONFIG_ENV, config_of(&other)).spawn().unwrap();
         let works = [dir.path().join("none"), ours];
         // A process shows its environment a moment after its start has returned.
         let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
         let found = loop {
             let found = processes_of(&Layout::default(), &works);
-            if !found.is_empty() || std::time::Instant::now() > end {
+            if found.len() > 1 || std::time::Instant::now() > end {
                 break found;
             }
             std::thread::yield_now();
         };
-        assert_eq!(found, [(1, i32::try_from(first.id()).unwrap())]);
-        kill(found[0].1);
+        let wanted = [&first, &titled].map(|child| (1, child.id().cast_signed()));
+        assert!(found.len() == 2 && wanted.iter().all(|one| found.contains(one)), "{found:?}");
+        for (_, pid) in found {
+            kill(pid);
+        }
         first.wait().unwrap();
+        titled.wait().unwrap();
         assert!(processes_of(&Layout::default(), &works).is_empty());
         second.kill().unwrap();
         second.wait().unwrap();

@@ -1,10 +1,10 @@
 //! Keeps the tasks of a dump from running when its CRIU is killed.
 //!
-//! As long as CRIU dumps, its tasks are stopped by ptrace alone, and their connections are in TCP's repair mode. The end
-//! of a tracer lets go what it traces, and a process that then sends or receives is told an error (see
-//! [`crate::repair`]). But who traces CRIU itself is asked before it ends, whatever it dies of (`PTRACE_O_TRACEEXIT` in
-//! ptrace(2)): then the tasks are frozen, while CRIU still has them. So they are when it gives up, since it does that at
-//! once when a task is killed. A guard that dies first changes nothing for CRIU.
+//! As long as CRIU dumps, its tasks are stopped by ptrace alone, and their connections are in TCP's repair mode. The
+//! end of a tracer lets go what it traces, and a process that then sends or receives is told an error (see
+//! [`crate::repair`]). But who traces CRIU itself is asked before it ends, whatever it dies of (`PTRACE_O_TRACEEXIT`
+//! in ptrace(2)): then the tasks are frozen, while CRIU still has them. So they are when it gives up, since it does
+//! that at once when a task is killed. A guard that dies first changes nothing for CRIU.
 
 use std::collections::HashSet;
 use std::io::Result;
@@ -33,7 +33,8 @@ pub struct Guard(Arc<AtomicBool>);
 
 impl Guard {
     /// Guards every CRIU that this runc starts. `freeze` is called when one is about to end without success; until it
-    /// returns no task goes on.
+    /// returns no task goes on, and [`crate::checkpoint::processes_of`] finds that CRIU. So who thaws when nothing is
+    /// found any more does so after the last `freeze`.
     pub fn start(layout: &Layout, runc: i32, freeze: impl Fn() + Send + 'static) -> Result<Self> {
         let is_over = Arc::new(AtomicBool::new(false));
         let (over, layout) = (Arc::clone(&is_over), layout.clone());

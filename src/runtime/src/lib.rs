@@ -3,8 +3,8 @@
 //! how `runc checkpoint` is called.
 //!
 //! This crate looks and calls; it decides nothing, and changes nothing but the container that runc is asked to
-//! dump, to signal or to delete, the connections of its tasks, and the task that containerd is asked to delete. Freezing, records and networks
-//! are `transship-host`.
+//! dump, to signal or to delete, the connections of its tasks, and the task that containerd is asked to delete.
+//! Freezing, records and networks are `transship-host`.
 //!
 //! * [`cri`]: the pod as the CRI knows it (asynchronous, gRPC over containerd's socket);
 //! * [`container`]: a container as runc's `state.json` and its bundle describe it (synchronous);

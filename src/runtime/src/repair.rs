@@ -1,5 +1,5 @@
-//! TCP's repair mode, in which CRIU has the connections of the tasks that it dumps. One that was killed leaves them in it,
-//! where a process that sends or receives is told an error (`tcp_sendmsg_locked` and `tcp_recvmsg_locked` in Linux'
+//! TCP's repair mode, in which CRIU has the connections of the tasks that it dumps. One that was killed leaves them in
+//! it, where a process that sends or receives is told an error (`tcp_sendmsg_locked` and `tcp_recvmsg_locked` in Linux'
 //! net/ipv4/tcp.c).
 
 use std::collections::{HashMap, HashSet};
@@ -13,15 +13,15 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use crate::Layout;
 
-/// Ends it for every connection of these processes; gives how many were in it. What cannot be looked at is left as it is,
-/// and told in the log.
+/// Ends it for every connection of these processes; gives how many were in it. What cannot be looked at is left as it
+/// is, and told in the log.
 pub fn end(layout: &Layout, processes: &[u32]) -> usize {
     let mut repaired = 0;
     let mut listeners = HashMap::new();
     each_socket(layout, processes, |socket| {
         repaired += usize::from(is_repaired(socket));
         if let (true, Some(port)) = (getsockopt(socket, AcceptConn)?, port(socket)) {
-            listeners.insert(port, getsockopt(socket, ReuseAddr)?);
+            *listeners.entry(port).or_insert(false) |= getsockopt(socket, ReuseAddr)?;
         }
         Ok(())
     });
@@ -42,8 +42,8 @@ pub fn end(layout: &Layout, processes: &[u32]) -> usize {
     repaired
 }
 
-/// Calls it for a duplicate of every socket of these processes, one after another, for as short as possible: what somebody
-/// has a duplicate of is not closed when its process closes it, and there may be more than this one may have open.
+/// Calls it for a duplicate of every socket of these processes, one after another, each as short as possible: what
+/// somebody has a duplicate of is not closed when its process closes it, and there may be more than one may have open.
 fn each_socket(layout: &Layout, processes: &[u32], mut with: impl FnMut(&OwnedFd) -> Result<()>) {
     let mut known = HashSet::new();
     for process in processes {
@@ -69,9 +69,13 @@ fn sockets_of(
         let Ok(file) = std::fs::read_link(&path) else { continue };
         let is_socket = file.to_str().is_some_and(|file| file.starts_with("socket:"));
         let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
-        let (true, Some(number)) = (is_socket && known.insert(file), number) else { continue };
-        let seen = pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty());
-        outcome = seen.map_err(Into::into).and_then(|socket| with(&socket)).and(outcome);
+        let (true, Some(number)) = (is_socket && !known.contains(&file), number) else { continue };
+        let seen = pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).map_err(Into::into);
+        let done = seen.and_then(|socket| {
+            known.insert(file);
+            with(&socket)
+        });
+        outcome = done.and(outcome);
     }
     outcome
 }

@@ -41,9 +41,10 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long runc may take to notice the end of its CRIU. It does not before the end of what that CRIU has started,
-/// such as a process that tries what the kernel can do and waits for its parent.
-const NOTICE_LIMIT: Duration = Duration::from_secs(2);
+/// In how many looks runc may not have noticed the end of its CRIU; they come later where the whole machine stands
+/// still. It does not before the end of what that CRIU has started, such as a process that tries what the kernel can do
+/// and waits for its parent.
+const NOTICE_LOOKS: u32 = 100;
 
 /// How long what CRIU has abandoned is killed before the wrapper looks at the rest again.
 const ABANDONED_LIMIT: Duration = Duration::from_secs(1);
@@ -248,7 +249,7 @@ fn supervise(mut child: Child, subject: &Subject, work: &Path) -> Result<ExitSta
             return Err(message);
         }
     };
-    let mut lost = None;
+    let mut looks_without_criu = 0;
     let (reason, patience) = loop {
         if wait_readable(&pidfd, WATCH_INTERVAL).map_err(failed)? {
             return child.wait().map_err(failed);
@@ -262,8 +263,11 @@ fn supervise(mut child: Child, subject: &Subject, work: &Path) -> Result<ExitSta
             break (format!("the restore of {container} was given up"), KILL_LIMIT);
         }
         if !has_zombie(child.id(), "criu") {
-            lost = None;
-        } else if lost.get_or_insert_with(Instant::now).elapsed() >= NOTICE_LIMIT {
+            looks_without_criu = 0;
+        } else {
+            looks_without_criu += 1;
+        }
+        if looks_without_criu >= NOTICE_LOOKS {
             let cause = cause(&subject.bundle.dir, work);
             let cause = cause.unwrap_or_else(|| "CRIU has ended in the middle of it".into());
             break (format!("restoring {container} failed: {cause}"), Duration::ZERO);

@@ -454,8 +454,8 @@ fn what_a_criu_without_a_last_word_leaves_is_killed_before_runc_gives_up() {
     }
 }
 
-/// CRIU tries what the kernel can do with helpers that wait for it. runc does not notice its end as long as one lives, which
-/// has the connection to it. The real one is hardly ever hit then.
+/// CRIU tries what the kernel can do with helpers that wait for it. runc does not notice its end as long as one lives,
+/// which has the connection to it. The real one is hardly ever hit then.
 #[test]
 fn a_criu_that_has_ended_is_missed_and_what_it_leaves_is_killed() {
     let Some(scene) = Scene::set() else { return };

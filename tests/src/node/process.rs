@@ -21,8 +21,8 @@ const STAGE: &str = "CRTOOLS_SCRIPT_ACTION";
 const HOLDING: &str = "pre-resume";
 /// Likewise: the container's first task.
 const FIRST_TASK: &str = "CRTOOLS_INIT_PID";
-/// How the title begins that a CRIU at work gives itself. Before that it tries what the kernel can do, with helpers of its
-/// name; and holders ask one for its version.
+/// How the title begins that a CRIU at work gives itself. Before that it tries what the kernel can do, with helpers of
+/// its name; and holders ask one for its version.
 const DUMP: &str = "criu: dump";
 /// Likewise.
 const RESTORE: &str = "criu: restore";
@@ -223,8 +223,8 @@ fn titled(titles: &[&str]) -> Option<u32> {
     })
 }
 
-/// Whether the CRIU at work has begun to rebuild tasks: there is a container's first one. What else bears CRIU's name are
-/// programs that it is about to call.
+/// Whether the CRIU at work has begun to rebuild tasks: there is a container's first one. What else bears CRIU's name
+/// are programs that it is about to call.
 pub fn criu_rebuilds() -> bool {
     let is_first = |pid: u32| {
         let [ids] = status(pid, ["NSpid:"]);

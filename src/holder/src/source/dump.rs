@@ -4,8 +4,8 @@
 //! The container is frozen before and must be frozen afterwards; CRIU thaws the cgroup in between
 //! and holds the tasks by ptrace. A dump must never outlive its usefulness: a CRIU that ends late
 //! would freeze a container that was thawed meanwhile. So nothing is thawed while a process of a
-//! dump lives ([`end_leftovers`]): they are known by their environment, which no crash can come
-//! before. A CRIU that is killed would let its tasks run; they are frozen before ([`Guard`]).
+//! dump lives ([`end_leftovers`]): they are known by what no crash can come before. A CRIU that is
+//! killed would let its tasks run; they are frozen before ([`Guard`]), while it is still found.
 
 use std::net::Shutdown;
 use std::path::PathBuf;
@@ -80,9 +80,14 @@ impl Dumper {
         let group = running.group().context("runc has no process id")?;
         let freezer = container.freezer.clone();
         let freeze = move || {
-            tracing::warn!("a dump's CRIU ends without success; its container stays frozen");
+            tracing::warn!("a dump's CRIU ends without success, so its container is frozen");
             // Asked for is enough: no task gets past it.
-            let _ = freezer.freeze(Duration::ZERO);
+            match freezer.freeze(Duration::ZERO) {
+                Err(error) if !matches!(error, transship_host::Error::TimedOut { .. }) => {
+                    tracing::warn!("{}", error.chain());
+                }
+                _ => {}
+            }
         };
         let _guard =
             Guard::start(&self.layout, group, freeze).context("the dump is not guarded")?;
@@ -196,8 +201,12 @@ pub async fn end_leftovers(layout: &Layout, dir: &MigrationDir, pod: &Pod) -> Re
 pub fn mend_connections(layout: &Layout, dir: &MigrationDir, pod: &Pod) {
     for container in &pod.containers {
         // Otherwise nothing was dumped.
-        if dir.work(&container.name).is_ok_and(|work| work.exists()) {
-            repair::end(layout, &container.freezer.tasks().unwrap_or_default());
+        if !dir.work(&container.name).is_ok_and(|work| work.exists()) {
+            continue;
+        }
+        match container.freezer.tasks() {
+            Ok(tasks) => drop(repair::end(layout, &tasks)),
+            Err(error) => tracing::warn!("{}", error.chain()),
         }
     }
 }

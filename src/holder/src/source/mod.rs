@@ -409,7 +409,7 @@ impl SourceHands {
                 Ok(())
             }
             Effect::KillTasksFrozen => {
-                self.end_transfer_of_ended().await;
+                self.end_transfer_if_possible().await;
                 let Some(pod) = &self.pod else { return Ok(()) };
                 pod.kill_frozen().map_err(|error| Failed::other("NotKilled", error))?;
                 if connections::closes(&holder)
@@ -516,7 +516,7 @@ impl SourceHands {
     }
 
     async fn end(&mut self) -> Result<(), Failed> {
-        self.end_transfer_of_ended().await;
+        self.end_transfer_if_possible().await;
         let holder = Arc::clone(&self.holder);
         let Some(pod) = &self.pod else { return Ok(()) };
         let (began, at) = (Instant::now(), status::now_micros());
@@ -566,8 +566,7 @@ impl SourceHands {
         self.transfer = Some(Transfer::start(holder, dumper, pod, sender, self.events.clone()));
     }
 
-    /// Nothing of this migration works on the containers when this returns.
-    /// Ends all that sends or dumps.
+    /// Ends all that sends or dumps: then nothing of this migration works on the containers.
     ///
     /// Errors: see [`dump::end_leftovers`].
     async fn end_transfer(&mut self) -> anyhow::Result<()> {
@@ -581,7 +580,7 @@ impl SourceHands {
     }
 
     /// The same where nothing is to go on afterwards.
-    async fn end_transfer_of_ended(&mut self) {
+    async fn end_transfer_if_possible(&mut self) {
         if let Err(error) = self.end_transfer().await {
             tracing::warn!("{error:#}");
         }

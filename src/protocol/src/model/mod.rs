@@ -77,8 +77,8 @@
 //! * That a wrapper which ended without a word is noticed at once: `src/holder/src/target/hold.rs`.
 //! * That a dump which fails leaves the container frozen, and processes of a dump are found and ended:
 //!   `src/holder/src/source/dump.rs` and the fault matrix (`tests/faults`); that one whose CRIU has died ends though a
-//!   child of it lives: `src/runtime/src/checkpoint.rs`, and a restore: `src/shim/tests/restore.rs`. As long as its holder
-//!   lives, what a dead CRIU has stopped stays frozen all the same, and its connections are as they were:
+//!   child of it lives: `src/runtime/src/checkpoint.rs`, and a restore: `src/shim/tests/restore.rs`. As long as its
+//!   holder lives, what a dead CRIU has stopped stays frozen all the same, and its connections are as they were:
 //!   `src/runtime/src/guard.rs`, `src/runtime/src/repair.rs`.
 //! * That a shim which containerd has forgotten is ended: `src/agent/src/shims_tests.rs`.
 //! * What runc leaves of containers that have lost their shim, and containerd of one in whose start kubelet died, with
