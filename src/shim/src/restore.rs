@@ -236,17 +236,13 @@ fn supervise(mut child: Child, subject: &Subject, work: &Path) -> Result<ExitSta
     let start = Instant::now();
     let container = &subject.container;
     let failed = |error: std::io::Error| format!("cannot wait for runc: {error}");
-    let pidfd = i32::try_from(child.id())
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| "runc has no process id".to_owned())
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| failed(errno.into())));
-    let pidfd = match pidfd {
+    let runc = Pid::from_child(&child);
+    let pidfd = match pidfd_open(runc, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
-        Err(message) => {
+        Err(errno) => {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(message);
+            return Err(failed(errno.into()));
         }
     };
     let mut looks_without_criu = 0;
@@ -282,7 +278,7 @@ fn supervise(mut child: Child, subject: &Subject, work: &Path) -> Result<ExitSta
     let killed = subject.bundle.freezer().and_then(|f| f.kill_all_frozen(KILL_LIMIT));
     if killed.is_err() || !wait_readable(&pidfd, patience).map_err(failed)? {
         if killed.is_ok() {
-            let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+            let _ = kill_process_group(runc, Signal::KILL);
         } else {
             // The end of the tasks that are left may depend on CRIU.
             let _ = child.kill();
