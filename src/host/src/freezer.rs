@@ -165,8 +165,11 @@ impl Freezer {
             self.kill_tasks(&[])?;
         }
         loop {
-            // Each time: an action script that is still at work may have frozen them again.
-            self.request(FreezerState::Thawed)?;
+            // Each time: an action script that is still at work may have frozen them again. All: a container that runs
+            // containers may have stopped one.
+            for dir in subtree(&self.dir)? {
+                Self { dir, version: self.version }.request(FreezerState::Thawed)?;
+            }
             let left = self.tasks()?;
             if left.is_empty() {
                 return Ok(());

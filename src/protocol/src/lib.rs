@@ -131,7 +131,7 @@ pub use operator::{
     DecisionInput, PodSeen, TargetProof, decide, may_leave, may_record_resumed, may_release_source,
     may_remove_finalizer, may_resolve_source_resumes, may_restore_version,
 };
-pub use record::{RecordState, Verb, Verdict, sandbox_verdict, wrapper_verdict};
+pub use record::{RecordState, Verb, Verdict, ends_leftovers, sandbox_verdict, wrapper_verdict};
 pub use recorded::{Decision, Read, Recorded, Resolution, judge_read};
 pub use sequential::{
     Part, gives_up_memory, has_failed, may_make_again, may_return, may_yield, must_be_asked_for,

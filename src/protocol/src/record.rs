@@ -128,6 +128,14 @@ pub fn sandbox_verdict(record: Option<RecordState>, verb: Verb) -> Verdict {
     }
 }
 
+/// Whether the wrapper, before it hands a passed `verb` over to runc, kills while they are frozen the tasks of an
+/// earlier container of the same name, or of all where it is a new sandbox. containerd does not end every container
+/// whose shim has died, and a pod that a migration has let go on must not run twice.
+pub fn ends_leftovers(record: RecordState, verb: Verb) -> bool {
+    let starts_afresh = matches!(record, RecordState::Open | RecordState::Starting);
+    verb == Verb::Create && starts_afresh && holds(Rule::OrphansEndFirst)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +184,22 @@ mod tests {
         }
         let lost = sandbox_verdict(Some(RecordState::Held), Verb::Delete);
         assert_eq!(lost, Verdict::KillFrozen, "it has the shim of its containers");
+    }
+
+    #[test]
+    fn what_is_left_of_an_earlier_container_ends_before_one_starts_afresh() {
+        for verb in VERBS {
+            for record in [RecordState::Open, RecordState::Starting] {
+                assert_eq!(
+                    ends_leftovers(record, verb),
+                    verb == Verb::Create,
+                    "{record:?} {verb:?}"
+                );
+            }
+            for record in [RecordState::Restore, RecordState::Held, RecordState::Frozen] {
+                assert!(!ends_leftovers(record, verb), "what it was has to be kept: {record:?}");
+            }
+        }
     }
 
     #[test]

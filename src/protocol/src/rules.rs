@@ -88,7 +88,8 @@ pub(crate) enum Rule {
     LostIsReaped,
     /// A target's tasks whose shim has died are lost: they are not voted for and never thawed.
     OrphansAreLost,
-    /// Tasks whose shim has died are killed before the record opens, which lets kubelet start their container afresh.
+    /// Tasks whose shim has died are killed before the record opens, which lets kubelet start their container afresh;
+    /// where it dies later and containerd does not have them deleted, before that container is made.
     OrphansEndFirst,
     /// Wrapper: no create on an undecided source.
     FrozenRefusesCreate,

@@ -1,7 +1,8 @@
 //! `create` of a container that starts afresh with files that were moved, or kept while it was ended.
 //!
 //! ```text
-//! write waiting → wait until the record is `starting` → put the files into the root → write filled → runc create
+//! write waiting → wait until the record is `starting` → end what an earlier one has left → put the files into the root
+//!   → write filled → runc create
 //! ```
 //!
 //! Nothing has been created before the files are whole in their place; if anything fails kubelet tries again with a
@@ -18,6 +19,7 @@ use transship_host::invocation::Invocation;
 use transship_host::markers::{Filled, wait_for};
 use transship_host::record::{Record, RecordState};
 
+use crate::leftovers;
 use crate::process::{die_with_parent, wait_readable};
 use crate::wrapper::Subject;
 
@@ -41,6 +43,7 @@ pub(crate) fn run(
     let id = invocation.id.as_deref().ok_or("create without a container id")?;
     pod.mark(container, &subject.waiting(invocation, id)).map_err(|error| error.chain())?;
     let record = await_starting(subject)?;
+    leftovers::end(invocation, subject)?;
     let migration =
         host.migration(&record.migration_uid, record.role).map_err(|error| error.chain())?;
     let mut program = Command::new(host.bin("transship-holder"));

@@ -7,6 +7,7 @@
 pub mod cni;
 pub mod fill;
 pub mod hold;
+mod leftovers;
 mod limits;
 pub mod log;
 pub mod noop;

@@ -16,9 +16,9 @@ use transship_host::markers::{Restored, Waiting};
 use transship_host::paths::{PodDir, Role};
 use transship_host::record::{ContainerKind, Record, RecordState};
 use transship_host::{HostRoot, unfinished};
-use transship_protocol::{Verb, Verdict, sandbox_verdict, wrapper_verdict};
+use transship_protocol::{Verb, Verdict, ends_leftovers, sandbox_verdict, wrapper_verdict};
 
-use crate::{fill, log, noop, restore, runc};
+use crate::{fill, leftovers, log, noop, restore, runc};
 
 /// How long the end of killed tasks is awaited; kubelet tries again after that.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -28,11 +28,13 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) enum Act {
     /// Hand over to runc.
     Pass,
+    /// End what an earlier container has left alive, then hand over to runc.
+    Afresh(Box<Subject>),
     /// Restore the container.
     Restore(Box<Subject>),
     /// Have runc list the container's processes, and never none.
     List,
-    /// Put the container's files into its root, then hand over to runc.
+    /// The same as [`Act::Afresh`], and put the container's files into its root in between.
     Fill(Box<Subject>),
     /// Replace the program of an init container, then hand over to runc.
     Noop(Box<Subject>),
@@ -95,6 +97,13 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         }),
         Act::Restore(subject) => match restore::run(&host, &runc, &invocation, &subject) {
             Ok(()) => ExitCode::SUCCESS,
+            Err(reason) => {
+                log::error(&invocation, &reason);
+                ExitCode::FAILURE
+            }
+        },
+        Act::Afresh(subject) => match leftovers::end(&invocation, &subject) {
+            Ok(()) => hand_over(),
             Err(reason) => {
                 log::error(&invocation, &reason);
                 ExitCode::FAILURE
@@ -206,6 +215,7 @@ pub(crate) fn judge(host: &HostRoot, invocation: &Invocation) -> Act {
 
 fn act(verdict: Verdict, record: &Record, verb: Verb, subject: Subject) -> Act {
     match verdict {
+        Verdict::Pass if ends_leftovers(record.state, verb) => Act::Afresh(Box::new(subject)),
         Verdict::Pass => Act::Pass,
         Verdict::Restore => Act::Restore(Box::new(subject)),
         Verdict::Fill => Act::Fill(Box::new(subject)),

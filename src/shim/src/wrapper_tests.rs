@@ -67,6 +67,7 @@ impl Node {
         let invocation = Invocation::parse(line.map(|word| word.as_os_str().to_owned()));
         match judge(&self.host, &invocation) {
             Act::Pass => "pass",
+            Act::Afresh(_) => "afresh",
             Act::Restore(_) => "restore",
             Act::List => "list",
             Act::Fill(_) => "fill",
@@ -83,6 +84,7 @@ impl Node {
 }
 
 const ALL_PASS: [&str; 5] = ["pass"; 5];
+const AFRESH: [&str; 5] = ["afresh", "pass", "pass", "pass", "pass"];
 
 #[test]
 fn ordinary_pods_pass_whatever_is_wrong_elsewhere() {
@@ -129,8 +131,8 @@ fn each_state_leads_to_its_acts() {
         (Role::Target, Aborted, ["refuse", "refuse", "kill", "kill", "refuse"]),
         (Role::Source, Frozen, ["refuse"; 5]),
         (Role::Source, Moved, ["refuse", "refuse", "kill", "kill", "refuse"]),
-        (Role::Source, Open, ALL_PASS),
-        (Role::Target, Open, ALL_PASS),
+        (Role::Source, Open, AFRESH),
+        (Role::Target, Open, AFRESH),
         (Role::Target, Prepared, ["fill", "refuse", "kill", "kill", "refuse"]),
         (Role::Target, Starting, ["fill", "pass", "pass", "pass", "pass"]),
         (Role::Source, Starting, ["fill", "pass", "pass", "pass", "pass"]),
@@ -144,7 +146,7 @@ fn each_state_leads_to_its_acts() {
     node.pod().consume_ticket("web").unwrap();
     assert_eq!(node.act("create", "web"), "refuse", "a ticket is good once");
     node.record(Role::Target, Starting);
-    assert_eq!(node.act("create", "web"), "pass", "it was started with its files");
+    assert_eq!(node.act("create", "web"), "afresh", "it was started with its files");
 }
 
 #[test]
@@ -160,13 +162,15 @@ fn a_sandbox_and_init_containers_come_up_before_a_restore() {
     let acts = ["noop", "pass", "pass", "pass", "pass"];
     assert_eq!(node.acts("setup"), acts, "its files have moved, also for a new sandbox");
     node.record(Role::Source, RecordState::Starting);
-    assert_eq!(node.acts("setup"), ALL_PASS, "as in any pod whose sandbox is made anew");
+    assert_eq!(node.acts("setup"), AFRESH, "as in any pod whose sandbox is made anew");
+    assert_eq!(node.acts("s1"), AFRESH);
     node.record(Role::Target, RecordState::Held);
     let lost = ["refuse", "refuse", "refuse", "kill", "refuse"];
     assert_eq!(node.acts("s1"), lost, "deleted only when its shim has died");
     assert_eq!(node.act("create", "setup"), "refuse");
     node.record(Role::Target, RecordState::Open);
-    assert_eq!(node.acts("setup"), ALL_PASS);
+    assert_eq!(node.acts("setup"), AFRESH);
+    assert_eq!(node.acts("s1"), AFRESH);
 }
 
 #[test]

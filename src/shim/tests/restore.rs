@@ -228,6 +228,29 @@ impl Scene {
         child
     }
 
+    /// Has another container of the pod made, or a sandbox: one without a name.
+    fn beside(&self, id: &str, name: Option<&str>) -> Beside {
+        let kind = if name.is_some() { "container" } else { "sandbox" };
+        let beside = Beside(format!("{}-{id}", self.id));
+        let bundle = self.dir.path().join(&beside.0);
+        fs::create_dir(&bundle).unwrap();
+        let config = fs::read(self.bundle.join("config.json")).unwrap();
+        let mut config: Value = serde_json::from_slice(&config).unwrap();
+        config["root"]["path"] = json!(self.bundle.join("rootfs"));
+        config["linux"]["cgroupsPath"] = json!(format!("/transship-test/{}", beside.0));
+        config["annotations"]["io.kubernetes.cri.container-type"] = json!(kind);
+        config["annotations"]["io.kubernetes.cri.container-name"] = json!(name.unwrap_or_default());
+        fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        let made = self.wrapper(&["create", "--bundle"]).arg(&bundle).arg(&beside.0).status();
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        assert!(made.unwrap().success(), "{log}");
+        beside
+    }
+
+    fn freezer(&self) -> Freezer {
+        Freezer::at_cgroups_path(&format!("/transship-test/{}", self.id)).unwrap()
+    }
+
     fn cpu_quota(&self) -> String {
         let path = format!("/transship-test/{}", self.id);
         let (dir, version) = cgroup_at("cpu", &path).unwrap();
@@ -244,18 +267,14 @@ impl Scene {
     }
 
     fn tasks(&self) -> Vec<u32> {
-        match Freezer::at_cgroups_path(&format!("/transship-test/{}", self.id)) {
-            Ok(freezer) if freezer.exists() => freezer.tasks().unwrap(),
-            _ => Vec::new(),
-        }
+        let freezer = self.freezer();
+        if freezer.exists() { freezer.tasks().unwrap() } else { Vec::new() }
     }
 }
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        if let Ok(freezer) = Freezer::at_cgroups_path(&format!("/transship-test/{}", self.id)) {
-            let _ = freezer.kill_all_frozen(LIMIT);
-        }
+        let _ = self.freezer().kill_all_frozen(LIMIT);
         let _ = Command::new("runc").args(["delete", "--force", &self.id]).output();
         // runc removes its own cgroup and leaves the one that it is in.
         let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
@@ -264,6 +283,15 @@ impl Drop for Scene {
             let _ = fs::remove_dir(ours.join(&self.id));
             let _ = fs::remove_dir(ours);
         }
+    }
+}
+
+/// Another container of the pod, by its id.
+struct Beside(String);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = Command::new("runc").args(["delete", "--force", &self.0]).output();
     }
 }
 
@@ -315,6 +343,30 @@ fn a_restored_container_is_held_until_it_is_thawed_and_then_an_ordinary_one() {
     assert!(stopped.unwrap().is_some());
     assert!(scene.run(&["delete", &scene.id]).success());
     assert_eq!(state(&scene.id), Value::Null);
+}
+
+/// Its shim has died, and containerd has nothing deleted but the sandbox.
+#[test]
+fn what_is_left_of_a_container_ends_before_it_is_made_afresh() {
+    let Some(scene) = Scene::set() else { return };
+    assert!(scene.create().wait().unwrap().success(), "{}", scene.restore_log());
+    scene.set_record(RecordState::Open);
+    scene.freezer().thaw(LIMIT).unwrap();
+    assert!(scene.has_run(), "the thawed container does not run");
+
+    let is_there = |beside: &Beside| state(&beside.0)["status"] == "created";
+    let other = scene.beside("other", Some("other"));
+    assert!(!scene.tasks().is_empty(), "another container ends it");
+    let web = scene.beside("web", Some("web"));
+    assert!(scene.tasks().is_empty(), "it lives on beside its successor");
+    assert!(is_there(&other) && is_there(&web), "a container ends another");
+    let sandbox = scene.beside("sandbox", None);
+    assert!(!is_there(&other) && !is_there(&web), "they live on beside a new sandbox");
+    let again = scene.beside("again", Some("web"));
+    assert!(is_there(&sandbox) && is_there(&again), "a container ends its sandbox");
+    let another = scene.beside("another", None);
+    assert!(!is_there(&sandbox) && !is_there(&again), "they live on beside a new sandbox");
+    assert!(is_there(&another));
 }
 
 #[test]

@@ -81,7 +81,10 @@ fn main() -> anyhow::Result<()> {
         Action::Await { namespace, moment, seconds, kill } => {
             let side = moment::wait(moment, &namespace, Duration::from_secs(seconds))?;
             let done = match kill {
-                Some(victim) => process::kill(victim, side.as_ref()),
+                Some(victim) => {
+                    let side = side.as_ref();
+                    process::kill(victim, side, || moment::is_in_time(moment, victim, side))
+                }
                 None if moment.has_criu() => {
                     println!("now");
                     await_stdin();
@@ -96,7 +99,7 @@ fn main() -> anyhow::Result<()> {
         }
         Action::Kill { namespace, victim } => {
             // A target is closed when it is the pod.
-            process::kill(victim, Side::find_any(&namespace).as_ref())
+            process::kill(victim, Side::find_any(&namespace).as_ref(), || Ok(()))
         }
         Action::Copies { namespace } => {
             std::thread::spawn(end_with_stdin);

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{process, side::Side};
+use super::{
+    process::{self, Victim},
+    side::Side,
+};
 
 /// Pace at which a node is looked at.
 const LOOK: Duration = Duration::from_micros(300);
@@ -132,6 +135,17 @@ pub fn wait(moment: Moment, namespace: &str, patience: Duration) -> Result<Optio
             Is::Coming => {}
         }
         std::thread::sleep(if side.is_some() { LOOK } else { EARLY });
+    }
+}
+
+/// An error if a side has come to its end before its shim is killed: then that is one of an ordinary pod, whose memory
+/// goes with it and of which no migration tells any more.
+pub fn is_in_time(moment: Moment, victim: Victim, side: Option<&Side>) -> Result<()> {
+    let is_journalled = matches!(moment, Moment::Journal(_));
+    let ended = |side: &Side| ["opened", "closed"].iter().any(|kind| side.has_journalled(kind));
+    match is_journalled && victim == Victim::Shim && side.is_some_and(ended) {
+        true => bail!("{moment} {MISSED}"),
+        false => Ok(()),
     }
 }
 

@@ -127,8 +127,12 @@ impl FromStr for Victim {
 /// How long a victim may take to come: at some moments the pod's shim is only about to start.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sends SIGKILL; an error if there is nobody to get it.
-pub fn kill(victim: Victim, side: Option<&Side>) -> Result<()> {
+/// Sends SIGKILL, where `is_in_time` when it is known who is to get it; an error if there is nobody.
+pub fn kill(
+    victim: Victim,
+    side: Option<&Side>,
+    is_in_time: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     let found = loop {
         let found = victim.find(side)?;
@@ -138,6 +142,7 @@ pub fn kill(victim: Victim, side: Option<&Side>) -> Result<()> {
         ensure!(Instant::now() < end, "there is no {} here", victim.as_str());
         thread::sleep(Duration::from_millis(5));
     };
+    is_in_time()?;
     if victim == Victim::Holder
         && let Some(criu) = titled(&[DUMP])
     {

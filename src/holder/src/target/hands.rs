@@ -149,7 +149,8 @@ impl TargetHands {
                 record::write(&holder, state)
                     .map_err(|error| Failed::other("RecordNotWritten", error))?;
                 if state == RecordState::Open {
-                    // Of a shim that died in between. From here on the runtime ends what it loses by itself.
+                    // Of a shim that died in between. From here on the wrapper ends what is lost before it lets
+                    // something be made in its place.
                     self.kill_orphans()?;
                     self.take_lease_home();
                 }

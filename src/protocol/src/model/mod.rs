@@ -29,7 +29,7 @@
 //! | kubelet dies or is restarted | what it asks for is asked late. The container in whose start it dies is ended by containerd, as by kubelet: `KubeletKill`, `kills`; the task that may be left of it: below |
 //! | the wrapper, runc, the script or CRIU die in a restore | `RestoreDies`, `restores`; CRIU just before the freeze, so that tasks run: `RestoreLetsGo`, `let_go` (what holds then: [`overlap`]) |
 //! | CRIU or runc die in a dump | `DumpDies`, `dumps`; a dump that outlives its holder: `DumpEnds` |
-//! | a shim dies, or containerd takes it for dead | `ShimDies`, `shims`; the `delete` that follows may be cut off: `Forget` |
+//! | a shim dies, or containerd takes it for dead | `ShimDies`, `shims`; the `delete` that follows may be cut off, or never come: `Forget` |
 //! | a node loses power for a while, for ever | `Reboot`; `Die`, `deaths`; when its agent had died before, so that nobody has heard what its target had to say after the vote: `DieUnheard` |
 //! | a node's object is deleted while the node lives | `NodeDeleted`; in the sequential order, and where the Migration has vanished: below |
 //! | a node registers anew, and none of our objects tells of it for a while | `NodeAnew`, `anew` |

@@ -11,8 +11,8 @@ use crate::source::SourceEvent;
 use crate::target::TargetEvent;
 use crate::{
     Decision, Driver, NodeSeen, Read, RecordState, Recorded, SourceMachine, SourcePhase,
-    TargetMachine, TargetPhase, TargetWord, Verb, Verdict, judge_node, judge_read, may_begin,
-    wrapper_verdict,
+    TargetMachine, TargetPhase, TargetWord, Verb, Verdict, ends_leftovers, judge_node, judge_read,
+    may_begin, wrapper_verdict,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -337,8 +337,8 @@ fn lose_shim(world: &World, side: Side, out: &mut Steps<World>) {
         _ => env.end_orphans(),
     }
     out.push((Action::CleanUp(side), Ok(next)));
-    // Of an ordinary pod that is containerd's own business.
-    if !matches!(world.env(side).record, None | Some(RecordState::Open)) {
+    // Of a pod without a record that is containerd's own business.
+    if world.env(side).record.is_some() {
         let mut next = world.clone();
         next.env_mut(side).shim = Shim::Forgotten;
         out.push((Action::Forget(side), Ok(next)));
@@ -360,6 +360,10 @@ pub(super) fn ask(world: &World, side: Side, verb: Verb, action: Action, out: &m
     let mut next = world.clone();
     let env = next.env_mut(side);
     env.inflight = Some(inflight);
+    let ends_leftovers = env.record.is_some_and(|record| ends_leftovers(record, verb));
+    if inflight == Inflight::Create && ends_leftovers {
+        env.end_orphans();
+    }
     if inflight == Inflight::Restore && holds(Rule::TicketIsConsumed) {
         env.tickets -= 1;
     }

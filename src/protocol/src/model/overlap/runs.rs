@@ -105,6 +105,12 @@ fn a_target_whose_shim_dies_starts_afresh_where_it_is_or_its_source_goes_on() {
     });
 }
 
+/// Also when containerd has nothing deleted of a pod that is over with its migration.
+#[test]
+fn what_has_lost_its_shim_does_not_run_beside_what_is_made_in_its_place() {
+    passes("shims", &[(Fault::ShimDies, 2)], 2);
+}
+
 #[test]
 fn every_fault_happens() {
     for (fault, _) in ALL {

@@ -6,7 +6,8 @@ use super::world::{Moves, Place, TARGETS, World, source, target};
 use crate::effect::Machine;
 use crate::rules::{Rule, holds};
 use crate::{
-    PodSeen, RecordState, SourceEvent, TargetEvent, TargetMachine, Verb, Verdict, wrapper_verdict,
+    PodSeen, RecordState, SourceEvent, TargetEvent, TargetMachine, Verb, Verdict, ends_leftovers,
+    wrapper_verdict,
 };
 
 fn verdict<M: Machine>(host: &Host<M>, verb: Verb) -> Verdict {
@@ -14,7 +15,7 @@ fn verdict<M: Machine>(host: &Host<M>, verb: Verb) -> Verdict {
 }
 
 /// A container that kubelet makes where none runs.
-fn create<M: Machine>(host: &Host<M>, afresh: &mut bool) -> Option<Host<M>>
+fn create<M: Machine<Word: Default>>(host: &Host<M>, afresh: &mut bool) -> Option<Host<M>>
 where
     Host<M>: Clone,
 {
@@ -32,7 +33,10 @@ where
         // Restores are the sides' own business.
         _ => return None,
     }
-    next.beside |= host.orphan;
+    if host.orphan && host.record.is_some_and(|record| ends_leftovers(record, Verb::Create)) {
+        next.kill_frozen();
+    }
+    next.beside |= next.orphan;
     next.tasks = Tasks::Running;
     next.unfilled = false;
     Some(next)

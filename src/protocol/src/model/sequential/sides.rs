@@ -65,9 +65,10 @@ pub fn sources(world: &World, moves: &mut Moves) {
         });
         moves.fault("S's tasks die", |left| &mut left.ends, dies);
     }
-    // Under another record, and in the cold order, it is one like any other.
+    // Under another record, and in the cold order as long as nothing has ended, it is one like any other.
     let is_kept = matches!(s.record, Some(RecordState::Frozen | RecordState::Moved)) && !s.cold;
-    if is_kept && s.tasks != Tasks::Absent && !s.orphan {
+    let starts = s.record == Some(RecordState::Starting);
+    if (is_kept || starts) && s.tasks != Tasks::Absent && !s.orphan {
         let dies = world.with(|next| next.s.orphan = true);
         moves.fault("S's shim dies", |left| &mut left.shims, dies);
     }
@@ -248,9 +249,10 @@ pub fn targets(world: &World, place: Place, moves: &mut Moves) {
         let dies = Host { tasks: Tasks::Absent, loose: false, orphan: false, ..host.clone() };
         moves.fault("T's tasks die", |left| &mut left.ends, with(Some(dies)));
     }
-    // Under an open record, and in the cold order, it is one like any other.
+    // Under an open record, and in the cold order until it starts, it is one like any other.
     let is_held = !host.cold && host.record != Some(RecordState::Open);
-    if is_held && host.tasks != Tasks::Absent && !host.orphan {
+    let starts = host.record == Some(RecordState::Starting);
+    if (is_held || starts) && host.tasks != Tasks::Absent && !host.orphan {
         let dies = Host { orphan: true, ..host.clone() };
         moves.fault("T's shim dies", |left| &mut left.shims, with(Some(dies)));
     }
