@@ -71,9 +71,12 @@ mod tests {
         let mut line = String::new();
         BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let child = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
-        let name = format!("/proc/{}/comm", shell.id());
-        let is_another = || Ok((fs::read_to_string(&name).unwrap() == "sleep\n").then_some(()));
-        assert!(wait_for(Duration::from_secs(60), is_another).unwrap().is_some());
+        // Both bear the shell's name at first.
+        for pid in [shell.id(), child.as_raw_nonzero().get().cast_unsigned()] {
+            let name = format!("/proc/{pid}/comm");
+            let sleeps = || Ok((fs::read_to_string(&name).unwrap() == "sleep\n").then_some(()));
+            assert!(wait_for(Duration::from_secs(60), sleeps).unwrap().is_some());
+        }
         assert!(!has_zombie(shell.id(), "sleep"), "it lives");
         kill_process(child, Signal::KILL).unwrap();
         let look = || Ok(has_zombie(shell.id(), "sleep").then_some(()));
