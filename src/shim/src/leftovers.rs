@@ -5,17 +5,13 @@
 //! afresh all the same, and the lost one must not run beside it.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use transship_host::bundle::Bundle;
 use transship_host::error::Result;
 use transship_host::files;
 use transship_host::invocation::{DEFAULT_ROOT, Invocation};
 
-use crate::wrapper::Subject;
-
-/// How long the end of killed tasks is awaited; kubelet tries again after that.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+use crate::wrapper::{KILL_LIMIT, Subject};
 
 /// Kills, while they are frozen, the tasks of earlier containers of the same name; where a sandbox is about to be
 /// made, those of all that the pod had in another one. The error is the sentence for runc's log.

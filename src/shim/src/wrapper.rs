@@ -21,7 +21,7 @@ use transship_protocol::{Verb, Verdict, ends_leftovers, sandbox_verdict, wrapper
 use crate::{fill, leftovers, log, noop, restore, runc};
 
 /// How long the end of killed tasks is awaited; kubelet tries again after that.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the wrapper does, and for whom.
 #[derive(Debug)]
@@ -73,80 +73,48 @@ impl Subject {
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let host = crate::host();
     let invocation = Invocation::parse(arguments.iter().cloned());
+    let fail = |reason: &str| {
+        log::error(&invocation, reason);
+        ExitCode::FAILURE
+    };
     let Some(runc) = runc::find(&host) else {
-        log::error(
-            &invocation,
-            "the real runc is neither on PATH nor named in /opt/transship/runc.path",
-        );
-        return ExitCode::FAILURE;
+        return fail("the real runc is neither on PATH nor named in /opt/transship/runc.path");
     };
     let hand_over = || {
         let error = runc::become_runc(&runc, &arguments);
-        log::error(&invocation, &format!("cannot run {}: {error}", runc.display()));
-        ExitCode::FAILURE
+        fail(&format!("cannot run {}: {error}", runc.display()))
     };
+    let hand_over_after =
+        |done: Result<(), String>| done.map_or_else(|reason| fail(&reason), |()| hand_over());
     match judge(&host, &invocation) {
         Act::Pass => hand_over(),
-        Act::Refuse(reason) => {
-            log::error(&invocation, &reason);
-            ExitCode::FAILURE
-        }
-        Act::List => runc::list_never_none(&runc, &arguments).unwrap_or_else(|error| {
-            log::error(&invocation, &format!("cannot list processes: {error}"));
-            ExitCode::FAILURE
-        }),
+        Act::Refuse(reason) => fail(&reason),
+        Act::List => runc::list_never_none(&runc, &arguments)
+            .unwrap_or_else(|error| fail(&format!("cannot list processes: {error}"))),
         Act::Restore(subject) => match restore::run(&host, &runc, &invocation, &subject) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(reason) => {
-                log::error(&invocation, &reason);
-                ExitCode::FAILURE
-            }
+            Err(reason) => fail(&reason),
         },
-        Act::Afresh(subject) => match leftovers::end(&invocation, &subject) {
-            Ok(()) => hand_over(),
-            Err(reason) => {
-                log::error(&invocation, &reason);
-                ExitCode::FAILURE
-            }
-        },
-        Act::Fill(subject) => match fill::run(&host, &invocation, &subject) {
-            Ok(()) => hand_over(),
-            Err(reason) => {
-                log::error(&invocation, &reason);
-                ExitCode::FAILURE
-            }
-        },
-        Act::Noop(subject) => match noop::replace_program(&host, &subject.bundle.dir) {
-            Ok(()) => hand_over(),
-            Err(error) => {
-                let container = &subject.container;
-                log::error(&invocation, &format!("init container {container}: {}", error.chain()));
-                ExitCode::FAILURE
-            }
-        },
+        Act::Afresh(subject) => hand_over_after(leftovers::end(&invocation, &subject)),
+        Act::Fill(subject) => hand_over_after(fill::run(&host, &invocation, &subject)),
+        Act::Noop(subject) => {
+            let replaced = noop::replace_program(&host, &subject.bundle.dir);
+            hand_over_after(replaced.map_err(|error| {
+                format!("init container {}: {}", subject.container, error.chain())
+            }))
+        }
         Act::SkipStart(subject) => match subject.pod.marked::<Restored>(&subject.container) {
             Ok(Some(_)) => ExitCode::SUCCESS,
-            Ok(None) => {
-                let container = &subject.container;
-                log::error(&invocation, &format!("container {container} was not restored"));
-                ExitCode::FAILURE
-            }
-            Err(error) => {
-                log::error(&invocation, &error.chain());
-                ExitCode::FAILURE
-            }
+            Ok(None) => fail(&format!("container {} was not restored", subject.container)),
+            Err(error) => fail(&error.chain()),
         },
         Act::KillFrozen(bundle) => {
             let killed = bundle.freezer().and_then(|freezer| freezer.kill_all_frozen(KILL_LIMIT));
             // runc's `delete` would go through the root of a killed restore and empty it.
             let state = invocation.state_dir();
-            match killed.and_then(|()| state.as_deref().map_or(Ok(()), unfinished::detach)) {
-                Ok(()) => hand_over(),
-                Err(error) => {
-                    log::error(&invocation, &error.chain());
-                    ExitCode::FAILURE
-                }
-            }
+            let detached =
+                killed.and_then(|()| state.as_deref().map_or(Ok(()), unfinished::detach));
+            hand_over_after(detached.map_err(|error| error.chain()))
         }
     }
 }

@@ -360,8 +360,7 @@ pub(super) fn ask(world: &World, side: Side, verb: Verb, action: Action, out: &m
     let mut next = world.clone();
     let env = next.env_mut(side);
     env.inflight = Some(inflight);
-    let ends_leftovers = env.record.is_some_and(|record| ends_leftovers(record, verb));
-    if inflight == Inflight::Create && ends_leftovers {
+    if env.record.is_some_and(|record| ends_leftovers(record, verb)) {
         env.end_orphans();
     }
     if inflight == Inflight::Restore && holds(Rule::TicketIsConsumed) {
