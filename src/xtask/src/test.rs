@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "RANGE", requires = "faults")]
     cells: Option<String>,
     /// Pairs of nodes on which faults are tried side by side.
-    #[arg(long, value_name = "NUMBER", default_value_t = 2, requires = "faults", value_parser = clap::value_parser!(u8).range(1..=3))]
+    #[arg(long, value_name = "NUMBER", default_value_t = 2, requires = "faults", value_parser = clap::value_parser!(u8).range(1..=4))]
     pairs: u8,
     /// A few of the faults instead of all.
     #[arg(long, requires = "faults")]

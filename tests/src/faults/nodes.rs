@@ -14,7 +14,8 @@ pub type Pair = [&'static str; 2];
 pub const NODES: Pair = ["node-a", "node-b"];
 /// In a larger one the first node is nobody's: it keeps the operators and is the way to Services, and
 /// whatever happens to one pair does not concern the others.
-const PAIRS: [Pair; 3] = [["node-b", "node-c"], ["node-d", "node-e"], ["node-f", "node-g"]];
+const PAIRS: [Pair; 4] =
+    [["node-b", "node-c"], ["node-d", "node-e"], ["node-f", "node-g"], ["node-h", "node-i"]];
 /// That node.
 pub const FIRST: &str = "node-a";
 /// How many the chart makes.
