@@ -28,7 +28,14 @@ nft list tables 2>/dev/null | grep transship | sed 's/^/nft /'
 awk '$5 ~ "transship|/kubelet/pods/|k8s.io" {print "mount " $5}' /proc/self/mountinfo
 # Of its own kind: one mount more is not seen where there is another one less.
 for d in /run/containerd/runc/k8s.io/*/criu-root; do [ -e $d ] && echo "restore $d"; done
-for c in freezer memory pids; do find /sys/fs/cgroup/$c/kubepods -mindepth 2 -type d 2>/dev/null | sed 's/^/cgroup /'; done
+# Of a container that was never made, because its runc died with containerd: kubelet removes it with the pod.
+is_empty() { [ ! -e /run/containerd/runc/k8s.io/${1##*/} ] && [ -z "$(find $1 -name cgroup.procs -exec cat {} + 2>/dev/null)" ]; }
+for c in freezer memory pids; do
+  for d in $(find /sys/fs/cgroup/$c/kubepods -mindepth 2 -type d 2>/dev/null); do
+    pod=${d%/*}
+    case ${pod##*/} in pod*) is_empty $d && echo "ended cgroup $d" || echo "cgroup $d" ;; *) echo "cgroup $d" ;; esac
+  done
+done
 # What has no task any more is only a name and a directory: kubelet removes it, once a minute.
 tasks=$(ctr -n k8s.io tasks ls -q)
 has_task() { case "$tasks" in *$1*) echo "$2 $1" ;; *) echo "ended $2 $1" ;; esac; }
