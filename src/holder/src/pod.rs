@@ -146,6 +146,11 @@ impl Pod {
         self.containers.iter().find_map(|container| container.orphaned(layout))
     }
 
+    /// How the runtime has lost a container before it had done with it, if that has come to pass.
+    pub fn lost_by_runtime(&self, layout: &Layout) -> Option<String> {
+        self.containers.iter().find_map(|container| container.lost_by_runtime(layout))
+    }
+
     /// Drops all frames at its devices. Those of a sandbox that kubelet takes for dead are gone.
     pub fn close_network(&self, nft: &Path) -> Result<()> {
         let network = self.network();
@@ -276,9 +281,25 @@ impl PodContainer {
             return None;
         }
         Some(match has_died {
-            true => format!("the shim of container {} has died", self.name),
+            true => self.shim_has_died(),
             false => format!("containerd has forgotten container {}", self.name),
         })
+    }
+
+    /// As [`PodContainer::orphaned`], also where it has ended since, as one does whose output nobody takes any more.
+    /// What ends in an orderly way has lost its bundle when its shim ends.
+    fn lost_by_runtime(&self, layout: &Layout) -> Option<String> {
+        let is_left = self.bundle.as_ref().is_some_and(|bundle| bundle.exists());
+        let has_died = |shim: u32| {
+            let shim = shim.cast_signed();
+            container::parent(layout, shim).is_none() || container::is_zombie(layout, shim)
+        };
+        let ended = || (is_left && self.parent.is_some_and(has_died)).then(|| self.shim_has_died());
+        self.orphaned(layout).or_else(ended)
+    }
+
+    fn shim_has_died(&self) -> String {
+        format!("the shim of container {} has died", self.name)
     }
 
     /// Whether its first process is the one that was found, and not a zombie.

@@ -69,6 +69,8 @@ pub enum Action {
     },
     /// Take all labels off the source that somebody may select it by.
     StripSource,
+    /// Give the source, which somebody has deleted, its owner's claim back.
+    ReturnClaim(OwnerReference),
     /// Tell the source to end its frozen tasks.
     Release,
     /// The hand-over has ended: creates are held back no longer.

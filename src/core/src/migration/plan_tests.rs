@@ -525,6 +525,21 @@ fn a_pod_that_its_owner_let_go_moves_without_a_claim() {
 }
 
 #[test]
+fn an_owner_that_has_deleted_the_source_before_it_knew_is_shown_that_it_goes() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| w.done.contains(&"move claim"));
+    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now);
+    let source = world.seen.source_pod.as_mut().unwrap();
+    assert_eq!(source.metadata.owner_references, None);
+    source.metadata.deletion_timestamp = Some(now);
+    world.settle();
+    assert_eq!(world.done.iter().filter(|done| **done == "return claim").count(), 1);
+    assert!(!world.done.contains(&"delete source"), "it has been: {:?}", world.done);
+    assert_eq!(world.step(), Step::Succeeded);
+    world.is_handed_over();
+}
+
+#[test]
 fn minimum_ready_seconds_pass_before_the_source_goes() {
     let mut world = World::admitted();
     let Owner::Controller(controller) = &mut world.seen.owner else { panic!() };

@@ -242,8 +242,8 @@ fn source_goes(observed: &Observed) -> Option<Next> {
     let releasing = |actions: Vec<Action>, message: String| {
         Some(Next { step: Step::Releasing, actions, message, again: Duration::from_secs(1) })
     };
+    let mut actions = Vec::from_iter(returns_claim(observed));
     if !side_done {
-        let mut actions = Vec::new();
         if observed.source_pod.as_ref().is_some_and(has_labels) {
             // Nothing may list the source any more when its tasks end.
             actions.push(Action::StripSource);
@@ -258,9 +258,8 @@ fn source_goes(observed: &Observed) -> Option<Next> {
         && any_container_runs(source)
         && !observed.source_node_gone
     {
-        return releasing(vec![], ends_shown(observed));
+        return releasing(actions, ends_shown(observed));
     }
-    let mut actions = Vec::new();
     if hands_over(observed) {
         actions.push(Action::EndHandover);
     }
@@ -274,6 +273,17 @@ fn source_goes(observed: &Observed) -> Option<Next> {
             releasing(actions, format!("the source pod goes from {node}"))
         }
     }
+}
+
+/// A ReplicaSet that shrinks may delete the source while it does not know yet that the target has its place. Only in a
+/// pod that is its own does it see that this has come to pass. It waits five minutes for that before it looks again at
+/// what it has, and keeps a target that nobody wants any more until then.
+fn returns_claim(observed: &Observed) -> Option<Action> {
+    let (source, owner) = (observed.source_pod.as_ref()?, observed.owner.controller()?);
+    // The operator deletes the source when nobody is held back any longer.
+    let by_others = source.metadata.deletion_timestamp.is_some() && hands_over(observed);
+    let is_blind = owner.kind == Kind::ReplicaSet && !is_claimed_by(source, &owner.uid);
+    (by_others && is_blind).then(|| Action::ReturnClaim(owner.claim()))
 }
 
 fn ends_shown(observed: &Observed) -> String {

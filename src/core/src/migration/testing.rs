@@ -281,6 +281,12 @@ impl World {
                 assert!(confirmed);
                 self.strip();
             }
+            Action::ReturnClaim(claim) => {
+                self.note("return claim");
+                let source = &mut self.seen.source_pod.as_mut().unwrap().metadata;
+                assert!(source.deletion_timestamp.is_some(), "it would be counted twice");
+                source.owner_references = Some(vec![claim.clone()]);
+            }
             Action::Release => {
                 assert!(confirmed && self.lease_moved);
                 self.note("release");

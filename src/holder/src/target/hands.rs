@@ -273,9 +273,10 @@ impl TargetHands {
     fn thaw(&mut self, guard: Guard) -> Result<(), Failed> {
         let holder = Arc::clone(&self.holder);
         let deadman = self.deadman.clone();
+        let same_boot = self.same_boot;
         let Some(pod) = self.pod() else { return Ok(()) };
+        tell_of_runtime(&holder, pod, same_boot);
         if let Some(orphaned) = pod.orphaned(&holder.layout) {
-            holder.board.memory_lost(&orphaned);
             return Err(Failed::tasks_lost(anyhow::anyhow!(orphaned)));
         }
         let began = Instant::now();
@@ -339,7 +340,7 @@ impl TargetHands {
 
     fn watch(&mut self) {
         let Some(pod) = self.pod.clone() else { return };
-        let holder = Arc::clone(&self.holder);
+        let (holder, same_boot) = (Arc::clone(&self.holder), self.same_boot);
         let nft = nft_program(&holder.host);
         tokio::spawn(self.deadman.clone().watch(pod.clone(), nft, self.events.clone()));
         let events = self.events.clone();
@@ -351,14 +352,21 @@ impl TargetHands {
                     // After the thaw an application may end as it likes; the machine knows.
                     if !holder.board.was_thawed() {
                         holder.board.failed("TasksLost", &lost);
-                    } else if let Some(orphaned) = pod.orphaned(&holder.layout) {
-                        holder.board.memory_lost(&orphaned);
+                    } else {
+                        tell_of_runtime(&holder, &pod, same_boot);
                     }
                     let _ = events.send(TargetEvent::TasksLost).await;
                     return;
                 }
             }
         });
+    }
+}
+
+/// Tells of memory that the runtime has lost. After a restart of the node nothing shows whether it has.
+fn tell_of_runtime(holder: &Holder, pod: &Pod, same_boot: bool) {
+    if same_boot && let Some(how) = pod.lost_by_runtime(&holder.layout) {
+        holder.board.memory_lost(&how);
     }
 }
 

@@ -37,6 +37,7 @@ pub fn name(action: &Action) -> &'static str {
         Action::LabelTarget(_) => "LabelTarget",
         Action::MoveClaim { .. } => "MoveClaim",
         Action::StripSource => "StripSource",
+        Action::ReturnClaim(_) => "ReturnClaim",
         Action::Release => "Release",
         Action::EndHandover => "EndHandover",
         Action::MoveLease { .. } => "MoveLease",
@@ -96,6 +97,7 @@ impl World<'_> {
                 self.move_claim(claim, labels, *source).await
             }
             Action::StripSource => self.strip_source().await,
+            Action::ReturnClaim(claim) => self.return_claim(claim).await,
             Action::Release => self.command(Role::Source, rpc::Verb::Release).await,
             Action::EndHandover => self.end_handover().await,
             Action::MoveLease { address, home } => self.move_lease(address, home).await,
@@ -333,6 +335,12 @@ impl World<'_> {
         }
         self.patch_metadata("take labels and claim off the source pod", Some(source), metadata)
             .await
+    }
+
+    async fn return_claim(&self, claim: &OwnerReference) -> Result<(), Error> {
+        let source = self.observed.source_pod.as_ref();
+        let metadata = json!({"ownerReferences": [claim]});
+        self.patch_metadata("give the source pod its owner back", source, metadata).await
     }
 
     /// The source goes first: with both claimed the controller would remove one of them, with
