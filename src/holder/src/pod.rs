@@ -289,13 +289,15 @@ impl PodContainer {
     /// As [`PodContainer::orphaned`], also where it has ended since, as one does whose output nobody takes any more.
     /// What ends in an orderly way has lost its bundle when its shim ends.
     fn lost_by_runtime(&self, layout: &Layout) -> Option<String> {
-        let is_left = self.bundle.as_ref().is_some_and(|bundle| bundle.exists());
+        let is_gone = |path: PathBuf| path.try_exists().is_ok_and(|there| !there);
         let has_died = |shim: u32| {
             let shim = shim.cast_signed();
-            container::parent(layout, shim).is_none() || container::is_zombie(layout, shim)
+            is_gone(layout.of_process(shim, "stat")) || container::is_zombie(layout, shim)
         };
-        let ended = || (is_left && self.parent.is_some_and(has_died)).then(|| self.shim_has_died());
-        self.orphaned(layout).or_else(ended)
+        // In this order: when the shim has ended, a bundle that is still there was not removed before.
+        let is_left = || self.bundle.as_ref().is_some_and(|bundle| bundle.exists());
+        let ended = || self.parent.is_some_and(has_died) && is_left();
+        self.orphaned(layout).or_else(|| ended().then(|| self.shim_has_died()))
     }
 
     fn shim_has_died(&self) -> String {

@@ -280,14 +280,21 @@ fn source_goes(observed: &Observed) -> Option<Next> {
 /// what it has, and keeps a target that nobody wants any more until then.
 fn returns_claim(observed: &Observed) -> Option<Action> {
     let (source, owner) = (observed.source_pod.as_ref()?, observed.owner.controller()?);
-    // The operator deletes the source when nobody is held back any longer.
-    let by_others = source.metadata.deletion_timestamp.is_some() && hands_over(observed);
-    let is_blind = owner.kind == Kind::ReplicaSet && !is_claimed_by(source, &owner.uid);
-    (by_others && is_blind).then(|| Action::ReturnClaim(owner.claim()))
+    let target = observed.target_pod.as_ref()?;
+    // The operator deletes the source when nobody is held back any longer; of a vanished one it is not known.
+    let by_others =
+        source.metadata.deletion_timestamp.is_some() && (hands_over(observed) || observed.vanished);
+    let is_moved = is_claimed_by(target, &owner.uid) && !has_controller(source);
+    (by_others && is_moved && owner.kind == Kind::ReplicaSet)
+        .then(|| Action::ReturnClaim(owner.claim()))
 }
 
 fn ends_shown(observed: &Observed) -> String {
     format!("{} is to show the source's containers as ended", observed.node(Role::Source))
+}
+
+fn has_controller(pod: &Pod) -> bool {
+    pod.metadata.owner_references.iter().flatten().any(|owner| owner.controller == Some(true))
 }
 
 fn has_labels(pod: &Pod) -> bool {
