@@ -184,8 +184,10 @@ pub mod reasons {
 
     // --- Reconciling, Stalled ---
 
-    /// The source is to go on, and its node does not succeed in something that must come before.
+    /// The source is to go on or to end, and its node does not succeed in something that must come before.
     pub const SOURCE_STUCK: &str = "SourceStuck";
+    /// The target is to run, to end or to be left as it was, and its node does not succeed in that.
+    pub const TARGET_STUCK: &str = "TargetStuck";
     /// A side must acknowledge before the operator can go on.
     pub const WAITING_FOR_NODE: &str = "WaitingForNode";
     /// The pod's stored manifest is not there any more, or was changed.

@@ -451,6 +451,27 @@ fn what_a_node_does_not_succeed_in_is_told_with_the_way_out() {
 }
 
 #[test]
+fn what_the_target_does_not_succeed_in_after_the_commit_is_told_too() {
+    let mut world = World::admitted();
+    run_until(&mut world, |w| !w.records.is_empty());
+    world.set(Role::Target, |r| {
+        r.stage = Stage::Voted;
+        r.thawed_at = None;
+        r.stuck = "NetworkNotOpen: no nft".into();
+    });
+    let conditions = world.plan().status.conditions;
+    let stalled = c::find(&conditions, c::STALLED).unwrap();
+    assert_eq!((stalled.status.as_str(), stalled.reason.as_str()), ("True", reasons::TARGET_STUCK));
+    assert!(
+        stalled.message.contains("node-b tries in vain (NetworkNotOpen: no nft)"),
+        "{stalled:?}"
+    );
+    world.set(Role::Target, |r| r.stuck.clear());
+    let conditions = world.plan().status.conditions;
+    assert_eq!(c::find(&conditions, c::STALLED).unwrap().status, "False");
+}
+
+#[test]
 fn waiting_for_a_node_for_long_is_one_transition() {
     let mut world = World::admitted();
     run_until(&mut world, |w| w.seen.target.report().is_some_and(|r| r.voted));

@@ -10,7 +10,7 @@ use transship_protocol::{Decision, PodSeen, may_remove_finalizer};
 use super::plan::{Action, LOOK_AGAIN, Plan};
 use super::state::{Observed, Role, Side, any_container_runs, claimed_by};
 use super::status::{self, Draft};
-use super::voting::{SILENCE_LIMIT, describe_waiting, hints};
+use super::voting::{SILENCE_LIMIT, describe_waiting, hints, stuck};
 use crate::witness::references;
 
 /// The decision is Abort: both sides close, the target pod goes, the claim comes off the source.
@@ -78,9 +78,9 @@ fn describe_aborting(
     waiting: &str,
 ) {
     let waiting = match stuck(observed) {
-        Some(stuck) => {
+        Some((reason, stuck)) => {
             let waiting = format!("{waiting}; {stuck}");
-            draft.stalled(reasons::SOURCE_STUCK, &waiting);
+            draft.stalled(reason, &waiting);
             waiting
         }
         None => {
@@ -90,22 +90,6 @@ fn describe_aborting(
     };
     let text = format!("{message}{WAITING_MARK}{waiting}");
     draft.set(c::SUCCEEDED, ConditionStatus::Unknown, reason, text);
-}
-
-/// What the source's node does not succeed in, and the way out.
-fn stuck(observed: &Observed) -> Option<String> {
-    let why = observed.source.report().map(|report| report.stuck.as_str())?;
-    let node = observed.node(Role::Source);
-    (!why.is_empty()).then(|| {
-        let way_out = match why.starts_with("FilesNotKept") {
-            true => format!(
-                "; mend that, or give up what the containers have changed outside of volumes: /opt/transship/bin/transship-holder give-up-files {} on {node}",
-                observed.uid()
-            ),
-            false => String::new(),
-        };
-        format!("{node} tries in vain ({why}){way_out}")
-    })
 }
 
 /// Whose files the source has lost.

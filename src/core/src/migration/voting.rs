@@ -408,7 +408,27 @@ fn target_changed(observed: &Observed) -> Option<GiveUp> {
     })
 }
 
-/// `Succeeded` says what is waited for; a silent node comes first.
+/// What a node does not succeed in, and the way out, with the reason to give; the source's comes first.
+pub(super) fn stuck(observed: &Observed) -> Option<(&'static str, String)> {
+    Role::BOTH.into_iter().find_map(|role| {
+        let why = observed.side(role).report()?.stuck.as_str();
+        let node = observed.node(role);
+        let way_out = match why.starts_with("FilesNotKept") {
+            true => format!(
+                "; mend that, or give up what the containers have changed outside of volumes: /opt/transship/bin/transship-holder give-up-files {} on {node}",
+                observed.uid()
+            ),
+            false => String::new(),
+        };
+        let reason = match role {
+            Role::Source => reasons::SOURCE_STUCK,
+            Role::Target => reasons::TARGET_STUCK,
+        };
+        (!why.is_empty()).then(|| (reason, format!("{node} tries in vain ({why}){way_out}")))
+    })
+}
+
+/// `Succeeded` says what is waited for; a silent node comes first, then one that tries in vain.
 pub(crate) fn describe_waiting(observed: &Observed, draft: &mut Draft, message: &str) {
     let silent = Role::BOTH.into_iter().find_map(|role| match observed.side(role) {
         Side::Unreachable { since, .. } => {
@@ -417,7 +437,10 @@ pub(crate) fn describe_waiting(observed: &Observed, draft: &mut Draft, message: 
         _ => None,
     });
     let Some((node, since)) = silent else {
-        draft.waiting(reasons::IN_PROGRESS, message);
+        match stuck(observed) {
+            Some((reason, why)) => draft.stalled(reason, format!("{message}; {why}")),
+            None => draft.waiting(reasons::IN_PROGRESS, message),
+        };
         return;
     };
     let message = format!("{message}; {node} has not answered since {since}");

@@ -20,12 +20,11 @@ use crate::durable::durable_with_volumes;
 use crate::engine::{Failed, Hands};
 use crate::holder::Holder;
 use crate::pod::Pod;
+use crate::status::Board;
 use crate::{connections, record, started, status};
 
 /// How long verbs of the runtime that are at work may take to end.
 const QUIESCE: Duration = Duration::from_secs(10);
-/// How long something may fail again and again before that is shown.
-const STUCK: Duration = Duration::from_secs(5);
 
 /// Carries out the source's effects.
 pub struct SourceHands {
@@ -37,8 +36,6 @@ pub struct SourceHands {
     transfer: Option<Transfer>,
     /// Cold: it is looked whether the containers were started again.
     watching: bool,
-    /// Since when the effect at hand does not succeed.
-    failing_since: Option<Instant>,
     /// When the network began to close, from which on clients notice: Unix time in microseconds.
     closed_at: Option<i64>,
     freeze_began: Option<Instant>,
@@ -50,88 +47,8 @@ pub struct SourceHands {
 impl Hands for SourceHands {
     type Machine = SourceMachine;
 
-    async fn act(&mut self, effect: SourceEffect) -> Result<Result<(), Failed>> {
-        if let Effect::Journal(entry) = effect {
-            tracing::info!(?entry, "journal");
-            self.journal.append(&entry)?;
-            return Ok(Ok(()));
-        }
-        let began = Instant::now();
-        let outcome = self.work(effect).await;
-        if outcome.is_ok() && self.failing_since.take().is_some() {
-            self.holder.board.stuck("");
-        }
-        tracing::debug!(?effect, took = ?began.elapsed(), ok = outcome.is_ok(), "effect");
-        Ok(outcome)
-    }
-
-    fn failed(&mut self, failed: &Failed, again: bool) {
-        let message = format!("{:#}", failed.error);
-        if again {
-            tracing::error!(reason = failed.reason, "will be tried again: {message}");
-            if self.failing_since.get_or_insert_with(Instant::now).elapsed() >= STUCK {
-                self.holder.board.stuck(&format!("{}: {message}", failed.reason));
-            }
-        } else {
-            self.failing_since = None;
-            self.holder.board.failed(failed.reason, &message);
-        }
-    }
-
-    fn observe(&mut self, machine: &SourceMachine, idle: bool) {
-        let phase = machine.phase();
-        let holder = Arc::clone(&self.holder);
-        holder.board.source(machine);
-        holder.asker.voted(!machine.is_before_vote() && !machine.is_closed());
-        holder.set_frozen(!matches!(
-            phase,
-            SourcePhase::Idle | SourcePhase::Begun | SourcePhase::Opened | SourcePhase::Released
-        ));
-        if idle && phase == SourcePhase::Freezing && self.transfer.is_none() {
-            self.start_transfer();
-        }
-        if idle && phase == SourcePhase::Starting && !self.watching {
-            self.watching = true;
-            let (all, gone) = (SourceEvent::AllStarted, SourceEvent::PodGone);
-            started::watch(holder, self.events.clone(), all, gone);
-        }
-    }
-
-    fn is_closed(machine: &SourceMachine) -> bool {
-        machine.is_closed()
-    }
-}
-
-impl SourceHands {
-    /// Those of a holder that begins, or goes on with what `journal` tells.
-    pub fn new(
-        holder: Arc<Holder>,
-        journal: Journal<SourceEntry>,
-        pod: Option<Pod>,
-        has_lost_memory: bool,
-        events: mpsc::Sender<SourceEvent>,
-    ) -> Self {
-        SourceHands {
-            holder,
-            journal,
-            pod,
-            dumper: None,
-            connected: Arc::default(),
-            transfer: None,
-            watching: false,
-            failing_since: None,
-            closed_at: None,
-            freeze_began: None,
-            has_lost_memory,
-            events,
-        }
-    }
-
-    /// Everything has been looked up: the pod, and what dumps it. Gives the place of the connection to the target.
-    pub fn prepared(&mut self, pod: Pod, dumper: Option<Dumper>) -> Connected {
-        self.pod = Some(pod);
-        self.dumper = dumper;
-        Arc::clone(&self.connected)
+    fn journal(&mut self, entry: SourceEntry) -> Result<()> {
+        Ok(self.journal.append(&entry)?)
     }
 
     async fn work(&mut self, effect: SourceEffect) -> Result<(), Failed> {
@@ -282,6 +199,65 @@ impl SourceHands {
             | Effect::DisarmDeadman
             | Effect::VerifyNeverRan => Ok(()),
         }
+    }
+
+    fn board(&self) -> &Board {
+        &self.holder.board
+    }
+
+    fn observe(&mut self, machine: &SourceMachine, idle: bool) {
+        let phase = machine.phase();
+        let holder = Arc::clone(&self.holder);
+        holder.board.source(machine);
+        holder.asker.voted(!machine.is_before_vote() && !machine.is_closed());
+        holder.set_frozen(!matches!(
+            phase,
+            SourcePhase::Idle | SourcePhase::Begun | SourcePhase::Opened | SourcePhase::Released
+        ));
+        if idle && phase == SourcePhase::Freezing && self.transfer.is_none() {
+            self.start_transfer();
+        }
+        if idle && phase == SourcePhase::Starting && !self.watching {
+            self.watching = true;
+            let (all, gone) = (SourceEvent::AllStarted, SourceEvent::PodGone);
+            started::watch(holder, self.events.clone(), all, gone);
+        }
+    }
+
+    fn is_closed(machine: &SourceMachine) -> bool {
+        machine.is_closed()
+    }
+}
+
+impl SourceHands {
+    /// Those of a holder that begins, or goes on with what `journal` tells.
+    pub fn new(
+        holder: Arc<Holder>,
+        journal: Journal<SourceEntry>,
+        pod: Option<Pod>,
+        has_lost_memory: bool,
+        events: mpsc::Sender<SourceEvent>,
+    ) -> Self {
+        SourceHands {
+            holder,
+            journal,
+            pod,
+            dumper: None,
+            connected: Arc::default(),
+            transfer: None,
+            watching: false,
+            closed_at: None,
+            freeze_began: None,
+            has_lost_memory,
+            events,
+        }
+    }
+
+    /// Everything has been looked up: the pod, and what dumps it. Gives the place of the connection to the target.
+    pub fn prepared(&mut self, pod: Pod, dumper: Option<Dumper>) -> Connected {
+        self.pod = Some(pod);
+        self.dumper = dumper;
+        Arc::clone(&self.connected)
     }
 
     /// Whether the tasks were frozen at some time, by this or an earlier holder. Of a cold one: ended.

@@ -21,6 +21,7 @@ use crate::durable::durable;
 use crate::engine::{Failed, Hands};
 use crate::holder::Holder;
 use crate::pod::Pod;
+use crate::status::Board;
 use crate::{connections, leftovers, record, started, status};
 
 /// How long verbs of the runtime that are at work may take to end.
@@ -54,86 +55,11 @@ pub struct TargetHands {
 impl Hands for TargetHands {
     type Machine = TargetMachine;
 
-    async fn act(&mut self, effect: TargetEffect) -> Result<Result<(), Failed>> {
-        if let Effect::Journal(entry) = effect {
-            tracing::info!(?entry, "journal");
-            if entry == TargetEntry::Lost {
-                self.tell_loss();
-            }
-            self.journal.append(&entry)?;
-            return Ok(Ok(()));
+    fn journal(&mut self, entry: TargetEntry) -> Result<()> {
+        if entry == TargetEntry::Lost {
+            self.tell_loss();
         }
-        let began = Instant::now();
-        let outcome = self.work(effect).await;
-        tracing::debug!(?effect, took = ?began.elapsed(), ok = outcome.is_ok(), "effect");
-        Ok(outcome)
-    }
-
-    fn failed(&mut self, failed: &Failed, again: bool) {
-        let message = format!("{:#}", failed.error);
-        if again {
-            tracing::error!(reason = failed.reason, "will be tried again: {message}");
-        } else {
-            self.holder.board.failed(failed.reason, &message);
-        }
-    }
-
-    fn observe(&mut self, machine: &TargetMachine, idle: bool) {
-        let phase = machine.phase();
-        let starts = machine.part().is_cold() && phase == TargetPhase::Thawing;
-        if starts && idle && !self.watching {
-            self.watching = true;
-            let (all, gone) = (TargetEvent::AllStarted, TargetEvent::LocalFailure);
-            started::watch(Arc::clone(&self.holder), self.events.clone(), all, gone);
-        }
-        self.resumed = phase == TargetPhase::Closed(TargetOutcome::Resumed);
-        self.signs_off = machine.signs_off();
-        self.holder.board.target(machine, self.resumed && hooks::are_left(&self.holder));
-        self.holder.asker.voted(!machine.is_before_vote() && !machine.is_closed());
-        self.holder.set_frozen(matches!(
-            phase,
-            TargetPhase::Voted | TargetPhase::Committed | TargetPhase::Thawing
-        ));
-        self.ending = matches!(phase, TargetPhase::NeverThawed | TargetPhase::Stopping);
-        if self.ending {
-            self.stop.cancel();
-        }
-        if is_guarded(machine) && !self.watching && self.pod().is_some() {
-            self.watching = true;
-            self.watch();
-        }
-    }
-
-    fn is_closed(machine: &TargetMachine) -> bool {
-        machine.is_closed()
-    }
-}
-
-impl TargetHands {
-    /// Those of a holder that begins, or goes on with what `journal` tells. `stop` ends receiving and preparing.
-    pub fn new(
-        holder: Arc<Holder>,
-        journal: Journal<TargetEntry>,
-        same_boot: bool,
-        pod: Option<Pod>,
-        deadman: Deadman,
-        stop: CancellationToken,
-        events: mpsc::Sender<TargetEvent>,
-    ) -> Self {
-        TargetHands {
-            holder,
-            journal,
-            same_boot,
-            pod,
-            deadman,
-            stop,
-            ending: false,
-            watching: false,
-            opened: false,
-            resumed: false,
-            signs_off: true,
-            events,
-        }
+        Ok(self.journal.append(&entry)?)
     }
 
     async fn work(&mut self, effect: TargetEffect) -> Result<(), Failed> {
@@ -256,6 +182,68 @@ impl TargetHands {
             | Effect::FindTasks
             | Effect::EndTasks
             | Effect::KeepFiles => Ok(()),
+        }
+    }
+
+    fn board(&self) -> &Board {
+        &self.holder.board
+    }
+
+    fn observe(&mut self, machine: &TargetMachine, idle: bool) {
+        let phase = machine.phase();
+        let starts = machine.part().is_cold() && phase == TargetPhase::Thawing;
+        if starts && idle && !self.watching {
+            self.watching = true;
+            let (all, gone) = (TargetEvent::AllStarted, TargetEvent::LocalFailure);
+            started::watch(Arc::clone(&self.holder), self.events.clone(), all, gone);
+        }
+        self.resumed = phase == TargetPhase::Closed(TargetOutcome::Resumed);
+        self.signs_off = machine.signs_off();
+        self.holder.board.target(machine, self.resumed && hooks::are_left(&self.holder));
+        self.holder.asker.voted(!machine.is_before_vote() && !machine.is_closed());
+        self.holder.set_frozen(matches!(
+            phase,
+            TargetPhase::Voted | TargetPhase::Committed | TargetPhase::Thawing
+        ));
+        self.ending = matches!(phase, TargetPhase::NeverThawed | TargetPhase::Stopping);
+        if self.ending {
+            self.stop.cancel();
+        }
+        if is_guarded(machine) && !self.watching && self.pod().is_some() {
+            self.watching = true;
+            self.watch();
+        }
+    }
+
+    fn is_closed(machine: &TargetMachine) -> bool {
+        machine.is_closed()
+    }
+}
+
+impl TargetHands {
+    /// Those of a holder that begins, or goes on with what `journal` tells. `stop` ends receiving and preparing.
+    pub fn new(
+        holder: Arc<Holder>,
+        journal: Journal<TargetEntry>,
+        same_boot: bool,
+        pod: Option<Pod>,
+        deadman: Deadman,
+        stop: CancellationToken,
+        events: mpsc::Sender<TargetEvent>,
+    ) -> Self {
+        TargetHands {
+            holder,
+            journal,
+            same_boot,
+            pod,
+            deadman,
+            stop,
+            ending: false,
+            watching: false,
+            opened: false,
+            resumed: false,
+            signs_off: true,
+            events,
         }
     }
 
@@ -431,7 +419,7 @@ mod tests {
             pod.containers[0].start_time += 1;
             let mut hands = hands(root.path(), pod, same_boot);
             for entry in [TargetEntry::Thawing, TargetEntry::Lost] {
-                hands.act(Effect::Journal(entry)).await.unwrap().unwrap();
+                hands.journal(entry).unwrap();
             }
             assert_eq!(hands.holder.board.subscribe().borrow().memory_lost, told);
         }
