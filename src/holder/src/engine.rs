@@ -134,6 +134,8 @@ async fn act<H: Hands>(hands: &mut H, effect: EffectOf<H::Machine>) -> Result<Re
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use transship_host::paths::MigrationDir;
     use transship_protocol::{SourceEffect, SourceEntry, SourceEvent, SourceMachine};
@@ -180,16 +182,25 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_failure_before_the_vote_opens_and_thaws_however_often_that_must_be_tried() {
-        let root = tempfile::tempdir().unwrap();
-        let board = Board::new(&MigrationDir::at(root.path()), &crate::areas::tests::task());
-        let mut hands = Paper { board, done: Vec::new(), close_failures: 1, thaw_failures: 2 };
+    fn board(root: &Path) -> Board {
+        Board::new(&MigrationDir::at(root), &crate::areas::tests::task())
+    }
+
+    /// A source begins, is to freeze, and goes its way.
+    async fn freeze(hands: &mut Paper) -> Result<()> {
         let (sender, mut events) = mpsc::channel(4);
         sender.send(SourceEvent::Begin).await.unwrap();
         sender.send(SourceEvent::FreezeNow).await.unwrap();
         let driver = Driver::new(SourceMachine::new(), Vec::new());
-        drive(driver, &mut hands, &mut events).await.unwrap();
+        drive(driver, hands, &mut events).await
+    }
+
+    #[tokio::test]
+    async fn a_failure_before_the_vote_opens_and_thaws_however_often_that_must_be_tried() {
+        let root = tempfile::tempdir().unwrap();
+        let board = board(root.path());
+        let mut hands = Paper { board, done: Vec::new(), close_failures: 1, thaw_failures: 2 };
+        freeze(&mut hands).await.unwrap();
         let done = hands.done.join(" ");
         let abort = done.split_once("failed ").expect("the network was to be closed").1;
         assert_eq!(
@@ -203,17 +214,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_tried_in_vain_is_shown_until_it_succeeds() {
         let root = tempfile::tempdir().unwrap();
-        let board = Board::new(&MigrationDir::at(root.path()), &crate::areas::tests::task());
+        let board = board(root.path());
         let mut shown = board.subscribe();
         let mut hands = Paper { board, done: Vec::new(), close_failures: 1, thaw_failures: 20 };
-        let (sender, mut events) = mpsc::channel(4);
-        sender.send(SourceEvent::Begin).await.unwrap();
-        sender.send(SourceEvent::FreezeNow).await.unwrap();
-        let driver = Driver::new(SourceMachine::new(), Vec::new());
         let stuck = async {
             shown.wait_for(|status| !status.stuck.is_empty()).await.map(|s| s.stuck.clone())
         };
-        let (driven, stuck) = tokio::join!(drive(driver, &mut hands, &mut events), stuck);
+        let (driven, stuck) = tokio::join!(freeze(&mut hands), stuck);
         driven.unwrap();
         assert_eq!(stuck.unwrap(), "Test: no");
         assert_eq!(hands.board.subscribe().borrow().stuck, "");

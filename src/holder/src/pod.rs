@@ -273,9 +273,7 @@ impl PodContainer {
     fn orphaned(&self, layout: &Layout) -> Option<String> {
         let now = i32::try_from(self.pid).ok().and_then(|pid| container::parent(layout, pid));
         let has_died = self.parent.zip(now).is_some_and(|(shim, parent)| parent != shim);
-        // What cannot be looked at is there for all that is known.
-        let is_there = |bundle: &PathBuf| bundle.try_exists().unwrap_or(true);
-        let is_forgotten = self.bundle.as_ref().is_some_and(|bundle| !is_there(bundle));
+        let is_forgotten = self.bundle.as_deref().is_some_and(is_gone);
         // Asked last: what ends in an orderly way loses its bundle, too.
         if !(has_died || is_forgotten) || !self.is_alive(layout) {
             return None;
@@ -289,10 +287,9 @@ impl PodContainer {
     /// As [`PodContainer::orphaned`], also where it has ended since, as one does whose output nobody takes any more.
     /// What ends in an orderly way has lost its bundle when its shim ends.
     fn lost_by_runtime(&self, layout: &Layout) -> Option<String> {
-        let is_gone = |path: PathBuf| path.try_exists().is_ok_and(|there| !there);
         let has_died = |shim: u32| {
             let shim = shim.cast_signed();
-            is_gone(layout.of_process(shim, "stat")) || container::is_zombie(layout, shim)
+            is_gone(&layout.of_process(shim, "stat")) || container::is_zombie(layout, shim)
         };
         // In this order: when the shim has ended, a bundle that is still there was not removed before.
         let is_left = || self.bundle.as_ref().is_some_and(|bundle| bundle.exists());
@@ -310,6 +307,11 @@ impl PodContainer {
             start_time(layout, pid) == Some(self.start_time) && !container::is_zombie(layout, pid)
         })
     }
+}
+
+/// What cannot be looked at is there for all that is known.
+fn is_gone(path: &Path) -> bool {
+    path.try_exists().is_ok_and(|is_there| !is_there)
 }
 
 /// Asks for all first and then waits for each: one that takes its time, or cannot be frozen, must

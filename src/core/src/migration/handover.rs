@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use transship_api::names;
 
 use super::owner::Controller;
+use crate::sequential_pod::controller;
 
 /// A set of labels.
 pub type Labels = BTreeMap<String, String>;
@@ -97,11 +98,7 @@ pub fn selects(service: &Labels, labels: &Labels) -> bool {
 
 /// Whether the pod is claimed by the owner with this UID.
 pub fn is_claimed_by(pod: &Pod, owner_uid: &str) -> bool {
-    pod.metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|o| o.controller == Some(true) && o.uid == owner_uid)
+    controller(pod).is_some_and(|owner| owner.uid == owner_uid)
 }
 
 /// The labels of the source as the target is to have them: the source's own, or those of the

@@ -22,6 +22,7 @@ use super::state::{
 };
 use super::status::Draft;
 use super::voting::{describe_waiting, hints};
+use crate::sequential_pod::controller;
 
 /// How long, beyond readiness, Services may take to list the target before the hand-over goes on.
 pub const ENDPOINTS_LIMIT: Duration = Duration::from_secs(5);
@@ -284,17 +285,13 @@ fn returns_claim(observed: &Observed) -> Option<Action> {
     // The operator deletes the source when nobody is held back any longer; of a vanished one it is not known.
     let by_others =
         source.metadata.deletion_timestamp.is_some() && (hands_over(observed) || observed.vanished);
-    let is_moved = is_claimed_by(target, &owner.uid) && !has_controller(source);
+    let is_moved = is_claimed_by(target, &owner.uid) && controller(source).is_none();
     (by_others && is_moved && owner.kind == Kind::ReplicaSet)
         .then(|| Action::ReturnClaim(owner.claim()))
 }
 
 fn ends_shown(observed: &Observed) -> String {
     format!("{} is to show the source's containers as ended", observed.node(Role::Source))
-}
-
-fn has_controller(pod: &Pod) -> bool {
-    pod.metadata.owner_references.iter().flatten().any(|owner| owner.controller == Some(true))
 }
 
 fn has_labels(pod: &Pod) -> bool {
