@@ -47,10 +47,6 @@ use crate::telemetry::Telemetry;
 /// How long data connections may go on after the agent was told to end.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// How long connecting to the API server may take: a packet that was lost is sent again ever more
-/// seldom, so that one long wait takes longer than some short ones.
-const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-
 fn main() -> anyhow::Result<()> {
     // The one provider in this process; a second would make the first use panic.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -86,9 +82,8 @@ async fn start(args: Args, tracker: &TaskTracker, stop: &CancellationToken) -> a
     let hostns = hostns::HostNs::new(&args.host_root);
     let telemetry = Telemetry::new();
     let runtime = runtime::Runtime::new(&host, &args);
-    let mut config = kube::Config::infer().await.context("no way to the API server")?;
-    config.connect_timeout = Some(CONNECT_LIMIT);
-    let client = kube::Client::try_from(config)?;
+    let config = kube::Config::infer().await.context("no way to the API server")?;
+    let client = transship_client::connect(config)?;
     let cluster = cluster::Cluster::start(client.clone(), &args.node_name, stop.clone());
     let (asked_sender, asked) = watch::channel(uninstall::Asked::Unknown);
     let (supervise, supervise_wanted) = watch::channel(supervisor::Wanted::Unknown);

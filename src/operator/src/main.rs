@@ -22,10 +22,6 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Args, Command, LogFormat};
 
-/// How long connecting to the API server may take: a packet that was lost is sent again ever more
-/// seldom, so that one long wait takes longer than some short ones.
-const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     // Two providers in one process make the first use of TLS panic: this one is used everywhere.
@@ -39,9 +35,8 @@ async fn main() -> anyhow::Result<()> {
         LogFormat::Json => log.json().flatten_event(true).init(),
         LogFormat::Text => log.init(),
     }
-    let mut config = kube::Config::infer().await.context("cannot reach the API server")?;
-    config.connect_timeout = Some(CONNECT_LIMIT);
-    let client = kube::Client::try_from(config)?;
+    let config = kube::Config::infer().await.context("cannot reach the API server")?;
+    let client = transship_client::connect(config)?;
     match args.command {
         None => {
             tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");

@@ -15,9 +15,11 @@ use crate::node::process::Victim;
 /// How soon after a fault's end the object has to tell the truth.
 pub const TRUTH: Duration = Duration::from_secs(30);
 /// As [`TRUTH`], where the migration may survive the fault with most of its course still to run, or
-/// where the fault goes on, or the API server was stopped: who was turned away by it tries again after pauses that have
-/// become longer each time.
+/// where the fault goes on.
 const COURSE: Duration = Duration::from_secs(90);
+/// As [`TRUTH`], where the API server was stopped: a kubelet that it turned away tries again after pauses that have
+/// become longer each time, up to a minute, and has been seen to hear of its pods again only 93 s after its return.
+const BLIND: Duration = Duration::from_secs(150);
 /// As [`COURSE`], where a node has left the cluster: Kubernetes gives it more than a minute before it ends its pods for
 /// that.
 const LEAVING: Duration = Duration::from_secs(180);
@@ -110,7 +112,7 @@ impl Cell {
         let vanishes = self.fault.strips_finalizer();
         match self.fault {
             Fault::PowerOff(_, Length::ForGood) => LEAVING,
-            Fault::StopApi => COURSE,
+            Fault::StopApi => BLIND,
             fault if early || vanishes || fault.goes_on() => COURSE,
             // The votes and all that follows come after it.
             _ if self.keeps_the_target_from_its_vote() => COURSE,
