@@ -1,7 +1,7 @@
 //! How Transship's programs in the cluster reach the API server.
 //!
-//! [`connect`] gives kube's own client but for one thing: its connections notice that nobody is at their other end any
-//! more. A server whose machine has died, or that has died while nothing came through, says no farewell: who only
+//! [`connect`] gives kube's own client, without its trace spans, on connections that notice that nobody is at their
+//! other end any more. A server whose machine has died, or that has died while nothing came through, says no farewell: who only
 //! listens, as a watch does, would go on listening for minutes, and who has asked would wait for a quarter of an hour.
 
 use std::time::Duration;
@@ -24,7 +24,8 @@ const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration
 /// How long what was sent may stay without an acknowledgement.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(45);
 
-/// A client for `config`, whose time limits of connections are replaced.
+/// A client for `config`, whose time limits of connections are replaced. TLS uses the provider that the program has
+/// installed.
 ///
 /// # Errors
 /// What `config` names cannot be used: certificates, credentials, a proxy.
@@ -34,7 +35,6 @@ pub fn connect(config: Config) -> Result<Client, Error> {
     }
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
-    tcp.set_nodelay(true);
     tcp.set_keepalive(Some(KEEP_ALIVE.0));
     tcp.set_keepalive_interval(Some(KEEP_ALIVE.1));
     tcp.set_keepalive_retries(Some(KEEP_ALIVE.2));

@@ -30,7 +30,7 @@ const CLOCKS: u64 = 1_000;
 const NOTED: u64 = 2_000;
 /// How soon everybody has to have taken away what he put somewhere. Of a stopped API server a kubelet, and then an
 /// agent, may hear again only after the longest of its pauses, which is about a minute.
-const TIDY: Duration = Duration::from_secs(180);
+const TIDY: Duration = Duration::from_secs(120);
 /// How soon a connection goes on: TCP tries again when it has waited for twice as long as before.
 const RETRANSMISSION: Duration = Duration::from_secs(60);
 /// How soon what a status says is told as an event.
