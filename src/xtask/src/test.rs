@@ -162,6 +162,11 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     }
     stages.run("Kubernetes, a root for nodes", 900, sandbox::ensure_caches)?;
     stages.run("images", 600, || images::build(root))?;
+    let tests = ClusterTests::of(args, chosen.as_ref());
+    if sandbox::nodes().is_ok_and(|nodes| everything || tests.cannot_run_on(nodes.len())) {
+        // Another run was broken off, or kept it, and may have left anything behind.
+        stages.run("the sandbox that is there, down", 60, sandbox::down)?;
+    }
     stages.run("sandbox up, with the chart", 300, sandbox::up)?;
     if everything {
         stages.run("chart", 10, || chart::lint(root))?;
@@ -169,7 +174,7 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
     }
     install_probe(&images::release_dir(root).join("transship-probe"))?;
     if args.faults {
-        return all_faults(args, root, stages, chosen.as_ref());
+        return all_faults(args, root, stages, chosen.as_ref(), tests.on_two);
     }
     if args.applications {
         stages.run("the applications' image", 240, || {
@@ -178,23 +183,42 @@ fn all(args: &Args, root: &Path, stages: &mut Stages) -> Result<()> {
         return stages
             .run("real applications", 560, || on_cluster(root, "applications", &options(args)));
     }
-    let (on_two, on_three) = match &chosen {
-        Some(chosen) => chosen.by_nodes(),
-        None => (Some(Options::of(["--skip", PLACEMENT])), Some(Options::of([PLACEMENT]))),
-    };
-    if let Some(options) = on_two {
+    if let Some(options) = tests.on_two {
         stages.run("cluster tests", 2100, || on_cluster(root, "cluster", &options))?;
     }
     if everything {
         stages.run("a few of the faults", 320, || on_cluster(root, "faults", &some_faults()))?;
         stages.run("demo", 120, || crate::demo::run(crate::demo::Args {}).map(drop))?;
     }
-    if let Some(options) = on_three {
+    if let Some(options) = tests.on_three {
         stages.run("a third node", 120, || sandbox::grow(3))?;
         install_probe(&images::release_dir(root).join("transship-probe"))?;
         stages.run("cluster tests of placement", 420, || on_cluster(root, "cluster", &options))?;
     }
     Ok(())
+}
+
+/// What runs of the program of cluster tests, by the number of nodes it is written for.
+struct ClusterTests {
+    on_two: Option<Options>,
+    on_three: Option<Options>,
+}
+
+impl ClusterTests {
+    fn of(args: &Args, chosen: Option<&Chosen>) -> Self {
+        let (on_two, on_three) = match chosen {
+            Some(chosen) if args.faults => (chosen.cluster_tests(), None),
+            Some(chosen) => chosen.by_nodes(),
+            None if args.faults => (args.are_whole().then(|| Options::of(LEFT)), None),
+            None => (Some(Options::of(["--skip", PLACEMENT])), Some(Options::of([PLACEMENT]))),
+        };
+        Self { on_two, on_three }
+    }
+
+    /// Nodes are added for those that are written for more, but none is taken away.
+    fn cannot_run_on(&self, nodes: usize) -> bool {
+        self.on_two.is_some() && nodes > 2 || self.on_three.is_some() && nodes > 3
+    }
 }
 
 /// The cluster tests that are left to the faults, and these.
@@ -203,18 +227,9 @@ fn all_faults(
     root: &Path,
     stages: &mut Stages,
     chosen: Option<&Chosen>,
+    left: Option<Options>,
 ) -> Result<()> {
-    let left = match chosen {
-        Some(chosen) => chosen.cluster_tests(),
-        None => args.are_whole().then(|| Options::of(LEFT)),
-    };
     if let Some(options) = left {
-        if sandbox::nodes()?.len() > 2 {
-            bail!(
-                "the cluster tests before the faults are written for two nodes, and the sandbox has more: \
-                 write `cargo xtask sandbox down` first"
-            );
-        }
         stages.run("cluster tests left to this", 1500, || on_cluster(root, "cluster", &options))?;
     }
     if chosen.is_some_and(|chosen| !chosen.has_others()) {
