@@ -146,9 +146,10 @@ impl Pod {
         self.containers.iter().find_map(|container| container.orphaned(layout))
     }
 
-    /// How the runtime has lost a container before it had done with it, if that has come to pass.
-    pub fn lost_by_runtime(&self, layout: &Layout) -> Option<String> {
-        self.containers.iter().find_map(|container| container.lost_by_runtime(layout))
+    /// How the runtime has lost a container before it had done with it, if that has come to pass. `is_held` is whether
+    /// the wrapper still refuses to end the sandbox, which keeps its shim.
+    pub fn lost_by_runtime(&self, layout: &Layout, is_held: impl Fn() -> bool) -> Option<String> {
+        self.containers.iter().find_map(|container| container.lost_by_runtime(layout, &is_held))
     }
 
     /// Drops all frames at its devices. Those of a sandbox that kubelet takes for dead are gone.
@@ -285,15 +286,16 @@ impl PodContainer {
     }
 
     /// As [`PodContainer::orphaned`], also where it has ended since, as one does whose output nobody takes any more.
-    /// What ends in an orderly way has lost its bundle when its shim ends.
-    fn lost_by_runtime(&self, layout: &Layout) -> Option<String> {
+    /// What ends in an orderly way is not held when its shim ends, and has lost its bundle.
+    fn lost_by_runtime(&self, layout: &Layout, is_held: impl Fn() -> bool) -> Option<String> {
         let has_died = |shim: u32| {
             let shim = shim.cast_signed();
             is_gone(&layout.of_process(shim, "stat")) || container::is_zombie(layout, shim)
         };
-        // In this order: when the shim has ended, a bundle that is still there was not removed before.
+        // In this order: what still is when the shim has ended was when it ended. The bundle alone would not do: containerd
+        // may remove it within milliseconds of the shim's death.
         let is_left = || self.bundle.as_ref().is_some_and(|bundle| bundle.exists());
-        let ended = || self.parent.is_some_and(has_died) && is_left();
+        let ended = || self.parent.is_some_and(has_died) && (is_held() || is_left());
         self.orphaned(layout).or_else(|| ended().then(|| self.shim_has_died()))
     }
 

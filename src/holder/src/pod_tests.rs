@@ -53,7 +53,7 @@ fn a_container_whose_shim_dies_is_an_orphan() {
     assert!(!container.has_shim(&layout), "its name is sh");
     let pod = Pod { containers: vec![container.clone()], ..pod_of_self() };
     assert_eq!(pod.lost(&layout), None);
-    assert_eq!(pod.lost_by_runtime(&layout), None);
+    assert_eq!(pod.lost_by_runtime(&layout, || true), None);
     shim.kill().unwrap();
     shim.wait().unwrap();
     assert!(pod.is_alive(&layout), "to a source it still is what moves");
@@ -61,7 +61,7 @@ fn a_container_whose_shim_dies_is_an_orphan() {
     assert_eq!(lost, "the shim of container web has died");
     let lost_with_shim = lost.clone();
     assert_eq!(pod.orphaned(&layout).as_ref(), Some(&lost));
-    assert_eq!(pod.lost_by_runtime(&layout).as_ref(), Some(&lost));
+    assert_eq!(pod.lost_by_runtime(&layout, || false).as_ref(), Some(&lost));
     assert_eq!(pod.verify_held(&layout).unwrap_err().to_string(), lost);
     container.parent = None;
     assert_eq!(container.orphaned(&layout), None, "what an earlier version found has no parent");
@@ -76,10 +76,11 @@ fn a_container_whose_shim_dies_is_an_orphan() {
         std::thread::yield_now();
     }
     assert_eq!(pod.orphaned(&layout), None, "it has ended");
-    assert_eq!(pod.lost_by_runtime(&layout).unwrap(), lost_with_shim);
+    assert_eq!(pod.lost_by_runtime(&layout, || false).as_ref(), Some(&lost_with_shim));
     let mut pod = pod;
     pod.containers[0].bundle = Some("/nonexistent".into());
-    assert_eq!(pod.lost_by_runtime(&layout), None, "in an orderly way");
+    assert_eq!(pod.lost_by_runtime(&layout, || false), None, "in an orderly way");
+    assert_eq!(pod.lost_by_runtime(&layout, || true), Some(lost_with_shim), "no shim may end yet");
 }
 
 #[test]
@@ -101,7 +102,11 @@ fn a_container_lives_only_with_the_very_process_that_was_found() {
     pod.containers[0].start_time += 1;
     assert!(!pod.is_alive(&layout));
     assert_eq!(pod.lost(&layout).unwrap(), "the first process of container web is gone");
-    assert_eq!(pod.lost_by_runtime(&layout), None, "it may end as it likes beside its shim");
+    assert_eq!(
+        pod.lost_by_runtime(&layout, || true),
+        None,
+        "it may end as it likes beside its shim"
+    );
     pod.containers[0].bundle = Some("/nonexistent".into());
     assert_eq!(pod.orphaned(&layout), None, "what is dead runs beside nobody");
     assert_eq!(pod.kill_orphans(&layout).unwrap(), None);

@@ -43,6 +43,12 @@ pub fn write(holder: &Holder, state: RecordState) -> Result<()> {
     written.context("cannot write the pod's record")
 }
 
+/// Whether the pod's record is in this state. One that cannot be read is in none.
+pub fn is(holder: &Holder, state: RecordState) -> bool {
+    let record = holder.host.pod(&holder.task.pod.uid).and_then(|dir| dir.read_record());
+    record.is_ok_and(|record| record.is_some_and(|record| record.state == state))
+}
+
 /// Tells the network where the addresses are. Best effort: the next frame of the pod tells it too,
 /// and nothing may wait for it.
 pub fn announce(holder: &Holder, pod: Option<&Pod>) {

@@ -353,7 +353,8 @@ impl TargetHands {
 
 /// Tells of memory that the runtime has lost. After a restart of the node nothing shows whether it has.
 fn tell_of_runtime(holder: &Holder, pod: &Pod, same_boot: bool) {
-    if same_boot && let Some(how) = pod.lost_by_runtime(&holder.layout) {
+    let is_held = || record::is(holder, RecordState::Held);
+    if same_boot && let Some(how) = pod.lost_by_runtime(&holder.layout, is_held) {
         holder.board.memory_lost(&how);
     }
 }
@@ -422,6 +423,24 @@ mod tests {
                 hands.journal(entry).unwrap();
             }
             assert_eq!(hands.holder.board.subscribe().borrow().memory_lost, told);
+        }
+    }
+
+    #[test]
+    fn a_shim_that_is_gone_is_told_as_long_as_it_may_not_end_though_its_bundle_is_gone_too() {
+        let mut shim = std::process::Command::new("true").spawn().unwrap();
+        shim.wait().unwrap();
+        let mut pod = pod_of_self();
+        pod.containers[0].start_time += 1;
+        pod.containers[0].parent = Some(shim.id());
+        pod.containers[0].bundle = Some("/nonexistent".into());
+        let died = "the shim of container web has died";
+        for (state, told) in [(RecordState::Open, ""), (RecordState::Held, died)] {
+            let root = tempfile::tempdir().unwrap();
+            let mut hands = hands(root.path(), pod.clone(), true);
+            record::write(&hands.holder, state).unwrap();
+            hands.thaw(Guard::None).unwrap();
+            assert_eq!(hands.holder.board.subscribe().borrow().memory_lost, told, "{state:?}");
         }
     }
 }
